@@ -1,0 +1,6 @@
+//! `rerankd`: an HTTP reranking service for sentence-transformers cross-encoders.
+//!
+//! The modules form layers and import downward only; `ARCHITECTURE.md` holds the map.
+
+pub mod metrics;
+pub mod rerank;

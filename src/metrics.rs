@@ -1,0 +1,163 @@
+//! What the server measures about itself. Each field's doc comment is the help text that
+//! `/metrics` prints.
+
+use std::sync::Arc;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+/// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+/// Pairs of one batch.
+const PAIRS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+/// Tokens of one batch.
+const TOKENS: &[f64] = &[
+    16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+];
+
+/// Builds one metric from its name, help text and shape.
+trait Metric: Collector + Clone + 'static {
+    type Shape;
+    fn build(name: &str, help: &str, shape: Self::Shape) -> prometheus::Result<Self>;
+}
+
+impl Metric for IntCounter {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Metric for IntGauge {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Metric for IntCounterVec {
+    type Shape = &'static [&'static str];
+    fn build(name: &str, help: &str, labels: Self::Shape) -> prometheus::Result<Self> {
+        Self::new(Opts::new(name, help), labels)
+    }
+}
+
+impl Metric for Histogram {
+    type Shape = &'static [f64];
+    fn build(name: &str, help: &str, buckets: Self::Shape) -> prometheus::Result<Self> {
+        Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+    }
+}
+
+impl Metric for HistogramVec {
+    type Shape = (&'static [&'static str], &'static [f64]);
+    fn build(name: &str, help: &str, (labels, buckets): Self::Shape) -> prometheus::Result<Self> {
+        Self::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        )
+    }
+}
+
+/// Declares [`Metrics`]: a field, its exposed name and its shape; the doc comment is the help text.
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $shape:expr;)+) => {
+        /// Every metric of the server.
+        #[derive(Clone)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// Registers every metric with a registry of its own, so that tests do not share counts.
+            pub fn new() -> Arc<Self> {
+                let registry = Registry::new();
+                $(let $field = <$kind as Metric>::build($name, concat!($($help),+).trim(), $shape)
+                    .expect("metric names and labels are valid");
+                registry
+                    .register(Box::new($field.clone()))
+                    .expect("metric names are unique");)+
+                Arc::new(Self { registry, $($field,)+ })
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Requests answered, by route and status.
+    requests: IntCounterVec = "rerankd_requests_total", &["route", "status"];
+    /// Seconds from the first byte of a request's head to its answer, by route.
+    request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
+    /// Pairs admitted for scoring.
+    pairs: IntCounter = "rerankd_pairs_total", ();
+    /// Tokens of admitted pairs, after truncation.
+    tokens: IntCounter = "rerankd_tokens_total", ();
+    /// Pairs that were cut to fit the model.
+    truncated: IntCounter = "rerankd_truncated_pairs_total", ();
+    /// Requests refused because the queue was full.
+    refused: IntCounter = "rerankd_refused_requests_total", ();
+    /// Requests whose client left before the answer.
+    cancelled: IntCounter = "rerankd_cancelled_requests_total", ();
+    /// Tokens that were scored for clients that had already left.
+    wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
+    /// Batches whose scoring failed.
+    failed_batches: IntCounter = "rerankd_failed_batches_total", ();
+    /// Tokens admitted and not yet scored.
+    queue_tokens: IntGauge = "rerankd_queue_tokens", ();
+    /// Pairs of one batch.
+    batch_pairs: Histogram = "rerankd_batch_pairs", PAIRS;
+    /// Tokens of one batch.
+    batch_tokens: Histogram = "rerankd_batch_tokens", TOKENS;
+    /// Seconds a pair waited for its batch.
+    queue_seconds: Histogram = "rerankd_queue_seconds", SECONDS;
+    /// Seconds a request spent in tokenising.
+    tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
+    /// Seconds one batch spent in the model.
+    inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
+    /// Memory of the process that is resident, in bytes.
+    resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
+}
+
+impl Metrics {
+    /// Everything in the Prometheus text format.
+    pub fn render(&self) -> String {
+        if let Some(bytes) = resident_bytes() {
+            self.resident_bytes
+                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("encoding to memory cannot fail");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+}
+
+/// Resident memory of this process, in bytes; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doc_comments_are_the_help_texts() {
+        let metrics = Metrics::new();
+        metrics.pairs.inc_by(3);
+        let text = metrics.render();
+        assert!(text.contains("# HELP rerankd_pairs_total Pairs admitted for scoring."));
+        assert!(text.contains("rerankd_pairs_total 3"));
+        assert!(text.contains("rerankd_resident_memory_bytes "));
+    }
+}

@@ -1,0 +1,112 @@
+//! Why a request was not answered, as a small closed set.
+
+use std::time::Duration;
+
+/// The kinds of failure a caller can meet; each dialect maps every one to its own form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// Something in the request is wrong; repeating it cannot help.
+    InvalidRequest,
+    /// The request is larger than the server reads.
+    TooLarge,
+    /// The queue is full; a later retry can succeed.
+    Overloaded,
+    /// The server has not finished starting.
+    NotReady,
+    /// The server is stopping and takes no new work.
+    Draining,
+    /// The server failed; the request was not at fault.
+    Internal,
+}
+
+/// A refusal or failure: what to tell the caller, and what to tell the log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct RerankError {
+    code: ErrorCode,
+    message: String,
+    cause: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+impl RerankError {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            cause: None,
+            retry_after: None,
+        }
+    }
+
+    /// The request is wrong; `message` says what to change.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidRequest, message)
+    }
+
+    /// The request is too large; `message` names the limit.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::TooLarge, message)
+    }
+
+    /// The queue is full. `retry_after` is the estimated time until it has room.
+    pub fn overloaded(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                ErrorCode::Overloaded,
+                "the queue is full; retry after the time in `Retry-After`",
+            )
+        }
+    }
+
+    /// The model is still loading.
+    pub fn not_ready() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(ErrorCode::NotReady, "the model is still loading; retry")
+        }
+    }
+
+    /// The server is shutting down.
+    pub fn draining() -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::new(
+                ErrorCode::Draining,
+                "the server is stopping; retry on another instance",
+            )
+        }
+    }
+
+    /// The server failed. `cause` goes to the log, never to the caller.
+    pub fn internal(cause: impl Into<String>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(
+                ErrorCode::Internal,
+                "the server failed to score this request; it is logged under the request id",
+            )
+        }
+    }
+
+    /// Which kind of failure this is.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// What the caller should read.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What the log should hold beyond the message.
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    /// When a retry can succeed, where the server has an estimate.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}

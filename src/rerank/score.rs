@@ -1,0 +1,108 @@
+//! From logits to the scores a caller reads.
+
+/// The function a model was trained to put behind its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `1 / (1 + e^-x)`: scores in 0..1.
+    Sigmoid,
+    /// The logit itself.
+    Identity,
+}
+
+impl Activation {
+    /// Reads the dotted torch path that sentence-transformers stores.
+    ///
+    /// Returns `None` for any other function: a guess would be a quietly wrong score.
+    pub fn from_torch_path(path: &str) -> Option<Self> {
+        match path {
+            "torch.nn.modules.activation.Sigmoid" | "torch.nn.Sigmoid" => Some(Self::Sigmoid),
+            "torch.nn.modules.linear.Identity" | "torch.nn.Identity" => Some(Self::Identity),
+            _ => None,
+        }
+    }
+
+    /// The name shown to operators and clients.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sigmoid => "sigmoid",
+            Self::Identity => "identity",
+        }
+    }
+
+    /// Applies the function to one logit.
+    pub fn apply(self, logit: f32) -> f32 {
+        match self {
+            Self::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+            Self::Identity => logit,
+        }
+    }
+}
+
+/// The scale a caller wants its scores on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scale {
+    /// The model's own activation.
+    #[default]
+    Activated,
+    /// Raw logits.
+    Raw,
+    /// The activation, then a softmax over the labels of each pair, as `apply_softmax` of
+    /// sentence-transformers does.
+    Softmax,
+}
+
+impl Scale {
+    /// Turns `pairs x labels` logits into scores, in place.
+    pub fn apply(self, activation: Activation, labels: usize, logits: &mut [f32]) {
+        if self == Self::Raw {
+            return;
+        }
+        for logit in logits.iter_mut() {
+            *logit = activation.apply(*logit);
+        }
+        if self == Self::Softmax {
+            logits.chunks_exact_mut(labels).for_each(softmax);
+        }
+    }
+}
+
+fn softmax(row: &mut [f32]) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for value in row.iter_mut() {
+        *value = (*value - max).exp();
+        sum += *value;
+    }
+    for value in row.iter_mut() {
+        *value /= sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_rows_sum_to_one_and_stay_apart() {
+        let mut scores = [1.0, 2.0, 3.0, 1000.0, 0.0, 0.0];
+        Scale::Softmax.apply(Activation::Identity, 3, &mut scores);
+        assert!((scores[..3].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert_eq!(scores[3..], [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn sigmoid_is_finite_everywhere() {
+        for logit in [-1e30, -100.0, 0.0, 100.0, 1e30] {
+            let score = Activation::Sigmoid.apply(logit);
+            assert!((0.0..=1.0).contains(&score), "{logit} -> {score}");
+        }
+    }
+
+    #[test]
+    fn unknown_activation_is_not_guessed() {
+        assert_eq!(
+            Activation::from_torch_path("torch.nn.modules.activation.Tanh"),
+            None
+        );
+    }
+}

@@ -1,0 +1,20 @@
+//! Runs a model over a packed batch.
+
+pub mod library;
+pub mod onnx;
+
+use crate::batch::Batch;
+
+/// Why a batch could not be scored. The text is for the log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct ScoreError(pub String);
+
+/// Something that turns a batch into logits. A worker thread owns one and nothing locks it.
+pub trait Scorer: Send {
+    /// Logits of every sequence of `batch`, `[sequences, labels]` row by row.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when the model could not be run; the scorer stays usable.
+    fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError>;
+}
