@@ -31,14 +31,24 @@ pub mod io {
     pub const LOGITS: &str = "logits";
 }
 
-/// Builds the packed graph of `model`, reading its weights.
+/// The tokens that a layer is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token.
+    All,
+    /// The first of each sequence. In the last layer nothing else is read, so this is exact.
+    FirstOfEach,
+}
+
+/// Builds the packed graph of `model`, reading its weights. `last_layer` is
+/// [`Rows::FirstOfEach`] but for a comparison with what is saved by it.
 ///
 /// # Errors
 /// [`ModelError`] when a weight is missing, has another shape than the configuration says, or
 /// cannot be read.
-pub fn build(model: &Model) -> Result<Graph, ModelError> {
+pub fn build(model: &Model, last_layer: Rows) -> Result<Graph, ModelError> {
     match model.manifest.architecture {
-        Architecture::Bert => arch::bert::build(model),
-        Architecture::Roberta => arch::roberta::build(model),
+        Architecture::Bert => arch::bert::build(model, last_layer),
+        Architecture::Roberta => arch::roberta::build(model, last_layer),
     }
 }

@@ -102,7 +102,7 @@ impl GraphBuilder {
             // Never read: the session is given the data under this name.
             external_data: vec![StringStringEntryProto {
                 key: "location".into(),
-                value: "given-by-the-session".into(),
+                value: ".".into(),
             }],
             data_location: Some(EXTERNAL),
             ..TensorProto::default()

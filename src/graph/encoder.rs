@@ -2,7 +2,7 @@
 //! where it is read.
 
 use super::builder::{Attr, CONTRIB, Dim, Graph, GraphBuilder, STANDARD, Value};
-use super::io;
+use super::{Rows, io};
 use super::onnx::DataType;
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
 
@@ -15,6 +15,7 @@ pub(crate) struct EncoderGraph<'a> {
     graph: GraphBuilder,
     model: &'a Model,
     config: &'a EncoderConfig,
+    last_layer: Rows,
     /// What the names of the encoder's tensors begin with.
     prefix: &'static str,
     inputs: Inputs,
@@ -29,15 +30,9 @@ struct Inputs {
     cls_index: Value,
 }
 
-/// Which tokens of a layer are read by what follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    All,
-    FirstOfEach,
-}
 
 impl<'a> EncoderGraph<'a> {
-    pub(crate) fn new(model: &'a Model, prefix: &'static str) -> Self {
+    pub(crate) fn new(model: &'a Model, last_layer: Rows, prefix: &'static str) -> Self {
         let mut graph = GraphBuilder::default();
         let inputs = Inputs {
             input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
@@ -51,6 +46,7 @@ impl<'a> EncoderGraph<'a> {
             graph,
             model,
             config: &model.manifest.encoder,
+            last_layer,
             prefix,
             inputs,
         }
@@ -62,13 +58,16 @@ impl<'a> EncoderGraph<'a> {
         let mut hidden = self.embeddings()?;
         for layer in 0..self.config.layers {
             let rows = if layer + 1 == self.config.layers {
-                Rows::FirstOfEach
+                self.last_layer
             } else {
                 Rows::All
             };
             hidden = self.layer(layer, &hidden, rows)?;
         }
-        Ok(hidden)
+        Ok(match self.last_layer {
+            Rows::All => self.first_of_each("first", &hidden),
+            Rows::FirstOfEach => hidden,
+        })
     }
 
     /// `x W^T + b` with the bias inside, for the small head: `[rows, out]`.
@@ -144,10 +143,7 @@ impl<'a> EncoderGraph<'a> {
         // What the layer's output is computed for, and added to.
         let residual = match rows {
             Rows::All => hidden.clone(),
-            Rows::FirstOfEach => {
-                let index = self.inputs.cls_index.clone();
-                self.gather(&format!("{base}.first"), hidden, &index)
-            }
+            Rows::FirstOfEach => self.first_of_each(&format!("{base}.first"), hidden),
         };
         let context = self.attention(&base, hidden, &residual, rows)?;
 
@@ -315,6 +311,11 @@ impl<'a> EncoderGraph<'a> {
     fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
         let data = self.model.weights.read(name, &[size])?;
         Ok(self.graph.weight(name, &[size], data))
+    }
+
+    fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {
+        let index = self.inputs.cls_index.clone();
+        self.gather(name, hidden, &index)
     }
 
     fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {

@@ -10,7 +10,7 @@ use super::library::Library;
 use super::{ScoreError, Scorer};
 use crate::batch::Batch;
 use crate::graph::{Graph, io};
-use crate::model::Manifest;
+use crate::model::{Architecture, Manifest};
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
 pub struct OnnxModel {
@@ -28,17 +28,17 @@ pub struct Layout {
     pub first_position: usize,
     /// Positions the table has for each segment.
     pub positions: usize,
-    /// Segments the model tells apart.
-    pub segments: usize,
 }
 
 impl Layout {
     /// Reads the layout off a model's configuration.
     pub fn of(manifest: &Manifest) -> Self {
         Self {
-            first_position: manifest.first_position(),
+            first_position: match manifest.architecture {
+                Architecture::Bert => 0,
+                Architecture::Roberta => manifest.encoder.pad_token_id as usize + 1,
+            },
             positions: manifest.encoder.max_positions,
-            segments: manifest.encoder.type_vocab_size,
         }
     }
 }
@@ -170,7 +170,7 @@ impl PackedInputs {
             }
             for place in 0..length {
                 inputs.unpad_index.push((sequence * longest + place) as i64);
-                let segment = usize::from(batch.type_ids()[first + place]).min(layout.segments - 1);
+                let segment = usize::from(batch.type_ids()[first + place]);
                 let position = layout.first_position + place;
                 inputs
                     .position_ids
@@ -202,7 +202,6 @@ mod tests {
         let layout = Layout {
             first_position: 2,
             positions: 10,
-            segments: 2,
         };
         assert_eq!(
             PackedInputs::new(&batch, layout),

@@ -1,12 +1,12 @@
 //! `RobertaForSequenceClassification` and its kin (XLM-RoBERTa, CamemBERT): a head of two dense
 //! layers with tanh between them.
 
-use crate::graph::Graph;
 use crate::graph::encoder::EncoderGraph;
+use crate::graph::{Graph, Rows};
 use crate::model::{Model, ModelError};
 
-pub(crate) fn build(model: &Model) -> Result<Graph, ModelError> {
-    let mut graph = EncoderGraph::new(model, "roberta");
+pub(crate) fn build(model: &Model, last_layer: Rows) -> Result<Graph, ModelError> {
+    let mut graph = EncoderGraph::new(model, last_layer, "roberta");
     let first_tokens = graph.encode()?;
     let hidden = model.manifest.encoder.hidden_size;
     let dense = graph.dense("classifier.dense", &first_tokens, hidden)?;
