@@ -1,6 +1,6 @@
 //! From a model's weights to the ONNX graph that scores packed batches.
 //!
-//! The graph works on the real tokens of a batch laid end to end; only attention is padded, and the
+//! The graph works on the real tokens of a batch laid end to end, with no padding anywhere, and the
 //! last layer is computed for the first token of each sequence alone, the only one the
 //! classification head reads.
 
@@ -21,14 +21,25 @@ pub mod io {
     pub const POSITION_IDS: &str = "position_ids";
     /// Tokens of each sequence, `[sequences]`, 32-bit.
     pub const LENGTHS: &str = "lengths";
-    /// Row of the token at each place of the padded batch, `[sequences, longest]`.
-    pub const PAD_INDEX: &str = "pad_index";
-    /// Place in the padded batch of each token, `[tokens]`.
-    pub const UNPAD_INDEX: &str = "unpad_index";
     /// Row of the first token of each sequence, `[sequences]`.
     pub const CLS_INDEX: &str = "cls_index";
     /// The answer, `[sequences, labels]`.
     pub const LOGITS: &str = "logits";
+}
+
+/// The operator that a graph needs beside those of ONNX Runtime.
+pub mod operator {
+    /// Domain of the operator.
+    pub const DOMAIN: &str = "rerankd";
+    /// Self-attention over packed rows.
+    ///
+    /// Inputs: queries `[queries, _]`, of which the first `width` columns are read; keys and values
+    /// `[tokens, _]`, the last `2 x width` columns; query bias `[width]`; lengths `[sequences]`,
+    /// 32-bit. There is one query a token, or one a sequence. Queries and their bias are already
+    /// divided by the root of the size of a head. Output: `[queries, width]`.
+    pub const PACKED_ATTENTION: &str = "PackedAttention";
+    /// Attribute: number of heads.
+    pub const HEADS: &str = "heads";
 }
 
 /// The tokens that a layer is computed for.

@@ -1,7 +1,9 @@
 //! Runs a model over a packed batch.
 
+pub mod attention;
 pub mod library;
 pub mod onnx;
+mod operators;
 
 use crate::batch::Batch;
 

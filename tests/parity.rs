@@ -9,9 +9,9 @@ use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Rows};
 use rerankd::model::{HiddenAct, Model};
+use rerankd::scorer::Scorer;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
-use rerankd::scorer::Scorer;
 use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f32 = 1e-4;
@@ -149,7 +149,10 @@ fn missing_token_types_are_noticed() {
         .encoder
         .max_positions as i64;
     let fault = |inputs: &mut PackedInputs| {
-        inputs.position_ids.iter_mut().for_each(|id| *id %= positions);
+        inputs
+            .position_ids
+            .iter_mut()
+            .for_each(|id| *id %= positions);
     };
     assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
 }
@@ -159,17 +162,23 @@ fn positions_off_by_one_are_noticed() {
     let fault = |layout: &mut Layout| layout.first_position -= 1;
     assert_noticed(planted("tiny-roberta", |_| (), fault, |_| ()));
     let fault = |inputs: &mut PackedInputs| {
-        inputs.position_ids.iter_mut().for_each(|id| *id = (*id - 1).max(0));
+        inputs
+            .position_ids
+            .iter_mut()
+            .for_each(|id| *id = (*id - 1).max(0));
     };
     assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
 }
 
 #[test]
-fn a_missing_key_mask_is_noticed() {
+fn attention_beyond_a_sequence_is_noticed() {
     for name in ["tiny-bert", "tiny-roberta"] {
+        // Every second sequence sees the first token of the next.
         let fault = |inputs: &mut PackedInputs| {
-            let longest = inputs.lengths.iter().copied().max().unwrap();
-            inputs.lengths.fill(longest);
+            for pair in inputs.lengths.chunks_exact_mut(2) {
+                pair[0] += 1;
+                pair[1] -= 1;
+            }
         };
         assert_noticed(planted(name, |_| (), |_| (), fault));
     }
@@ -190,10 +199,19 @@ fn the_first_token_of_the_wrong_row_is_noticed() {
 #[test]
 fn a_missing_bias_is_noticed() {
     for (name, bias) in [
-        ("tiny-bert", "bert.encoder.layer.1.attention.self.query.bias"),
-        ("tiny-bert", "bert.encoder.layer.2.attention.output.dense.bias"),
+        (
+            "tiny-bert",
+            "bert.encoder.layer.1.attention.self.query.bias",
+        ),
+        (
+            "tiny-bert",
+            "bert.encoder.layer.2.attention.output.dense.bias",
+        ),
         ("tiny-bert", "bert.pooler.dense.bias"),
-        ("tiny-roberta", "roberta.encoder.layer.0.intermediate.dense.bias"),
+        (
+            "tiny-roberta",
+            "roberta.encoder.layer.0.intermediate.dense.bias",
+        ),
         ("tiny-roberta", "roberta.encoder.layer.2.output.dense.bias"),
         ("tiny-roberta", "classifier.dense.bias"),
     ] {
@@ -201,15 +219,11 @@ fn a_missing_bias_is_noticed() {
         let reference = Reference::read(name);
         let layout = Layout::of(&model.manifest);
         let mut graph = graph::build(&model, Rows::FirstOfEach).unwrap();
-        let (bias, part) = match bias.strip_suffix("query.bias") {
-            // Stored together with those of key and value.
-            Some(base) => (format!("{base}bias"), 0..model.manifest.encoder.hidden_size),
-            None => (bias.to_owned(), 0..usize::MAX),
-        };
         let weight = graph.weights.iter_mut().find(|w| w.name == bias);
-        let data = &mut weight.unwrap_or_else(|| panic!("no weight {bias}")).data;
-        let end = part.end.min(data.len());
-        data[part.start..end].fill(0.0);
+        weight
+            .unwrap_or_else(|| panic!("no weight {bias}"))
+            .data
+            .fill(0.0);
         let opened = OnnxModel::new(&library(), graph, layout).unwrap();
         let encodings = encodings(&model, &reference);
         let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());

@@ -7,6 +7,7 @@ use super::onnx::{
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto,
 };
+use super::operator;
 
 /// ONNX Runtime's own operators.
 pub const CONTRIB: &str = "com.microsoft";
@@ -22,13 +23,6 @@ const EXTERNAL: i32 = 1;
 /// The name of a value in the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value(String);
-
-impl Value {
-    /// An operand that is left out.
-    pub fn none() -> Self {
-        Self(String::new())
-    }
-}
 
 /// A dimension of an input or output.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +80,7 @@ impl GraphBuilder {
     /// Names `value` as the output that the caller reads.
     pub fn output(&mut self, name: &str, value: &Value, data_type: DataType, dims: &[Dim]) {
         self.graph.output.push(value_info(name, data_type, dims));
-        self.push("Identity", STANDARD, &[value], vec![name.to_owned()], &[]);
+        self.node(name, STANDARD, "Identity", &[value], &[]);
     }
 
     /// A constant of floats, kept outside the graph file.
@@ -99,7 +93,8 @@ impl GraphBuilder {
             dims: dims(shape),
             data_type: DataType::Float as i32,
             name: name.to_owned(),
-            // Never read: the session is given the data under this name.
+            // Never read: the session is given the data under this name. ONNX Runtime only checks
+            // that the path exists.
             external_data: vec![StringStringEntryProto {
                 key: "location".into(),
                 value: ".".into(),
@@ -115,18 +110,6 @@ impl GraphBuilder {
         Value(name.to_owned())
     }
 
-    /// A small constant of whole numbers, kept in the graph file.
-    pub fn integers(&mut self, name: &str, values: &[i64]) -> Value {
-        self.graph.initializer.push(TensorProto {
-            dims: vec![values.len() as i64],
-            data_type: DataType::Int64 as i32,
-            name: name.to_owned(),
-            raw_data: Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-            ..TensorProto::default()
-        });
-        Value(name.to_owned())
-    }
-
     /// A node with one output, named `name`.
     pub fn node(
         &mut self,
@@ -136,27 +119,15 @@ impl GraphBuilder {
         inputs: &[&Value],
         attributes: &[Attr],
     ) -> Value {
-        self.push(operator, domain, inputs, vec![name.to_owned()], attributes);
+        self.graph.node.push(NodeProto {
+            name: name.to_owned(),
+            input: inputs.iter().map(|v| v.0.clone()).collect(),
+            output: vec![name.to_owned()],
+            op_type: operator.into(),
+            domain: domain.into(),
+            attribute: attributes.iter().map(attribute).collect(),
+        });
         Value(name.to_owned())
-    }
-
-    /// Splits `value` along its second dimension into parts of `sizes`.
-    pub fn split<const N: usize>(
-        &mut self,
-        name: &str,
-        value: &Value,
-        sizes: [usize; N],
-    ) -> [Value; N] {
-        let sizes = self.integers(&format!("{name}.sizes"), &sizes.map(|s| s as i64));
-        let outputs: [String; N] = std::array::from_fn(|i| format!("{name}.{i}"));
-        self.push(
-            "Split",
-            STANDARD,
-            &[value, &sizes],
-            outputs.to_vec(),
-            &[Attr::Int("axis", 1)],
-        );
-        outputs.map(Value)
     }
 
     /// The finished graph.
@@ -172,30 +143,16 @@ impl GraphBuilder {
                 name: name.into(),
                 ..self.graph
             }),
-            opset_import: vec![opset(STANDARD, OPSET_VERSION), opset(CONTRIB, 1)],
+            opset_import: vec![
+                opset(STANDARD, OPSET_VERSION),
+                opset(CONTRIB, 1),
+                opset(operator::DOMAIN, 1),
+            ],
         };
         Graph {
             model: model.encode_to_vec(),
             weights: self.weights,
         }
-    }
-
-    fn push(
-        &mut self,
-        operator: &str,
-        domain: &str,
-        inputs: &[&Value],
-        outputs: Vec<String>,
-        attributes: &[Attr],
-    ) {
-        self.graph.node.push(NodeProto {
-            name: outputs[0].clone(),
-            input: inputs.iter().map(|v| v.0.clone()).collect(),
-            output: outputs,
-            op_type: operator.into(),
-            domain: domain.into(),
-            attribute: attributes.iter().map(attribute).collect(),
-        });
     }
 }
 

@@ -2,13 +2,12 @@
 //! where it is read.
 
 use super::builder::{Attr, CONTRIB, Dim, Graph, GraphBuilder, STANDARD, Value};
-use super::{Rows, io};
 use super::onnx::DataType;
+use super::{Rows, io, operator};
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
 
 const TOKENS: Dim = Dim::Named("tokens");
 const SEQUENCES: Dim = Dim::Named("sequences");
-const LONGEST: Dim = Dim::Named("longest");
 
 /// A graph under construction, with the model it is built from.
 pub(crate) struct EncoderGraph<'a> {
@@ -25,11 +24,8 @@ struct Inputs {
     input_ids: Value,
     position_ids: Value,
     lengths: Value,
-    pad_index: Value,
-    unpad_index: Value,
     cls_index: Value,
 }
-
 
 impl<'a> EncoderGraph<'a> {
     pub(crate) fn new(model: &'a Model, last_layer: Rows, prefix: &'static str) -> Self {
@@ -38,8 +34,6 @@ impl<'a> EncoderGraph<'a> {
             input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
             position_ids: graph.input(io::POSITION_IDS, DataType::Int64, &[TOKENS]),
             lengths: graph.input(io::LENGTHS, DataType::Int32, &[SEQUENCES]),
-            pad_index: graph.input(io::PAD_INDEX, DataType::Int64, &[SEQUENCES, LONGEST]),
-            unpad_index: graph.input(io::UNPAD_INDEX, DataType::Int64, &[TOKENS]),
             cls_index: graph.input(io::CLS_INDEX, DataType::Int64, &[SEQUENCES]),
         };
         Self {
@@ -73,7 +67,8 @@ impl<'a> EncoderGraph<'a> {
     /// `x W^T + b` with the bias inside, for the small head: `[rows, out]`.
     pub(crate) fn dense(&mut self, name: &str, x: &Value, out: usize) -> Result<Value, ModelError> {
         let input = self.config.hidden_size;
-        let weight = self.transposed(&[name], &[out], input, name)?;
+        let matrix = self.matrix(name, out, input)?;
+        let weight = self.transposed(name, input, &[&matrix]);
         let bias = self.vector(&format!("{name}.bias"), out)?;
         let inputs = [x, &weight, &bias];
         Ok(self.graph.node(name, STANDARD, "Gemm", &inputs, &[]))
@@ -149,17 +144,22 @@ impl<'a> EncoderGraph<'a> {
 
         let size = self.config.hidden_size;
         let output = format!("{base}.attention.output");
-        let projected = self.linear(&[&format!("{output}.dense")], &context, size, &[size])?;
-        let bias = self.vector(&format!("{output}.dense.bias"), size)?;
+        let dense = format!("{output}.dense");
+        let matrix = self.matrix(&dense, size, size)?;
+        let projected = self.linear(&dense, &context, size, &[&matrix]);
+        let bias = self.attention_output_bias(&base)?;
+        let bias = self.graph.weight(&format!("{dense}.bias"), &[size], bias);
         let norm = format!("{output}.LayerNorm");
         let attended = self.layer_norm(&norm, &projected, &residual, Some(&bias))?;
 
         let inner = self.config.intermediate_size;
         let up = format!("{base}.intermediate.dense");
-        let expanded = self.linear(&[&up], &attended, size, &[inner])?;
+        let matrix = self.matrix(&up, inner, size)?;
+        let expanded = self.linear(&up, &attended, size, &[&matrix]);
         let activated = self.activation(&up, &expanded, inner)?;
         let down = format!("{base}.output.dense");
-        let contracted = self.linear(&[&down], &activated, inner, &[size])?;
+        let matrix = self.matrix(&down, size, inner)?;
+        let contracted = self.linear(&down, &activated, inner, &[&matrix]);
         let bias = self.vector(&format!("{down}.bias"), size)?;
         let norm = format!("{base}.output.LayerNorm");
         self.layer_norm(&norm, &contracted, &attended, Some(&bias))
@@ -173,55 +173,61 @@ impl<'a> EncoderGraph<'a> {
         queries: &Value,
         rows: Rows,
     ) -> Result<Value, ModelError> {
-        let size = self.config.hidden_size;
+        let EncoderConfig {
+            hidden_size: size,
+            heads,
+            ..
+        } = *self.config;
         let part = |name: &str| format!("{base}.attention.self.{name}");
-        let (q, k, v) = (part("query"), part("key"), part("value"));
-        let mut bias = Vec::with_capacity(3 * size);
-        for name in [&q, &k, &v] {
-            bias.extend(self.model.weights.read(&format!("{name}.bias"), &[size])?);
-        }
-        let bias = self.graph.weight(&part("bias"), &[3 * size], bias);
-
-        let pad_index = self.inputs.pad_index.clone();
-        let (query, key, value) = match rows {
+        let scale = ((size / heads) as f32).sqrt().recip();
+        let mut query = self.matrix(&part("query"), size, size)?;
+        query.iter_mut().for_each(|weight| *weight *= scale);
+        let key = self.matrix(&part("key"), size, size)?;
+        let value = self.matrix(&part("value"), size, size)?;
+        let (query, keys) = match rows {
             Rows::All => {
-                let qkv = self.linear(&[&q, &k, &v], hidden, size, &[size; 3])?;
-                let [query, key, value] = self.graph.split(&part("split"), &qkv, [size; 3]);
-                let query = self.gather(&part("query.padded"), &query, &pad_index);
-                (query, key, value)
+                let all = self.linear(&part("qkv"), hidden, size, &[&query, &key, &value]);
+                (all.clone(), all)
             }
-            Rows::FirstOfEach => {
-                let query = self.linear(&[&q], queries, size, &[size])?;
-                let shape = self
-                    .graph
-                    .integers(&part("query.shape"), &[-1, 1, size as i64]);
-                let query = self.reshape(&part("query.rows"), &query, &shape);
-                let kv = self.linear(&[&k, &v], hidden, size, &[size; 2])?;
-                let [key, value] = self.graph.split(&part("split"), &kv, [size; 2]);
-                (query, key, value)
-            }
+            Rows::FirstOfEach => (
+                self.linear(&part("query"), queries, size, &[&query]),
+                self.linear(&part("kv"), hidden, size, &[&key, &value]),
+            ),
         };
-        let key = self.gather(&part("key.padded"), &key, &pad_index);
-        let value = self.gather(&part("value.padded"), &value, &pad_index);
+        let name = part("query.bias");
+        let mut bias = self.model.weights.read(&name, &[size])?;
+        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let bias = self.graph.weight(&name, &[size], bias);
         let lengths = self.inputs.lengths.clone();
-        let context = self.graph.node(
-            &part("attention"),
-            CONTRIB,
-            "MultiHeadAttention",
-            &[&query, &key, &value, &bias, &lengths],
-            &[Attr::Int("num_heads", self.config.heads as i64)],
-        );
-        let shape = self
-            .graph
-            .integers(&part("context.shape"), &[-1, size as i64]);
-        let context = self.reshape(&part("context"), &context, &shape);
-        Ok(match rows {
-            Rows::All => {
-                let unpad_index = self.inputs.unpad_index.clone();
-                self.gather(&part("context.packed"), &context, &unpad_index)
-            }
-            Rows::FirstOfEach => context,
-        })
+        Ok(self.graph.node(
+            &part("context"),
+            operator::DOMAIN,
+            operator::PACKED_ATTENTION,
+            &[&query, &keys, &bias, &lengths],
+            &[Attr::Int(operator::HEADS, heads as i64)],
+        ))
+    }
+
+    /// The bias of attention's output projection and, projected like every value, that of the
+    /// values: attention weights sum to one, so it passes through them unchanged.
+    ///
+    /// The bias of the keys is read nowhere: it adds the same to all scores of a query.
+    fn attention_output_bias(&self, base: &str) -> Result<Vec<f32>, ModelError> {
+        let size = self.config.hidden_size;
+        let weights = &self.model.weights;
+        let values = weights.read(&format!("{base}.attention.self.value.bias"), &[size])?;
+        let output = format!("{base}.attention.output.dense");
+        let mut bias = weights.read(&format!("{output}.bias"), &[size])?;
+        let projection = self.matrix(&output, size, size)?;
+        for (bias, row) in bias.iter_mut().zip(projection.chunks_exact(size)) {
+            let projected: f64 = row
+                .iter()
+                .zip(&values)
+                .map(|(&weight, &value)| f64::from(weight) * f64::from(value))
+                .sum();
+            *bias = (f64::from(*bias) + projected) as f32;
+        }
+        Ok(bias)
     }
 
     fn activation(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, ModelError> {
@@ -264,48 +270,34 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// `x` times the weights of `names` side by side, without bias: `[rows, sum of outs]`.
-    fn linear(
-        &mut self,
-        names: &[&str],
-        x: &Value,
-        input: usize,
-        outs: &[usize],
-    ) -> Result<Value, ModelError> {
-        let name = names.join("|");
-        let weight = self.transposed(names, outs, input, &name)?;
-        Ok(self
-            .graph
-            .node(&name, STANDARD, "MatMul", &[x, &weight], &[]))
+    /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
+    fn linear(&mut self, name: &str, x: &Value, input: usize, matrices: &[&[f32]]) -> Value {
+        let weight = self.transposed(name, input, matrices);
+        self.graph
+            .node(name, STANDARD, "MatMul", &[x, &weight], &[])
     }
 
-    /// The weights of `names`, each `[out, input]`, transposed and side by side:
-    /// `[input, sum of outs]`.
-    fn transposed(
-        &mut self,
-        names: &[&str],
-        outs: &[usize],
-        input: usize,
-        name: &str,
-    ) -> Result<Value, ModelError> {
-        let width: usize = outs.iter().sum();
+    /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.
+    fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
+        let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
         let mut joined = vec![0.0; input * width];
-        let mut offset = 0;
-        for (part, &out) in names.iter().zip(outs) {
-            let data = self
-                .model
-                .weights
-                .read(&format!("{part}.weight"), &[out, input])?;
-            for (column, row) in data.chunks_exact(input).enumerate() {
-                for (i, &weight) in row.iter().enumerate() {
-                    joined[i * width + offset + column] = weight;
-                }
+        let rows = matrices
+            .iter()
+            .flat_map(|matrix| matrix.chunks_exact(input));
+        for (column, row) in rows.enumerate() {
+            for (i, &weight) in row.iter().enumerate() {
+                joined[i * width + column] = weight;
             }
-            offset += out;
         }
-        Ok(self
-            .graph
-            .weight(&format!("{name}.weight^T"), &[input, width], joined))
+        self.graph
+            .weight(&format!("{name}.weight^T"), &[input, width], joined)
+    }
+
+    /// The weights of a dense layer as they are stored, `[out, input]`.
+    fn matrix(&self, name: &str, out: usize, input: usize) -> Result<Vec<f32>, ModelError> {
+        self.model
+            .weights
+            .read(&format!("{name}.weight"), &[out, input])
     }
 
     fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
@@ -321,9 +313,5 @@ impl<'a> EncoderGraph<'a> {
     fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
         self.graph
             .node(name, STANDARD, "Gather", &[rows, index], &[])
-    }
-
-    fn reshape(&mut self, name: &str, x: &Value, shape: &Value) -> Value {
-        self.graph.node(name, STANDARD, "Reshape", &[x, shape], &[])
     }
 }

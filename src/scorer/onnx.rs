@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use ort::operator::OperatorDomain;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::library::Library;
-use super::{ScoreError, Scorer};
+use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
 use crate::graph::{Graph, io};
 use crate::model::{Architecture, Manifest};
@@ -18,6 +19,7 @@ pub struct OnnxModel {
     graph: Vec<u8>,
     weights: Vec<(String, Arc<DynValue>)>,
     prepacked: PrepackedWeights,
+    operators: Arc<OperatorDomain>,
     layout: Layout,
 }
 
@@ -62,6 +64,7 @@ impl OnnxModel {
             graph: graph.model,
             weights,
             prepacked: PrepackedWeights::new(),
+            operators: Arc::new(operators::domain()?),
             layout,
         })
     }
@@ -81,7 +84,8 @@ impl OnnxModel {
             .with_intra_op_spinning(false)?
             // A pattern is remembered for each shape, and shapes here hardly ever repeat.
             .with_memory_pattern(false)?
-            .with_prepacked_weights(&self.prepacked)?;
+            .with_prepacked_weights(&self.prepacked)?
+            .with_operators(self.operators.clone())?;
         for (name, value) in &self.weights {
             builder = builder.with_initializer(name, value.clone())?;
         }
@@ -112,13 +116,10 @@ impl OnnxScorer {
     pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
         let tokens = [inputs.input_ids.len()];
         let sequences = [inputs.lengths.len()];
-        let padded = [sequences[0], inputs.pad_index.len() / sequences[0]];
         let outputs = self.session.run(ort::inputs![
             io::INPUT_IDS => TensorRef::from_array_view((tokens, &inputs.input_ids[..]))?,
             io::POSITION_IDS => TensorRef::from_array_view((tokens, &inputs.position_ids[..]))?,
             io::LENGTHS => TensorRef::from_array_view((sequences, &inputs.lengths[..]))?,
-            io::PAD_INDEX => TensorRef::from_array_view((padded, &inputs.pad_index[..]))?,
-            io::UNPAD_INDEX => TensorRef::from_array_view((tokens, &inputs.unpad_index[..]))?,
             io::CLS_INDEX => TensorRef::from_array_view((sequences, &inputs.cls_index[..]))?,
         ])?;
         let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
@@ -142,34 +143,22 @@ pub struct PackedInputs {
     pub input_ids: Vec<i64>,
     pub position_ids: Vec<i64>,
     pub lengths: Vec<i32>,
-    pub pad_index: Vec<i64>,
-    pub unpad_index: Vec<i64>,
     pub cls_index: Vec<i64>,
 }
 
 impl PackedInputs {
     /// Lays out `batch` for a model of the given layout.
     pub fn new(batch: &Batch, layout: Layout) -> Self {
-        let longest = batch.longest();
         let mut inputs = Self {
             input_ids: batch.ids().iter().map(|&id| i64::from(id)).collect(),
             position_ids: Vec::with_capacity(batch.tokens()),
             lengths: batch.lengths().iter().map(|&l| l as i32).collect(),
-            pad_index: Vec::with_capacity(batch.sequences() * longest),
-            unpad_index: Vec::with_capacity(batch.tokens()),
             cls_index: Vec::with_capacity(batch.sequences()),
         };
         let mut first = 0;
-        for (sequence, &length) in batch.lengths().iter().enumerate() {
+        for &length in batch.lengths() {
             inputs.cls_index.push(first as i64);
-            for place in 0..longest {
-                // Padding repeats the last token: a row that exists, and the mask hides it.
-                inputs
-                    .pad_index
-                    .push((first + place.min(length - 1)) as i64);
-            }
             for place in 0..length {
-                inputs.unpad_index.push((sequence * longest + place) as i64);
                 let segment = usize::from(batch.type_ids()[first + place]);
                 let position = layout.first_position + place;
                 inputs
@@ -209,8 +198,6 @@ mod tests {
                 input_ids: vec![7, 8, 9, 5],
                 position_ids: vec![2, 3, 14, 2],
                 lengths: vec![3, 1],
-                pad_index: vec![0, 1, 2, 3, 3, 3],
-                unpad_index: vec![0, 1, 2, 3],
                 cls_index: vec![0, 3],
             }
         );

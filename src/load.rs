@@ -1,0 +1,120 @@
+//! From files to a running [`Reranker`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::batch::{Batch, Encoding};
+use crate::encoder::PairEncoder;
+use crate::graph::{self, Rows};
+use crate::metrics::Metrics;
+use crate::model::{Manifest, Model, ModelError};
+use crate::scorer::library::{Library, LibraryError};
+use crate::scorer::onnx::{Layout, OnnxModel};
+use crate::scorer::{ScoreError, Scorer};
+use crate::service::{Capacity, ModelInfo, Reranker};
+
+/// Tokens of the one sequence that every session scores before the first request, so that no client
+/// pays for the first touch of its memory.
+const WARM_UP_TOKENS: usize = 128;
+
+/// What to load, and how much of the machine to give it.
+#[derive(Debug, Clone)]
+pub struct LoadConfig {
+    /// Directory of the model; `None` for the embedded one.
+    pub model: Option<PathBuf>,
+    /// Name that responses carry, in place of the model's own.
+    pub served_model_name: Option<String>,
+    /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
+    pub runtime_library: Option<OsString>,
+    /// Threads that score, each with a session of its own.
+    pub threads: usize,
+    /// Tokens of one batch.
+    pub max_batch_tokens: usize,
+    /// Tokens that may be outstanding before requests are refused.
+    pub max_queue_tokens: usize,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// ONNX Runtime is missing, broken or too old.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The model cannot be served.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// ONNX Runtime refused the model.
+    #[error("ONNX Runtime cannot run the model: {0}")]
+    Runtime(#[from] ScoreError),
+}
+
+/// Loads the model, opens its sessions, warms them up and starts the workers. Blocks.
+///
+/// # Errors
+/// [`LoadError`], in words for the person who starts the server.
+pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
+    let library = Library::load(config.runtime_library.as_deref())?;
+    let model = open(config)?;
+    let encoder = PairEncoder::for_model(&model)?;
+    let info = info(config, &model, &library);
+    let manifest = model.manifest.clone();
+    let graph = graph::build(&model, Rows::FirstOfEach)?;
+    // The source is not needed any more, and its memory is wanted for the sessions.
+    drop(model);
+    let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
+    let scorers = (0..config.threads)
+        .map(|_| {
+            let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);
+            scorer.score(&warm_up_batch(&manifest))?;
+            Ok(scorer)
+        })
+        .collect::<Result<_, ScoreError>>()?;
+    let capacity = Capacity {
+        max_batch_tokens: config.max_batch_tokens,
+        max_queue_tokens: config.max_queue_tokens,
+        encode_threads: config.threads,
+    };
+    Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
+}
+
+fn open(config: &LoadConfig) -> Result<Model, ModelError> {
+    match &config.model {
+        Some(directory) => Model::open(directory),
+        #[cfg(feature = "embedded-model")]
+        None => Model::embedded(),
+        #[cfg(not(feature = "embedded-model"))]
+        None => Err(ModelError::new(
+            "this build has no embedded model",
+            "pass `--model` with the directory of a cross-encoder",
+        )),
+    }
+}
+
+fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
+    let manifest = &model.manifest;
+    ModelInfo {
+        id: config
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| manifest.id.clone()),
+        architecture: manifest.architecture.name(),
+        labels: manifest.labels.clone(),
+        max_length: manifest.max_length,
+        hidden_size: manifest.encoder.hidden_size,
+        activation: manifest.activation,
+        precision: "fp32",
+        parameters: model.weights.parameters(),
+        threads: config.threads,
+        sessions: config.threads,
+        runtime_version: library.version.clone(),
+    }
+}
+
+fn warm_up_batch(manifest: &Manifest) -> Batch {
+    let length = WARM_UP_TOKENS.min(manifest.max_length);
+    Batch::pack([&Encoding {
+        ids: vec![manifest.encoder.pad_token_id; length],
+        type_ids: vec![0; length],
+    }])
+}
