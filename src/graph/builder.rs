@@ -1,0 +1,246 @@
+//! Puts an ONNX graph together, node by node. Knows the file format, nothing of models.
+
+use prost::Message;
+
+use super::onnx::{
+    AttributeProto, AttributeType, DataType, DimensionProto, GraphProto, ModelProto, NodeProto,
+    OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
+    TypeProto, ValueInfoProto,
+};
+
+/// ONNX Runtime's own operators.
+pub const CONTRIB: &str = "com.microsoft";
+/// The standard operators.
+pub const STANDARD: &str = "";
+
+/// First IR version whose initializers are constants unless they are also inputs.
+const IR_VERSION: i64 = 8;
+const OPSET_VERSION: i64 = 17;
+/// `TensorProto.DataLocation.EXTERNAL`.
+const EXTERNAL: i32 = 1;
+
+/// The name of a value in the graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value(String);
+
+impl Value {
+    /// An operand that is left out.
+    pub fn none() -> Self {
+        Self(String::new())
+    }
+}
+
+/// A dimension of an input or output.
+#[derive(Debug, Clone, Copy)]
+pub enum Dim {
+    /// Known when the graph is made.
+    Fixed(usize),
+    /// Named, and known only when the graph runs.
+    Named(&'static str),
+}
+
+/// A constant kept outside the graph file, so that the size of a model is not bounded by what a
+/// protobuf message can hold (2 GiB).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight {
+    /// Name of the value it initialises.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements, row by row.
+    pub data: Vec<f32>,
+}
+
+/// An attribute of a node.
+#[derive(Debug, Clone, Copy)]
+pub enum Attr {
+    /// A number.
+    Float(&'static str, f32),
+    /// A whole number.
+    Int(&'static str, i64),
+}
+
+/// A finished graph and the weights it refers to.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    /// The ONNX file, without weights.
+    pub model: Vec<u8>,
+    /// What to give the session beside it.
+    pub weights: Vec<Weight>,
+}
+
+/// Collects nodes, inputs and weights.
+#[derive(Debug, Default)]
+pub struct GraphBuilder {
+    graph: GraphProto,
+    weights: Vec<Weight>,
+}
+
+impl GraphBuilder {
+    /// An input that the caller feeds.
+    pub fn input(&mut self, name: &str, data_type: DataType, dims: &[Dim]) -> Value {
+        self.graph.input.push(value_info(name, data_type, dims));
+        Value(name.to_owned())
+    }
+
+    /// Names `value` as the output that the caller reads.
+    pub fn output(&mut self, name: &str, value: &Value, data_type: DataType, dims: &[Dim]) {
+        self.graph.output.push(value_info(name, data_type, dims));
+        self.push("Identity", STANDARD, &[value], vec![name.to_owned()], &[]);
+    }
+
+    /// A constant of floats, kept outside the graph file.
+    ///
+    /// # Panics
+    /// When `data` does not fill `shape`: a mistake in the graph's code, not in a model.
+    pub fn weight(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
+        assert_eq!(data.len(), shape.iter().product::<usize>(), "{name}");
+        self.graph.initializer.push(TensorProto {
+            dims: dims(shape),
+            data_type: DataType::Float as i32,
+            name: name.to_owned(),
+            // Never read: the session is given the data under this name.
+            external_data: vec![StringStringEntryProto {
+                key: "location".into(),
+                value: ".".into(),
+            }],
+            data_location: Some(EXTERNAL),
+            ..TensorProto::default()
+        });
+        self.weights.push(Weight {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            data,
+        });
+        Value(name.to_owned())
+    }
+
+    /// A small constant of whole numbers, kept in the graph file.
+    pub fn integers(&mut self, name: &str, values: &[i64]) -> Value {
+        self.graph.initializer.push(TensorProto {
+            dims: vec![values.len() as i64],
+            data_type: DataType::Int64 as i32,
+            name: name.to_owned(),
+            raw_data: Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            ..TensorProto::default()
+        });
+        Value(name.to_owned())
+    }
+
+    /// A node with one output, named `name`.
+    pub fn node(
+        &mut self,
+        name: &str,
+        domain: &str,
+        operator: &str,
+        inputs: &[&Value],
+        attributes: &[Attr],
+    ) -> Value {
+        self.push(operator, domain, inputs, vec![name.to_owned()], attributes);
+        Value(name.to_owned())
+    }
+
+    /// Splits `value` along its second dimension into parts of `sizes`.
+    pub fn split<const N: usize>(
+        &mut self,
+        name: &str,
+        value: &Value,
+        sizes: [usize; N],
+    ) -> [Value; N] {
+        let sizes = self.integers(&format!("{name}.sizes"), &sizes.map(|s| s as i64));
+        let outputs: [String; N] = std::array::from_fn(|i| format!("{name}.{i}"));
+        self.push(
+            "Split",
+            STANDARD,
+            &[value, &sizes],
+            outputs.to_vec(),
+            &[Attr::Int("axis", 1)],
+        );
+        outputs.map(Value)
+    }
+
+    /// The finished graph.
+    pub fn finish(self, name: &str) -> Graph {
+        let opset = |domain: &str, version| OperatorSetIdProto {
+            domain: domain.into(),
+            version,
+        };
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            graph: Some(GraphProto {
+                name: name.into(),
+                ..self.graph
+            }),
+            opset_import: vec![opset(STANDARD, OPSET_VERSION), opset(CONTRIB, 1)],
+        };
+        Graph {
+            model: model.encode_to_vec(),
+            weights: self.weights,
+        }
+    }
+
+    fn push(
+        &mut self,
+        operator: &str,
+        domain: &str,
+        inputs: &[&Value],
+        outputs: Vec<String>,
+        attributes: &[Attr],
+    ) {
+        self.graph.node.push(NodeProto {
+            name: outputs[0].clone(),
+            input: inputs.iter().map(|v| v.0.clone()).collect(),
+            output: outputs,
+            op_type: operator.into(),
+            domain: domain.into(),
+            attribute: attributes.iter().map(attribute).collect(),
+        });
+    }
+}
+
+fn attribute(attr: &Attr) -> AttributeProto {
+    match *attr {
+        Attr::Float(name, value) => AttributeProto {
+            name: name.into(),
+            f: Some(value),
+            r#type: AttributeType::Float as i32,
+            ..AttributeProto::default()
+        },
+        Attr::Int(name, value) => AttributeProto {
+            name: name.into(),
+            i: Some(value),
+            r#type: AttributeType::Int as i32,
+            ..AttributeProto::default()
+        },
+    }
+}
+
+fn dims(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|&d| d as i64).collect()
+}
+
+fn value_info(name: &str, data_type: DataType, dims: &[Dim]) -> ValueInfoProto {
+    let dim = dims
+        .iter()
+        .map(|dim| match *dim {
+            Dim::Fixed(size) => DimensionProto {
+                dim_value: Some(size as i64),
+                dim_param: None,
+            },
+            Dim::Named(name) => DimensionProto {
+                dim_value: None,
+                dim_param: Some(name.into()),
+            },
+        })
+        .collect();
+    ValueInfoProto {
+        name: name.into(),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorTypeProto {
+                elem_type: data_type as i32,
+                shape: Some(TensorShapeProto { dim }),
+            }),
+        }),
+    }
+}

@@ -1,0 +1,283 @@
+//! The one place that sequences a request: admit, tokenise, score, order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::admission::{Admission, Permit};
+use crate::batch::Encoding;
+use crate::batch::plan::{BatchLimits, CostModel};
+use crate::batcher::Batcher;
+use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
+use crate::metrics::Metrics;
+use crate::rerank::{
+    Activation, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
+    Scale, ScoreOptions, Truncate, rank,
+};
+use crate::scorer::Scorer;
+
+/// What is served, for `/info`, logs and responses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Name that responses carry.
+    pub id: String,
+    /// Kind of network, such as `bert`.
+    pub architecture: &'static str,
+    /// Names of the outputs, in order.
+    pub labels: Vec<String>,
+    /// Tokens a pair may have, special tokens included.
+    pub max_length: usize,
+    /// Width of the hidden layers.
+    pub hidden_size: usize,
+    /// What is put behind the logits.
+    pub activation: Activation,
+    /// Arithmetic of the matrix products, such as `fp32`.
+    pub precision: &'static str,
+    /// Numbers in the model.
+    pub parameters: usize,
+    /// Threads that score: sessions times threads of each.
+    pub threads: usize,
+    /// Batches that are scored at the same time.
+    pub sessions: usize,
+    /// Version of ONNX Runtime.
+    pub runtime_version: String,
+}
+
+/// How much a [`Reranker`] takes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Tokens of one batch.
+    pub max_batch_tokens: usize,
+    /// Tokens that may be outstanding before requests are refused.
+    pub max_queue_tokens: usize,
+    /// Threads that tokenise.
+    pub encode_threads: usize,
+}
+
+/// Answers commands with one model.
+pub struct Reranker {
+    info: ModelInfo,
+    encoder: Arc<PairEncoder>,
+    encode_pool: rayon::ThreadPool,
+    admission: Arc<Admission>,
+    batcher: Batcher,
+    metrics: Arc<Metrics>,
+}
+
+/// What scoring found out about a request's pairs.
+struct Scored {
+    /// `[pairs, labels]`, row by row.
+    logits: Vec<f32>,
+    truncated: Vec<usize>,
+    tokens: usize,
+}
+
+impl Reranker {
+    /// Starts a worker for each of `scorers`, which all run the model that `info` describes and
+    /// `encoder` tokenises for.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn start(
+        info: ModelInfo,
+        encoder: PairEncoder,
+        scorers: Vec<Box<dyn Scorer>>,
+        capacity: Capacity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let admission = Admission::new(
+            capacity.max_queue_tokens,
+            info.max_length,
+            metrics.queue_tokens.clone(),
+        );
+        let limits = BatchLimits {
+            max_tokens: capacity.max_batch_tokens,
+            cost: CostModel::for_hidden_size(info.hidden_size),
+        };
+        let encode_pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(capacity.encode_threads)
+            .thread_name(|number| format!("encode-{number}"))
+            // Without a handler a panic would end the process; its request sees an error instead.
+            .panic_handler(|_| tracing::error!("the tokeniser panicked"))
+            .build()
+            .expect("the system gives threads");
+        let batcher = Batcher::start(
+            scorers,
+            info.labels.len(),
+            limits,
+            admission.clone(),
+            metrics.clone(),
+        );
+        Self {
+            info,
+            encoder: Arc::new(encoder),
+            encode_pool,
+            admission,
+            batcher,
+            metrics,
+        }
+    }
+
+    /// What is served.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Orders documents by logit, best first. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    /// [`RerankError`]: the model has several labels, a pair is too long and must not be cut, the
+    /// queue is full, or scoring failed.
+    pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
+        if self.info.labels.len() != 1 {
+            return Err(RerankError::invalid(format!(
+                "`{}` gives {} scores a pair, which have no order; use `/predict`",
+                self.info.id,
+                self.info.labels.len()
+            )));
+        }
+        self.check(command.options())?;
+        let scored = self
+            .score("documents", command.pairs(), command.options())
+            .await?;
+        let mut order = rank(&scored.logits);
+        order.truncate(command.top_n());
+        let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
+        command
+            .options()
+            .scale
+            .apply(self.info.activation, 1, &mut scores);
+        Ok(Ranking {
+            results: order
+                .into_iter()
+                .zip(scores)
+                .map(|(index, score)| Ranked { index, score })
+                .collect(),
+            truncated: scored.truncated,
+            tokens: scored.tokens,
+        })
+    }
+
+    /// Scores pairs, each on its own. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    /// [`RerankError`]: softmax was asked of a single label, a pair is too long and must not be cut,
+    /// the queue is full, or scoring failed.
+    pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
+        self.check(command.options())?;
+        let scored = self
+            .score("pairs", command.pairs(), command.options())
+            .await?;
+        let labels = self.info.labels.len();
+        let mut scores = scored.logits;
+        command
+            .options()
+            .scale
+            .apply(self.info.activation, labels, &mut scores);
+        Ok(Prediction {
+            scores,
+            labels,
+            truncated: scored.truncated,
+            tokens: scored.tokens,
+        })
+    }
+
+    /// Resolves when nothing that was accepted is left unanswered.
+    pub async fn drain(&self) {
+        self.batcher.idle().await;
+    }
+
+    fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
+        if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
+            return Err(RerankError::invalid(format!(
+                "`softmax` needs several labels, and `{}` has one: every score would be 1.0; leave it out",
+                self.info.id
+            )));
+        }
+        Ok(())
+    }
+
+    async fn score(
+        &self,
+        field: &str,
+        pairs: &Arc<[Pair]>,
+        options: ScoreOptions,
+    ) -> Result<Scored, RerankError> {
+        let permit = self
+            .admission
+            .admit(pairs)
+            .inspect_err(|_| self.metrics.refused.inc())?;
+        let (encoded, permit) = self.encode(pairs.clone(), permit).await?;
+
+        let truncated: Vec<usize> = (0..encoded.len())
+            .filter(|&index| encoded[index].truncated())
+            .collect();
+        if let (Truncate::Refuse, Some(&index)) = (options.truncate, truncated.first()) {
+            return Err(RerankError::invalid(format!(
+                "`{field}[{index}]` is {} tokens long with its query and special tokens; the limit is {}; shorten it, or allow `truncate`",
+                encoded[index].full_length, self.info.max_length
+            )));
+        }
+        let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
+        let tokens = encodings.iter().map(Encoding::len).sum();
+        self.metrics.pairs.inc_by(encodings.len() as u64);
+        self.metrics.tokens.inc_by(tokens as u64);
+        self.metrics.truncated.inc_by(truncated.len() as u64);
+        let logits = self
+            .batcher
+            .score(encodings, permit)
+            .await
+            .map_err(|error| RerankError::internal(error.to_string()))?;
+        Ok(Scored {
+            logits,
+            truncated,
+            tokens,
+        })
+    }
+
+    /// Tokenises on the pool, so that no thread that answers others is held up, and corrects the
+    /// permit's estimate.
+    async fn encode(
+        &self,
+        pairs: Arc<[Pair]>,
+        mut permit: Permit,
+    ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
+        let started = Instant::now();
+        let cancelled = CancelOnDrop::default();
+        let flag = cancelled.0.clone();
+        let encoder = self.encoder.clone();
+        let (sender, receiver) = oneshot::channel();
+        let to_encode = pairs.clone();
+        self.encode_pool.spawn(move || {
+            // The client may have left meanwhile; then nobody is left to tell.
+            let _ = sender.send(encoder.encode(&to_encode, &flag));
+        });
+        let encoded = match receiver.await {
+            Ok(Ok(encoded)) => encoded,
+            Ok(Err(EncodeError::Cancelled)) => {
+                return Err(RerankError::internal("tokenising was cancelled"));
+            }
+            Ok(Err(error)) => return Err(RerankError::internal(error.to_string())),
+            Err(_) => return Err(RerankError::internal("the tokeniser panicked")),
+        };
+        let full: usize = encoded.iter().map(|pair| pair.full_length).sum();
+        self.admission.observe_density(&pairs, full);
+        permit.correct(encoded.iter().map(|pair| pair.encoding.len()).sum());
+        self.metrics
+            .tokenize_seconds
+            .observe(started.elapsed().as_secs_f64());
+        Ok((encoded, permit))
+    }
+}
+
+/// Tells the tokeniser that nobody waits any more.
+#[derive(Default)]
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

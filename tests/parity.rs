@@ -1,0 +1,246 @@
+//! The logits of the packed graph are those of sentence-transformers, and a fault in the graph would
+//! show.
+
+mod support;
+
+use std::sync::atomic::AtomicBool;
+
+use rerankd::batch::{Batch, Encoding};
+use rerankd::encoder::PairEncoder;
+use rerankd::graph::{self, Rows};
+use rerankd::model::{HiddenAct, Model};
+use rerankd::scorer::library::Library;
+use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
+use rerankd::scorer::Scorer;
+use support::reference::{Reference, model_dir};
+
+const TOLERANCE: f32 = 1e-4;
+/// A fault must move some logit by more than ten times what is tolerated.
+const NOTICED: f32 = 10.0 * TOLERANCE;
+/// Sequences of one batch: enough for lengths to differ.
+const BATCH: usize = 16;
+
+fn library() -> Library {
+    Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()
+}
+
+fn open(model: &Model, layout: Layout) -> OnnxScorer {
+    let graph = graph::build(model, Rows::FirstOfEach).unwrap();
+    let model = OnnxModel::new(&library(), graph, layout).unwrap();
+    model.session(1).unwrap()
+}
+
+fn encodings(model: &Model, reference: &Reference) -> Vec<Encoding> {
+    let encoder = PairEncoder::for_model(model).unwrap();
+    let encoded = encoder
+        .encode(&reference.pairs(), &AtomicBool::new(false))
+        .unwrap();
+    encoded.into_iter().map(|pair| pair.encoding).collect()
+}
+
+/// Logits of all `encodings`, in batches of neighbours, with the inputs changed by `fault`.
+fn run(
+    scorer: &mut OnnxScorer,
+    layout: Layout,
+    encodings: &[Encoding],
+    fault: impl Fn(&mut PackedInputs),
+) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for chunk in encodings.chunks(BATCH) {
+        let mut inputs = PackedInputs::new(&Batch::pack(chunk), layout);
+        fault(&mut inputs);
+        logits.extend(scorer.run(&inputs).unwrap());
+    }
+    logits
+}
+
+fn worst(ours: &[f32], reference: &[f32]) -> f32 {
+    assert_eq!(ours.len(), reference.len());
+    ours.iter()
+        .zip(reference)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+fn check(name: &str) {
+    let model = Model::open(&model_dir(name)).unwrap();
+    let reference = Reference::read(name);
+    let layout = Layout::of(&model.manifest);
+    let logits = run(
+        &mut open(&model, layout),
+        layout,
+        &encodings(&model, &reference),
+        |_| (),
+    );
+    let expected = reference.logits();
+    let spread = |f: fn(f32, f32) -> f32, start| expected.iter().copied().fold(start, f);
+    assert!(spread(f32::max, f32::MIN) - spread(f32::min, f32::MAX) >= 0.5);
+    let worst = worst(&logits, &expected);
+    assert!(worst <= TOLERANCE, "{name}: off by {worst}");
+}
+
+#[test]
+fn bert_gives_the_reference_logits() {
+    check("tiny-bert");
+}
+
+#[test]
+fn bert_with_three_labels_gives_the_reference_logits() {
+    check("tiny-bert-3-labels");
+}
+
+#[test]
+fn roberta_gives_the_reference_logits() {
+    check("tiny-roberta");
+}
+
+#[test]
+fn xlm_roberta_gives_the_reference_logits() {
+    check("tiny-xlm-roberta");
+}
+
+/// Plants a fault in the model, its layout or its inputs, and returns by how much the worst logit is
+/// then off.
+fn planted(
+    name: &str,
+    change_model: impl FnOnce(&mut Model),
+    change_layout: impl FnOnce(&mut Layout),
+    change_inputs: impl Fn(&mut PackedInputs),
+) -> f32 {
+    let mut model = Model::open(&model_dir(name)).unwrap();
+    let reference = Reference::read(name);
+    let encodings = encodings(&model, &reference);
+    let mut layout = Layout::of(&model.manifest);
+    change_model(&mut model);
+    change_layout(&mut layout);
+    let logits = run(&mut open(&model, layout), layout, &encodings, change_inputs);
+    worst(&logits, &reference.logits())
+}
+
+#[track_caller]
+fn assert_noticed(off: f32) {
+    assert!(off > NOTICED, "the fault moved no logit by more than {off}");
+}
+
+#[test]
+fn tanh_gelu_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        let fault = |model: &mut Model| model.manifest.encoder.hidden_act = HiddenAct::GeluTanh;
+        assert_noticed(planted(name, fault, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn another_layer_norm_epsilon_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        let fault = |model: &mut Model| {
+            let epsilon = &mut model.manifest.encoder.layer_norm_eps;
+            *epsilon = if *epsilon > 5e-4 { 1e-5 } else { 1e-3 };
+        };
+        assert_noticed(planted(name, fault, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn missing_token_types_are_noticed() {
+    let positions = Model::open(&model_dir("tiny-bert"))
+        .unwrap()
+        .manifest
+        .encoder
+        .max_positions as i64;
+    let fault = |inputs: &mut PackedInputs| {
+        inputs.position_ids.iter_mut().for_each(|id| *id %= positions);
+    };
+    assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
+}
+
+#[test]
+fn positions_off_by_one_are_noticed() {
+    let fault = |layout: &mut Layout| layout.first_position -= 1;
+    assert_noticed(planted("tiny-roberta", |_| (), fault, |_| ()));
+    let fault = |inputs: &mut PackedInputs| {
+        inputs.position_ids.iter_mut().for_each(|id| *id = (*id - 1).max(0));
+    };
+    assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
+}
+
+#[test]
+fn a_missing_key_mask_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        let fault = |inputs: &mut PackedInputs| {
+            let longest = inputs.lengths.iter().copied().max().unwrap();
+            inputs.lengths.fill(longest);
+        };
+        assert_noticed(planted(name, |_| (), |_| (), fault));
+    }
+}
+
+#[test]
+fn the_first_token_of_the_wrong_row_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        let fault = |inputs: &mut PackedInputs| inputs.cls_index.rotate_left(1);
+        assert_noticed(planted(name, |_| (), |_| (), fault));
+        let fault = |inputs: &mut PackedInputs| {
+            inputs.cls_index.iter_mut().for_each(|row| *row += 1);
+        };
+        assert_noticed(planted(name, |_| (), |_| (), fault));
+    }
+}
+
+#[test]
+fn a_missing_bias_is_noticed() {
+    for (name, bias) in [
+        ("tiny-bert", "bert.encoder.layer.1.attention.self.query.bias"),
+        ("tiny-bert", "bert.encoder.layer.2.attention.output.dense.bias"),
+        ("tiny-bert", "bert.pooler.dense.bias"),
+        ("tiny-roberta", "roberta.encoder.layer.0.intermediate.dense.bias"),
+        ("tiny-roberta", "roberta.encoder.layer.2.output.dense.bias"),
+        ("tiny-roberta", "classifier.dense.bias"),
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let reference = Reference::read(name);
+        let layout = Layout::of(&model.manifest);
+        let mut graph = graph::build(&model, Rows::FirstOfEach).unwrap();
+        let (bias, part) = match bias.strip_suffix("query.bias") {
+            // Stored together with those of key and value.
+            Some(base) => (format!("{base}bias"), 0..model.manifest.encoder.hidden_size),
+            None => (bias.to_owned(), 0..usize::MAX),
+        };
+        let weight = graph.weights.iter_mut().find(|w| w.name == bias);
+        let data = &mut weight.unwrap_or_else(|| panic!("no weight {bias}")).data;
+        let end = part.end.min(data.len());
+        data[part.start..end].fill(0.0);
+        let opened = OnnxModel::new(&library(), graph, layout).unwrap();
+        let encodings = encodings(&model, &reference);
+        let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());
+        let off = worst(&logits, &reference.logits());
+        assert!(off > NOTICED, "{name} without {bias}: off by only {off}");
+    }
+}
+
+#[test]
+fn a_score_does_not_depend_on_its_batch() {
+    for name in ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let layout = Layout::of(&model.manifest);
+        let mut scorer = open(&model, layout);
+        let encodings = encodings(&model, &Reference::read(name));
+        let alone: Vec<f32> = encodings
+            .iter()
+            .flat_map(|encoding| scorer.score(&Batch::pack([encoding])).unwrap())
+            .collect();
+        // Strides coprime to the number of pairs make company of every kind of length.
+        for (stride, size) in [(1, 7), (101, 13), (37, 32)] {
+            let order: Vec<usize> = (0..encodings.len())
+                .map(|i| i * stride % encodings.len())
+                .collect();
+            for chunk in order.chunks(size) {
+                let batch = Batch::pack(chunk.iter().map(|&i| &encodings[i]));
+                for (&index, logit) in chunk.iter().zip(scorer.score(&batch).unwrap()) {
+                    let off = (logit - alone[index]).abs();
+                    assert!(off <= 1e-5, "{name}[{index}] moved by {off} in company");
+                }
+            }
+        }
+    }
+}

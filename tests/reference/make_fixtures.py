@@ -1,0 +1,495 @@
+"""Make the reference fixtures: tiny seeded models, and what sentence-transformers answers for them.
+
+    python make_fixtures.py                    # the four tiny models and their answers
+    python make_fixtures.py --model DIR        # the answers for one more model, named after its folder
+
+The models are random but made to fail: before anything is written the script perturbs each one
+(tanh GELU, a missing bias, no token types, positions off by one, another epsilon ...) and stops if a
+perturbation would go unnoticed.
+"""
+
+import argparse
+import copy
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder
+from tokenizers import Tokenizer
+from transformers import (
+    BertConfig, BertForSequenceClassification, BertTokenizer,
+    RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer,
+    XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizer,
+)
+
+import texts
+
+HERE = Path(__file__).resolve().parent
+MAX_LENGTH = 512
+VISIBLE = 1e-3  # a mistake must move some logit by more than this
+EPSILONS = (1e-12, 1e-5, 1e-3)
+
+
+# ---------------------------------------------------------------- tokenizers
+
+def wordpiece(lowercase):
+    """Counted, not trained: the library's trainer breaks ties differently in every run."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+    words, letters, parts = Counter(), Counter(), Counter()
+    for line in texts.corpus(random.Random(7)):
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(line)):
+            words[word] += 1
+    for word, count in words.items():
+        letters.update({word[0]: count})
+        for i in range(1, len(word)):
+            letters.update({"##" + word[i]: count})
+            for end in range(i + 2, min(i + 5, len(word)) + 1):
+                parts.update({"##" + word[i:end]: count})
+
+    def commonest(counter, most):
+        return [piece for piece, _ in sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]]
+
+    # Rare letters become [UNK], every third word is left to be put together from its parts.
+    words = [word for i, word in enumerate(commonest(words, 900)) if len(word) > 1 and i % 3 != 2]
+    pieces = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + commonest(letters, 380) + words
+                                + commonest(parts, 1200)))[:1200]
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=lowercase,
+                         model_max_length=MAX_LENGTH)
+
+
+def byte_bpe():
+    from tokenizers import models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.train_from_iterator(
+        texts.corpus(random.Random(7)),
+        trainers.BpeTrainer(vocab_size=1300, show_progress=False, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
+    trained = json.loads(raw.to_str())["model"]
+    vocab = dict(trained["vocab"])
+    vocab["<mask>"] = len(vocab)
+    return RobertaTokenizer(vocab=vocab, merges=[tuple(m) for m in trained["merges"]], model_max_length=MAX_LENGTH)
+
+
+def unigram():
+    """As XLM-RoBERTa: a SentencePiece unigram model with its own character map (nmt_nfkc)."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts.corpus(random.Random(7)), model_prefix=f"{folder}/spm", vocab_size=1200,
+            model_type="unigram", normalization_rule_name="nmt_nfkc", character_coverage=0.9995, num_threads=1,
+            minloglevel=2,
+        )
+        proto = sentencepiece_model_pb2.ModelProto()
+        proto.ParseFromString(Path(f"{folder}/spm.model").read_bytes())
+    head = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [(p.piece, round(p.score, 6)) for p in proto.pieces if p.type == p.NORMAL]
+    return XLMRobertaTokenizer(vocab=head + pieces + [("<mask>", 0.0)], model_max_length=MAX_LENGTH,
+                               _spm_precompiled_charsmap=proto.normalizer_spec.precompiled_charsmap)
+
+
+# ---------------------------------------------------------------- models
+
+SHAPE = dict(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, intermediate_size=64, hidden_act="gelu",
+             initializer_range=0.4)
+# The fairseq numbering of both RoBERTa kinds: the first position is pad + 1, so 514 rows hold 512 tokens.
+FAIRSEQ = dict(max_position_embeddings=514, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1)
+
+KINDS = {
+    "tiny-bert": dict(
+        tokenizer=lambda: wordpiece(lowercase=True), config=BertConfig, network=BertForSequenceClassification,
+        settings=dict(max_position_embeddings=512, layer_norm_eps=1e-12, num_labels=1), seed=118),
+    "tiny-bert-3-labels": dict(
+        tokenizer=lambda: wordpiece(lowercase=False), config=BertConfig, network=BertForSequenceClassification,
+        settings=dict(max_position_embeddings=512, layer_norm_eps=1e-3, num_labels=3), seed=112),
+    "tiny-roberta": dict(
+        tokenizer=byte_bpe, config=RobertaConfig, network=RobertaForSequenceClassification,
+        settings=dict(**FAIRSEQ, layer_norm_eps=1e-5, num_labels=1), seed=127),
+    "tiny-xlm-roberta": dict(
+        tokenizer=unigram, config=XLMRobertaConfig, network=XLMRobertaForSequenceClassification,
+        settings=dict(**FAIRSEQ, layer_norm_eps=1e-5, num_labels=1), seed=117,
+        activation=torch.nn.Identity(), prompts={"search": "search query: "}),
+}
+
+
+def randomise(network, seed):
+    """Weights under which every part of the graph shows in the logits."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in sorted(network.named_parameters()):
+        shape = tuple(parameter.shape)
+        if name.endswith("LayerNorm.weight"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith("bias"):
+            value = rng.normal(0, 0.5, shape)
+        elif "embeddings" in name:
+            # Rows of small variance: a wrong LayerNorm epsilon shows. Token types as large as the words.
+            value = rng.normal(0, 0.02 if "position" in name else 0.03, shape)
+        else:
+            head = name.endswith("out_proj.weight") or name == "classifier.weight"
+            value = rng.normal(0, 1.0 if head else SHAPE["initializer_range"], shape)
+        parameter.data = torch.tensor(value, dtype=torch.float32)
+
+
+def clean(folder):
+    """A save must not carry the place it was made in, nor what the last call happened to set."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for key in ("name_or_path", "is_local", "local_files_only"):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.chmod(folder / "model.safetensors", 0o644)
+
+
+def make_model(name):
+    kind = KINDS[name]
+    tokenizer = kind["tokenizer"]()
+    network = kind["network"](kind["config"](vocab_size=len(tokenizer), **SHAPE, **kind["settings"]))
+    randomise(network, kind["seed"])
+    folder = HERE / "models" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as draft:
+        network.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        model = CrossEncoder(draft, device="cpu", activation_fn=kind.get("activation"), prompts=kind.get("prompts"))
+        model.save_pretrained(str(folder), create_model_card=False)
+    clean(folder)
+    size = sum((folder / file).stat().st_size for file in ("model.safetensors", "tokenizer.json"))
+    assert size <= 1_000_000, (name, size)
+    return folder
+
+
+# ---------------------------------------------------------------- texts
+
+def expand(text):
+    """`{"repeat": [unit, n]}` stands for the unit n times."""
+    return text["repeat"][0] * text["repeat"][1] if isinstance(text, dict) else text
+
+
+def expand_pairs(pairs):
+    return [(expand(a), expand(b)) for a, b in pairs]
+
+
+def repeat(unit, times):
+    return {"repeat": [unit, times]}
+
+
+def exact_fit(tokenizer, length, side, other):
+    """A pair that encodes to exactly `length` tokens before truncation."""
+    fewest, most = 1, length  # the token count only grows with the repeats
+    while fewest <= most:
+        times = (fewest + most) // 2
+        text = repeat("the ", times)
+        pair = (text, other) if side == 0 else (other, text)
+        a, b = expand(pair[0]), expand(pair[1])
+        found = len(tokenizer([a], [b], verbose=False)["input_ids"][0])
+        if found == length:
+            return pair
+        fewest, most = (times + 1, most) if found < length else (fewest, times - 1)
+    raise AssertionError(f"no text of {length} tokens")
+
+
+def long_pairs(rng, tokenizer):
+    ordinary = texts.sentence(rng, 9)
+    five, ten, mixed = (texts.sentence(rng, n, mix) + " " for n, mix in ((5, 0.0), (10, 0.0), (12, 0.4)))
+    pairs = [exact_fit(tokenizer, length, side, ordinary) for length in (511, 512, 513, 514) for side in (0, 1)]
+    pairs += [
+        (ordinary, repeat("word ", 500)), (repeat("word ", 500), ordinary),
+        (ordinary, repeat("water ", 2000)), (repeat("river ", 2000), ordinary),
+        (ordinary, repeat(ten, 200)), (repeat(ten, 200), ordinary),
+        ("", repeat(ten, 200)), (repeat(ten, 200), ""),
+        (ordinary, repeat(mixed, 120)), (repeat(mixed, 120), ordinary),
+        # Both sides give way, one token at a time from the longer one.
+        (repeat(five, 60), repeat(ten, 60)), (repeat(ten, 60), repeat(five, 60)), (repeat(ten, 40), repeat(ten, 40)),
+        (repeat(ten, 27), repeat(ten, 80)), (repeat(ten, 80), repeat(ten, 23)), (repeat(mixed, 50), repeat(five, 150)),
+        (repeat("stone ", 254), repeat("bridge ", 255)), (repeat("stone ", 255), repeat("bridge ", 254)),
+        (repeat("stone ", 255), repeat("bridge ", 255)), (repeat("stone ", 256), repeat("bridge ", 300)),
+        (repeat("😀", 700), repeat("今", 700)), (repeat(" ", 3000), ordinary), (ordinary, repeat("\n", 3000)),
+        (repeat("x", 3000), ordinary), (ordinary, repeat("ж", 3000)), (repeat("?", 600), repeat("!", 600)),
+    ]
+    return pairs
+
+
+def tiny_pairs(tokenizer):
+    rng = random.Random(11)
+    ordinary = "The quick river under the old bridge."
+    pairs = [("", ""), ("", ordinary), (ordinary, ""), ("word", "word"), ("?", "!"), (" ", "\t\n"), (ordinary, ordinary)]
+    for number, odd in enumerate(texts.ODD):
+        pairs.append((odd, ordinary) if number % 2 else (ordinary, odd))
+    pairs += [(texts.ODD[i], texts.ODD[-1 - i]) for i in range(0, len(texts.ODD) // 2, 2)]
+    pairs += long_pairs(rng, tokenizer)
+    for number in range(110):
+        words = rng.choice([2, 4, 6, 9, 14, 20, 30, 45, 70, 110, 160])
+        query = texts.sentence(rng, rng.randrange(1, 16), mix=0.3 * (number % 4 == 3))
+        pairs.append((query, texts.sentence(rng, words, mix=0.3 * (number % 3 == 2))))
+    return pairs
+
+
+def plain_pairs():
+    pairs = [list(pair) for pair in texts.PLAIN]
+    sides = [side for pair in texts.PLAIN[:37] for side in pair]
+    rng = random.Random(13)
+    for words in (10, 40, 80, 150):  # a question and passages made of several sentences
+        for _ in range(6):
+            passage = ""
+            while len(passage.split()) < words:
+                passage += rng.choice(sides) + " "
+            pairs.append((rng.choice(sides), passage.strip()))
+    long = "The bridge over the river was closed after the flood, and nobody knew when it would open again. "
+    other = "Two engineers measured the pillars and wrote a long report about the cracks in the stone. "
+    pairs += [
+        ("Why was the bridge closed?", repeat(long, 15)), ("Why was the bridge closed?", repeat(long, 60)),
+        (repeat(long, 60), "Why was the bridge closed?"), (repeat(long, 30), repeat(other, 40)),
+        (repeat(other, 12), repeat(long, 12)), ("", repeat(other, 60)), (repeat("the ", 600), repeat("a ", 600)),
+        ("bridge", repeat("bridge ", 509)), ("bridge", repeat("bridge ", 508)), ("bridge", repeat("bridge ", 510)),
+    ]
+    while len(pairs) < 100:
+        pairs.append((rng.choice(sides), rng.choice(sides)))
+    return pairs[:100]
+
+
+def rank_cases(rng, plain):
+    if plain:
+        sides = [side for pair in texts.PLAIN[:44] for side in pair]
+        draw = lambda: rng.choice(sides)
+        queries = ["Why was the bridge closed?", "a dog on the beach", "interest rates"]
+    else:
+        draw = lambda: texts.sentence(rng, rng.choice([1, 3, 6, 10, 20, 50]), mix=rng.choice([0, 0, 0.3]))
+        queries = [texts.sentence(rng, 6), "search query", ""]
+    cases = []
+    for query, count, doubled in zip(queries, (36, 50, 32), (5, 8, 3)):
+        documents = list(dict.fromkeys(draw() for _ in range(count)))
+        for _ in range(doubled):  # exact ties, near and far apart
+            documents.insert(rng.randrange(len(documents) + 1), rng.choice(documents))
+        cases.append((query, documents))
+    cases.append((queries[1], ["the same text"] * 5))
+    cases.append((queries[0], ["one document"]))
+    cases.append((queries[0], ["", " ", "?", "", "word", " "]))
+    return cases
+
+
+# ---------------------------------------------------------------- answers
+
+def logits_of(model, pairs, **kwargs):
+    values = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False, **kwargs)
+    return np.asarray(values, dtype=np.float32).reshape(len(pairs), -1)
+
+
+def number(value):
+    return float(f"{value:.9g}")
+
+
+def numbers(values):
+    return [numbers(v) if np.ndim(v) else number(v) for v in values]
+
+
+def answer_rank(model, query, documents):
+    """rank(), less the documents whose place rests on rounding.
+
+    One pair a batch: in a larger one the reference scores equal texts apart by 1e-8, in no fixed order.
+    """
+    kept, seen = [], {}
+    scores = model.predict([(query, d) for d in documents], show_progress_bar=False, batch_size=1)
+    for document, score in zip(documents, scores):
+        near = [other for other, known in seen.items() if abs(known - score) < 5e-5]
+        if all(other == document for other in near):
+            seen[document] = score
+            kept.append(document)
+    ranked = model.rank(query, kept, batch_size=1)
+    for first, second in zip(ranked, ranked[1:]):
+        same = kept[first["corpus_id"]] == kept[second["corpus_id"]]
+        gap = first["score"] - second["score"]
+        assert (gap == 0 and first["corpus_id"] < second["corpus_id"]) if same else gap > 2e-5, (query, gap)
+    return {"query": query, "documents": kept, "order": [r["corpus_id"] for r in ranked],
+            "scores": [number(r["score"]) for r in ranked]}
+
+
+def answers(folder, plain):
+    """What the saved model says, in float32, loaded as anyone would load it."""
+    model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    assert model.max_seq_length == MAX_LENGTH, model.max_seq_length
+    tokenizer = model.tokenizer
+    pairs = plain_pairs() if plain else tiny_pairs(tokenizer)
+    expanded = expand_pairs(pairs)
+
+    ids, type_ids = [], []
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.enable_truncation(MAX_LENGTH, strategy="longest_first")
+    raw.no_padding()
+    for a, b in expanded:
+        # The reference's own way in. Not tokenizer(a, b): that takes an empty `b` for no second text.
+        encoded = model.preprocess([(a, b)])
+        pair_ids = encoded["input_ids"][0].tolist()
+        pair_types = encoded["token_type_ids"][0].tolist() if "token_type_ids" in encoded else [0] * len(pair_ids)
+        alone = raw.encode(a, b)
+        assert alone.ids == pair_ids, f"tokenizer.json alone disagrees on {(a[:40], b[:40])}"
+        assert alone.type_ids == pair_types, (a[:40], b[:40])
+        ids.append(pair_ids)
+        type_ids.append(pair_types)
+
+    logits = logits_of(model, expanded)
+    alone = np.concatenate([logits_of(model, [pair]) for pair in expanded])
+    double = copy.deepcopy(model)
+    double.model.double()
+    exact = np.asarray(double.predict(expanded, activation_fn=torch.nn.Identity(), show_progress_bar=False,
+                                      convert_to_numpy=False, convert_to_tensor=True).double()).reshape(logits.shape)
+    noise = {"padding": number(np.abs(logits - alone).max()), "float64": number(np.abs(logits - exact).max())}
+    if not plain:
+        check_visible(folder.name, model, expanded, logits)
+
+    prompt = model.prompts.get("search") or "query: "
+    prompted = [p for p in pairs if p[0] != ""][: 12 if not plain else 8] + [("", "a document"), pairs[-1]]
+    prompted += [p for p in pairs if isinstance(p[0], dict) and isinstance(p[1], dict)][:3]
+    scores = np.asarray(model.predict(expanded, show_progress_bar=False), dtype=np.float32)
+    result = {
+        "model": folder.name,
+        "made_with": {name: version(name) for name in ("sentence-transformers", "transformers", "tokenizers", "torch")},
+        "max_length": MAX_LENGTH,
+        "noise": noise,
+        "pairs": pairs, "ids": ids, "type_ids": type_ids,
+        "logits": numbers(logits), "scores": numbers(scores),
+        "rank": [], "prompt": {"prompt": prompt, "pairs": prompted,
+                               "logits": numbers(logits_of(model, expand_pairs(prompted), prompt=prompt))},
+    }
+    if model.num_labels == 1:
+        rng = random.Random(17)
+        result["rank"] = [answer_rank(model, query, documents) for query, documents in rank_cases(rng, plain)]
+        assert max(len(case["documents"]) for case in result["rank"]) >= 30
+    else:
+        result["softmax"] = numbers(np.asarray(
+            model.predict(expanded, apply_softmax=True, show_progress_bar=False), dtype=np.float32))
+    print(f"{folder.name}: {len(pairs)} pairs, logits {logits.min():.3f}..{logits.max():.3f}, noise {noise}")
+    return result
+
+
+# ---------------------------------------------------------------- would a mistake show?
+
+def check_visible(name, model, pairs, logits):
+    spread = logits.max(0) - logits.min(0)
+    assert (spread >= 0.5).all(), (name, spread)
+    rng = random.Random(19)
+    fixed = texts.sentence(rng, 8)
+    others = [texts.sentence(rng, 8) for _ in range(30)]
+    for side, varied in (("document", [(fixed, o) for o in others]), ("query", [(o, fixed) for o in others])):
+        assert (logits_of(model, varied).std(0) > 0.05).all(), f"{name}: the {side} hardly matters"
+
+    # Ordinary lengths, a few full ones.
+    short = [pair for pair in pairs if 20 < len(pair[0]) + len(pair[1]) < 1200][-60:] + \
+        [pair for pair in pairs if len(pair[1]) > 1200][:4]
+    before = logits_of(model, short)
+
+    def moved(change):
+        other = copy.deepcopy(model)
+        change(other.model)
+        return np.abs(logits_of(other, short) - before).max()
+
+    def zero(parameter):
+        def change(network):
+            network.get_parameter(parameter).data.zero_()
+        return change
+
+    def ones(parameter):
+        def change(network):
+            network.get_parameter(parameter).data.fill_(1)
+        return change
+
+    def tanh_gelu(network):
+        for layer in network.base_model.encoder.layer:
+            layer.intermediate.intermediate_act_fn = torch.nn.GELU(approximate="tanh")
+
+    def no_types(network):
+        forward = network.base_model.embeddings.token_type_embeddings.forward
+        network.base_model.embeddings.token_type_embeddings.forward = lambda ids: forward(ids) * 0
+
+    def all_types_zero(network):
+        forward = network.base_model.embeddings.token_type_embeddings.forward
+        network.base_model.embeddings.token_type_embeddings.forward = lambda ids: forward(ids * 0)
+
+    def shift(by):
+        def change(network):
+            table = network.base_model.embeddings.position_embeddings
+            forward, last = table.forward, table.num_embeddings - 1
+            table.forward = lambda ids: forward((ids + by).clamp(0, last))
+        return change
+
+    def epsilon(value):
+        def change(network):
+            for module in network.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.eps = value
+        return change
+
+    def scaling(network):
+        for layer in network.base_model.encoder.layer:
+            layer.attention.self.scaling *= 0.9
+
+    mistakes = {"tanh GELU": tanh_gelu, "no token types": no_types, "positions + 1": shift(1), "positions - 1": shift(-1),
+                "attention scale": scaling}
+    if model.model.config.type_vocab_size > 1:
+        mistakes["all token types 0"] = all_types_zero
+    for value in EPSILONS:
+        if value != model.model.config.layer_norm_eps:
+            mistakes[f"epsilon {value}"] = epsilon(value)
+    for parameter, _ in model.model.named_parameters():
+        if parameter.endswith("key.bias"):
+            continue  # adds the same to every score of a query: softmax cannot see it
+        if parameter.endswith("bias"):
+            mistakes[f"no {parameter}"] = zero(parameter)
+        elif parameter.endswith("LayerNorm.weight"):
+            mistakes[f"no {parameter}"] = ones(parameter)
+    sizes = {what: moved(change) for what, change in mistakes.items()}
+    least = sorted(sizes.items(), key=lambda item: item[1])[:4]
+    print(f"{name}: {len(sizes)} mistakes show, least: " + ", ".join(f"{what} {size:.4f}" for what, size in least))
+    hidden = {what: size for what, size in sizes.items() if size <= VISIBLE}
+    assert not hidden, f"{name}: these mistakes would not show: {hidden}"
+
+
+# ---------------------------------------------------------------- files
+
+def write(path, result):
+    """One element a line: diffs stay readable, the file small."""
+    def dump(value):
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+    parts = []
+    for key, value in result.items():
+        if isinstance(value, list) and value:
+            parts.append(f"{dump(key)}:[\n" + ",\n".join(dump(item) for item in value) + "\n]")
+        else:
+            parts.append(f"{dump(key)}:{dump(value)}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    assert path.stat().st_size < 1_500_000, path
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a saved model: only its answers are made")
+    args = parser.parse_args()
+    torch.manual_seed(1)
+    if args.model:
+        write(HERE / f"{args.model.resolve().name}.json", answers(args.model.resolve(), plain=True))
+        return
+    for name in KINDS:
+        write(HERE / f"{name}.json", answers(make_model(name), plain=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+//! Reads the scores that sentence-transformers gave, from `tests/reference/`.
+
+use std::path::{Path, PathBuf};
+
+use rerankd::rerank::Pair;
+use serde::Deserialize;
+
+/// What the reference said of one model.
+#[derive(Debug, Deserialize)]
+pub struct Reference {
+    pub max_length: usize,
+    pub pairs: Vec<[Text; 2]>,
+    pub ids: Vec<Vec<u32>>,
+    pub type_ids: Vec<Vec<u8>>,
+    /// One number for a single label, a list for several.
+    pub logits: Vec<OneOrMany>,
+    pub scores: Vec<OneOrMany>,
+    #[serde(default)]
+    pub rank: Vec<RankCase>,
+}
+
+/// Documents of one query in the order of `CrossEncoder.rank`.
+#[derive(Debug, Deserialize)]
+pub struct RankCase {
+    pub query: String,
+    pub documents: Vec<Text>,
+    pub order: Vec<usize>,
+    pub scores: Vec<f32>,
+}
+
+/// A text, long ones written as what is repeated how often.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    Plain(String),
+    Repeat { repeat: (String, usize) },
+}
+
+impl Text {
+    pub fn expand(&self) -> String {
+        match self {
+            Self::Plain(text) => text.clone(),
+            Self::Repeat { repeat: (text, times) } => text.repeat(*times),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(f32),
+    Many(Vec<f32>),
+}
+
+impl OneOrMany {
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Many(values) => values,
+        }
+    }
+}
+
+impl Reference {
+    pub fn read(name: &str) -> Self {
+        let path = root().join(format!("tests/reference/{name}.json"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+    }
+
+    pub fn pairs(&self) -> Vec<Pair> {
+        let pair = |[query, document]: &[Text; 2]| Pair {
+            query: query.expand().into(),
+            document: document.expand().into(),
+        };
+        self.pairs.iter().map(pair).collect()
+    }
+
+    /// All logits, row by row.
+    pub fn logits(&self) -> Vec<f32> {
+        self.logits.iter().flat_map(|l| l.values()).copied().collect()
+    }
+}
+
+pub fn model_dir(name: &str) -> PathBuf {
+    root().join("tests/reference/models").join(name)
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
