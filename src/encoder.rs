@@ -16,7 +16,7 @@ pub use truncate::longest_first;
 use crate::batch::Encoding;
 use crate::model::{Model, ModelError, TokenizerConfig};
 use crate::rerank::Pair;
-use side::{Side, SideTokenizer};
+use side::{Extent, Side, SideTokenizer};
 use template::PairTemplate;
 
 /// Why pairs were not encoded.
@@ -39,8 +39,9 @@ pub struct QueryTokens(Side);
 pub struct EncodedPair {
     /// What the model reads; at most the maximum length.
     pub encoding: Encoding,
-    /// Tokens before truncation, special ones included. For a text that alone exceeds the maximum
-    /// length it is a lower bound, still above the maximum: the rest is never tokenised.
+    /// Tokens before truncation, special ones included. For a document that alone exceeds the
+    /// maximum length it may be a lower bound, still above the maximum: the rest of such a text is
+    /// not tokenised when it cannot matter.
     pub full_length: usize,
 }
 
@@ -138,8 +139,8 @@ impl PairEncoder {
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
         let side = match &self.prompt {
-            Some(prompt) => self.side.tokenize(&format!("{prompt}{text}")),
-            None => self.side.tokenize(text),
+            Some(prompt) => self.side.tokenize(&format!("{prompt}{text}"), Extent::All),
+            None => self.side.tokenize(text, Extent::All),
         };
         side.map(QueryTokens)
     }
@@ -149,8 +150,25 @@ impl PairEncoder {
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        let document = self.side.tokenize(document)?;
+        let extent = self.extent_beside(&query.0);
+        let document = self.side.tokenize(document, extent)?;
         Ok(self.assemble(&query.0, &document))
+    }
+
+    /// How much of a document has to be tokenised. Tokens that do not fit a pair matter only when
+    /// both texts lose some and the longer one gets the odd token.
+    fn extent_beside(&self, query: &Side) -> Extent {
+        let room = self.room();
+        if query.length > room / 2 && room % 2 == 1 {
+            Extent::All
+        } else {
+            Extent::Enough
+        }
+    }
+
+    /// Tokens that the two texts share.
+    fn room(&self) -> usize {
+        self.max_length - self.template.special_tokens()
     }
 
     /// Encodes all pairs on the current rayon pool, in their order. A query that is the same for
@@ -183,19 +201,15 @@ impl PairEncoder {
     }
 
     fn assemble(&self, query: &Side, document: &Side) -> EncodedPair {
-        let special = self.template.special_tokens();
-        let (query_length, document_length) = longest_first(
-            query.ids.len(),
-            document.ids.len(),
-            self.max_length - special,
-        );
+        let (query_length, document_length) =
+            longest_first(query.length, document.length, self.room());
         let encoding = self.template.assemble(
             self.side.keep(&query.ids, query_length),
             self.side.keep(&document.ids, document_length),
         );
-        let known = query.ids.len() + document.ids.len() + special;
+        let known = query.length + document.length + self.template.special_tokens();
         EncodedPair {
-            full_length: known + usize::from(query.cut || document.cut),
+            full_length: known + usize::from(!document.all),
             encoding,
         }
     }

@@ -14,11 +14,21 @@ use crate::model::{ModelError, TokenizerClass, TokenizerConfig};
 /// The tokens of one text, without special ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Side {
-    /// All its ids or, of a text that alone fills a pair, at least as many as a pair holds, from
-    /// the end that is kept.
+    /// Its ids; no more than a pair holds, from the end of the text that is kept.
     pub ids: Vec<u32>,
-    /// Whether there is more text than `ids` stand for.
-    pub cut: bool,
+    /// How many ids the text has, or at least has when `all` is false.
+    pub length: usize,
+    /// Whether `length` counts the whole text.
+    pub all: bool,
+}
+
+/// How much of a text is worth tokenising.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it, because its exact length matters.
+    All,
+    /// Up to the word that fills a pair; the length is then a lower bound.
+    Enough,
 }
 
 /// A tokenizer and how much of its output can matter.
@@ -60,14 +70,13 @@ impl SideTokenizer {
         &self.tokenizer
     }
 
-    /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets, stopping
-    /// at the word that reaches `max_length`, as the tokenizer does when it truncates.
-    pub fn tokenize(&self, text: &str) -> Result<Side, EncodeError> {
-        self.try_tokenize(text)
+    /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets.
+    pub fn tokenize(&self, text: &str, extent: Extent) -> Result<Side, EncodeError> {
+        self.try_tokenize(text, extent)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }
 
-    fn try_tokenize(&self, text: &str) -> tokenizers::Result<Side> {
+    fn try_tokenize(&self, text: &str, extent: Extent) -> tokenizers::Result<Side> {
         let tokenizer = &self.tokenizer;
         let mut words = tokenizer
             .get_added_vocabulary()
@@ -80,6 +89,10 @@ impl SideTokenizer {
             all.set(all.get() + 1);
             Ok(())
         })?;
+        let limit = match extent {
+            Extent::All => usize::MAX,
+            Extent::Enough => self.max_length,
+        };
         let read = Cell::new(0);
         let model = tokenizer.get_model();
         words.tokenize_with_limit(
@@ -87,17 +100,18 @@ impl SideTokenizer {
                 read.set(read.get() + 1);
                 model.tokenize(word.get())
             },
-            self.max_length,
+            limit,
             self.direction,
         )?;
-        let ids = words
+        let ids: Vec<u32> = words
             .get_splits(OffsetReferential::Normalized, OffsetType::None)
             .into_iter()
             .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
             .collect();
         Ok(Side {
-            ids,
-            cut: read.get() < all.get(),
+            ids: self.keep(&ids, ids.len().min(self.max_length)).to_vec(),
+            length: ids.len(),
+            all: read.get() == all.get(),
         })
     }
 
