@@ -3,10 +3,13 @@
 //! The ids are those of the tokenizer's own pair encoding, truncated `longest_first`, but a query
 //! is tokenised once for all its documents, and a pair is put together by copying ids.
 
+mod prefix;
 mod side;
 mod template;
 mod truncate;
 
+use std::borrow::Cow;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
@@ -16,7 +19,7 @@ pub use truncate::longest_first;
 use crate::batch::Encoding;
 use crate::model::{Model, ModelError, TokenizerConfig};
 use crate::rerank::Pair;
-use side::{Extent, Side, SideTokenizer};
+use side::{Side, SideTokenizer};
 use template::PairTemplate;
 
 /// Why pairs were not encoded.
@@ -32,16 +35,21 @@ pub enum EncodeError {
 
 /// A query that was tokenised once, prompt included.
 #[derive(Debug, Clone)]
-pub struct QueryTokens(Side);
+pub struct QueryTokens {
+    side: Side,
+    /// The text, where `side` does not stand for all of it.
+    text: Option<String>,
+    /// The number of tokens of the text, once it was needed.
+    length: OnceLock<usize>,
+}
 
 /// One pair, ready for a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedPair {
     /// What the model reads; at most the maximum length.
     pub encoding: Encoding,
-    /// Tokens before truncation, special ones included. For a document that alone exceeds the
-    /// maximum length it may be a lower bound, still above the maximum: the rest of such a text is
-    /// not tokenised when it cannot matter.
+    /// Tokens before truncation, special ones included. Where one text alone exceeds the maximum
+    /// length it is a lower bound, still above the maximum: the rest is not tokenised.
     pub full_length: usize,
 }
 
@@ -138,11 +146,16 @@ impl PairEncoder {
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
-        let side = match &self.prompt {
-            Some(prompt) => self.side.tokenize(&format!("{prompt}{text}"), Extent::All),
-            None => self.side.tokenize(text, Extent::All),
+        let text = match &self.prompt {
+            Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
+            None => Cow::Borrowed(text),
         };
-        side.map(QueryTokens)
+        let side = self.side.tokenize(&text)?;
+        Ok(QueryTokens {
+            text: (!side.all).then(|| text.into_owned()),
+            side,
+            length: OnceLock::new(),
+        })
     }
 
     /// Tokenises a document and puts it together with a query.
@@ -150,20 +163,48 @@ impl PairEncoder {
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        let extent = self.extent_beside(&query.0);
-        let document = self.side.tokenize(document, extent)?;
-        Ok(self.assemble(&query.0, &document))
+        let side = self.side.tokenize(document)?;
+        let (query_keeps, document_keeps) = self.share(query, &side, document)?;
+        let known = query.side.length + side.length + self.template.special_tokens();
+        Ok(EncodedPair {
+            encoding: self.template.assemble(
+                self.side.keep(&query.side.ids, query_keeps),
+                self.side.keep(&side.ids, document_keeps),
+            ),
+            full_length: known + usize::from(!query.side.all || !side.all),
+        })
     }
 
-    /// How much of a document has to be tokenised. Tokens that do not fit a pair matter only when
-    /// both texts lose some and the longer one gets the odd token.
-    fn extent_beside(&self, query: &Side) -> Extent {
+    /// How many tokens each text keeps. Tokens that nobody reads matter only when both texts lose
+    /// some and the longer one gets the odd token; only then are they counted.
+    fn share(
+        &self,
+        query: &QueryTokens,
+        side: &Side,
+        document: &str,
+    ) -> Result<(usize, usize), EncodeError> {
         let room = self.room();
-        if query.length > room / 2 && room % 2 == 1 {
-            Extent::All
-        } else {
-            Extent::Enough
+        let both_lose = query.side.length.min(side.length) > room / 2;
+        if (query.side.all && side.all) || room.is_multiple_of(2) || !both_lose {
+            return Ok(longest_first(query.side.length, side.length, room));
         }
+        let document_length = match side.all {
+            true => side.length,
+            false => self.side.count(document)?,
+        };
+        Ok(longest_first(self.exact(query)?, document_length, room))
+    }
+
+    /// The number of tokens of a query, counted at most once.
+    fn exact(&self, query: &QueryTokens) -> Result<usize, EncodeError> {
+        let Some(text) = &query.text else {
+            return Ok(query.side.length);
+        };
+        if let Some(&length) = query.length.get() {
+            return Ok(length);
+        }
+        let length = self.side.count(text)?;
+        Ok(*query.length.get_or_init(|| length))
     }
 
     /// Tokens that the two texts share.
@@ -198,20 +239,6 @@ impl PairEncoder {
         work.par_iter()
             .map(|(query, pair)| go_on().and_then(|()| self.pair(query, &pair.document)))
             .collect()
-    }
-
-    fn assemble(&self, query: &Side, document: &Side) -> EncodedPair {
-        let (query_length, document_length) =
-            longest_first(query.length, document.length, self.room());
-        let encoding = self.template.assemble(
-            self.side.keep(&query.ids, query_length),
-            self.side.keep(&document.ids, document_length),
-        );
-        let known = query.length + document.length + self.template.special_tokens();
-        EncodedPair {
-            full_length: known + usize::from(!document.all),
-            encoding,
-        }
     }
 
     /// Refuses a tokenizer that makes ids for which the model has no embedding.

@@ -1,14 +1,13 @@
 //! Tokenising one text of a pair.
 
-use std::cell::Cell;
-
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
 use tokenizers::{
-    Model as _, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer as _,
-    PreTokenizerWrapper, Tokenizer, TruncationDirection,
+    Model as _, NormalizerWrapper, OffsetReferential, OffsetType, Offsets, PreTokenizedString,
+    PreTokenizer as _, PreTokenizerWrapper, Token, Tokenizer, TruncationDirection,
 };
 
 use super::EncodeError;
+use super::prefix::{allows_cuts, safe_cut};
 use crate::model::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special ones.
@@ -22,14 +21,10 @@ pub(super) struct Side {
     pub all: bool,
 }
 
-/// How much of a text is worth tokenising.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// All of it, because its exact length matters.
-    All,
-    /// Up to the word that fills a pair; the length is then a lower bound.
-    Enough,
-}
+/// Bytes of a text that are tried first for each token that is wanted; most languages need fewer.
+const BYTES_A_TOKEN: usize = 8;
+/// How much longer the next try is.
+const GROWTH: usize = 4;
 
 /// A tokenizer and how much of its output can matter.
 #[derive(Debug)]
@@ -37,6 +32,8 @@ pub(super) struct SideTokenizer {
     tokenizer: Tokenizer,
     max_length: usize,
     direction: TruncationDirection,
+    /// Whether the first tokens of a text can be told from its start.
+    allows_cuts: bool,
 }
 
 impl SideTokenizer {
@@ -60,6 +57,7 @@ impl SideTokenizer {
         overrule(&mut tokenizer, config)
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be used: {error}")))?;
         Ok(Self {
+            allows_cuts: direction == TruncationDirection::Right && allows_cuts(&tokenizer),
             tokenizer,
             max_length,
             direction,
@@ -70,13 +68,53 @@ impl SideTokenizer {
         &self.tokenizer
     }
 
-    /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets.
-    pub fn tokenize(&self, text: &str, extent: Extent) -> Result<Side, EncodeError> {
-        self.try_tokenize(text, extent)
+    /// Tokenises a text up to the word that fills a pair.
+    ///
+    /// # Errors
+    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    pub fn tokenize(&self, text: &str) -> Result<Side, EncodeError> {
+        if self.allows_cuts
+            && let Some(side) = self.tokenize_start(text)?
+        {
+            return Ok(side);
+        }
+        self.run(text, self.max_length)
+    }
+
+    /// The number of tokens of the whole text.
+    ///
+    /// # Errors
+    /// As [`SideTokenizer::tokenize`].
+    pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
+        self.run(text, usize::MAX).map(|side| side.length)
+    }
+
+    /// Tokenises only the start of a long text, where that is enough to fill a pair.
+    pub(super) fn tokenize_start(&self, text: &str) -> Result<Option<Side>, EncodeError> {
+        let mut tried = 0;
+        let mut target = self.max_length.saturating_mul(BYTES_A_TOKEN);
+        while target < text.len() {
+            if let Some(cut) = safe_cut(text, target).filter(|&cut| cut > tried) {
+                tried = cut;
+                let side = self.run(&text[..cut], self.max_length)?;
+                // Where all words of the start were needed, the last one may be half a word.
+                if !side.all {
+                    return Ok(Some(side));
+                }
+            }
+            target = target.saturating_mul(GROWTH);
+        }
+        Ok(None)
+    }
+
+    fn run(&self, text: &str, limit: usize) -> Result<Side, EncodeError> {
+        self.try_run(text, limit)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }
 
-    fn try_tokenize(&self, text: &str, extent: Extent) -> tokenizers::Result<Side> {
+    /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets, and no
+    /// further than the word that reaches `limit` tokens.
+    fn try_run(&self, text: &str, limit: usize) -> tokenizers::Result<Side> {
         let tokenizer = &self.tokenizer;
         let mut words = tokenizer
             .get_added_vocabulary()
@@ -84,34 +122,18 @@ impl SideTokenizer {
         if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut words)?;
         }
-        let all = Cell::new(0);
-        words.normalize(|_| {
-            all.set(all.get() + 1);
-            Ok(())
-        })?;
-        let limit = match extent {
-            Extent::All => usize::MAX,
-            Extent::Enough => self.max_length,
-        };
-        let read = Cell::new(0);
+        let all = splits(&words).len();
         let model = tokenizer.get_model();
-        words.tokenize_with_limit(
-            |word| {
-                read.set(read.get() + 1);
-                model.tokenize(word.get())
-            },
-            limit,
-            self.direction,
-        )?;
+        words.tokenize_with_limit(|word| model.tokenize(word.get()), limit, self.direction)?;
+        let words = splits(&words);
         let ids: Vec<u32> = words
-            .get_splits(OffsetReferential::Normalized, OffsetType::None)
-            .into_iter()
+            .iter()
             .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
             .collect();
         Ok(Side {
             ids: self.keep(&ids, ids.len().min(self.max_length)).to_vec(),
             length: ids.len(),
-            all: read.get() == all.get(),
+            all: words.len() == all,
         })
     }
 
@@ -122,6 +144,11 @@ impl SideTokenizer {
             TruncationDirection::Left => &ids[ids.len() - length..],
         }
     }
+}
+
+/// The words of a text, with their tokens where they have some.
+fn splits(words: &PreTokenizedString) -> Vec<(&str, Offsets, &Option<Vec<Token>>)> {
+    words.get_splits(OffsetReferential::Normalized, OffsetType::None)
 }
 
 /// Applies the settings that transformers lets overrule `tokenizer.json`.

@@ -204,14 +204,16 @@ fn expected(
 
 fn text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
-        4 => prop::sample::select(vec!["the", " the", "River", "running", "runs", "zzz"]),
+        4 => prop::sample::select(vec!["the", " the", "River", "running", "runs", " zzz"]),
         2 => prop::sample::select(vec![" ", "  ", "\t\n", "\u{a0}", "\u{3000}"]),
         1 => prop::sample::select(vec!["<s>", "</s>", "<mask>", " <mask> ", "<unk>", "▁"]),
         1 => prop::sample::select(vec!["é", "e\u{301}", "İ", "ß", "Σς", "今日は", "🎉", "ﬁ", "\0"]),
     ]
     .prop_map(str::to_owned);
+    let long = prop::collection::vec(piece.clone(), 0..30).prop_map(|pieces| pieces.concat());
     prop_oneof![
         4 => prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat()),
+        2 => (long, 0_usize..8).prop_map(|(text, times)| text.repeat(times)),
         1 => any::<String>(),
         1 => Just("running".repeat(30)),
     ]
@@ -355,7 +357,7 @@ fn a_broken_tokenizer_is_refused() {
 /// The ids of a document after an empty query, without special tokens.
 fn document_ids(file: &[u8], config: &TokenizerConfig, document: &str) -> Vec<u32> {
     let encoder = PairEncoder::with_config(file, 100, None, config).unwrap();
-    encoder.side.tokenize(document, Extent::All).unwrap().ids
+    encoder.side.tokenize(document).unwrap().ids
 }
 
 #[test]
@@ -445,5 +447,81 @@ fn the_odd_token_goes_to_the_text_that_is_longer_as_a_whole() {
         .unwrap();
     let second_separator = pair.encoding.ids[1..].iter().position(|&id| id == 2);
     assert_eq!(second_separator, Some(5));
-    assert_eq!(pair.full_length, 41 + 30 + 3);
+    assert!(pair.full_length > 12);
+}
+
+/// The first tokens of `text`, told from its start alone.
+fn start(file: &[u8], text: &str) -> Option<Side> {
+    let encoder = PairEncoder::new(file, 12, None).unwrap();
+    encoder.side.tokenize_start(text).unwrap()
+}
+
+#[test]
+fn a_long_text_is_told_by_its_start() {
+    let long = "The river, running. ".repeat(1000);
+    for (name, file) in all() {
+        let encoder = PairEncoder::new(&file, 12, None).unwrap();
+        assert!(prefix::allows_cuts(encoder.side.tokenizer()), "{name}");
+        let side = start(&file, &long).unwrap();
+        assert!(!side.all, "{name}");
+        assert_eq!(side.ids.len(), 12, "{name}");
+        // Nothing says where words end, so that the whole text has to be read.
+        assert_eq!(start(&file, &"a".repeat(20_000)), None, "{name}");
+    }
+    for name in [
+        "tiny-bert",
+        "tiny-bert-3-labels",
+        "tiny-roberta",
+        "tiny-xlm-roberta",
+    ] {
+        let models =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/models");
+        let encoder = PairEncoder::for_model(&Model::open(&models.join(name)).unwrap()).unwrap();
+        assert!(prefix::allows_cuts(encoder.side.tokenizer()), "{name}");
+    }
+}
+
+#[test]
+fn texts_are_not_cut_where_their_start_does_not_tell() {
+    let words = || json!({"type": "WhitespaceSplit"});
+    let replace = json!({"type": "Replace", "pattern": {"String": "a b"}, "content": "c"});
+    let (post_processor, model) = (Value::Null, wordpiece_model());
+    let file = |normalizer, pre_tokenizer| {
+        file(
+            normalizer,
+            pre_tokenizer,
+            post_processor.clone(),
+            model.clone(),
+        )
+    };
+    let long = "The river, running. ".repeat(1000);
+    assert!(start(&file(Value::Null, words()), &long).is_some());
+    for known_not in [
+        file(replace.clone(), words()),
+        file(
+            json!({"type": "Sequence", "normalizers": [replace]}),
+            words(),
+        ),
+        file(Value::Null, Value::Null),
+        file(Value::Null, json!({"type": "FixedLength", "length": 5})),
+    ] {
+        let encoder = PairEncoder::new(&known_not, 12, None).unwrap();
+        assert!(!prefix::allows_cuts(encoder.side.tokenizer()));
+    }
+    let spaced = String::from_utf8(bert_classic())
+        .unwrap()
+        .replace("<mask>", "< >");
+    let encoder = PairEncoder::new(spaced.as_bytes(), 12, None).unwrap();
+    assert!(!prefix::allows_cuts(encoder.side.tokenizer()));
+}
+
+#[test]
+fn cuts_are_at_a_blank_between_printable_characters() {
+    assert_eq!(prefix::safe_cut("ab cd ef", 8), Some(5));
+    assert_eq!(prefix::safe_cut("ab cd ef", 5), Some(5));
+    assert_eq!(prefix::safe_cut("ab cd ef", 4), Some(2));
+    assert_eq!(prefix::safe_cut("ab cd ef", 1), None);
+    for none in ["", "a", "abc", "a  b", "a\tb", "é b", "a é", " a", "a "] {
+        assert_eq!(prefix::safe_cut(none, 8), None, "{none:?}");
+    }
 }
