@@ -241,7 +241,8 @@ impl PairEncoder {
             .collect()
     }
 
-    /// Refuses a tokenizer that makes ids for which the model has no embedding.
+    /// Refuses a tokenizer that makes ids for which the model has no embedding, or pairs without
+    /// the first token that the head reads.
     fn check_fit(&self, vocab_size: usize, type_vocab_size: usize) -> Result<(), ModelError> {
         let tokens = self.side.tokenizer().get_vocab_size(true);
         if tokens > vocab_size {
@@ -250,6 +251,12 @@ impl PairEncoder {
                     "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
                 ),
                 "use the tokenizer that the model was trained with",
+            ));
+        }
+        if self.template.special_tokens() == 0 {
+            return Err(ModelError::new(
+                "`tokenizer.json`: `post_processor` adds no special tokens to a pair",
+                "save the tokenizer again with the class that the model was trained with, such as `BertTokenizer`",
             ));
         }
         let types = usize::from(self.template.highest_type()) + 1;

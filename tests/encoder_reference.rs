@@ -119,3 +119,14 @@ fn xlm_roberta_manifest() {
         "`search` is a prompt, but not the default one"
     );
 }
+
+#[cfg(feature = "embedded-model")]
+#[test]
+fn the_embedded_model_opens() {
+    let model = Model::embedded().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(model.manifest.architecture, Architecture::Bert);
+    assert_eq!(model.manifest.labels.len(), 1);
+    let encoder = PairEncoder::for_model(&model).unwrap_or_else(|error| panic!("{error}"));
+    let pair = encoder.pair(&encoder.query("a").unwrap(), "b").unwrap();
+    assert_eq!(pair.encoding.len(), 5);
+}

@@ -424,7 +424,7 @@ fn token_types_can_be_forgotten() {
 }
 
 #[test]
-fn a_tokenizer_larger_than_the_model_is_refused() {
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let encoder = PairEncoder::new(&bert_template(), 20, None).unwrap();
     let tokens = encoder.side.tokenizer().get_vocab_size(true);
     assert!(encoder.check_fit(tokens, 2).is_ok());
@@ -432,6 +432,9 @@ fn a_tokenizer_larger_than_the_model_is_refused() {
     assert!(error.message().contains("`vocab_size`"), "{error}");
     let error = encoder.check_fit(tokens, 1).unwrap_err();
     assert!(error.message().contains("`type_vocab_size`"), "{error}");
+    let bare = PairEncoder::new(&bare(), 20, None).unwrap();
+    let error = bare.check_fit(tokens, 2).unwrap_err();
+    assert!(error.message().contains("no special tokens"), "{error}");
 }
 
 #[test]
@@ -524,4 +527,21 @@ fn cuts_are_at_a_blank_between_printable_characters() {
     for none in ["", "a", "abc", "a  b", "a\tb", "é b", "a é", " a", "a "] {
         assert_eq!(prefix::safe_cut(none, 8), None, "{none:?}");
     }
+}
+
+#[test]
+fn a_special_token_at_the_first_try_is_not_cut() {
+    // The first try ends inside of `</s>`, whose parts would be words of their own.
+    let max_length = 11;
+    let document = format!("{}     </s>{}", "the     ".repeat(10), " the".repeat(20));
+    let (file, query) = (bert_classic(), "");
+    let encoder = PairEncoder::new(&file, max_length, None).unwrap();
+    let side = encoder.side.tokenize(&document).unwrap();
+    assert_eq!(side.ids[10], 2);
+    let pair = encoder
+        .pair(&encoder.query(query).unwrap(), &document)
+        .unwrap();
+    let right = TruncationDirection::Right;
+    let (expected, _) = expected(&file, max_length, right, query, &document);
+    assert_eq!(pair.encoding, expected);
 }

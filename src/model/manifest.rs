@@ -712,14 +712,12 @@ fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, Mo
     })
 }
 
+/// Of the classes that these models use, only BERT's own passes token types unless it is told to.
 fn uses_type_ids(tokenizer: &Object, class: &str) -> Result<bool, ModelError> {
-    if let Some(inputs) = tokenizer.list("model_input_names")? {
-        return Ok(inputs.iter().any(|name| name == "token_type_ids"));
+    match tokenizer.list("model_input_names")? {
+        Some(inputs) => Ok(inputs.iter().any(|name| name == "token_type_ids")),
+        None => Ok(class == "BertTokenizer"),
     }
-    Ok(!matches!(
-        class,
-        "RobertaTokenizer" | "XLMRobertaTokenizer" | "CamembertTokenizer"
-    ))
 }
 
 fn truncate_start(tokenizer: &Object) -> Result<Option<bool>, ModelError> {

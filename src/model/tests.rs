@@ -327,6 +327,11 @@ fn the_tokenizer_class_decides_what_overrules_the_file() {
     assert_eq!(class(fast), bert(false));
     let generic = cased().with(FILE, "tokenizer_class", json!("PreTrainedTokenizerFast"));
     assert_eq!(class(generic), TokenizerClass::AsSaved);
+    let generic = || Saved::bert().with(FILE, "tokenizer_class", json!("TokenizersBackend"));
+    assert!(!generic().open().tokenizer.uses_type_ids);
+    let inputs = json!(["input_ids", "token_type_ids", "attention_mask"]);
+    let typed = generic().with(FILE, "model_input_names", inputs);
+    assert!(typed.open().tokenizer.uses_type_ids);
     let roberta = Saved::roberta().with(FILE, "add_prefix_space", json!(true));
     assert_eq!(
         class(roberta),
