@@ -130,11 +130,18 @@ impl Batcher {
 
 impl Drop for Batcher {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        let mut state = self.shared.lock();
+        state.closed = true;
+        let all_idle = state.idle == state.workers;
+        drop(state);
         self.shared.work.notify_all();
-        for worker in self.workers.drain(..) {
-            // A worker catches the panics of its scorer; one that panicked anyway is already over.
-            let _ = worker.join();
+        // Idle workers end at once, and the process should not exit while they close their sessions.
+        // One that is in the middle of a batch is left to itself: whoever stops now does not wait.
+        if all_idle {
+            for worker in self.workers.drain(..) {
+                // A worker catches the panics of its scorer; one that panicked anyway is over.
+                let _ = worker.join();
+            }
         }
     }
 }

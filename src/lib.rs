@@ -2,8 +2,19 @@
 //!
 //! The modules form layers and import downward only; `ARCHITECTURE.md` holds the map.
 
+pub mod admission;
 pub mod batch;
+pub mod batcher;
+pub mod cli;
+pub mod config;
 pub mod encoder;
+pub mod graph;
+pub mod http;
+pub mod load;
 pub mod metrics;
 pub mod model;
 pub mod rerank;
+pub mod scorer;
+pub mod service;
+pub mod shutdown;
+pub mod telemetry;

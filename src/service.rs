@@ -133,8 +133,7 @@ impl Reranker {
     pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
         if self.info.labels.len() != 1 {
             return Err(RerankError::invalid(format!(
-                "`{}` gives {} scores a pair, which have no order; use `/predict`",
-                self.info.id,
+                "this model gives {} scores a pair, which have no order; use `/predict`",
                 self.info.labels.len()
             )));
         }
@@ -191,10 +190,9 @@ impl Reranker {
 
     fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
         if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
-            return Err(RerankError::invalid(format!(
-                "`softmax` needs several labels, and `{}` has one: every score would be 1.0; leave it out",
-                self.info.id
-            )));
+            return Err(RerankError::invalid(
+                "`softmax` needs several labels; this model has one",
+            ));
         }
         Ok(())
     }

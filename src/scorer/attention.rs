@@ -380,9 +380,8 @@ mod tests {
                 size,
             };
             let expected = reference(&attention);
-            let mut scratch = Scratch::default();
             // Whatever a call before left in the memory must not show.
-            scratch.scores = vec![f32::NAN; 7];
+            let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
             let mut fused = vec![f32::NAN; expected.len()];
             attend(&attention, &mut scratch, &mut fused);
             let mut plain = vec![f32::NAN; expected.len()];

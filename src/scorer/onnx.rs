@@ -30,17 +30,23 @@ pub struct Layout {
     pub first_position: usize,
     /// Positions the table has for each segment.
     pub positions: usize,
+    /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
+    /// padding token, where a text spells it out.
+    pub uncounted: Option<u32>,
 }
 
 impl Layout {
     /// Reads the layout off a model's configuration.
     pub fn of(manifest: &Manifest) -> Self {
+        let pad = manifest.encoder.pad_token_id;
+        let (first_position, uncounted) = match manifest.architecture {
+            Architecture::Bert => (0, None),
+            Architecture::Roberta => (pad as usize + 1, Some(pad)),
+        };
         Self {
-            first_position: match manifest.architecture {
-                Architecture::Bert => 0,
-                Architecture::Roberta => manifest.encoder.pad_token_id as usize + 1,
-            },
+            first_position,
             positions: manifest.encoder.max_positions,
+            uncounted,
         }
     }
 }
@@ -50,6 +56,7 @@ impl OnnxModel {
     ///
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime refuses a weight.
+    #[expect(clippy::arc_with_non_send_sync, reason = "sessions take an `Arc`")]
     pub fn new(library: &Library, graph: Graph, layout: Layout) -> Result<Self, ScoreError> {
         let weights = graph
             .weights
@@ -158,9 +165,15 @@ impl PackedInputs {
         let mut first = 0;
         for &length in batch.lengths() {
             inputs.cls_index.push(first as i64);
-            for place in 0..length {
-                let segment = usize::from(batch.type_ids()[first + place]);
-                let position = layout.first_position + place;
+            let mut next = layout.first_position;
+            for token in first..first + length {
+                let position = if layout.uncounted == Some(batch.ids()[token]) {
+                    layout.first_position - 1
+                } else {
+                    next += 1;
+                    next - 1
+                };
+                let segment = usize::from(batch.type_ids()[token]);
                 inputs
                     .position_ids
                     .push((segment * layout.positions + position) as i64);
@@ -180,7 +193,7 @@ mod tests {
     fn two_sequences_are_laid_out_end_to_end() {
         let batch = Batch::pack(&[
             Encoding {
-                ids: vec![7, 8, 9],
+                ids: vec![7, 1, 9],
                 type_ids: vec![0, 0, 1],
             },
             Encoding {
@@ -191,12 +204,13 @@ mod tests {
         let layout = Layout {
             first_position: 2,
             positions: 10,
+            uncounted: Some(1),
         };
         assert_eq!(
             PackedInputs::new(&batch, layout),
             PackedInputs {
-                input_ids: vec![7, 8, 9, 5],
-                position_ids: vec![2, 3, 14, 2],
+                input_ids: vec![7, 1, 9, 5],
+                position_ids: vec![2, 1, 13, 2],
                 lengths: vec![3, 1],
                 cls_index: vec![0, 3],
             }

@@ -1,4 +1,6 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod fake;
 pub mod reference;
+pub mod server;

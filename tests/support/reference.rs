@@ -40,7 +40,9 @@ impl Text {
     pub fn expand(&self) -> String {
         match self {
             Self::Plain(text) => text.clone(),
-            Self::Repeat { repeat: (text, times) } => text.repeat(*times),
+            Self::Repeat {
+                repeat: (text, times),
+            } => text.repeat(*times),
         }
     }
 }
@@ -78,7 +80,11 @@ impl Reference {
 
     /// All logits, row by row.
     pub fn logits(&self) -> Vec<f32> {
-        self.logits.iter().flat_map(|l| l.values()).copied().collect()
+        self.logits
+            .iter()
+            .flat_map(|l| l.values())
+            .copied()
+            .collect()
     }
 }
 

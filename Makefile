@@ -1,0 +1,42 @@
+# `make serve` and `make test` are all a newcomer needs; each sets up what it uses.
+
+PYTHON ?= python3
+CARGO ?= cargo
+ONNXRUNTIME := target/onnxruntime
+
+.PHONY: serve build test lint docs audit bench onnxruntime clean
+
+# Builds and starts the server with the embedded model.
+serve: build
+	target/release/rerankd serve
+
+build: onnxruntime
+	$(CARGO) build --release --locked
+
+# Runs every test.
+test: onnxruntime
+	$(CARGO) test --locked --all-targets
+	$(CARGO) test --locked --doc
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+# Needs cargo-deny and cargo-machete: cargo install --locked cargo-deny cargo-machete
+audit:
+	$(CARGO) machete
+	$(CARGO) deny check bans licenses sources
+	$(CARGO) deny check advisories || echo "advisories: the database could not be had or found something; see above"
+
+bench: onnxruntime
+	$(CARGO) bench --locked
+
+# The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
+onnxruntime:
+	@test -n "$$ORT_DYLIB_PATH" || $(PYTHON) scripts/fetch-onnxruntime.py $(ONNXRUNTIME)
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,160 @@
+//! The routes, the layers around them, and what they share.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::dialect::native;
+use super::error::Failure;
+use super::{admin, observe};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::rerank::{Limits, RerankError};
+use crate::service::Reranker;
+use crate::shutdown::{Lifecycle, Phase};
+
+/// What every request can reach. A cheap handle: clones share everything.
+#[derive(Clone)]
+pub struct AppState(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    lifecycle: Lifecycle,
+    /// Empty until the model has loaded: the listener answers `/live` before that.
+    reranker: OnceLock<Arc<Reranker>>,
+    /// Requests whose answer is not ready yet.
+    in_flight: AtomicUsize,
+}
+
+impl AppState {
+    /// The state of a server that is starting.
+    pub fn new(config: Config, metrics: Arc<Metrics>) -> Self {
+        let limits = Limits {
+            max_documents: config.http.max_documents,
+        };
+        Self(Arc::new(Shared {
+            config,
+            limits,
+            metrics,
+            lifecycle: Lifecycle::default(),
+            reranker: OnceLock::new(),
+            in_flight: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Hands over the loaded model; from here on the server is ready, unless it was told to stop.
+    ///
+    /// # Panics
+    /// When there is a model already.
+    pub fn install(&self, reranker: Arc<Reranker>) {
+        assert!(
+            self.0.reranker.set(reranker).is_ok(),
+            "the model is installed once"
+        );
+        self.0.lifecycle.advance(Phase::Ready);
+    }
+
+    /// The model, once it is loaded.
+    pub fn reranker(&self) -> Option<&Arc<Reranker>> {
+        self.0.reranker.get()
+    }
+
+    /// The model, if requests are being served now.
+    ///
+    /// # Errors
+    /// [`RerankError::not_ready`] before, [`RerankError::draining`] after.
+    pub fn serving(&self) -> Result<Arc<Reranker>, RerankError> {
+        match (self.0.lifecycle.phase(), self.reranker()) {
+            (Phase::Ready | Phase::Grace, Some(reranker)) => Ok(reranker.clone()),
+            (Phase::Starting | Phase::Ready, _) => Err(RerankError::not_ready()),
+            (Phase::Grace | Phase::Draining, _) => Err(RerankError::draining()),
+        }
+    }
+
+    /// Where in its life the server is.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.0.lifecycle
+    }
+
+    /// What the server was told.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The most a single request may ask for.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// What the server measures.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// Requests whose answer is not ready yet.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn enter(&self) -> InFlight {
+        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+}
+
+/// Counts one request until it is dropped.
+pub(super) struct InFlight(AppState);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Every route, and around them the layers in their order.
+pub fn build(state: AppState) -> Router {
+    let routes = Router::new()
+        .route("/rerank", post(native::rerank))
+        .route("/predict", post(native::predict))
+        .route("/live", get(admin::live))
+        .route("/ready", get(admin::ready))
+        .route("/health", get(admin::ready))
+        .route("/info", get(admin::info))
+        .route("/metrics", get(admin::metrics))
+        .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
+        .fallback(async || Failure::NotFound);
+    layers(routes, &state).with_state(state)
+}
+
+/// Innermost first: a panic becomes an answer, a stopping server says so, and what is logged and
+/// counted is what the client reads.
+fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
+    routes
+        .layer(CatchPanicLayer::custom(Failure::from_panic))
+        .layer(from_fn_with_state(state.clone(), close_when_stopping))
+        .layer(from_fn_with_state(state.clone(), observe::observe))
+}
+
+/// Asks clients of a stopping server to connect anew, which leads them to another instance.
+async fn close_when_stopping(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    if state.lifecycle().phase() >= Phase::Grace {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

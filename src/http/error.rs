@@ -1,0 +1,155 @@
+//! Failures on their way to the client: the one place that knows which status each one has.
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::dialect::native::ErrorBody;
+use crate::rerank::{ErrorCode, RerankError};
+
+/// Why a request was not answered: for the service's reasons, or for HTTP's own.
+#[derive(Debug, Clone)]
+pub enum Failure {
+    /// The service refused or failed.
+    Service(RerankError),
+    /// There is no such path.
+    NotFound,
+    /// The path does not take this method.
+    MethodNotAllowed,
+    /// The body did not arrive in time.
+    BodyTimeout(Duration),
+}
+
+impl From<RerankError> for Failure {
+    fn from(error: RerankError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl Failure {
+    /// A panic of a handler, for the log; the client learns that it was not at fault.
+    pub fn from_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Self::from(RerankError::internal(format!("panic: {text}"))).into_response()
+    }
+
+    /// The status and the stable name of this failure. A name, once given, keeps its meaning.
+    pub fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Self::Service(error) => match error.code() {
+                ErrorCode::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+                ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+                ErrorCode::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+                ErrorCode::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+                ErrorCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+                ErrorCode::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            },
+        }
+    }
+
+    /// What the client should read: what to change, or what to do.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Service(error) => error.message().to_owned(),
+            Self::NotFound => "there is nothing at this path; `POST /rerank` and `POST /predict` \
+                               score texts, `GET /info` describes the server"
+                .to_owned(),
+            Self::MethodNotAllowed => {
+                "this path does not take this method; `Allow` lists those it takes".to_owned()
+            }
+            Self::BodyTimeout(limit) => format!(
+                "the body did not arrive within {} s; send it faster, or raise `--body-timeout`",
+                limit.as_secs_f64()
+            ),
+        }
+    }
+
+    fn service(&self) -> Option<&RerankError> {
+        match self {
+            Self::Service(error) => Some(error),
+            Self::NotFound | Self::MethodNotAllowed | Self::BodyTimeout(_) => None,
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, error_type) = self.kind();
+        let mut response = json(status, &ErrorBody::new(error_type, &self.message()));
+        if let Some(wait) = self.service().and_then(RerankError::retry_after) {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, retry_after(wait));
+        }
+        if let Some(cause) = self.service().and_then(RerankError::cause) {
+            response.extensions_mut().insert(Cause(cause.to_owned()));
+        }
+        response
+    }
+}
+
+/// What went wrong, travelling with the answer to the log line of the request.
+#[derive(Debug, Clone)]
+pub struct Cause(pub String);
+
+/// Whole seconds, rounded up: a client that comes back a moment early was refused for nothing.
+fn retry_after(wait: Duration) -> HeaderValue {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    seconds.max(1).into()
+}
+
+/// `value` as a JSON answer.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    // Answers are structs with string keys, written to memory: there is nothing to fail.
+    let text = serde_json::to_vec(value).expect("answers are plain data");
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_and_never_early() {
+        for (milliseconds, header) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (90_000, "90")]
+        {
+            assert_eq!(retry_after(Duration::from_millis(milliseconds)), header);
+        }
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        let failure = Failure::from(RerankError::overloaded(Duration::from_millis(2300)));
+        let response = failure.into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "3");
+    }
+
+    #[test]
+    fn a_cause_goes_to_the_log_and_not_to_the_client() {
+        let failure = Failure::from(RerankError::internal("session 3 failed"));
+        assert!(!failure.message().contains("session"));
+        let response = failure.into_response();
+        assert_eq!(
+            response.extensions().get::<Cause>().unwrap().0,
+            "session 3 failed"
+        );
+    }
+}

@@ -1,0 +1,174 @@
+//! One log line and one count a request, whatever became of it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use super::app::{AppState, InFlight};
+use super::error::Cause;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id that is taken over from a client: ids end up in every log line.
+const REQUEST_ID_CHARS: usize = 128;
+
+/// The status in log and metrics of a request whose client left before the answer; nobody reads it
+/// on the wire.
+const CLIENT_LEFT: u16 = 499;
+
+/// Names one request in its answer and in every log line it causes.
+#[derive(Debug, Clone)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// The client's own id where it is short and printable, a new one otherwise.
+    fn of(headers: &HeaderMap) -> Self {
+        let own = headers
+            .get(X_REQUEST_ID)
+            .and_then(|value| value.to_str().ok())
+            .filter(|text| (1..=REQUEST_ID_CHARS).contains(&text.len()))
+            .filter(|text| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        match own {
+            Some(text) => Self(text.into()),
+            None => Self(uuid::Uuid::new_v4().to_string().into()),
+        }
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn header(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.0).expect("ids are printable ASCII")
+    }
+}
+
+impl FromRequestParts<AppState> for RequestId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Infallible> {
+        Ok(parts
+            .extensions
+            .get()
+            .cloned()
+            .unwrap_or_else(|| Self::of(&parts.headers)))
+    }
+}
+
+/// What a request cost, travelling with its answer to the log line.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Pairs scored.
+    pub pairs: usize,
+    /// Tokens the model read.
+    pub tokens: usize,
+}
+
+impl Work {
+    /// `response` with this note for the log.
+    pub fn attach(self, mut response: Response) -> Response {
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Names the request, then logs and counts it when it ends.
+pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(request.headers());
+    let route = request.extensions().get::<MatchedPath>();
+    let record = Record {
+        id: id.clone(),
+        method: request.method().clone(),
+        // Never the raw path: it is the client's text, and as a label it has no bound.
+        route: route.map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned()),
+        start: Instant::now(),
+        answered: false,
+        _in_flight: state.enter(),
+        state,
+    };
+    let span = tracing::info_span!("request", request_id = id.as_str());
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).instrument(span).await;
+    response.headers_mut().insert(X_REQUEST_ID, id.header());
+    record.answered(&response);
+    response
+}
+
+/// A request from its head to its end. When it is dropped without an answer, the client has left:
+/// the server drops the handler, and with it the work.
+struct Record {
+    state: AppState,
+    id: RequestId,
+    method: Method,
+    route: String,
+    start: Instant,
+    answered: bool,
+    _in_flight: InFlight,
+}
+
+impl Record {
+    fn answered(mut self, response: &Response) {
+        self.answered = true;
+        let extensions = response.extensions();
+        self.end(
+            response.status().as_u16(),
+            extensions.get::<Work>().copied(),
+            extensions.get::<Cause>().map(|cause| cause.0.as_str()),
+        );
+    }
+
+    fn end(&self, status: u16, work: Option<Work>, cause: Option<&str>) {
+        let elapsed = self.start.elapsed();
+        let metrics = self.state.metrics();
+        metrics
+            .requests
+            .with_label_values(&[self.route.as_str(), &status.to_string()])
+            .inc();
+        metrics
+            .request_seconds
+            .with_label_values(&[&self.route])
+            .observe(elapsed.as_secs_f64());
+        // The macros want their level as a constant.
+        macro_rules! line {
+            ($level:ident, $message:literal) => {
+                tracing::$level!(
+                    method = self.method.as_str(),
+                    route = self.route,
+                    status,
+                    latency_ms = elapsed.as_secs_f64() * 1e3,
+                    request_id = self.id.as_str(),
+                    pairs = work.map(|work| work.pairs),
+                    tokens = work.map(|work| work.tokens),
+                    cause,
+                    $message
+                )
+            };
+        }
+        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+            line!(error, "request failed");
+        } else if status == CLIENT_LEFT {
+            line!(info, "client left");
+        } else if super::admin::is_probe(&self.route) {
+            // Probes come every few seconds and would bury the rest.
+            line!(debug, "request");
+        } else {
+            line!(info, "request");
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.end(CLIENT_LEFT, None, None);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A model whose scores a test can predict, behind the real encoder and the real batcher.
+
+use std::sync::Arc;
+
+use rerankd::batch::Batch;
+use rerankd::encoder::PairEncoder;
+use rerankd::http::app::AppState;
+use rerankd::rerank::Activation;
+use rerankd::scorer::{ScoreError, Scorer};
+use rerankd::service::{Capacity, ModelInfo, Reranker};
+use tokio::sync::Semaphore;
+
+/// Most tokens a pair of [`Model`] may have, three special ones among them.
+pub const MAX_LENGTH: usize = 16;
+
+/// A model that counts the words of the document, as many as fit.
+#[derive(Clone)]
+pub struct Model {
+    /// Labels; the logits of a document are `logit(words) + 0, 1, …`.
+    pub labels: usize,
+    pub activation: Activation,
+    pub logit: fn(usize) -> f32,
+    /// Each batch waits here.
+    pub gate: Option<Gate>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            labels: 1,
+            activation: Activation::Identity,
+            logit: |words| words as f32,
+            gate: None,
+        }
+    }
+}
+
+/// Holds a model's work until a test lets it go.
+#[derive(Clone)]
+pub struct Gate {
+    entered: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        let closed = || Arc::new(Semaphore::new(0));
+        Self {
+            entered: closed(),
+            open: closed(),
+        }
+    }
+
+    /// Resolves when a batch has reached the model.
+    pub async fn entered(&self) {
+        self.entered.acquire().await.unwrap().forget();
+    }
+
+    /// Lets one batch go on.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+
+    /// Lets every batch go on from now on.
+    pub fn open_for_good(&self) {
+        self.open.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    fn pass(&self) {
+        self.entered.add_permits(1);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async { self.open.acquire().await.unwrap().forget() });
+    }
+}
+
+impl Scorer for Model {
+    fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        if let Some(gate) = &self.gate {
+            gate.pass();
+        }
+        let mut types = batch.type_ids();
+        let mut logits = Vec::new();
+        for &length in batch.lengths() {
+            let (sequence, rest) = types.split_at(length);
+            types = rest;
+            let second = sequence.iter().filter(|&&kind| kind == 1).count();
+            // The closing special token is of the second type too.
+            let logit = (self.logit)(second - 1);
+            logits.extend((0..self.labels).map(|label| logit + label as f32));
+        }
+        Ok(logits)
+    }
+}
+
+/// The one place that knows how a fake [`Reranker`] is made.
+pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
+    let info = ModelInfo {
+        id: "fake".to_owned(),
+        architecture: "bert",
+        labels: (0..model.labels).map(|i| format!("LABEL_{i}")).collect(),
+        max_length: MAX_LENGTH,
+        hidden_size: 384,
+        activation: model.activation,
+        precision: "fp32",
+        parameters: 7,
+        threads: 1,
+        sessions: 1,
+        runtime_version: "0.0.0".to_owned(),
+    };
+    let batching = &state.config().batching;
+    let capacity = Capacity {
+        max_batch_tokens: batching.max_batch_tokens,
+        max_queue_tokens: batching.max_queue_tokens,
+        encode_threads: 1,
+    };
+    Arc::new(Reranker::start(
+        info,
+        encoder(),
+        vec![Box::new(model)],
+        capacity,
+        state.metrics().clone(),
+    ))
+}
+
+/// A token for each word, and pairs in BERT's form.
+fn encoder() -> PairEncoder {
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": {
+            "type": "BertProcessing",
+            "sep": ["[SEP]", 2],
+            "cls": ["[CLS]", 1],
+        },
+        "decoder": null,
+        "model": {
+            "type": "WordLevel",
+            "vocab": { "[UNK]": 0, "[CLS]": 1, "[SEP]": 2 },
+            "unk_token": "[UNK]",
+        },
+    });
+    PairEncoder::new(tokenizer.to_string().as_bytes(), MAX_LENGTH, None).unwrap()
+}

@@ -1,0 +1,201 @@
+//! The server under test: the real router and the real accept loop around a model whose scores a
+//! test can predict.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use rerankd::config::Config;
+use rerankd::http;
+use rerankd::http::app::AppState;
+use rerankd::metrics::Metrics;
+use rerankd::shutdown::{Phase, Stopped, supervise};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use super::fake::{self, Model};
+
+/// The router, driven without a socket.
+pub struct TestApp {
+    pub router: Router,
+    pub state: AppState,
+}
+
+impl TestApp {
+    /// A server whose model is still loading.
+    pub fn starting(config: Config) -> Self {
+        let state = AppState::new(config, Metrics::new());
+        let router = http::app::build(state.clone());
+        Self { router, state }
+    }
+
+    pub fn new(model: Model, config: Config) -> Self {
+        let app = Self::starting(config);
+        app.load(model);
+        app
+    }
+
+    pub fn load(&self, model: Model) {
+        self.state.install(fake::reranker(model, &self.state));
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap())
+            .await
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(Request::post(path).body(body.into()).unwrap())
+            .await
+    }
+}
+
+impl Default for TestApp {
+    fn default() -> Self {
+        Self::new(Model::default(), Config::default())
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in {:?}", self.headers))
+            .to_str()
+            .unwrap()
+    }
+
+    /// Checks the shape of an error, and gives its message.
+    #[track_caller]
+    pub fn error(&self, status: u16, error_type: &str) -> String {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        assert_eq!(self.header("content-type"), "application/json");
+        let body = self.json();
+        let message = body["message"].as_str().unwrap();
+        let expected = serde_json::json!({
+            "error": message, "error_type": error_type, "message": message, "detail": message,
+        });
+        assert_eq!(body, expected);
+        message.to_owned()
+    }
+}
+
+/// The accept loop on a port of its own, with signals that a test sends.
+pub struct Server {
+    pub address: SocketAddr,
+    pub state: AppState,
+    pub signals: mpsc::Sender<()>,
+    pub stopped: JoinHandle<Stopped>,
+}
+
+impl Server {
+    pub async fn start(model: Model, config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = TestApp::new(model, config.clone());
+        let state = app.state.clone();
+        let serving = tokio::spawn(http::serve(
+            listener,
+            app.router,
+            config.http.header_timeout,
+            state.lifecycle().reached(Phase::Draining),
+        ));
+        let (signals, mut received) = mpsc::channel(2);
+        let supervised = state.clone();
+        let stopped = tokio::spawn(async move {
+            let finished = async { serving.await.unwrap() };
+            let lifecycle = supervised.lifecycle();
+            supervise(lifecycle, &config.shutdown, &mut received, finished).await
+        });
+        Self {
+            address,
+            state,
+            signals,
+            stopped,
+        }
+    }
+
+    pub async fn connect(&self) -> Connection {
+        Connection(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends `request` on a connection of its own and reads until the server closes it.
+    pub async fn exchange(&self, request: &str) -> String {
+        let mut connection = self.connect().await;
+        connection.send(request).await;
+        connection.rest().await
+    }
+
+    /// Resolves when no request is under way.
+    pub async fn idle(&self) {
+        while self.state.in_flight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Resolves when nobody listens any more.
+    pub async fn closed(&self) {
+        while TcpStream::connect(self.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A client that speaks in bytes.
+pub struct Connection(TcpStream);
+
+impl Connection {
+    pub async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Everything until the server closes the connection.
+    pub async fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        self.0.read_to_end(&mut bytes).await.unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// What has come once `end` has.
+    pub async fn until(&mut self, end: &str) -> String {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(end.as_bytes()) {
+            bytes.push(self.0.read_u8().await.unwrap());
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
+/// A request as it goes over the wire.
+pub fn wire(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")
+}
