@@ -85,8 +85,7 @@ def clean(folder):
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     tokenizer["truncation"] = tokenizer["padding"] = None
     path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False), encoding="utf-8")
-    readme = folder / "README.md"  # written by hand in the repository, never generated
-    readme.unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def main():
