@@ -13,7 +13,7 @@ use crate::batcher::Batcher;
 use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
 use crate::metrics::Metrics;
 use crate::rerank::{
-    Activation, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
+    Activation, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
     Scale, ScoreOptions, Truncate, rank,
 };
 use crate::scorer::Scorer;
@@ -132,16 +132,16 @@ impl Reranker {
     /// queue is full, or scoring failed.
     pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
         if self.info.labels.len() != 1 {
-            return Err(RerankError::invalid(format!(
+            return Err(RerankError::unsupported(format!(
                 "this model gives {} scores a pair, which have no order; use `/predict`",
                 self.info.labels.len()
             )));
         }
         self.check(command.options())?;
         let scored = self
-            .score("documents", command.pairs(), command.options())
+            .score(command.field(), command.pairs(), command.options())
             .await?;
-        let mut order = rank(&scored.logits);
+        let mut order = rank(&scored.logits, command.ties());
         order.truncate(command.top_n());
         let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
         command
@@ -167,7 +167,7 @@ impl Reranker {
     pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
         self.check(command.options())?;
         let scored = self
-            .score("pairs", command.pairs(), command.options())
+            .score(command.field(), command.pairs(), command.options())
             .await?;
         let labels = self.info.labels.len();
         let mut scores = scored.logits;
@@ -190,7 +190,7 @@ impl Reranker {
 
     fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
         if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
-            return Err(RerankError::invalid(
+            return Err(RerankError::unsupported(
                 "`softmax` needs several labels; this model has one",
             ));
         }
@@ -205,9 +205,9 @@ impl Reranker {
     ) -> Result<Scored, RerankError> {
         let permit = self
             .admission
-            .admit(pairs)
+            .admit(pairs, options.fit.chunks())
             .inspect_err(|_| self.metrics.refused.inc())?;
-        let (encoded, permit) = self.encode(pairs.clone(), permit).await?;
+        let (encoded, permit) = self.encode(pairs.clone(), options.fit, permit).await?;
 
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
@@ -218,9 +218,13 @@ impl Reranker {
                 encoded[index].full_length, self.info.max_length
             )));
         }
-        let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
+        let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
+        let encodings: Vec<Encoding> = encoded
+            .into_iter()
+            .flat_map(EncodedPair::encodings)
+            .collect();
         let tokens = encodings.iter().map(Encoding::len).sum();
-        self.metrics.pairs.inc_by(encodings.len() as u64);
+        self.metrics.pairs.inc_by(parts.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
         self.metrics.truncated.inc_by(truncated.len() as u64);
         let logits = self
@@ -229,7 +233,7 @@ impl Reranker {
             .await
             .map_err(|error| RerankError::internal(error.to_string()))?;
         Ok(Scored {
-            logits,
+            logits: best_parts(logits, &parts, self.info.labels.len()),
             truncated,
             tokens,
         })
@@ -240,6 +244,7 @@ impl Reranker {
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
+        fit: Fit,
         mut permit: Permit,
     ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
         let started = Instant::now();
@@ -250,24 +255,54 @@ impl Reranker {
         let to_encode = pairs.clone();
         self.encode_pool.spawn(move || {
             // The client may have left meanwhile; then nobody is left to tell.
-            let _ = sender.send(encoder.encode(&to_encode, &flag));
+            let _ = sender.send(encoder.fitting(fit).encode(&to_encode, &flag));
         });
         let encoded = match receiver.await {
             Ok(Ok(encoded)) => encoded,
             Ok(Err(EncodeError::Cancelled)) => {
                 return Err(RerankError::internal("tokenising was cancelled"));
             }
+            Ok(Err(error @ EncodeError::QueryTooLong { .. })) => {
+                return Err(RerankError::invalid(format!(
+                    "{error}; shorten it, or let it be cut too (`longest_first`)"
+                )));
+            }
             Ok(Err(error)) => return Err(RerankError::internal(error.to_string())),
             Err(_) => return Err(RerankError::internal("the tokeniser panicked")),
         };
         let full: usize = encoded.iter().map(|pair| pair.full_length).sum();
         self.admission.observe_density(&pairs, full);
-        permit.correct(encoded.iter().map(|pair| pair.encoding.len()).sum());
+        permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
         self.metrics
             .tokenize_seconds
             .observe(started.elapsed().as_secs_f64());
         Ok((encoded, permit))
     }
+}
+
+/// The logits of each pair's best part: for every label the highest, as one part that answers is
+/// enough.
+fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
+    if parts.iter().all(|&parts| parts == 1) {
+        return logits;
+    }
+    let mut rows = logits.chunks_exact(labels);
+    let mut best = Vec::with_capacity(parts.len() * labels);
+    for &parts in parts {
+        let start = best.len();
+        for (part, row) in rows.by_ref().take(parts).enumerate() {
+            match part {
+                0 => best.extend_from_slice(row),
+                _ => best[start..].iter_mut().zip(row).for_each(|(best, &new)| {
+                    // Unlike `max`, this keeps what is no number, which is an error later.
+                    if new.total_cmp(best).is_gt() {
+                        *best = new;
+                    }
+                }),
+            }
+        }
+    }
+    best
 }
 
 /// Tells the tokeniser that nobody waits any more.
@@ -277,5 +312,22 @@ struct CancelOnDrop(Arc<AtomicBool>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_as_good_as_its_best_part() {
+        let logits = vec![1.0, -3.0, 2.0, 0.5, -7.0, -6.0];
+        assert_eq!(best_parts(logits.clone(), &[1, 3, 2], 1), [1.0, 2.0, -6.0]);
+        assert_eq!(
+            best_parts(logits.clone(), &[1, 2], 2),
+            [1.0, -3.0, 2.0, 0.5]
+        );
+        assert_eq!(best_parts(logits.clone(), &[1; 6], 1), logits);
+        assert!(best_parts(vec![1.0, f32::NAN], &[2], 1)[0].is_nan());
     }
 }

@@ -221,7 +221,7 @@ mod tests {
 
     fn push(queue: &mut Queue, lengths: &[usize]) -> (FlowId, reply::Receiver) {
         let (reply, receiver) = reply::channel();
-        let permit = admission().admit(&[]).unwrap();
+        let permit = admission().admit(&[], 1).unwrap();
         let id = queue.push(sequences(lengths), reply, permit, Instant::now());
         (id, receiver)
     }

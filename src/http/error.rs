@@ -48,7 +48,11 @@ impl Failure {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Self::Service(error) => match error.code() {
-                ErrorCode::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+                ErrorCode::InvalidRequest
+                | ErrorCode::Malformed
+                | ErrorCode::Empty
+                | ErrorCode::Unsupported => (StatusCode::BAD_REQUEST, "invalid_request"),
+                ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model"),
                 ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
                 ErrorCode::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
                 ErrorCode::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),

@@ -121,7 +121,11 @@ fn options(
         true => Truncate::Cut,
         false => Truncate::Refuse,
     };
-    Ok(ScoreOptions { scale, truncate })
+    Ok(ScoreOptions {
+        scale,
+        truncate,
+        ..ScoreOptions::default()
+    })
 }
 
 /// Answer of `POST /rerank`.
