@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::rerank::Strategy;
+
 /// Loopback: what answers the network is the operator's decision.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -72,6 +74,11 @@ pub struct HttpConfig {
     pub header_timeout: Duration,
     /// Longest a body may take to arrive once its head has: a slow sender holds memory.
     pub body_timeout: Duration,
+    /// Whether a request that names another model is refused. Clients of self-hosted servers send
+    /// any name.
+    pub strict_model_name: bool,
+    /// How an answer repeats a document where the request's dialect leaves it open.
+    pub rerank_document: DocumentForm,
 }
 
 impl Default for HttpConfig {
@@ -81,6 +88,8 @@ impl Default for HttpConfig {
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
             header_timeout: DEFAULT_HEADER_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
+            strict_model_name: false,
+            rerank_document: DocumentForm::default(),
         }
     }
 }
@@ -92,6 +101,8 @@ pub struct ModelConfig {
     pub dir: Option<PathBuf>,
     /// Name shown to clients; the model's own without.
     pub served_name: Option<String>,
+    /// Which text gives way when a pair is too long and its request does not say.
+    pub truncation: Strategy,
     /// Inference threads; the cores this process may use without.
     pub threads: Option<usize>,
 }
@@ -176,6 +187,36 @@ impl FromStr for LogFormat {
             "auto" => Ok(Self::Auto),
             "human" => Ok(Self::Human),
             "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// How a document is repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DocumentForm {
+    /// `{"text": "…"}`.
+    #[default]
+    Object,
+    /// `"…"`.
+    String,
+    /// Not at all.
+    Omit,
+}
+
+impl DocumentForm {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 3] = ["object", "string", "omit"];
+}
+
+impl FromStr for DocumentForm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "object" => Ok(Self::Object),
+            "string" => Ok(Self::String),
+            "omit" => Ok(Self::Omit),
             _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
         }
     }

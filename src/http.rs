@@ -9,6 +9,10 @@ pub mod body;
 pub mod dialect;
 pub mod error;
 pub mod observe;
+pub mod predict;
+pub mod rerank;
+pub mod score;
+pub mod tokenize;
 
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use crate::encoder::PairEncoder;
 use crate::graph::{self, Rows};
 use crate::metrics::Metrics;
 use crate::model::{Manifest, Model, ModelError};
+use crate::rerank::Strategy;
 use crate::scorer::library::{Library, LibraryError};
 use crate::scorer::onnx::{Layout, OnnxModel};
 use crate::scorer::{ScoreError, Scorer};
@@ -25,6 +26,8 @@ pub struct LoadConfig {
     pub model: Option<PathBuf>,
     /// Name that responses carry, in place of the model's own.
     pub served_model_name: Option<String>,
+    /// Which text gives way when a pair is too long and its request does not say.
+    pub truncation: Strategy,
     /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
     pub runtime_library: Option<OsString>,
     /// Threads that score, each with a session of its own.
@@ -56,7 +59,7 @@ pub enum LoadError {
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     let model = open(config)?;
-    let encoder = PairEncoder::for_model(&model)?;
+    let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let info = info(config, &model, &library);
     let manifest = model.manifest.clone();
     let graph = graph::build(&model, Rows::FirstOfEach)?;

@@ -29,6 +29,16 @@ pub struct Limits {
     pub max_documents: usize,
 }
 
+impl Limits {
+    /// Refuses a list that is empty or too long.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Empty`] or [`ErrorCode::InvalidRequest`], naming `field`.
+    pub fn check(&self, field: &str, count: usize) -> Result<(), RerankError> {
+        check_count(field, count, self)
+    }
+}
+
 /// Chunks that each document of a full request may become.
 const MEAN_CHUNKS: usize = 10;
 
@@ -40,6 +50,16 @@ pub enum Truncate {
     Cut,
     /// The request is refused, naming the pair.
     Refuse,
+}
+
+impl Truncate {
+    /// What a flag that allows cutting says; without it, cutting is allowed.
+    pub fn allowed(flag: Option<bool>) -> Self {
+        match flag {
+            Some(false) => Self::Refuse,
+            _ => Self::Cut,
+        }
+    }
 }
 
 /// How the caller wants its scores.

@@ -10,7 +10,7 @@ use crate::admission::{Admission, Permit};
 use crate::batch::Encoding;
 use crate::batch::plan::{BatchLimits, CostModel};
 use crate::batcher::Batcher;
-use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
+use crate::encoder::{EncodeError, EncodedPair, PairEncoder, TextToken};
 use crate::metrics::Metrics;
 use crate::rerank::{
     Activation, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
@@ -183,6 +183,47 @@ impl Reranker {
         })
     }
 
+    /// Shows the tokens of each of `texts`, with or without those around it.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn tokenize(
+        &self,
+        texts: Vec<String>,
+        special: bool,
+    ) -> Result<Vec<Vec<TextToken>>, RerankError> {
+        self.on_encode_pool(move |encoder, cancelled| {
+            texts
+                .iter()
+                .map(|text| {
+                    go_on(cancelled)?;
+                    encoder.text_tokens(text, special)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// The texts that lists of token ids stand for, without special tokens where they are skipped.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn decode(
+        &self,
+        ids: Vec<Vec<u32>>,
+        skip_special: bool,
+    ) -> Result<Vec<String>, RerankError> {
+        self.on_encode_pool(move |encoder, cancelled| {
+            ids.iter()
+                .map(|ids| {
+                    go_on(cancelled)?;
+                    encoder.decode(ids, skip_special)
+                })
+                .collect()
+        })
+        .await
+    }
+
     /// Resolves when nothing that was accepted is left unanswered.
     pub async fn drain(&self) {
         self.batcher.idle().await;
@@ -248,28 +289,12 @@ impl Reranker {
         mut permit: Permit,
     ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
         let started = Instant::now();
-        let cancelled = CancelOnDrop::default();
-        let flag = cancelled.0.clone();
-        let encoder = self.encoder.clone();
-        let (sender, receiver) = oneshot::channel();
         let to_encode = pairs.clone();
-        self.encode_pool.spawn(move || {
-            // The client may have left meanwhile; then nobody is left to tell.
-            let _ = sender.send(encoder.fitting(fit).encode(&to_encode, &flag));
-        });
-        let encoded = match receiver.await {
-            Ok(Ok(encoded)) => encoded,
-            Ok(Err(EncodeError::Cancelled)) => {
-                return Err(RerankError::internal("tokenising was cancelled"));
-            }
-            Ok(Err(error @ EncodeError::QueryTooLong { .. })) => {
-                return Err(RerankError::invalid(format!(
-                    "{error}; shorten it, or let it be cut too (`longest_first`)"
-                )));
-            }
-            Ok(Err(error)) => return Err(RerankError::internal(error.to_string())),
-            Err(_) => return Err(RerankError::internal("the tokeniser panicked")),
-        };
+        let encoded = self
+            .on_encode_pool(move |encoder, cancelled| {
+                encoder.fitting(fit).encode(&to_encode, cancelled)
+            })
+            .await?;
         let full: usize = encoded.iter().map(|pair| pair.full_length).sum();
         self.admission.observe_density(&pairs, full);
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
@@ -277,6 +302,39 @@ impl Reranker {
             .tokenize_seconds
             .observe(started.elapsed().as_secs_f64());
         Ok((encoded, permit))
+    }
+
+    /// Runs `work` on the pool that tokenises, until the caller leaves.
+    async fn on_encode_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&PairEncoder, &AtomicBool) -> Result<T, EncodeError> + Send + 'static,
+    ) -> Result<T, RerankError> {
+        let cancelled = CancelOnDrop::default();
+        let flag = cancelled.0.clone();
+        let encoder = self.encoder.clone();
+        let (sender, receiver) = oneshot::channel();
+        self.encode_pool.spawn(move || {
+            // The client may have left meanwhile; then nobody is left to tell.
+            let _ = sender.send(work(&encoder, &flag));
+        });
+        match receiver.await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(EncodeError::Cancelled)) => {
+                Err(RerankError::internal("tokenising was cancelled"))
+            }
+            Ok(Err(error @ EncodeError::QueryTooLong { .. })) => Err(RerankError::invalid(
+                format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
+            )),
+            Ok(Err(error)) => Err(RerankError::internal(error.to_string())),
+            Err(_) => Err(RerankError::internal("the tokeniser panicked")),
+        }
+    }
+}
+
+fn go_on(cancelled: &AtomicBool) -> Result<(), EncodeError> {
+    match cancelled.load(Ordering::Relaxed) {
+        true => Err(EncodeError::Cancelled),
+        false => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a pair is brought to a length that the model reads.
 
 use std::num::NonZeroUsize;
+use std::str::FromStr;
 
 /// Which text gives way when a pair is too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,11 +14,18 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The name in flags and requests.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::LongestFirst => "longest_first",
-            Self::DocumentOnly => "document_only",
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["longest_first", "document_only"];
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "longest_first" => Ok(Self::LongestFirst),
+            "document_only" => Ok(Self::DocumentOnly),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
         }
     }
 }

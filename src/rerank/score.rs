@@ -54,6 +54,14 @@ pub enum Scale {
 }
 
 impl Scale {
+    /// Logits where the caller asks for them, else scores between 0 and 1.
+    pub fn unit_or_raw(raw: Option<bool>) -> Self {
+        match raw {
+            Some(true) => Self::Raw,
+            _ => Self::Unit,
+        }
+    }
+
     /// Turns `pairs x labels` logits into scores, in place.
     pub fn apply(self, activation: Activation, labels: usize, logits: &mut [f32]) {
         let (activation, over_labels) = match self {
