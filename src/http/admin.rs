@@ -21,8 +21,9 @@ pub fn is_probe(route: &str) -> bool {
         || route.ends_with("/health")
 }
 
-#[derive(Serialize)]
-struct Status {
+/// A yes.
+#[derive(Serialize, ToSchema)]
+pub struct Status {
     status: &'static str,
 }
 

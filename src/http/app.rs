@@ -15,7 +15,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::dialect::Dialect;
 use super::error::Failure;
 use super::rerank::{detecting, only};
-use super::{admin, observe, predict, score, tokenize};
+use super::{admin, observe, openapi, predict, score, tokenize};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rerank::{Limits, RerankError};
@@ -180,6 +180,7 @@ pub fn build(state: AppState) -> Router {
         .route("/info", get(admin::info))
         .route("/meta", get(admin::info))
         .route("/metrics", get(admin::metrics))
+        .merge(openapi::routes())
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound);
     layers(routes, &state).with_state(state)

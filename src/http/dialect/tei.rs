@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use self::predict::{PredictBody, PredictRequest, fill_prediction};
-pub use self::tokenize::{DecodeRequest, TokenizeRequest, fill_tokens};
+pub use self::tokenize::{DecodeRequest, Token, TokenizeRequest, fill_tokens};
 use super::field::{Count, Flag, Strings, Text, direction};
 use super::request::request;
 use super::{Answer, RerankDialect, missing};
