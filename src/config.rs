@@ -22,8 +22,9 @@ pub const DEFAULT_MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 pub const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(100);
 /// 4 MiB in this time is 70 kB/s.
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Enough for the matrix products to run at full speed, few enough for short requests to get in.
-pub const DEFAULT_MAX_BATCH_TOKENS: usize = 2048;
+/// Matrix products of a small model run at full speed from 64 rows on; the less one batch takes, the
+/// sooner a newcomer gets its turn.
+pub const DEFAULT_MAX_BATCH_TOKENS: usize = 512;
 /// A minute or more of work for a small machine; what waits longer has mostly been given up.
 pub const DEFAULT_MAX_QUEUE_TOKENS: usize = 262_144;
 /// Nothing to wait for unless a load balancer polls `/ready`.

@@ -104,7 +104,6 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         architecture: manifest.architecture.name(),
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
-        hidden_size: manifest.encoder.hidden_size,
         activation: manifest.activation,
         precision: "fp32",
         parameters: model.weights.parameters(),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::{Admission, Permit};
 use crate::batch::Encoding;
-use crate::batch::plan::{BatchLimits, CostModel};
+use crate::batch::plan::BatchLimits;
 use crate::batcher::Batcher;
 use crate::encoder::{EncodeError, EncodedPair, PairEncoder, TextToken};
 use crate::metrics::Metrics;
@@ -29,8 +29,6 @@ pub struct ModelInfo {
     pub labels: Vec<String>,
     /// Tokens a pair may have, special tokens included.
     pub max_length: usize,
-    /// Width of the hidden layers.
-    pub hidden_size: usize,
     /// What is put behind the logits.
     pub activation: Activation,
     /// Arithmetic of the matrix products, such as `fp32`.
@@ -94,7 +92,6 @@ impl Reranker {
         );
         let limits = BatchLimits {
             max_tokens: capacity.max_batch_tokens,
-            cost: CostModel::for_hidden_size(info.hidden_size),
         };
         let encode_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(capacity.encode_threads)

@@ -101,7 +101,6 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         architecture: "bert",
         labels: (0..model.labels).map(|i| format!("LABEL_{i}")).collect(),
         max_length: MAX_LENGTH,
-        hidden_size: 384,
         activation: model.activation,
         precision: "fp32",
         parameters: 7,
