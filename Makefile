@@ -3,8 +3,9 @@
 PYTHON ?= python3
 CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
+CLIENTS := target/clients
 
-.PHONY: serve build test lint docs audit bench onnxruntime clean
+.PHONY: serve build test clients lint docs audit bench onnxruntime clean
 
 # Builds and starts the server with the embedded model.
 serve: build
@@ -17,6 +18,18 @@ build: onnxruntime
 test: onnxruntime
 	$(CARGO) test --locked --all-targets
 	$(CARGO) test --locked --doc
+	$(MAKE) clients
+
+# Real clients, the snippets of docs/clients.md, and requests made up from openapi.yaml, against the
+# real server.
+clients: onnxruntime $(CLIENTS)/installed
+	$(CARGO) build --locked
+	$(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider tests/clients
+
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	touch $@
 
 lint:
 	$(CARGO) fmt --check

@@ -22,7 +22,7 @@ request! {
     /// A reranking as Cohere, Jina and their kin ask for it.
     pub struct Request as CohereRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Text => String as String,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.

@@ -21,7 +21,7 @@ request! {
     /// it from others on a shared path.
     pub struct Request as InfinityRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Text => String as String,
         /// The texts that are ranked.

@@ -19,7 +19,7 @@ request! {
     /// A reranking as llama.cpp reads it.
     pub struct Request as LlamaCppRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Text => String as String,
         /// The texts that are ranked.

@@ -19,7 +19,7 @@ request! {
     /// A reranking as Mixedbread reads it; `input` tells it from others on a shared path.
     pub struct Request as MixedbreadRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the input is judged by.
         query: Text => String as String,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.

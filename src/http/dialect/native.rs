@@ -24,7 +24,7 @@ request! {
     /// A reranking in the server's own words.
     pub struct RerankRequest as RerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Text => String as String,
         /// Texts, or objects that hold one under `text`.
@@ -52,7 +52,7 @@ request! {
     /// A prediction in the server's own words.
     pub struct PredictRequest as PredictRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// Two texts each.
         pairs: Pairs => Vec<[String; 2]> as Vec<[String; 2]> { min_items = 1 },
         /// Logits instead of what the model makes of them.

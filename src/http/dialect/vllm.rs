@@ -21,7 +21,7 @@ request! {
     /// A reranking as vLLM reads it.
     pub struct RerankRequest as VllmRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: OneContent => String as Content,
         /// The texts that are ranked.

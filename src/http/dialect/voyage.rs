@@ -20,7 +20,7 @@ request! {
     /// path.
     pub struct Request as VoyageRerankRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Text => String as String,
         /// The texts that are ranked.

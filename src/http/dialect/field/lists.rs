@@ -108,8 +108,19 @@ pub enum Item {
     /// A text.
     Text(String),
     /// An object, which comes back as it is.
-    #[schema(value_type = Object)]
+    #[schema(value_type = TextObject)]
     Object(Map<String, Value>),
+}
+
+/// An object that needs no `rank_fields`.
+#[derive(ToSchema)]
+#[schema(as = TextObject)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+struct TextObject {
+    text: String,
 }
 
 struct ItemAt<'a>(&'a dyn Display);

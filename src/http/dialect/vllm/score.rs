@@ -17,7 +17,7 @@ request! {
     /// Scores as vLLM is asked for them: one text against one or many, or as many against as many.
     pub struct ScoreRequest as VllmScoreRequest {
         /// Any name, unless the server is strict.
-        model: Name => String as Option<String>,
+        model: Name => String as Option<serde_json::Value>,
         /// The first texts.
         text_1: Contents => Vec<String> as Option<ContentList>,
         /// The second texts.
