@@ -181,6 +181,7 @@ fn main() {
     let config = LoadConfig {
         model: None,
         served_model_name: None,
+        truncation: rerankd::rerank::Strategy::default(),
         runtime_library: runtime_library(),
         threads,
         max_batch_tokens: batching.max_batch_tokens,

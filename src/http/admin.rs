@@ -101,6 +101,7 @@ enum ModelType<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = ModelLabels)]
 struct Labels<'a> {
+    #[schema(value_type = BTreeMap<String, String>)]
     id2label: BTreeMap<usize, &'a str>,
     label2id: BTreeMap<&'a str, usize>,
 }

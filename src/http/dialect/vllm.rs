@@ -61,18 +61,8 @@ enum Content {
     reason = "it stands for what a reader takes, in the API's description"
 )]
 struct Part {
-    r#type: PartType,
+    r#type: Option<serde_json::Value>,
     text: String,
-}
-
-#[derive(ToSchema)]
-#[schema(as = VllmPartType, rename_all = "lowercase")]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-enum PartType {
-    Text,
 }
 
 #[derive(ToSchema)]

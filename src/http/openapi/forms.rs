@@ -19,11 +19,28 @@ pub fn reference<T: ToSchema>(schemas: &mut Schemas) -> Value {
         let mut named = vec![(name.clone(), <T as PartialSchema>::schema())];
         T::schemas(&mut named);
         for (name, schema) in named {
-            let schema = serde_json::to_value(schema).expect("schemas are plain data");
+            let mut schema = serde_json::to_value(schema).expect("schemas are plain data");
+            loosen(&mut schema);
             schemas.insert(name, schema);
         }
     }
     json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// Takes out what types say and bodies do not: how wide a number is in memory, as one that does not
+/// fit is as large as can be, and that of several forms only one may hold.
+fn loosen(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            fields.retain(|key, value| key != "format" || !value.is_string());
+            if let Some(forms) = fields.remove("oneOf") {
+                fields.insert("anyOf".to_owned(), forms);
+            }
+            fields.values_mut().for_each(loosen);
+        }
+        Value::Array(items) => items.iter_mut().for_each(loosen),
+        _ => {}
+    }
 }
 
 /// The bodies of one operation in one dialect.

@@ -120,7 +120,8 @@ pub enum Item {
     reason = "it stands for what a reader takes, in the API's description"
 )]
 struct TextObject {
-    text: String,
+    /// A string, or what is written as one.
+    text: Value,
 }
 
 struct ItemAt<'a>(&'a dyn Display);

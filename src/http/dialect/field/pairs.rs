@@ -151,9 +151,8 @@ impl<'de> Visitor<'de> for IdOrListAt<'_> {
     refuse_strings!();
 
     fn visit_u64<E: Error>(self, id: u64) -> Result<IdOrList, E> {
-        u32::try_from(id)
-            .map(IdOrList::Id)
-            .map_err(|_| E::custom(format_args!("`{}` is {id}, which is no token id", self.0)))
+        // What is too large is no token of any model, and those are passed over.
+        Ok(IdOrList::Id(u32::try_from(id).unwrap_or(u32::MAX)))
     }
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<IdOrList, S::Error> {
