@@ -62,6 +62,41 @@ impl Default for Config {
     }
 }
 
+/// Arithmetic of the model's matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As the reference computes.
+    #[default]
+    Fp32,
+    /// Weights in eight bits: faster, and very nearly the same scores.
+    Int8,
+}
+
+impl Precision {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["fp32", "int8"];
+
+    /// The name shown to operators and clients.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fp32" => Ok(Self::Fp32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
 /// What is read from a client, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpConfig {
@@ -95,6 +130,8 @@ pub struct ModelConfig {
     pub served_name: Option<String>,
     /// Inference threads; the cores this process may use without.
     pub threads: Option<usize>,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
 }
 
 /// How pairs become batches.
