@@ -13,10 +13,9 @@ serve: build
 build: onnxruntime
 	$(CARGO) build --release --locked
 
-# Runs every test.
+# Runs every test, doc tests included. Not `--all-targets`: that would run the benchmarks too.
 test: onnxruntime
-	$(CARGO) test --locked --all-targets
-	$(CARGO) test --locked --doc
+	$(CARGO) test --locked --no-fail-fast
 
 lint:
 	$(CARGO) fmt --check
