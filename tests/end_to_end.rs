@@ -204,7 +204,6 @@ async fn half_precision_weights_are_read_exactly() {
                 0.0
             );
             let off = worst(&ours, &every(SOME, &reference.logits()));
-            println!("{name} {dtype:?} {off}");
             assert!(
                 off > 0.0 && off < tolerance,
                 "{name} in {dtype:?}: off by {off}"

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -21,6 +22,9 @@ use tower::ServiceExt;
 
 use super::fake::{self, Model};
 use super::real;
+
+/// Far longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The router, driven without a socket.
 pub struct TestApp {
@@ -220,8 +224,13 @@ impl Connection {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// One whole answer.
+    /// One whole answer. One that never comes is a failure and not a test that hangs.
     pub async fn answer(&mut self) -> Answer {
+        let answer = tokio::time::timeout(PATIENCE, self.read_answer());
+        answer.await.expect("an answer")
+    }
+
+    async fn read_answer(&mut self) -> Answer {
         let head = self.until("\r\n\r\n").await;
         let mut lines = head.trim_end().split("\r\n");
         let status = lines.next().unwrap().split(' ').nth(1).unwrap();
