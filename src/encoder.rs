@@ -175,6 +175,16 @@ impl PairEncoder {
         })
     }
 
+    /// The number of tokens of a pair before truncation, special ones included, however long.
+    ///
+    /// # Errors
+    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent a text.
+    pub fn full_length(&self, pair: &Pair) -> Result<usize, EncodeError> {
+        let query = self.exact(&self.query(&pair.query)?)?;
+        let document = self.side.count(&pair.document)?;
+        Ok(query + document + self.template.special_tokens())
+    }
+
     /// How many tokens each text keeps. Tokens that nobody reads matter only when both texts lose
     /// some and the longer one gets the odd token; only then are they counted.
     fn share(

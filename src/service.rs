@@ -204,7 +204,20 @@ impl Reranker {
             .admission
             .admit(pairs)
             .inspect_err(|_| self.metrics.refused.inc())?;
-        let (encoded, permit) = self.encode(pairs.clone(), permit).await?;
+        let unanswered = Unanswered(&self.metrics);
+        let scored = self.score_admitted(field, pairs, options, permit).await;
+        unanswered.settle();
+        scored
+    }
+
+    async fn score_admitted(
+        &self,
+        field: &str,
+        pairs: &Arc<[Pair]>,
+        options: ScoreOptions,
+        permit: Permit,
+    ) -> Result<Scored, RerankError> {
+        let (encoded, permit) = self.encode(pairs.clone(), options.truncate, permit).await?;
 
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
@@ -237,6 +250,7 @@ impl Reranker {
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
+        truncate: Truncate,
         mut permit: Permit,
     ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
         let started = Instant::now();
@@ -247,7 +261,7 @@ impl Reranker {
         let to_encode = pairs.clone();
         self.encode_pool.spawn(move || {
             // The client may have left meanwhile; then nobody is left to tell.
-            let _ = sender.send(encoder.encode(&to_encode, &flag));
+            let _ = sender.send(encode(&encoder, &to_encode, truncate, &flag));
         });
         let encoded = match receiver.await {
             Ok(Ok(encoded)) => encoded,
@@ -257,13 +271,47 @@ impl Reranker {
             Ok(Err(error)) => return Err(RerankError::internal(error.to_string())),
             Err(_) => return Err(RerankError::internal("the tokeniser panicked")),
         };
-        let full: usize = encoded.iter().map(|pair| pair.full_length).sum();
-        self.admission.observe_density(&pairs, full);
+        let whole = pairs.iter().zip(&encoded).filter(|(_, e)| !e.truncated());
+        let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
+            (bytes + pair.bytes(), tokens + encoded.full_length)
+        });
+        self.admission.observe_density(bytes, tokens);
         permit.correct(encoded.iter().map(|pair| pair.encoding.len()).sum());
         self.metrics
             .tokenize_seconds
             .observe(started.elapsed().as_secs_f64());
         Ok((encoded, permit))
+    }
+}
+
+/// Tokenises; the first pair that will be refused is counted to its end, to tell the caller.
+fn encode(
+    encoder: &PairEncoder,
+    pairs: &[Pair],
+    truncate: Truncate,
+    cancelled: &AtomicBool,
+) -> Result<Vec<EncodedPair>, EncodeError> {
+    let mut encoded = encoder.encode(pairs, cancelled)?;
+    if truncate == Truncate::Refuse
+        && let Some(index) = encoded.iter().position(EncodedPair::truncated)
+    {
+        encoded[index].full_length = encoder.full_length(&pairs[index])?;
+    }
+    Ok(encoded)
+}
+
+/// An admitted request. Dropped before it is settled, its client has left.
+struct Unanswered<'a>(&'a Metrics);
+
+impl Unanswered<'_> {
+    fn settle(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.cancelled.inc();
     }
 }
 
