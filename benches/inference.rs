@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rerankd::batch::plan::{BatchLimits, Draft};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Rows};
+use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
@@ -93,7 +93,7 @@ fn padded(encodings: &[Encoding]) -> Vec<Batch> {
 
 fn scorer(model: &Model, last_layer: Rows) -> OnnxScorer {
     let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
-    let graph = graph::build(model, last_layer).unwrap();
+    let graph = graph::build(model, last_layer, Precision::Fp32).unwrap();
     let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
     onnx.session(1).unwrap()
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{BatchConfig, Config};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Rows};
+use rerankd::graph::{self, Precision, Rows};
 use rerankd::http;
 use rerankd::http::app::AppState;
 use rerankd::load::{LoadConfig, load};
@@ -173,7 +173,7 @@ fn main() {
     let batching = BatchConfig::default();
     let model = Model::embedded().unwrap();
     let library = Library::load(runtime_library().as_deref()).unwrap();
-    let graph = graph::build(&model, Rows::FirstOfEach).unwrap();
+    let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
     let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
     let mut sessions: Vec<_> = (0..threads).map(|_| onnx.session(1).unwrap()).collect();
     let batches = batches(batching.max_batch_tokens);
@@ -184,6 +184,7 @@ fn main() {
         truncation: rerankd::rerank::Strategy::default(),
         runtime_library: runtime_library(),
         threads,
+        precision: Precision::Fp32,
         max_batch_tokens: batching.max_batch_tokens,
         max_queue_tokens: batching.max_queue_tokens,
     };

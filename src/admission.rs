@@ -81,9 +81,9 @@ impl Admission {
         }
     }
 
-    /// Learns how many tokens the text of `pairs` came to, before truncation.
-    pub fn observe_density(&self, pairs: &[Pair], tokens: usize) {
-        let bytes: usize = pairs.iter().map(bytes).sum();
+    /// Learns how many `tokens` came of `bytes` of text. Text that was cut says nothing: nobody
+    /// counts what is not read of it.
+    pub fn observe_density(&self, bytes: usize, tokens: usize) {
         if bytes > 0 {
             let density = f64::from_bits(self.density.load(Ordering::Relaxed));
             let newest = tokens as f64 / bytes as f64;
@@ -97,7 +97,7 @@ impl Admission {
         let density = f64::from_bits(self.density.load(Ordering::Relaxed));
         pairs
             .iter()
-            .map(|pair| ((bytes(pair) as f64 * density) as usize).clamp(1, most))
+            .map(|pair| ((pair.bytes() as f64 * density) as usize).clamp(1, most))
             .sum()
     }
 
@@ -111,10 +111,6 @@ impl Admission {
         self.outstanding_tokens.fetch_sub(tokens, Ordering::Relaxed);
         self.gauge.sub(tokens as i64);
     }
-}
-
-fn bytes(pair: &Pair) -> usize {
-    pair.query.len() + pair.document.len()
 }
 
 /// The right of one request to be scored. Dropping it gives back what is left of it.
@@ -213,7 +209,7 @@ mod tests {
     fn the_density_of_text_is_learnt() {
         let admission = admission(1000);
         for _ in 0..100 {
-            admission.observe_density(&pairs(1, 100), 100);
+            admission.observe_density(100, 100);
         }
         let _permit = admission.admit(&pairs(1, 100), 1).unwrap();
         assert!(admission.outstanding_tokens() > 90);

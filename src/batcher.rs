@@ -169,8 +169,8 @@ struct Ticket<'a> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if !self.answered && self.shared.change(|state| state.queue.cancel(self.id)) {
-            self.shared.metrics.cancelled.inc();
+        if !self.answered {
+            self.shared.change(|state| state.queue.cancel(self.id));
         }
     }
 }

@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::rerank::Strategy;
-
 /// Loopback: what answers the network is the operator's decision.
 pub const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -64,6 +62,41 @@ impl Default for Config {
     }
 }
 
+/// Arithmetic of the model's matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As the reference computes.
+    #[default]
+    Fp32,
+    /// Weights in eight bits: faster, and very nearly the same scores.
+    Int8,
+}
+
+impl Precision {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["fp32", "int8"];
+
+    /// The name shown to operators and clients.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fp32" => Ok(Self::Fp32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
 /// What is read from a client, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpConfig {
@@ -106,6 +139,8 @@ pub struct ModelConfig {
     pub truncation: Strategy,
     /// Inference threads; the cores this process may use without.
     pub threads: Option<usize>,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
 }
 
 /// How pairs become batches.
@@ -218,6 +253,33 @@ impl FromStr for DocumentForm {
             "object" => Ok(Self::Object),
             "string" => Ok(Self::String),
             "omit" => Ok(Self::Omit),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// Which text gives way when a pair is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// The longer one first, as sentence-transformers does.
+    #[default]
+    LongestFirst,
+    /// The document alone; a query that leaves it no room is refused.
+    DocumentOnly,
+}
+
+impl Strategy {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["longest_first", "document_only"];
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "longest_first" => Ok(Self::LongestFirst),
+            "document_only" => Ok(Self::DocumentOnly),
             _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, Encoding};
 use crate::encoder::PairEncoder;
-use crate::graph::{self, Rows};
+use crate::graph::{self, Precision, Rows};
 use crate::metrics::Metrics;
 use crate::model::{Manifest, Model, ModelError};
 use crate::rerank::Strategy;
@@ -32,6 +32,8 @@ pub struct LoadConfig {
     pub runtime_library: Option<OsString>,
     /// Threads that score, each with a session of its own.
     pub threads: usize,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
     /// Tokens of one batch.
     pub max_batch_tokens: usize,
     /// Tokens that may be outstanding before requests are refused.
@@ -62,7 +64,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let info = info(config, &model, &library);
     let manifest = model.manifest.clone();
-    let graph = graph::build(&model, Rows::FirstOfEach)?;
+    let graph = graph::build(&model, Rows::FirstOfEach, config.precision)?;
     // The source is not needed any more, and its memory is wanted for the sessions.
     drop(model);
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
@@ -105,7 +107,7 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
         activation: manifest.activation,
-        precision: "fp32",
+        precision: config.precision.name(),
         parameters: model.weights.parameters(),
         threads: config.threads,
         sessions: config.threads,

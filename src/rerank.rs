@@ -22,6 +22,13 @@ pub struct Pair {
     pub document: Arc<str>,
 }
 
+impl Pair {
+    /// Length of both texts together.
+    pub fn bytes(&self) -> usize {
+        self.query.len() + self.document.len()
+    }
+}
+
 /// The most a single request may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -10,7 +10,7 @@ use crate::admission::{Admission, Permit};
 use crate::batch::Encoding;
 use crate::batch::plan::BatchLimits;
 use crate::batcher::Batcher;
-use crate::encoder::{EncodeError, EncodedPair, PairEncoder, TextToken};
+use crate::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
 use crate::metrics::Metrics;
 use crate::rerank::{
     Activation, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
@@ -245,7 +245,20 @@ impl Reranker {
             .admission
             .admit(pairs, options.fit.chunks())
             .inspect_err(|_| self.metrics.refused.inc())?;
-        let (encoded, permit) = self.encode(pairs.clone(), options.fit, permit).await?;
+        let unanswered = Unanswered(&self.metrics);
+        let scored = self.score_admitted(field, pairs, options, permit).await;
+        unanswered.settle();
+        scored
+    }
+
+    async fn score_admitted(
+        &self,
+        field: &str,
+        pairs: &Arc<[Pair]>,
+        options: ScoreOptions,
+        permit: Permit,
+    ) -> Result<Scored, RerankError> {
+        let (encoded, permit) = self.encode(pairs.clone(), options, permit).await?;
 
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
@@ -282,18 +295,29 @@ impl Reranker {
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
-        fit: Fit,
+        options: ScoreOptions,
         mut permit: Permit,
     ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
         let started = Instant::now();
         let to_encode = pairs.clone();
         let encoded = self
             .on_encode_pool(move |encoder, cancelled| {
-                encoder.fitting(fit).encode(&to_encode, cancelled)
+                encode(
+                    &encoder.fitting(options.fit),
+                    &to_encode,
+                    options.truncate,
+                    cancelled,
+                )
             })
             .await?;
-        let full: usize = encoded.iter().map(|pair| pair.full_length).sum();
-        self.admission.observe_density(&pairs, full);
+        let whole = pairs.iter().zip(&encoded).filter(|(_, e)| !e.truncated());
+        let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
+            (bytes + pair.bytes(), tokens + encoded.full_length)
+        });
+        // Where only some tokens of each text were asked for, nobody knows what the rest came to.
+        if options.fit == Fit::default() {
+            self.admission.observe_density(bytes, tokens);
+        }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
         self.metrics
             .tokenize_seconds
@@ -358,6 +382,37 @@ fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
         }
     }
     best
+}
+
+/// Tokenises; the first pair that will be refused is counted to its end, to tell the caller.
+fn encode(
+    encoder: &Fitted,
+    pairs: &[Pair],
+    truncate: Truncate,
+    cancelled: &AtomicBool,
+) -> Result<Vec<EncodedPair>, EncodeError> {
+    let mut encoded = encoder.encode(pairs, cancelled)?;
+    if truncate == Truncate::Refuse
+        && let Some(index) = encoded.iter().position(EncodedPair::truncated)
+    {
+        encoded[index].full_length = encoder.full_length(&pairs[index])?;
+    }
+    Ok(encoded)
+}
+
+/// An admitted request. Dropped before it is settled, its client has left.
+struct Unanswered<'a>(&'a Metrics);
+
+impl Unanswered<'_> {
+    fn settle(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.cancelled.inc();
+    }
 }
 
 /// Tells the tokeniser that nobody waits any more.

@@ -169,6 +169,8 @@ impl Queue {
     pub(super) fn fail(&mut self, jobs: &[Job], reason: &str) {
         for job in jobs {
             if let Some(flow) = self.remove(job.flow) {
+                // As in `complete`: given back before the client hears of it.
+                drop(flow.permit);
                 flow.reply.answer(Err(reason.to_owned()));
             }
         }

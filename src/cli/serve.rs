@@ -15,7 +15,7 @@ use super::healthcheck::reachable;
 use crate::config::{
     BatchConfig, Config, DEFAULT_LISTEN, DEFAULT_LOG_FILTER, DEFAULT_MAX_BATCH_TOKENS,
     DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_DOCUMENTS, DEFAULT_MAX_QUEUE_TOKENS, DocumentForm,
-    HttpConfig, LogConfig, LogFormat, ModelConfig, ShutdownConfig,
+    HttpConfig, LogConfig, LogFormat, ModelConfig, Precision, ShutdownConfig,
 };
 use crate::http::app::AppState;
 use crate::load::{LoadConfig, LoadError};
@@ -76,6 +76,17 @@ pub struct Args {
     /// leave room for what else runs here. Default: the cores that affinity mask and cgroup allow.
     #[arg(long, env = "RERANKD_THREADS", value_name = "N")]
     threads: Option<NonZeroUsize>,
+
+    /// Arithmetic of the matrix products. `fp32` computes as the reference does; `int8` is faster and
+    /// needs less memory, and moves scores a little.
+    #[arg(
+        long,
+        env = "RERANKD_PRECISION",
+        value_name = "PRECISION",
+        default_value = "fp32"
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    precision: Precision,
 
     /// Most documents (or pairs) of one request. A client refused by this limit often falls back to
     /// its unranked order unseen: keep it above what your clients send.
@@ -180,6 +191,7 @@ impl Args {
                 served_name: self.served_model_name,
                 truncation: self.truncation,
                 threads: self.threads.map(NonZeroUsize::get),
+                precision: self.precision,
             },
             batching: BatchConfig {
                 max_batch_tokens: self.max_batch_tokens.get(),
@@ -360,6 +372,7 @@ fn load_config(config: &Config) -> LoadConfig {
         truncation: config.model.truncation,
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads: config.model.threads.unwrap_or_else(cores),
+        precision: config.model.precision,
         max_batch_tokens: config.batching.max_batch_tokens,
         max_queue_tokens: config.batching.max_queue_tokens,
     }
@@ -394,7 +407,7 @@ mod tests {
              --max-batch-tokens 6 --max-queue-tokens 7 --grace 9 \
              --drain-timeout 10ms --log-format json --header-timeout 11s --body-timeout 12s \
              --served-model-name n --log-level debug --strict-model-name \
-             --rerank-document omit --truncation document_only",
+             --rerank-document omit --truncation document_only --precision int8",
         )
         .unwrap()
         .resolve();
@@ -413,6 +426,7 @@ mod tests {
                 served_name: Some("n".to_owned()),
                 truncation: Strategy::DocumentOnly,
                 threads: Some(3),
+                precision: Precision::Int8,
             },
             batching: BatchConfig {
                 max_batch_tokens: 6,

@@ -89,6 +89,16 @@ impl<'a> Fitted<'a> {
         })
     }
 
+    /// The number of tokens of a pair before truncation, special ones included, however long.
+    ///
+    /// # Errors
+    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent a text.
+    pub fn full_length(&self, pair: &Pair) -> Result<usize, EncodeError> {
+        let query = self.exact(&self.query(&pair.query)?)?;
+        let document = self.count(&pair.document, self.fit.max_document_tokens)?;
+        Ok(query + document + self.encoder.template.special_tokens())
+    }
+
     /// Encodes all pairs on the current rayon pool, in their order. A query that is the same for
     /// pairs in a row is tokenised once.
     ///

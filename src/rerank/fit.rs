@@ -1,34 +1,8 @@
 //! How a pair is brought to a length that the model reads.
 
 use std::num::NonZeroUsize;
-use std::str::FromStr;
 
-/// Which text gives way when a pair is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strategy {
-    /// The longer one first, as sentence-transformers does.
-    #[default]
-    LongestFirst,
-    /// The document alone; a query that leaves it no room is refused.
-    DocumentOnly,
-}
-
-impl Strategy {
-    /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&str; 2] = ["longest_first", "document_only"];
-}
-
-impl FromStr for Strategy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "longest_first" => Ok(Self::LongestFirst),
-            "document_only" => Ok(Self::DocumentOnly),
-            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
+pub use crate::config::Strategy;
 
 /// The end of a text that is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,8 @@
     reason = "calls functions compiled for wider registers, after asking the processor"
 )]
 
+use super::elementary::{exp, multiply_add};
+
 /// Queries of one block: two registers of AVX2.
 const LANES: usize = 16;
 /// Queries of the last block of a sequence, when no more are left.
@@ -290,34 +292,6 @@ fn products<const FUSED: bool, const LANES: usize>(
     sums
 }
 
-#[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// `e^x` for `x <= 0`, to about one unit in the last place; below the smallest normal number, 0 or
-/// nearly so. Branch-free, so that it is computed for a register of numbers at once.
-#[inline(always)]
-fn exp<const FUSED: bool>(x: f32) -> f32 {
-    /// Adding it leaves a whole number in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    /// `ln 2` as a short number, of which multiples are exact, and the rest.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > -87.0 { x } else { -87.0 };
-    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
-    let whole = shifted - ROUND;
-    let rest = multiply_add::<FUSED>(whole, -LN2_HIGH, x);
-    let rest = multiply_add::<FUSED>(whole, -LN2_LOW, rest);
-    // Taylor's series; |rest| <= ln 2 / 2 makes the next term smaller than 2^-24.
-    let mut sum = 1.0 / 720.0;
-    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = multiply_add::<FUSED>(sum, rest, coefficient);
-    }
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
-    sum * f32::from_bits(exponent.wrapping_add(127) << 23)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -418,18 +392,5 @@ mod tests {
                 prop_assert!((plain - expected).abs() < 2e-5, "{} for {}", plain, expected);
             }
         }
-
-        #[test]
-        fn exp_is_close(x in -100.0_f32..0.0) {
-            let exact = f64::from(x).exp();
-            let ours = f64::from(exp::<true>(x));
-            prop_assert!((ours - exact).abs() <= 3e-7 * exact + 1e-37);
-        }
-    }
-
-    #[test]
-    fn exp_of_zero_is_one() {
-        assert_eq!(exp::<true>(0.0), 1.0);
-        assert!(exp::<true>(f32::NEG_INFINITY) < 1e-37);
     }
 }

@@ -1,6 +1,6 @@
 //! A model whose scores a test can predict, behind the real encoder and the real batcher.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rerankd::batch::Batch;
 use rerankd::encoder::PairEncoder;
@@ -10,7 +10,7 @@ use rerankd::scorer::{ScoreError, Scorer};
 use rerankd::service::{Capacity, ModelInfo, Reranker};
 use tokio::sync::Semaphore;
 
-/// Most tokens a pair of [`Model`] may have, three special ones among them.
+/// Most tokens a pair of the default [`Model`] may have, three special ones among them.
 pub const MAX_LENGTH: usize = 16;
 
 /// A model that counts the words of the document, as many as fit.
@@ -20,8 +20,16 @@ pub struct Model {
     pub labels: usize,
     pub activation: Activation,
     pub logit: fn(usize) -> f32,
+    /// A batch fails that holds a document of so many words.
+    pub fails: fn(usize) -> bool,
+    /// Most tokens of a pair.
+    pub max_length: usize,
+    /// Workers that run this model at the same time.
+    pub workers: usize,
     /// Each batch waits here.
     pub gate: Option<Gate>,
+    /// What has reached the model.
+    pub seen: Seen,
 }
 
 impl Default for Model {
@@ -30,8 +38,26 @@ impl Default for Model {
             labels: 1,
             activation: Activation::Identity,
             logit: |words| words as f32,
+            fails: |_| false,
+            max_length: MAX_LENGTH,
+            workers: 1,
             gate: None,
+            seen: Seen::default(),
         }
+    }
+}
+
+/// The batches that a model was given, each as the words of its documents.
+#[derive(Clone, Default)]
+pub struct Seen(Arc<Mutex<Vec<Vec<usize>>>>);
+
+impl Seen {
+    pub fn batches(&self) -> Vec<Vec<usize>> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.batches().iter().map(Vec::len).sum()
     }
 }
 
@@ -77,21 +103,34 @@ impl Gate {
 
 impl Scorer for Model {
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        let words = words(batch);
+        self.seen.0.lock().unwrap().push(words.clone());
         if let Some(gate) = &self.gate {
             gate.pass();
         }
-        let mut types = batch.type_ids();
         let mut logits = Vec::new();
-        for &length in batch.lengths() {
-            let (sequence, rest) = types.split_at(length);
-            types = rest;
-            let second = sequence.iter().filter(|&&kind| kind == 1).count();
-            // The closing special token is of the second type too.
-            let logit = (self.logit)(second - 1);
+        for words in words {
+            if (self.fails)(words) {
+                return Err(ScoreError(format!("{words} words are too much")));
+            }
+            let logit = (self.logit)(words);
             logits.extend((0..self.labels).map(|label| logit + label as f32));
         }
         Ok(logits)
     }
+}
+
+/// Words of each document of a batch.
+fn words(batch: &Batch) -> Vec<usize> {
+    let mut types = batch.type_ids();
+    let mut words = Vec::new();
+    for &length in batch.lengths() {
+        let (sequence, rest) = types.split_at(length);
+        types = rest;
+        // The closing special token is of the second type too.
+        words.push(sequence.iter().filter(|&&kind| kind == 1).count() - 1);
+    }
+    words
 }
 
 /// The one place that knows how a fake [`Reranker`] is made.
@@ -100,12 +139,12 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         id: "fake".to_owned(),
         architecture: "bert",
         labels: (0..model.labels).map(|i| format!("LABEL_{i}")).collect(),
-        max_length: MAX_LENGTH,
+        max_length: model.max_length,
         activation: model.activation,
         precision: "fp32",
         parameters: 7,
-        threads: 1,
-        sessions: 1,
+        threads: model.workers,
+        sessions: model.workers,
         runtime_version: "0.0.0".to_owned(),
     };
     let batching = &state.config().batching;
@@ -114,17 +153,18 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         max_queue_tokens: batching.max_queue_tokens,
         encode_threads: 1,
     };
+    let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };
     Arc::new(Reranker::start(
         info,
-        encoder(),
-        vec![Box::new(model)],
+        encoder(model.max_length),
+        (0..model.workers).map(|_| worker()).collect(),
         capacity,
         state.metrics().clone(),
     ))
 }
 
 /// A token for each word, and pairs in BERT's form.
-fn encoder() -> PairEncoder {
+fn encoder(max_length: usize) -> PairEncoder {
     let tokenizer = serde_json::json!({
         "version": "1.0",
         "truncation": null,
@@ -144,5 +184,5 @@ fn encoder() -> PairEncoder {
             "unk_token": "[UNK]",
         },
     });
-    PairEncoder::new(tokenizer.to_string().as_bytes(), MAX_LENGTH, None).unwrap()
+    PairEncoder::new(tokenizer.to_string().as_bytes(), max_length, None).unwrap()
 }

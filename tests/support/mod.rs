@@ -2,5 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod fake;
+pub mod real;
 pub mod reference;
+pub mod saved;
 pub mod server;

@@ -17,6 +17,24 @@ pub struct Reference {
     pub scores: Vec<OneOrMany>,
     #[serde(default)]
     pub rank: Vec<RankCase>,
+    pub prompt: PromptCase,
+    /// One list a pair, for models of several labels.
+    #[serde(default)]
+    pub softmax: Vec<OneOrMany>,
+}
+
+/// Pairs whose queries were given a prompt.
+#[derive(Debug, Deserialize)]
+pub struct PromptCase {
+    pub prompt: String,
+    pub pairs: Vec<[Text; 2]>,
+    pub logits: Vec<OneOrMany>,
+}
+
+impl PromptCase {
+    pub fn logits(&self) -> Vec<f32> {
+        flat(&self.logits)
+    }
 }
 
 /// Documents of one query in the order of `CrossEncoder.rank`.
@@ -80,12 +98,23 @@ impl Reference {
 
     /// All logits, row by row.
     pub fn logits(&self) -> Vec<f32> {
-        self.logits
-            .iter()
-            .flat_map(|l| l.values())
-            .copied()
-            .collect()
+        flat(&self.logits)
     }
+
+    /// All scores, row by row.
+    pub fn scores(&self) -> Vec<f32> {
+        flat(&self.scores)
+    }
+
+    /// The softmax of all logits, row by row.
+    pub fn softmax(&self) -> Vec<f32> {
+        flat(&self.softmax)
+    }
+}
+
+fn flat(rows: &[OneOrMany]) -> Vec<f32> {
+    let values = rows.iter().flat_map(|row| row.values());
+    values.copied().collect()
 }
 
 pub fn model_dir(name: &str) -> PathBuf {

@@ -2,10 +2,12 @@
 //! test can predict.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rerankd::config::Config;
 use rerankd::http;
@@ -19,6 +21,10 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use super::fake::{self, Model};
+use super::real;
+
+/// Far longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The router, driven without a socket.
 pub struct TestApp {
@@ -37,6 +43,14 @@ impl TestApp {
     pub fn new(model: Model, config: Config) -> Self {
         let app = Self::starting(config);
         app.load(model);
+        app
+    }
+
+    /// A server of the model in a directory, or of the embedded one.
+    pub fn real(model: Option<&Path>) -> Self {
+        let app = Self::starting(Config::default());
+        let metrics = app.state.metrics().clone();
+        app.state.install(real::reranker(model, 2, metrics));
         app
     }
 
@@ -118,10 +132,14 @@ pub struct Server {
 
 impl Server {
     pub async fn start(model: Model, config: Config) -> Self {
+        Self::of(TestApp::new(model, config)).await
+    }
+
+    pub async fn of(app: TestApp) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = TestApp::new(model, config.clone());
         let state = app.state.clone();
+        let config = state.config().clone();
         let serving = tokio::spawn(http::serve(
             listener,
             app.router,
@@ -154,11 +172,33 @@ impl Server {
         connection.rest().await
     }
 
-    /// Resolves when no request is under way.
-    pub async fn idle(&self) {
-        while self.state.in_flight() > 0 {
+    /// Sends a request on a connection of its own.
+    pub async fn request(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut connection = self.connect().await;
+        connection.send(&wire(method, path, body)).await;
+        connection.answer().await
+    }
+
+    /// One value of `/metrics`, labels and all in its name.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.request("GET", "/metrics", "").await.body;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        value.parse().unwrap()
+    }
+
+    /// Resolves when `condition` holds.
+    pub async fn until(&self, condition: impl Fn(&AppState) -> bool) {
+        while !condition(&self.state) {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Resolves when no request is under way.
+    pub async fn idle(&self) {
+        self.until(|state| state.in_flight() == 0).await;
     }
 
     /// Resolves when nobody listens any more.
@@ -182,6 +222,34 @@ impl Connection {
         let mut bytes = Vec::new();
         self.0.read_to_end(&mut bytes).await.unwrap();
         String::from_utf8(bytes).unwrap()
+    }
+
+    /// One whole answer. One that never comes is a failure and not a test that hangs.
+    pub async fn answer(&mut self) -> Answer {
+        let answer = tokio::time::timeout(PATIENCE, self.read_answer());
+        answer.await.expect("an answer")
+    }
+
+    async fn read_answer(&mut self) -> Answer {
+        let head = self.until("\r\n\r\n").await;
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
+        let headers: HeaderMap = lines
+            .map(|line| {
+                let (name, value) = line.split_once(": ").unwrap();
+                (name.parse().unwrap(), value.parse().unwrap())
+            })
+            .collect::<Vec<(HeaderName, HeaderValue)>>()
+            .into_iter()
+            .collect();
+        let length = headers[header::CONTENT_LENGTH].to_str().unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        self.0.read_exact(&mut body).await.unwrap();
+        Answer {
+            status: status.parse().unwrap(),
+            headers,
+            body: String::from_utf8(body).unwrap(),
+        }
     }
 
     /// What has come once `end` has.

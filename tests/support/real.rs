@@ -1,0 +1,24 @@
+//! Models that run: the loader of the server, with settings for a test.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rerankd::config::{DEFAULT_MAX_BATCH_TOKENS, DEFAULT_MAX_QUEUE_TOKENS, Precision};
+use rerankd::load::{LoadConfig, load};
+use rerankd::metrics::Metrics;
+use rerankd::service::Reranker;
+
+/// Loads `model` as the server does; the embedded one where there is none.
+pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
+    let config = LoadConfig {
+        model: model.map(Path::to_owned),
+        served_model_name: None,
+        truncation: rerankd::rerank::Strategy::default(),
+        runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
+        threads,
+        precision: Precision::Fp32,
+        max_batch_tokens: DEFAULT_MAX_BATCH_TOKENS,
+        max_queue_tokens: DEFAULT_MAX_QUEUE_TOKENS,
+    };
+    Arc::new(load(&config, metrics).unwrap_or_else(|error| panic!("{error}")))
+}
