@@ -37,6 +37,8 @@ struct Shared {
     /// Signalled when something is queued, and when the batcher closes.
     work: Condvar,
     limits: BatchLimits,
+    /// Logits of one sequence.
+    labels: usize,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     /// Requests that are not answered yet.
@@ -72,6 +74,7 @@ impl Batcher {
             }),
             work: Condvar::new(),
             limits,
+            labels,
             admission,
             metrics,
             requests: watch::Sender::new(0),

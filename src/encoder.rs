@@ -213,7 +213,9 @@ impl PairEncoder {
     /// Refuses a tokenizer that makes ids for which the model has no embedding, or pairs without
     /// the first token that the head reads.
     fn check_fit(&self, vocab_size: usize, type_vocab_size: usize) -> Result<(), ModelError> {
-        let tokens = self.side.tokenizer().get_vocab_size(true);
+        // Not their number: ids may have gaps, and a table is read at the id.
+        let ids = self.side.tokenizer().get_vocab(true).into_values();
+        let tokens = ids.max().map_or(0, |id| id as usize + 1);
         if tokens > vocab_size {
             return Err(ModelError::new(
                 format!(

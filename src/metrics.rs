@@ -92,7 +92,7 @@ macro_rules! metrics {
 metrics! {
     /// Requests answered, by route and status.
     requests: IntCounterVec = "rerankd_requests_total", &["route", "status"];
-    /// Seconds from the first byte of a request's head to its answer, by route.
+    /// Seconds from the end of a request's head to its answer, by route.
     request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
     /// Pairs admitted for scoring.
     pairs: IntCounter = "rerankd_pairs_total", ();

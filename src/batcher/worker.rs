@@ -15,9 +15,8 @@ pub(super) fn run(shared: &Shared, mut scorer: Box<dyn Scorer>) {
             let waited = started.duration_since(job.queued_at);
             shared.metrics.queue_seconds.observe(waited.as_secs_f64());
         }
-        let batch = Batch::pack(jobs.iter().map(|job| &job.encoding));
-        let scored = score(scorer.as_mut(), &batch);
-        finish(shared, &jobs, &batch, scored, started);
+        let scored = score(scorer.as_mut(), &jobs, shared.labels);
+        finish(shared, &jobs, scored, started);
     }
 }
 
@@ -43,10 +42,23 @@ fn next_batch(shared: &Shared) -> Option<Vec<Job>> {
     }
 }
 
-/// Runs the scorer; a panic is an error like any other, for this batch alone.
-fn score(scorer: &mut dyn Scorer, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+/// Runs the scorer; a panic, or another number of logits than was asked for, is an error like any
+/// other, for this batch alone.
+fn score(scorer: &mut dyn Scorer, jobs: &[Job], labels: usize) -> Result<Vec<f32>, ScoreError> {
+    let mut run = || {
+        let batch = Batch::pack(jobs.iter().map(|job| &job.encoding));
+        let logits = scorer.score(&batch)?;
+        let wanted = jobs.len() * labels;
+        match logits.len() == wanted {
+            true => Ok(logits),
+            false => Err(ScoreError(format!(
+                "the scorer gave {} logits for {wanted}",
+                logits.len()
+            ))),
+        }
+    };
     // A scorer keeps nothing from one batch to the next that a panic could leave half done.
-    catch_unwind(AssertUnwindSafe(|| scorer.score(batch))).unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(&mut run)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
             .map(String::as_str)
@@ -56,18 +68,13 @@ fn score(scorer: &mut dyn Scorer, batch: &Batch) -> Result<Vec<f32>, ScoreError>
     })
 }
 
-fn finish(
-    shared: &Shared,
-    jobs: &[Job],
-    batch: &Batch,
-    scored: Result<Vec<f32>, ScoreError>,
-    started: Instant,
-) {
+fn finish(shared: &Shared, jobs: &[Job], scored: Result<Vec<f32>, ScoreError>, started: Instant) {
     let seconds = started.elapsed().as_secs_f64();
+    let tokens: usize = jobs.iter().map(|job| job.encoding.len()).sum();
     let metrics = &shared.metrics;
     metrics.inference_seconds.observe(seconds);
-    metrics.batch_pairs.observe(batch.sequences() as f64);
-    metrics.batch_tokens.observe(batch.tokens() as f64);
+    metrics.batch_pairs.observe(jobs.len() as f64);
+    metrics.batch_tokens.observe(tokens as f64);
     match scored {
         Ok(logits) => {
             let (wasted, busy) = shared.change(|state| {
@@ -75,13 +82,11 @@ fn finish(
                 (wasted, state.workers - state.idle)
             });
             metrics.wasted_tokens.inc_by(wasted as u64);
-            shared
-                .admission
-                .observe_batch(batch.tokens(), seconds, busy);
+            shared.admission.observe_batch(tokens, seconds, busy);
         }
         Err(error) => {
             metrics.failed_batches.inc();
-            tracing::error!(%error, pairs = batch.sequences(), tokens = batch.tokens(), "batch failed");
+            tracing::error!(%error, pairs = jobs.len(), tokens, "batch failed");
             shared.change(|state| state.queue.fail(jobs, &error.0));
         }
     }

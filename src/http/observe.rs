@@ -155,7 +155,8 @@ impl Record {
                 )
             };
         }
-        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+        // Some dialects have another status than 500 for a failure of the server.
+        if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() || cause.is_some() {
             line!(error, "request failed");
         } else if status == CLIENT_LEFT {
             line!(info, "client left");

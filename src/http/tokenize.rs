@@ -34,7 +34,22 @@ pub async fn decode(State(state): State<AppState>, id: RequestId, request: Reque
     }
 }
 
+/// Bytes of one body here. Every token comes back with its text and place, some thirty times what was
+/// sent, and none of it waits in the queue of the model: it is for looking at texts, not for bulk.
+const MAX_BYTES: usize = 256 * 1024;
+
+fn check_size(exchange: &Exchange) -> Result<(), RerankError> {
+    let bytes = exchange.bytes.len();
+    if bytes > MAX_BYTES {
+        return Err(RerankError::too_large(format!(
+            "the body has {bytes} bytes; the limit of this path is {MAX_BYTES}; send less at a time"
+        )));
+    }
+    Ok(())
+}
+
 async fn tokens(exchange: &Exchange) -> Result<Response, RerankError> {
+    check_size(exchange)?;
     let request: tei::TokenizeRequest = body::parse(&exchange.bytes).await?;
     let (texts, special) = request.into_texts()?;
     exchange.state.limits().check("inputs", texts.len())?;
@@ -43,6 +58,7 @@ async fn tokens(exchange: &Exchange) -> Result<Response, RerankError> {
 }
 
 async fn texts(exchange: &Exchange) -> Result<Response, RerankError> {
+    check_size(exchange)?;
     let request: tei::DecodeRequest = body::parse(&exchange.bytes).await?;
     let (ids, skip_special) = request.into_ids()?;
     exchange.state.limits().check("ids", ids.len())?;

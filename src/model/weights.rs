@@ -147,7 +147,7 @@ impl Weights {
             ));
         }
         let shard = &self.shards[tensor.shard];
-        match tensor.dtype {
+        let numbers = match tensor.dtype {
             Dtype::F32 => shard.widen(tensor, f32::from_le_bytes),
             Dtype::F16 => shard.widen(tensor, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => shard.widen(tensor, |b| bf16::from_le_bytes(b).to_f32()),
@@ -155,7 +155,18 @@ impl Weights {
                 format!("{}: `{name}` is stored as {other:?}", shard.place),
                 "save the model in F32, F16 or BF16",
             )),
+        }?;
+        // Eight-bit weights would hide such a number; in 32 bits it would spoil every score.
+        if let Some(index) = numbers.iter().position(|number| !number.is_finite()) {
+            return Err(ModelError::new(
+                format!(
+                    "{}: `{name}` holds {} at {index}",
+                    shard.place, numbers[index]
+                ),
+                "the weights are damaged; save or fetch them again",
+            ));
         }
+        Ok(numbers)
     }
 
     fn empty(place: String) -> Self {

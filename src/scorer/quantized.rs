@@ -143,16 +143,21 @@ impl Scratch {
             .zip(self.rows.chunks_exact_mut(pairs))
         {
             let mut largest = [0.0_f32; 8];
+            // Zero, unless a number of the row is not finite: then the scale, and so every product of
+            // the row, is not a number either.
+            let mut poison = [0.0_f32; 8];
             for chunk in row.chunks(8) {
-                for (largest, x) in largest.iter_mut().zip(chunk) {
+                for ((largest, poison), x) in largest.iter_mut().zip(&mut poison).zip(chunk) {
                     *largest = if x.abs() > *largest {
                         x.abs()
                     } else {
                         *largest
                     };
+                    *poison += x * 0.0;
                 }
             }
             let largest = largest.iter().copied().fold(0.0, f32::max);
+            let poison: f32 = poison.iter().sum();
             // A row of zeros stays zero.
             let (scale, factor) = match largest > 0.0 {
                 true => (largest / row_max, row_max / largest),
@@ -163,7 +168,7 @@ impl Scratch {
                 let high = pair.get(1).map_or(0, |x| round_to_i32(x * factor));
                 *quantized = low | high << 16;
             }
-            self.scales.push(scale);
+            self.scales.push(scale + poison);
         }
     }
 }
@@ -292,6 +297,28 @@ mod tests {
             &[0.0, 0.0],
         );
         assert_eq!(product, [0.5, -0.5]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let x = [1.0, bad, 1.0, 1.0];
+            let product = run_once(&[1.0, 1.0], 2, &x);
+            assert!(product[0].is_nan() && product[1] == 2.0, "{product:?}");
+        }
+    }
+
+    fn run_once(weights: &[f32], inputs: usize, x: &[f32]) -> Vec<f32> {
+        let quantized = Quantized::new(&[weights], inputs);
+        let layer = Layer {
+            panels: &quantized.panels,
+            scales: &quantized.scales,
+            bias: &[],
+            finish: Finish::Nothing,
+        };
+        let mut output = vec![0.0; x.len() / inputs * quantized.scales.len()];
+        apply(&layer, x, inputs, &mut Scratch::default(), &mut output);
+        output
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::Dialect;
+use super::field::BYTE_ORDER_MARK;
 use crate::rerank::RerankError;
 
 /// Which telling keys a body has; their values do not matter, not even null.
@@ -30,6 +31,7 @@ impl Keys {
     /// Reads the keys of `body`. What is no object has none: reading it in full says why.
     pub fn of(body: &[u8]) -> Self {
         let mut keys = Self::default();
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         let mut json = serde_json::Deserializer::from_slice(body);
         // An error is met again, and told, when the body is read as its dialect.
         let _ = json.deserialize_any(Collect(&mut keys));

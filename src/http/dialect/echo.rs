@@ -9,6 +9,9 @@ use super::field::Item;
 use crate::config::DocumentForm;
 use crate::rerank::RerankError;
 
+/// Fields of one document that may be ranked together: more than any schema for search has.
+const MAX_RANK_FIELDS: usize = 64;
+
 /// A document as it comes back.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
@@ -45,13 +48,15 @@ impl Echo {
     /// Takes `items` apart: the text of each that is ranked, and what is repeated where `wanted`.
     ///
     /// # Errors
-    /// When an object has none of the fields that are ranked.
+    /// When an object has none of the fields that are ranked, or too many are named.
     pub fn of_items(
         wanted: bool,
         field: &str,
         items: Vec<Item>,
         rank_fields: Option<&[String]>,
     ) -> Result<(Vec<String>, Self), RerankError> {
+        let rank_fields = rank_fields.map(distinct).transpose()?;
+        let rank_fields = rank_fields.as_deref();
         let mut echo = Self::of_texts(wanted);
         let mut texts = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
@@ -101,17 +106,58 @@ impl Echo {
     }
 }
 
+/// Each of `names` once: a field that is named again would repeat its text, and a short list of names
+/// could make a large document many times larger.
+fn distinct(names: &[String]) -> Result<Vec<&str>, RerankError> {
+    let mut distinct: Vec<&str> = Vec::new();
+    for name in names {
+        if !distinct.contains(&name.as_str()) {
+            if distinct.len() == MAX_RANK_FIELDS {
+                return Err(RerankError::invalid(format!(
+                    "`rank_fields` names more than {MAX_RANK_FIELDS} fields; name fewer"
+                )));
+            }
+            distinct.push(name);
+        }
+    }
+    Ok(distinct)
+}
+
 /// The values of the ranked fields, in the order in which they are named, one a line.
-fn ranked_text(object: &Map<String, Value>, rank_fields: Option<&[String]>) -> Option<String> {
-    let text_alone = ["text".to_owned()];
+fn ranked_text(object: &Map<String, Value>, rank_fields: Option<&[&str]>) -> Option<String> {
     let texts: Vec<String> = rank_fields
-        .unwrap_or(&text_alone)
+        .unwrap_or(&["text"])
         .iter()
-        .filter_map(|name| match object.get(name)? {
+        .filter_map(|name| match object.get(*name)? {
             Value::Null => None,
             Value::String(text) => Some(text.clone()),
             other => Some(other.to_string()),
         })
         .collect();
     (!texts.is_empty()).then(|| texts.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_named_again_does_not_repeat_its_text() {
+        let object = serde_json::json!({ "a": "x", "b": "y" });
+        let items = vec![Item::Object(object.as_object().unwrap().clone())];
+        let names: Vec<String> = ["a", "a", "b"]
+            .repeat(1000)
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        let (texts, _) = Echo::of_items(false, "documents", items, Some(&names)).unwrap();
+        assert_eq!(texts, ["x\ny"]);
+    }
+
+    #[test]
+    fn a_flood_of_fields_is_refused() {
+        let names: Vec<String> = (0..=MAX_RANK_FIELDS).map(|i| i.to_string()).collect();
+        let error = Echo::of_items(false, "documents", Vec::new(), Some(&names)).unwrap_err();
+        assert!(error.message().contains("`rank_fields` names more than 64"));
+    }
 }

@@ -32,6 +32,9 @@ pub trait Fields: Default + Send + 'static {
     fn read<'de, M: MapAccess<'de>>(&mut self, field: &str, map: &mut M) -> Result<(), M::Error>;
 }
 
+/// What Windows tools begin files with.
+pub(super) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Reads a body.
 ///
 /// # Errors
@@ -43,7 +46,6 @@ pub fn parse<T: Fields>(body: &[u8]) -> Result<T, RerankError> {
             error.valid_up_to()
         ))
     })?;
-    // Windows tools begin files with this mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_ascii().is_empty() {
         return Err(RerankError::malformed(
