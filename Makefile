@@ -3,8 +3,9 @@
 PYTHON ?= python3
 CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
+CLIENTS := target/clients
 
-.PHONY: serve build test lint docs audit bench onnxruntime clean
+.PHONY: serve build test clients lint docs audit bench onnxruntime clean
 
 # Builds and starts the server with the embedded model.
 serve: build
@@ -13,10 +14,21 @@ serve: build
 build: onnxruntime
 	$(CARGO) build --release --locked
 
-# Runs every test.
+# Runs every test, doc tests included. Not `--all-targets`: that would run the benchmarks too.
 test: onnxruntime
-	$(CARGO) test --locked --all-targets
-	$(CARGO) test --locked --doc
+	$(CARGO) test --locked --no-fail-fast
+	$(MAKE) clients
+
+# Real clients, the snippets of docs/clients.md, and requests made up from openapi.yaml, against the
+# real server.
+clients: onnxruntime $(CLIENTS)/installed
+	$(CARGO) build --locked
+	$(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider tests/clients
+
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	touch $@
 
 lint:
 	$(CARGO) fmt --check
@@ -28,8 +40,9 @@ docs:
 # Needs cargo-deny and cargo-machete: cargo install --locked cargo-deny cargo-machete
 audit:
 	$(CARGO) machete
-	$(CARGO) deny check bans licenses sources
-	$(CARGO) deny check advisories || echo "advisories: the database could not be had or found something; see above"
+	$(CARGO) deny check --hide-inclusion-graph bans licenses sources
+	@if $(CARGO) deny fetch db; then $(CARGO) deny --offline check advisories; \
+	else echo "advisories: NOT CHECKED, their database could not be had"; fi
 
 bench: onnxruntime
 	$(CARGO) bench --locked

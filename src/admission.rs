@@ -49,12 +49,12 @@ impl Admission {
         })
     }
 
-    /// Lets all of `pairs` in, or none of them.
+    /// Lets all of `pairs` in, or none of them. Each is read in at most `chunks` parts.
     ///
     /// # Errors
     /// [`crate::rerank::ErrorCode::Overloaded`], with the time until there is room.
-    pub fn admit(self: &Arc<Self>, pairs: &[Pair]) -> Result<Permit, RerankError> {
-        let estimate = self.estimate(pairs);
+    pub fn admit(self: &Arc<Self>, pairs: &[Pair], chunks: usize) -> Result<Permit, RerankError> {
+        let estimate = self.estimate(pairs, chunks);
         self.outstanding_tokens
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |outstanding| {
                 (outstanding < self.capacity_tokens).then_some(outstanding + estimate)
@@ -92,11 +92,12 @@ impl Admission {
         }
     }
 
-    fn estimate(&self, pairs: &[Pair]) -> usize {
+    fn estimate(&self, pairs: &[Pair], chunks: usize) -> usize {
+        let most = self.max_length.saturating_mul(chunks);
         let density = f64::from_bits(self.density.load(Ordering::Relaxed));
         pairs
             .iter()
-            .map(|pair| ((pair.bytes() as f64 * density) as usize).clamp(1, self.max_length))
+            .map(|pair| ((pair.bytes() as f64 * density) as usize).clamp(1, most))
             .sum()
     }
 
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn an_empty_queue_admits_a_request_of_any_size() {
         let admission = admission(1);
-        let permit = admission.admit(&pairs(1000, 1 << 16)).unwrap();
+        let permit = admission.admit(&pairs(1000, 1 << 16), 1).unwrap();
         assert_eq!(admission.outstanding_tokens(), 512_000);
         drop(permit);
         assert_eq!(admission.outstanding_tokens(), 0);
@@ -181,20 +182,20 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_says_when_to_come_back() {
         let admission = admission(100);
-        let mut permit = admission.admit(&pairs(1, 2048)).unwrap();
-        let error = admission.admit(&pairs(1, 4)).unwrap_err();
+        let mut permit = admission.admit(&pairs(1, 2048), 1).unwrap();
+        let error = admission.admit(&pairs(1, 4), 1).unwrap_err();
         assert_eq!(error.code(), ErrorCode::Overloaded);
         assert!(error.retry_after().unwrap() > Duration::ZERO);
         permit.spend(413);
         let _permit = admission
-            .admit(&pairs(1, 4))
+            .admit(&pairs(1, 4), 1)
             .expect("99 of 100 outstanding");
     }
 
     #[test]
     fn the_estimate_is_corrected_both_ways() {
         let admission = admission(1000);
-        let mut permit = admission.admit(&pairs(1, 400)).unwrap();
+        let mut permit = admission.admit(&pairs(1, 400), 1).unwrap();
         assert_eq!(admission.outstanding_tokens(), 100);
         permit.correct(300);
         assert_eq!(admission.outstanding_tokens(), 300);
@@ -210,7 +211,7 @@ mod tests {
         for _ in 0..100 {
             admission.observe_density(100, 100);
         }
-        let _permit = admission.admit(&pairs(1, 100)).unwrap();
+        let _permit = admission.admit(&pairs(1, 100), 1).unwrap();
         assert!(admission.outstanding_tokens() > 90);
     }
 }

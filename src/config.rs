@@ -20,8 +20,9 @@ pub const DEFAULT_MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 pub const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(100);
 /// 4 MiB in this time is 70 kB/s.
 pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Enough for the matrix products to run at full speed, few enough for short requests to get in.
-pub const DEFAULT_MAX_BATCH_TOKENS: usize = 2048;
+/// Matrix products of a small model run at full speed from 64 rows on; the less one batch takes, the
+/// sooner a newcomer gets its turn.
+pub const DEFAULT_MAX_BATCH_TOKENS: usize = 512;
 /// A minute or more of work for a small machine; what waits longer has mostly been given up.
 pub const DEFAULT_MAX_QUEUE_TOKENS: usize = 262_144;
 /// Nothing to wait for unless a load balancer polls `/ready`.
@@ -61,6 +62,41 @@ impl Default for Config {
     }
 }
 
+/// Arithmetic of the model's matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// As the reference computes.
+    #[default]
+    Fp32,
+    /// Weights in eight bits: faster, and very nearly the same scores.
+    Int8,
+}
+
+impl Precision {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["fp32", "int8"];
+
+    /// The name shown to operators and clients.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fp32" => Ok(Self::Fp32),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
 /// What is read from a client, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpConfig {
@@ -72,6 +108,11 @@ pub struct HttpConfig {
     pub header_timeout: Duration,
     /// Longest a body may take to arrive once its head has: a slow sender holds memory.
     pub body_timeout: Duration,
+    /// Whether a request that names another model is refused. Clients of self-hosted servers send
+    /// any name.
+    pub strict_model_name: bool,
+    /// How an answer repeats a document where the request's dialect leaves it open.
+    pub rerank_document: DocumentForm,
 }
 
 impl Default for HttpConfig {
@@ -81,6 +122,8 @@ impl Default for HttpConfig {
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
             header_timeout: DEFAULT_HEADER_TIMEOUT,
             body_timeout: DEFAULT_BODY_TIMEOUT,
+            strict_model_name: false,
+            rerank_document: DocumentForm::default(),
         }
     }
 }
@@ -92,8 +135,12 @@ pub struct ModelConfig {
     pub dir: Option<PathBuf>,
     /// Name shown to clients; the model's own without.
     pub served_name: Option<String>,
+    /// Which text gives way when a pair is too long and its request does not say.
+    pub truncation: Strategy,
     /// Inference threads; the cores this process may use without.
     pub threads: Option<usize>,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
 }
 
 /// How pairs become batches.
@@ -176,6 +223,63 @@ impl FromStr for LogFormat {
             "auto" => Ok(Self::Auto),
             "human" => Ok(Self::Human),
             "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// How a document is repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DocumentForm {
+    /// `{"text": "…"}`.
+    #[default]
+    Object,
+    /// `"…"`.
+    String,
+    /// Not at all.
+    Omit,
+}
+
+impl DocumentForm {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 3] = ["object", "string", "omit"];
+}
+
+impl FromStr for DocumentForm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "object" => Ok(Self::Object),
+            "string" => Ok(Self::String),
+            "omit" => Ok(Self::Omit),
+            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// Which text gives way when a pair is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// The longer one first, as sentence-transformers does.
+    #[default]
+    LongestFirst,
+    /// The document alone; a query that leaves it no room is refused.
+    DocumentOnly,
+}
+
+impl Strategy {
+    /// Every name that [`FromStr`] reads.
+    pub const NAMES: [&str; 2] = ["longest_first", "document_only"];
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "longest_first" => Ok(Self::LongestFirst),
+            "document_only" => Ok(Self::DocumentOnly),
             _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
         }
     }

@@ -3,22 +3,23 @@
 //! The ids are those of the tokenizer's own pair encoding, truncated `longest_first`, but a query
 //! is tokenised once for all its documents, and a pair is put together by copying ids.
 
+mod fitted;
 mod prefix;
 mod side;
 mod template;
+mod tokens;
 mod truncate;
 
-use std::borrow::Cow;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use rayon::prelude::*;
-
+pub use fitted::Fitted;
+pub use tokens::TextToken;
 pub use truncate::longest_first;
 
 use crate::batch::Encoding;
 use crate::model::{Model, ModelError, TokenizerConfig};
-use crate::rerank::Pair;
+use crate::rerank::{self, Fit, Pair};
 use side::{Side, SideTokenizer};
 use template::PairTemplate;
 
@@ -31,6 +32,14 @@ pub enum EncodeError {
     /// The tokenizer failed on a text. The text is for the log and holds nothing of the input.
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
+    /// The query leaves the document no room, and must not be cut.
+    #[error("the query has {tokens} tokens; the limit is {limit}")]
+    QueryTooLong {
+        /// Tokens of the query, or at least so many.
+        tokens: usize,
+        /// Most it may have.
+        limit: usize,
+    },
 }
 
 /// A query that was tokenised once, prompt included.
@@ -48,15 +57,34 @@ pub struct QueryTokens {
 pub struct EncodedPair {
     /// What the model reads; at most the maximum length.
     pub encoding: Encoding,
+    /// Further parts of a document that is read in several, each with the query.
+    pub further: Vec<Encoding>,
     /// Tokens before truncation, special ones included. Where one text alone exceeds the maximum
     /// length it is a lower bound, still above the maximum: the rest is not tokenised.
     pub full_length: usize,
+    /// Tokens of all this that the model reads, those that every part repeats counted once.
+    read_length: usize,
 }
 
 impl EncodedPair {
     /// Whether the pair was cut to fit.
     pub fn truncated(&self) -> bool {
-        self.full_length > self.encoding.len()
+        self.full_length > self.read_length
+    }
+
+    /// All that the model reads, part by part.
+    pub fn encodings(self) -> impl Iterator<Item = Encoding> {
+        std::iter::once(self.encoding).chain(self.further)
+    }
+
+    /// Number of parts.
+    pub fn parts(&self) -> usize {
+        1 + self.further.len()
+    }
+
+    /// Tokens of all parts.
+    pub fn tokens(&self) -> usize {
+        self.encoding.len() + self.further.iter().map(Encoding::len).sum::<usize>()
     }
 }
 
@@ -67,6 +95,7 @@ pub struct PairEncoder {
     template: PairTemplate,
     max_length: usize,
     prompt: Option<String>,
+    strategy: rerank::Strategy,
 }
 
 impl PairEncoder {
@@ -114,7 +143,7 @@ impl PairEncoder {
         prompt: Option<&str>,
         config: &TokenizerConfig,
     ) -> Result<Self, ModelError> {
-        let side = SideTokenizer::new(tokenizer_json, max_length, config)?;
+        let side = SideTokenizer::new(tokenizer_json, config)?;
         let mut template = PairTemplate::of(side.tokenizer())?;
         if !config.uses_type_ids {
             template.forget_types();
@@ -133,7 +162,14 @@ impl PairEncoder {
             template,
             max_length,
             prompt: prompt.map(str::to_owned),
+            strategy: rerank::Strategy::default(),
         })
+    }
+
+    /// The same encoder, which cuts by `strategy` unless a request says otherwise.
+    #[must_use]
+    pub fn with_strategy(self, strategy: rerank::Strategy) -> Self {
+        Self { strategy, ..self }
     }
 
     /// Most tokens of a pair, special ones included.
@@ -141,114 +177,37 @@ impl PairEncoder {
         self.max_length
     }
 
-    /// Tokenises a query, once for all its documents. The prompt goes in front of its text.
+    /// The encoder for texts that are to be read as `fit` says.
+    pub fn fitting(&self, fit: Fit) -> Fitted<'_> {
+        Fitted::new(self, fit)
+    }
+
+    /// As [`Fitted::query`], with nothing asked for.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    /// As [`Fitted::query`].
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
-        let text = match &self.prompt {
-            Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
-            None => Cow::Borrowed(text),
-        };
-        let side = self.side.tokenize(&text)?;
-        Ok(QueryTokens {
-            text: (!side.all).then(|| text.into_owned()),
-            side,
-            length: OnceLock::new(),
-        })
+        self.fitting(Fit::default()).query(text)
     }
 
-    /// Tokenises a document and puts it together with a query.
+    /// As [`Fitted::pair`], with nothing asked for.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    /// As [`Fitted::pair`].
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        let side = self.side.tokenize(document)?;
-        let (query_keeps, document_keeps) = self.share(query, &side, document)?;
-        let known = query.side.length + side.length + self.template.special_tokens();
-        Ok(EncodedPair {
-            encoding: self.template.assemble(
-                self.side.keep(&query.side.ids, query_keeps),
-                self.side.keep(&side.ids, document_keeps),
-            ),
-            full_length: known + usize::from(!query.side.all || !side.all),
-        })
+        self.fitting(Fit::default()).pair(query, document)
     }
 
-    /// The number of tokens of a pair before truncation, special ones included, however long.
+    /// As [`Fitted::encode`], with nothing asked for.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent a text.
-    pub fn full_length(&self, pair: &Pair) -> Result<usize, EncodeError> {
-        let query = self.exact(&self.query(&pair.query)?)?;
-        let document = self.side.count(&pair.document)?;
-        Ok(query + document + self.template.special_tokens())
-    }
-
-    /// How many tokens each text keeps. Tokens that nobody reads matter only when both texts lose
-    /// some and the longer one gets the odd token; only then are they counted.
-    fn share(
-        &self,
-        query: &QueryTokens,
-        side: &Side,
-        document: &str,
-    ) -> Result<(usize, usize), EncodeError> {
-        let room = self.room();
-        let both_lose = query.side.length.min(side.length) > room / 2;
-        if (query.side.all && side.all) || room.is_multiple_of(2) || !both_lose {
-            return Ok(longest_first(query.side.length, side.length, room));
-        }
-        let document_length = match side.all {
-            true => side.length,
-            false => self.side.count(document)?,
-        };
-        Ok(longest_first(self.exact(query)?, document_length, room))
-    }
-
-    /// The number of tokens of a query, counted at most once.
-    fn exact(&self, query: &QueryTokens) -> Result<usize, EncodeError> {
-        let Some(text) = &query.text else {
-            return Ok(query.side.length);
-        };
-        if let Some(&length) = query.length.get() {
-            return Ok(length);
-        }
-        let length = self.side.count(text)?;
-        Ok(*query.length.get_or_init(|| length))
-    }
-
-    /// Tokens that the two texts share.
-    fn room(&self) -> usize {
-        self.max_length - self.template.special_tokens()
-    }
-
-    /// Encodes all pairs on the current rayon pool, in their order. A query that is the same for
-    /// pairs in a row is tokenised once.
-    ///
-    /// # Errors
-    /// [`EncodeError::Cancelled`] soon after `cancelled` turns true, and as [`PairEncoder::pair`].
+    /// As [`Fitted::encode`].
     pub fn encode(
         &self,
         pairs: &[Pair],
         cancelled: &AtomicBool,
     ) -> Result<Vec<EncodedPair>, EncodeError> {
-        let go_on = || match cancelled.load(Ordering::Relaxed) {
-            true => Err(EncodeError::Cancelled),
-            false => Ok(()),
-        };
-        let runs: Vec<&[Pair]> = pairs.chunk_by(|a, b| a.query == b.query).collect();
-        let queries: Vec<QueryTokens> = runs
-            .par_iter()
-            .map(|run| go_on().and_then(|()| self.query(&run[0].query)))
-            .collect::<Result<_, _>>()?;
-        let work: Vec<(&QueryTokens, &Pair)> = queries
-            .iter()
-            .zip(&runs)
-            .flat_map(|(query, run)| run.iter().map(move |pair| (query, pair)))
-            .collect();
-        work.par_iter()
-            .map(|(query, pair)| go_on().and_then(|()| self.pair(query, &pair.document)))
-            .collect()
+        self.fitting(Fit::default()).encode(pairs, cancelled)
     }
 
     /// Refuses a tokenizer that makes ids for which the model has no embedding, or pairs without

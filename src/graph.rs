@@ -9,8 +9,9 @@ pub mod builder;
 mod encoder;
 pub mod onnx;
 
-pub use builder::{Graph, Weight};
+pub use builder::{Data, Graph, Weight};
 
+pub use crate::config::Precision;
 use crate::model::{Architecture, Model, ModelError};
 
 /// Names of the graph's inputs and its output.
@@ -40,6 +41,13 @@ pub mod operator {
     pub const PACKED_ATTENTION: &str = "PackedAttention";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
+    /// A dense layer with weights of eight bits, rows quantised each on its own.
+    ///
+    /// Inputs: `x` `[rows, inputs]`; panels of weights, 8-bit; scales `[outputs]`; bias `[outputs]`
+    /// or `[0]`. Output: `[rows, outputs]`.
+    pub const QUANTIZED_DENSE: &str = "QuantizedDense";
+    /// Attribute: 1 for a GELU after the bias.
+    pub const GELU: &str = "gelu";
 }
 
 /// The tokens that a layer is computed for.
@@ -57,9 +65,9 @@ pub enum Rows {
 /// # Errors
 /// [`ModelError`] when a weight is missing, has another shape than the configuration says, or
 /// cannot be read.
-pub fn build(model: &Model, last_layer: Rows) -> Result<Graph, ModelError> {
+pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Graph, ModelError> {
     match model.manifest.architecture {
-        Architecture::Bert => arch::bert::build(model, last_layer),
-        Architecture::Roberta => arch::roberta::build(model, last_layer),
+        Architecture::Bert => arch::bert::build(model, last_layer, precision),
+        Architecture::Roberta => arch::roberta::build(model, last_layer, precision),
     }
 }

@@ -9,6 +9,11 @@ pub mod body;
 pub mod dialect;
 pub mod error;
 pub mod observe;
+pub mod openapi;
+pub mod predict;
+pub mod rerank;
+pub mod score;
+pub mod tokenize;
 
 use std::time::Duration;
 

@@ -13,6 +13,7 @@ pub mod http;
 pub mod load;
 pub mod metrics;
 pub mod model;
+pub mod quantize;
 pub mod rerank;
 pub mod scorer;
 pub mod service;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, Encoding};
 use crate::encoder::PairEncoder;
-use crate::graph::{self, Rows};
+use crate::graph::{self, Precision, Rows};
 use crate::metrics::Metrics;
 use crate::model::{Manifest, Model, ModelError};
+use crate::rerank::Strategy;
 use crate::scorer::library::{Library, LibraryError};
 use crate::scorer::onnx::{Layout, OnnxModel};
 use crate::scorer::{ScoreError, Scorer};
@@ -25,10 +26,14 @@ pub struct LoadConfig {
     pub model: Option<PathBuf>,
     /// Name that responses carry, in place of the model's own.
     pub served_model_name: Option<String>,
+    /// Which text gives way when a pair is too long and its request does not say.
+    pub truncation: Strategy,
     /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
     pub runtime_library: Option<OsString>,
     /// Threads that score, each with a session of its own.
     pub threads: usize,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
     /// Tokens of one batch.
     pub max_batch_tokens: usize,
     /// Tokens that may be outstanding before requests are refused.
@@ -56,10 +61,10 @@ pub enum LoadError {
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     let model = open(config)?;
-    let encoder = PairEncoder::for_model(&model)?;
+    let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let info = info(config, &model, &library);
     let manifest = model.manifest.clone();
-    let graph = graph::build(&model, Rows::FirstOfEach)?;
+    let graph = graph::build(&model, Rows::FirstOfEach, config.precision)?;
     // The source is not needed any more, and its memory is wanted for the sessions.
     drop(model);
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
@@ -101,9 +106,8 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         architecture: manifest.architecture.name(),
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
-        hidden_size: manifest.encoder.hidden_size,
         activation: manifest.activation,
-        precision: "fp32",
+        precision: config.precision.name(),
         parameters: model.weights.parameters(),
         threads: config.threads,
         sessions: config.threads,

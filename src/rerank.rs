@@ -3,12 +3,14 @@
 //! A command is validated once, when it is made: holding one proves that every limit was checked.
 
 pub mod error;
+pub mod fit;
 pub mod score;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 pub use error::{ErrorCode, RerankError};
+pub use fit::{Fit, Side, Strategy};
 pub use score::{Activation, Scale};
 
 /// One text judged against another.
@@ -34,6 +36,19 @@ pub struct Limits {
     pub max_documents: usize,
 }
 
+impl Limits {
+    /// Refuses a list that is empty or too long.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Empty`] or [`ErrorCode::InvalidRequest`], naming `field`.
+    pub fn check(&self, field: &str, count: usize) -> Result<(), RerankError> {
+        check_count(field, count, self)
+    }
+}
+
+/// Chunks that each document of a full request may become.
+const MEAN_CHUNKS: usize = 10;
+
 /// What happens to a pair that is longer than the model reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Truncate {
@@ -44,6 +59,16 @@ pub enum Truncate {
     Refuse,
 }
 
+impl Truncate {
+    /// What a flag that allows cutting says; without it, cutting is allowed.
+    pub fn allowed(flag: Option<bool>) -> Self {
+        match flag {
+            Some(false) => Self::Refuse,
+            _ => Self::Cut,
+        }
+    }
+}
+
 /// How the caller wants its scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScoreOptions {
@@ -51,11 +76,42 @@ pub struct ScoreOptions {
     pub scale: Scale,
     /// What happens to a pair that is too long.
     pub truncate: Truncate,
+    /// How long texts are read.
+    pub fit: Fit,
+}
+
+/// The order of documents that the model does not tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ties {
+    /// As in the request.
+    #[default]
+    FirstFirst,
+    /// The later one first.
+    LastFirst,
+}
+
+/// Texts to be scored, under the name that their dialect gives them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Texts {
+    /// The name of the field, for messages.
+    pub field: &'static str,
+    /// The texts, in the caller's order.
+    pub items: Vec<String>,
+}
+
+impl From<Vec<String>> for Texts {
+    fn from(items: Vec<String>) -> Self {
+        Self {
+            field: "documents",
+            items,
+        }
+    }
 }
 
 /// A checked wish to have `pairs` scored, each on its own.
 #[derive(Debug, Clone)]
 pub struct PredictCommand {
+    field: &'static str,
     pairs: Arc<[Pair]>,
     options: ScoreOptions,
 }
@@ -70,11 +126,30 @@ impl PredictCommand {
         options: ScoreOptions,
         limits: &Limits,
     ) -> Result<Self, RerankError> {
-        check_count("pairs", pairs.len(), limits)?;
+        Self::named("pairs", pairs, options, limits)
+    }
+
+    /// As [`PredictCommand::new`], for pairs that the caller knows under another name.
+    ///
+    /// # Errors
+    /// As [`PredictCommand::new`].
+    pub fn named(
+        field: &'static str,
+        pairs: Vec<Pair>,
+        options: ScoreOptions,
+        limits: &Limits,
+    ) -> Result<Self, RerankError> {
+        check_count(field, pairs.len(), limits)?;
         Ok(Self {
+            field,
             pairs: pairs.into(),
             options,
         })
+    }
+
+    /// What the caller calls the pairs.
+    pub fn field(&self) -> &'static str {
+        self.field
     }
 
     /// The pairs, in the caller's order.
@@ -91,8 +166,10 @@ impl PredictCommand {
 /// A checked wish to have documents ordered by how well they answer a query.
 #[derive(Debug, Clone)]
 pub struct RerankCommand {
+    field: &'static str,
     pairs: Arc<[Pair]>,
     top_n: usize,
+    ties: Ties,
     options: ScoreOptions,
 }
 
@@ -103,14 +180,16 @@ impl RerankCommand {
     /// [`ErrorCode::InvalidRequest`] when there is no document, or more than `limits` allows.
     pub fn new(
         query: String,
-        documents: Vec<String>,
+        documents: impl Into<Texts>,
         top_n: Option<NonZeroUsize>,
         options: ScoreOptions,
         limits: &Limits,
     ) -> Result<Self, RerankError> {
-        check_count("documents", documents.len(), limits)?;
+        let Texts { field, items } = documents.into();
+        check_count(field, items.len(), limits)?;
+        check_chunks(field, items.len(), options.fit, limits)?;
         let query: Arc<str> = query.into();
-        let pairs: Arc<[Pair]> = documents
+        let pairs: Arc<[Pair]> = items
             .into_iter()
             .map(|document| Pair {
                 query: query.clone(),
@@ -119,10 +198,28 @@ impl RerankCommand {
             .collect();
         let top_n = top_n.map_or(pairs.len(), |n| n.get().min(pairs.len()));
         Ok(Self {
+            field,
             pairs,
             top_n,
+            ties: Ties::default(),
             options,
         })
+    }
+
+    /// The same wish, with another order of documents that the model does not tell apart.
+    #[must_use]
+    pub fn with_ties(self, ties: Ties) -> Self {
+        Self { ties, ..self }
+    }
+
+    /// What the caller calls the documents.
+    pub fn field(&self) -> &'static str {
+        self.field
+    }
+
+    /// The order of documents that the model does not tell apart.
+    pub fn ties(&self) -> Ties {
+        self.ties
     }
 
     /// One pair for each document, in the caller's order.
@@ -143,7 +240,7 @@ impl RerankCommand {
 
 fn check_count(field: &str, count: usize, limits: &Limits) -> Result<(), RerankError> {
     if count == 0 {
-        return Err(RerankError::invalid(format!(
+        return Err(RerankError::empty(format!(
             "`{field}` is empty; send at least one item"
         )));
     }
@@ -151,6 +248,24 @@ fn check_count(field: &str, count: usize, limits: &Limits) -> Result<(), RerankE
         return Err(RerankError::invalid(format!(
             "`{field}` has {count} items; the limit is {}",
             limits.max_documents
+        )));
+    }
+    Ok(())
+}
+
+/// Most sequences that the documents of one request may become: each costs a whole query.
+fn check_chunks(
+    field: &str,
+    documents: usize,
+    fit: Fit,
+    limits: &Limits,
+) -> Result<(), RerankError> {
+    let most = limits.max_documents.saturating_mul(MEAN_CHUNKS);
+    if documents.saturating_mul(fit.chunks()) > most {
+        return Err(RerankError::invalid(format!(
+            "{documents} `{field}` of {} chunks each are more than the limit of {most} chunks; \
+             send fewer, or lower `max_chunks_per_doc`",
+            fit.chunks()
         )));
     }
     Ok(())
@@ -192,8 +307,11 @@ pub struct Prediction {
 /// Orders documents by raw logit, best first, ties by position, as `CrossEncoder.rank` does.
 ///
 /// The sort is on logits because a saturated sigmoid ties documents that the model tells apart.
-pub fn rank(logits: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
+pub fn rank(logits: &[f32], ties: Ties) -> Vec<usize> {
+    let mut order: Vec<usize> = match ties {
+        Ties::FirstFirst => (0..logits.len()).collect(),
+        Ties::LastFirst => (0..logits.len()).rev().collect(),
+    };
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order
 }
@@ -206,7 +324,32 @@ mod tests {
 
     #[test]
     fn rank_is_descending_and_stable() {
-        assert_eq!(rank(&[1.0, 3.0, 1.0, 3.0, 2.0]), [1, 3, 4, 0, 2]);
+        let logits = [1.0, 3.0, 1.0, 3.0, 2.0];
+        assert_eq!(rank(&logits, Ties::FirstFirst), [1, 3, 4, 0, 2]);
+        assert_eq!(rank(&logits, Ties::LastFirst), [3, 1, 4, 2, 0]);
+    }
+
+    #[test]
+    fn chunks_are_bounded_over_the_whole_request() {
+        let make = |documents: usize, chunks| {
+            let fit = Fit {
+                max_chunks: NonZeroUsize::new(chunks),
+                ..Fit::default()
+            };
+            let options = ScoreOptions {
+                fit,
+                ..ScoreOptions::default()
+            };
+            let documents = Texts {
+                field: "input",
+                items: vec![String::new(); documents],
+            };
+            RerankCommand::new("q".into(), documents, None, options, &LIMITS)
+        };
+        assert!(make(2, 10).is_ok());
+        assert!(make(1, 20).is_ok());
+        let error = make(2, usize::MAX).unwrap_err();
+        assert!(error.message().contains("2 `input` of"), "{error}");
     }
 
     #[test]
@@ -216,7 +359,7 @@ mod tests {
             Activation::Sigmoid.apply(logits[0]),
             Activation::Sigmoid.apply(logits[1])
         );
-        assert_eq!(rank(&logits), [1, 0]);
+        assert_eq!(rank(&logits, Ties::default()), [1, 0]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Runs a model over a packed batch.
 
 pub mod attention;
+mod elementary;
 pub mod library;
 pub mod onnx;
 mod operators;
+pub mod quantized;
 
 use crate::batch::Batch;
 

@@ -8,12 +8,12 @@ use tokio::sync::oneshot;
 
 use crate::admission::{Admission, Permit};
 use crate::batch::Encoding;
-use crate::batch::plan::{BatchLimits, CostModel};
+use crate::batch::plan::BatchLimits;
 use crate::batcher::Batcher;
-use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
+use crate::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
 use crate::metrics::Metrics;
 use crate::rerank::{
-    Activation, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
+    Activation, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
     Scale, ScoreOptions, Truncate, rank,
 };
 use crate::scorer::Scorer;
@@ -29,8 +29,6 @@ pub struct ModelInfo {
     pub labels: Vec<String>,
     /// Tokens a pair may have, special tokens included.
     pub max_length: usize,
-    /// Width of the hidden layers.
-    pub hidden_size: usize,
     /// What is put behind the logits.
     pub activation: Activation,
     /// Arithmetic of the matrix products, such as `fp32`.
@@ -94,7 +92,6 @@ impl Reranker {
         );
         let limits = BatchLimits {
             max_tokens: capacity.max_batch_tokens,
-            cost: CostModel::for_hidden_size(info.hidden_size),
         };
         let encode_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(capacity.encode_threads)
@@ -132,16 +129,16 @@ impl Reranker {
     /// queue is full, or scoring failed.
     pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
         if self.info.labels.len() != 1 {
-            return Err(RerankError::invalid(format!(
+            return Err(RerankError::unsupported(format!(
                 "this model gives {} scores a pair, which have no order; use `/predict`",
                 self.info.labels.len()
             )));
         }
         self.check(command.options())?;
         let scored = self
-            .score("documents", command.pairs(), command.options())
+            .score(command.field(), command.pairs(), command.options())
             .await?;
-        let mut order = rank(&scored.logits);
+        let mut order = rank(&scored.logits, command.ties());
         order.truncate(command.top_n());
         let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
         command
@@ -167,7 +164,7 @@ impl Reranker {
     pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
         self.check(command.options())?;
         let scored = self
-            .score("pairs", command.pairs(), command.options())
+            .score(command.field(), command.pairs(), command.options())
             .await?;
         let labels = self.info.labels.len();
         let mut scores = scored.logits;
@@ -183,6 +180,47 @@ impl Reranker {
         })
     }
 
+    /// Shows the tokens of each of `texts`, with or without those around it.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn tokenize(
+        &self,
+        texts: Vec<String>,
+        special: bool,
+    ) -> Result<Vec<Vec<TextToken>>, RerankError> {
+        self.on_encode_pool(move |encoder, cancelled| {
+            texts
+                .iter()
+                .map(|text| {
+                    go_on(cancelled)?;
+                    encoder.text_tokens(text, special)
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// The texts that lists of token ids stand for, without special tokens where they are skipped.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn decode(
+        &self,
+        ids: Vec<Vec<u32>>,
+        skip_special: bool,
+    ) -> Result<Vec<String>, RerankError> {
+        self.on_encode_pool(move |encoder, cancelled| {
+            ids.iter()
+                .map(|ids| {
+                    go_on(cancelled)?;
+                    encoder.decode(ids, skip_special)
+                })
+                .collect()
+        })
+        .await
+    }
+
     /// Resolves when nothing that was accepted is left unanswered.
     pub async fn drain(&self) {
         self.batcher.idle().await;
@@ -190,7 +228,7 @@ impl Reranker {
 
     fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
         if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
-            return Err(RerankError::invalid(
+            return Err(RerankError::unsupported(
                 "`softmax` needs several labels; this model has one",
             ));
         }
@@ -205,7 +243,7 @@ impl Reranker {
     ) -> Result<Scored, RerankError> {
         let permit = self
             .admission
-            .admit(pairs)
+            .admit(pairs, options.fit.chunks())
             .inspect_err(|_| self.metrics.refused.inc())?;
         let unanswered = Unanswered(&self.metrics);
         let scored = self.score_admitted(field, pairs, options, permit).await;
@@ -220,7 +258,7 @@ impl Reranker {
         options: ScoreOptions,
         permit: Permit,
     ) -> Result<Scored, RerankError> {
-        let (encoded, permit) = self.encode(pairs.clone(), options.truncate, permit).await?;
+        let (encoded, permit) = self.encode(pairs.clone(), options, permit).await?;
 
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
@@ -231,9 +269,13 @@ impl Reranker {
                 encoded[index].full_length, self.info.max_length
             )));
         }
-        let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
+        let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
+        let encodings: Vec<Encoding> = encoded
+            .into_iter()
+            .flat_map(EncodedPair::encodings)
+            .collect();
         let tokens = encodings.iter().map(Encoding::len).sum();
-        self.metrics.pairs.inc_by(encodings.len() as u64);
+        self.metrics.pairs.inc_by(parts.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
         self.metrics.truncated.inc_by(truncated.len() as u64);
         let logits = self
@@ -242,7 +284,7 @@ impl Reranker {
             .await
             .map_err(|error| RerankError::internal(error.to_string()))?;
         Ok(Scored {
-            logits,
+            logits: best_parts(logits, &parts, self.info.labels.len()),
             truncated,
             tokens,
         })
@@ -253,43 +295,98 @@ impl Reranker {
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
-        truncate: Truncate,
+        options: ScoreOptions,
         mut permit: Permit,
     ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
         let started = Instant::now();
-        let cancelled = CancelOnDrop::default();
-        let flag = cancelled.0.clone();
-        let encoder = self.encoder.clone();
-        let (sender, receiver) = oneshot::channel();
         let to_encode = pairs.clone();
-        self.encode_pool.spawn(move || {
-            // The client may have left meanwhile; then nobody is left to tell.
-            let _ = sender.send(encode(&encoder, &to_encode, truncate, &flag));
-        });
-        let encoded = match receiver.await {
-            Ok(Ok(encoded)) => encoded,
-            Ok(Err(EncodeError::Cancelled)) => {
-                return Err(RerankError::internal("tokenising was cancelled"));
-            }
-            Ok(Err(error)) => return Err(RerankError::internal(error.to_string())),
-            Err(_) => return Err(RerankError::internal("the tokeniser panicked")),
-        };
+        let encoded = self
+            .on_encode_pool(move |encoder, cancelled| {
+                encode(
+                    &encoder.fitting(options.fit),
+                    &to_encode,
+                    options.truncate,
+                    cancelled,
+                )
+            })
+            .await?;
         let whole = pairs.iter().zip(&encoded).filter(|(_, e)| !e.truncated());
         let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
             (bytes + pair.bytes(), tokens + encoded.full_length)
         });
-        self.admission.observe_density(bytes, tokens);
-        permit.correct(encoded.iter().map(|pair| pair.encoding.len()).sum());
+        // Where only some tokens of each text were asked for, nobody knows what the rest came to.
+        if options.fit == Fit::default() {
+            self.admission.observe_density(bytes, tokens);
+        }
+        permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
         self.metrics
             .tokenize_seconds
             .observe(started.elapsed().as_secs_f64());
         Ok((encoded, permit))
     }
+
+    /// Runs `work` on the pool that tokenises, until the caller leaves.
+    async fn on_encode_pool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&PairEncoder, &AtomicBool) -> Result<T, EncodeError> + Send + 'static,
+    ) -> Result<T, RerankError> {
+        let cancelled = CancelOnDrop::default();
+        let flag = cancelled.0.clone();
+        let encoder = self.encoder.clone();
+        let (sender, receiver) = oneshot::channel();
+        self.encode_pool.spawn(move || {
+            // The client may have left meanwhile; then nobody is left to tell.
+            let _ = sender.send(work(&encoder, &flag));
+        });
+        match receiver.await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(EncodeError::Cancelled)) => {
+                Err(RerankError::internal("tokenising was cancelled"))
+            }
+            Ok(Err(error @ EncodeError::QueryTooLong { .. })) => Err(RerankError::invalid(
+                format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
+            )),
+            Ok(Err(error)) => Err(RerankError::internal(error.to_string())),
+            Err(_) => Err(RerankError::internal("the tokeniser panicked")),
+        }
+    }
+}
+
+fn go_on(cancelled: &AtomicBool) -> Result<(), EncodeError> {
+    match cancelled.load(Ordering::Relaxed) {
+        true => Err(EncodeError::Cancelled),
+        false => Ok(()),
+    }
+}
+
+/// The logits of each pair's best part: for every label the highest, as one part that answers is
+/// enough.
+fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
+    if parts.iter().all(|&parts| parts == 1) {
+        return logits;
+    }
+    let mut rows = logits.chunks_exact(labels);
+    let mut best = Vec::with_capacity(parts.len() * labels);
+    for &parts in parts {
+        let start = best.len();
+        for (part, row) in rows.by_ref().take(parts).enumerate() {
+            match part {
+                0 => best.extend_from_slice(row),
+                _ => best[start..].iter_mut().zip(row).for_each(|(best, &new)| {
+                    // Unlike `max`, this keeps what is no number, which is an error later.
+                    if new.total_cmp(best).is_gt() {
+                        *best = new;
+                    }
+                }),
+            }
+        }
+    }
+    best
 }
 
 /// Tokenises; the first pair that will be refused is counted to its end, to tell the caller.
 fn encode(
-    encoder: &PairEncoder,
+    encoder: &Fitted,
     pairs: &[Pair],
     truncate: Truncate,
     cancelled: &AtomicBool,
@@ -325,5 +422,22 @@ struct CancelOnDrop(Arc<AtomicBool>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_as_good_as_its_best_part() {
+        let logits = vec![1.0, -3.0, 2.0, 0.5, -7.0, -6.0];
+        assert_eq!(best_parts(logits.clone(), &[1, 3, 2], 1), [1.0, 2.0, -6.0]);
+        assert_eq!(
+            best_parts(logits.clone(), &[1, 2], 2),
+            [1.0, -3.0, 2.0, 0.5]
+        );
+        assert_eq!(best_parts(logits.clone(), &[1; 6], 1), logits);
+        assert!(best_parts(vec![1.0, f32::NAN], &[2], 1)[0].is_nan());
     }
 }

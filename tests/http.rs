@@ -481,7 +481,7 @@ async fn a_body_that_is_too_large_learns_the_limit() {
 #[tokio::test]
 async fn other_paths_and_methods_answer_in_the_same_shape() {
     let app = TestApp::default();
-    for path in ["/", "/rerank/", "/secret", "/v9/rerank"] {
+    for path in ["/rerank/", "/secret", "/v9/rerank"] {
         let answer = app.post(path, RERANK).await;
         assert!(answer.error(404, "not_found").contains("`POST /rerank`"));
     }
@@ -566,8 +566,21 @@ async fn a_server_that_was_stopped_while_starting_does_not_become_ready() {
 
 #[tokio::test]
 async fn info_says_what_is_served() {
+    let labels = json!({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}});
     let expected = json!({
         "model_id": "fake",
+        "model_sha": null,
+        "model_dtype": "float32",
+        "served_model_name": "fake",
+        "model_type": {"reranker": labels},
+        "max_concurrent_requests": Config::default().batching.max_queue_tokens,
+        "max_input_length": MAX_LENGTH,
+        "max_batch_requests": null,
+        "max_client_batch_size": 1000,
+        "auto_truncate": true,
+        "tokenization_workers": 1,
+        "sha": null,
+        "docker_label": null,
         "architecture": "bert",
         "labels": ["LABEL_0"],
         "max_length": MAX_LENGTH,

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Rows};
+use rerankd::graph::{self, Data, Precision, Rows};
 use rerankd::model::{HiddenAct, Model};
 use rerankd::scorer::Scorer;
 use rerankd::scorer::library::Library;
@@ -25,7 +25,7 @@ fn library() -> Library {
 }
 
 fn open(model: &Model, layout: Layout) -> OnnxScorer {
-    let graph = graph::build(model, Rows::FirstOfEach).unwrap();
+    let graph = graph::build(model, Rows::FirstOfEach, Precision::Fp32).unwrap();
     let model = OnnxModel::new(&library(), graph, layout).unwrap();
     model.session(1).unwrap()
 }
@@ -218,12 +218,12 @@ fn a_missing_bias_is_noticed() {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
         let layout = Layout::of(&model.manifest);
-        let mut graph = graph::build(&model, Rows::FirstOfEach).unwrap();
+        let mut graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
         let weight = graph.weights.iter_mut().find(|w| w.name == bias);
-        weight
-            .unwrap_or_else(|| panic!("no weight {bias}"))
-            .data
-            .fill(0.0);
+        match &mut weight.unwrap_or_else(|| panic!("no weight {bias}")).data {
+            Data::F32(data) => data.fill(0.0),
+            Data::I8(_) => unreachable!("a bias is never quantised"),
+        }
         let opened = OnnxModel::new(&library(), graph, layout).unwrap();
         let encodings = encodings(&model, &reference);
         let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());

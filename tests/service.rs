@@ -338,7 +338,7 @@ const LIMITS: Limits = Limits {
 };
 
 fn command(words: &[usize]) -> RerankCommand {
-    let documents = words.iter().map(|&n| document(n)).collect();
+    let documents: Vec<String> = words.iter().map(|&n| document(n)).collect();
     let (query, options) = ("q".to_owned(), ScoreOptions::default());
     RerankCommand::new(query, documents, None::<NonZeroUsize>, options, &LIMITS).unwrap()
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The modules, highest first: each may import only what stands below it.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
     // Edges.
     "main",
     "cli",
@@ -24,6 +24,7 @@ const LAYERS: [&str; 17] = [
     "encoder",
     "scorer",
     "graph",
+    "quantize",
     "model",
     "batch",
     // Domain.

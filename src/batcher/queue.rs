@@ -24,8 +24,8 @@ pub(super) struct Job {
 
 /// A request of which something is waiting or running.
 struct Flow {
-    /// Shortest first, so that popping takes the longest: neighbours are of like length, and the
-    /// long ones are not left to make the last batch a slow one.
+    /// Shortest first, so that popping takes the longest: a long one left for the end would run
+    /// alone while other workers idle.
     waiting: Vec<(usize, Encoding)>,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
@@ -103,9 +103,9 @@ impl Queue {
 
     /// Takes the next batch out of the queue; empty when nothing waits.
     ///
-    /// Turn by turn, the request that has been served least gives its longest waiting sequence, as
-    /// long as the batch gains by it. A request whose sequence does not fit sits this batch out.
-    pub(super) fn take(&mut self, limits: &BatchLimits) -> Vec<Job> {
+    /// Turn by turn, the request that has been served least gives its longest waiting sequence. One
+    /// whose sequence does not fit any more sits this batch out.
+    pub(super) fn take(&mut self, limits: BatchLimits) -> Vec<Job> {
         let mut jobs = Vec::new();
         let mut draft = Draft::default();
         let mut skipped = Vec::new();
@@ -194,17 +194,10 @@ mod tests {
     use super::super::reply;
     use super::*;
     use crate::admission::Admission;
-    use crate::batch::plan::CostModel;
     use proptest::prelude::*;
     use std::sync::Arc;
 
-    const LIMITS: BatchLimits = BatchLimits {
-        max_tokens: 64,
-        cost: CostModel {
-            attention: 0.0,
-            overhead: 0.0,
-        },
-    };
+    const LIMITS: BatchLimits = BatchLimits { max_tokens: 64 };
 
     fn admission() -> Arc<Admission> {
         let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
@@ -223,13 +216,13 @@ mod tests {
 
     fn push(queue: &mut Queue, lengths: &[usize]) -> (FlowId, reply::Receiver) {
         let (reply, receiver) = reply::channel();
-        let permit = admission().admit(&[]).unwrap();
+        let permit = admission().admit(&[], 1).unwrap();
         let id = queue.push(sequences(lengths), reply, permit, Instant::now());
         (id, receiver)
     }
 
     /// Scores each sequence with its length.
-    fn run(queue: &mut Queue, limits: &BatchLimits) -> Vec<(FlowId, usize)> {
+    fn run(queue: &mut Queue, limits: BatchLimits) -> Vec<(FlowId, usize)> {
         let jobs = queue.take(limits);
         let logits: Vec<f32> = jobs.iter().map(|j| j.encoding.len() as f32).collect();
         queue.complete(&jobs, &logits);
@@ -240,9 +233,9 @@ mod tests {
     fn a_small_request_does_not_wait_for_a_big_one_to_finish() {
         let mut queue = Queue::new(1);
         let (big, _keep) = push(&mut queue, &[16; 100]);
-        run(&mut queue, &LIMITS);
+        run(&mut queue, LIMITS);
         let (small, mut answer) = push(&mut queue, &[16, 16]);
-        let batch = run(&mut queue, &LIMITS);
+        let batch = run(&mut queue, LIMITS);
         assert_eq!(batch, [(small, 16), (small, 16), (big, 16), (big, 16)]);
         assert_eq!(answer.try_recv().unwrap().unwrap(), [16.0, 16.0]);
     }
@@ -252,13 +245,13 @@ mod tests {
         let mut queue = Queue::new(1);
         let (first, _gone) = push(&mut queue, &[30, 30, 30]);
         let (second, _keep) = push(&mut queue, &[10]);
-        let running = queue.take(&LIMITS);
+        let running = queue.take(LIMITS);
         assert!(queue.cancel(first));
         assert!(!queue.cancel(first));
         let logits = vec![0.0; running.len()];
         assert!(queue.complete(&running, &logits) > 0);
         while queue.waiting_tokens() > 0 {
-            assert!(run(&mut queue, &LIMITS).iter().all(|(id, _)| *id == second));
+            assert!(run(&mut queue, LIMITS).iter().all(|(id, _)| *id == second));
         }
         assert_eq!(queue.requests(), 0);
     }
@@ -267,11 +260,11 @@ mod tests {
     fn a_failed_batch_fails_its_own_requests_and_no_other() {
         let mut queue = Queue::new(1);
         let (_, mut failed) = push(&mut queue, &[64, 64]);
-        let jobs = queue.take(&LIMITS);
+        let jobs = queue.take(LIMITS);
         let (_, mut other) = push(&mut queue, &[5]);
         queue.fail(&jobs, "broken");
         assert_eq!(failed.try_recv().unwrap().unwrap_err(), "broken");
-        run(&mut queue, &LIMITS);
+        run(&mut queue, LIMITS);
         assert_eq!(other.try_recv().unwrap().unwrap(), [5.0]);
         assert_eq!(queue.waiting_tokens(), 0);
     }
@@ -285,17 +278,17 @@ mod tests {
                 (prop::collection::vec(1_usize..100, 1..20), any::<bool>()), 1..12),
             max_tokens in 1_usize..200,
         ) {
-            let limits = BatchLimits { max_tokens, cost: CostModel::for_hidden_size(384) };
+            let limits = BatchLimits { max_tokens };
             let mut queue = Queue::new(1);
             let mut expected = Vec::new();
             for (lengths, cancel) in requests {
                 let (id, receiver) = push(&mut queue, &lengths);
-                run(&mut queue, &limits);
+                run(&mut queue, limits);
                 let cancelled = cancel && queue.cancel(id);
                 expected.push((lengths, cancelled, receiver));
             }
             while queue.waiting_tokens() > 0 {
-                let batch = run(&mut queue, &limits);
+                let batch = run(&mut queue, limits);
                 prop_assert!(!batch.is_empty());
                 let tokens: usize = batch.iter().map(|(_, length)| length).sum();
                 prop_assert!(tokens <= max_tokens || batch.len() == 1);
@@ -325,7 +318,7 @@ mod tests {
             let (mut left_a, mut left_b) = (first.len(), second.len());
             let (mut served_a, mut served_b) = (0_usize, 0_usize);
             while left_a > 0 && left_b > 0 {
-                for (id, length) in run(&mut queue, &LIMITS) {
+                for (id, length) in run(&mut queue, LIMITS) {
                     if id == a { served_a += length; left_a -= 1; }
                     if id == b { served_b += length; left_b -= 1; }
                 }

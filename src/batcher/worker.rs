@@ -6,12 +6,7 @@ use std::time::Instant;
 use super::Shared;
 use super::queue::Job;
 use crate::batch::Batch;
-use crate::batch::plan::BatchLimits;
 use crate::scorer::{ScoreError, Scorer};
-
-/// A batch is not made smaller than this to give other workers something to do: below it, the
-/// model's weights are read more often than its work is shared.
-const SMALLEST_SHARE_TOKENS: usize = 64;
 
 pub(super) fn run(shared: &Shared, mut scorer: Box<dyn Scorer>) {
     while let Some(jobs) = next_batch(shared) {
@@ -34,15 +29,9 @@ fn next_batch(shared: &Shared) -> Option<Vec<Job>> {
         if state.closed {
             return None;
         }
-        let limits = BatchLimits {
-            max_tokens: share(
-                state.queue.waiting_tokens(),
-                state.idle,
-                shared.limits.max_tokens,
-            ),
-            ..shared.limits
-        };
-        let jobs = state.queue.take(&limits);
+        let waiting = state.queue.waiting_tokens();
+        let limits = shared.limits.shared(waiting, state.idle);
+        let jobs = state.queue.take(limits);
         if !jobs.is_empty() {
             state.idle -= 1;
             return Some(jobs);
@@ -52,15 +41,6 @@ fn next_batch(shared: &Shared) -> Option<Vec<Job>> {
             .wait(state)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
     }
-}
-
-/// Tokens that one of `idle` workers takes: an even part of what waits, so that a lone request uses
-/// all of them.
-fn share(waiting: usize, idle: usize, max_tokens: usize) -> usize {
-    waiting
-        .div_ceil(idle.max(1))
-        .max(SMALLEST_SHARE_TOKENS)
-        .min(max_tokens)
 }
 
 /// Runs the scorer; a panic is an error like any other, for this batch alone.
@@ -104,18 +84,5 @@ fn finish(
             tracing::error!(%error, pairs = batch.sequences(), tokens = batch.tokens(), "batch failed");
             shared.change(|state| state.queue.fail(jobs, &error.0));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_workers_share_what_waits() {
-        assert_eq!(share(1000, 2, 4096), 500);
-        assert_eq!(share(1000, 1, 4096), 1000);
-        assert_eq!(share(100_000, 2, 4096), 4096);
-        assert_eq!(share(30, 4, 4096), SMALLEST_SHARE_TOKENS);
     }
 }

@@ -14,12 +14,13 @@ use super::Exit;
 use super::healthcheck::reachable;
 use crate::config::{
     BatchConfig, Config, DEFAULT_LISTEN, DEFAULT_LOG_FILTER, DEFAULT_MAX_BATCH_TOKENS,
-    DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_DOCUMENTS, DEFAULT_MAX_QUEUE_TOKENS, HttpConfig, LogConfig,
-    LogFormat, ModelConfig, ShutdownConfig,
+    DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_DOCUMENTS, DEFAULT_MAX_QUEUE_TOKENS, DocumentForm,
+    HttpConfig, LogConfig, LogFormat, ModelConfig, Precision, ShutdownConfig,
 };
 use crate::http::app::AppState;
 use crate::load::{LoadConfig, LoadError};
 use crate::metrics::Metrics;
+use crate::rerank::Strategy;
 use crate::service::Reranker;
 use crate::shutdown::{Phase, Stopped};
 use crate::{http, load, shutdown, telemetry};
@@ -43,10 +44,49 @@ pub struct Args {
     #[arg(long, env = "RERANKD_SERVED_MODEL_NAME", value_name = "NAME")]
     served_model_name: Option<String>,
 
+    /// Refuse requests that ask for another model than the one that is served. Without it any name
+    /// is taken, as most clients send the name that some other service wants.
+    #[arg(long, env = "RERANKD_STRICT_MODEL_NAME")]
+    strict_model_name: bool,
+
+    /// How answers repeat a document, where the body of the request does not tell which form its
+    /// client reads: `{"text": "…"}`, `"…"`, or not at all.
+    #[arg(
+        long,
+        env = "RERANKD_RERANK_DOCUMENT",
+        value_name = "FORM",
+        default_value = "object"
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(DocumentForm::NAMES).try_map(|name| name.parse::<DocumentForm>()))]
+    rerank_document: DocumentForm,
+
+    /// Which text gives way when a pair is longer than the model reads: the longer one first, as
+    /// sentence-transformers does, or the document only. The latter keeps queries whole and refuses
+    /// those that leave a document no room.
+    #[arg(
+        long,
+        env = "RERANKD_TRUNCATION",
+        value_name = "STRATEGY",
+        default_value = "longest_first"
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(Strategy::NAMES).try_map(|name| name.parse::<Strategy>()))]
+    truncation: Strategy,
+
     /// Threads that run the model. More than there are cores makes every request slower; fewer
     /// leave room for what else runs here. Default: the cores that affinity mask and cgroup allow.
     #[arg(long, env = "RERANKD_THREADS", value_name = "N")]
     threads: Option<NonZeroUsize>,
+
+    /// Arithmetic of the matrix products. `fp32` computes as the reference does; `int8` is faster and
+    /// needs less memory, and moves scores a little.
+    #[arg(
+        long,
+        env = "RERANKD_PRECISION",
+        value_name = "PRECISION",
+        default_value = "fp32"
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    precision: Precision,
 
     /// Most documents (or pairs) of one request. A client refused by this limit often falls back to
     /// its unranked order unseen: keep it above what your clients send.
@@ -143,11 +183,15 @@ impl Args {
                 max_body_bytes: self.max_body_bytes.get(),
                 header_timeout: self.header_timeout,
                 body_timeout: self.body_timeout,
+                strict_model_name: self.strict_model_name,
+                rerank_document: self.rerank_document,
             },
             model: ModelConfig {
                 dir: self.model,
                 served_name: self.served_model_name,
+                truncation: self.truncation,
                 threads: self.threads.map(NonZeroUsize::get),
+                precision: self.precision,
             },
             batching: BatchConfig {
                 max_batch_tokens: self.max_batch_tokens.get(),
@@ -325,8 +369,10 @@ fn load_config(config: &Config) -> LoadConfig {
     LoadConfig {
         model: config.model.dir.clone(),
         served_model_name: config.model.served_name.clone(),
+        truncation: config.model.truncation,
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads: config.model.threads.unwrap_or_else(cores),
+        precision: config.model.precision,
         max_batch_tokens: config.batching.max_batch_tokens,
         max_queue_tokens: config.batching.max_queue_tokens,
     }
@@ -360,7 +406,8 @@ mod tests {
             "serve --listen [::1]:9 --model m --threads 3 --max-documents 4 --max-body-bytes 5 \
              --max-batch-tokens 6 --max-queue-tokens 7 --grace 9 \
              --drain-timeout 10ms --log-format json --header-timeout 11s --body-timeout 12s \
-             --served-model-name n --log-level debug",
+             --served-model-name n --log-level debug --strict-model-name \
+             --rerank-document omit --truncation document_only --precision int8",
         )
         .unwrap()
         .resolve();
@@ -371,11 +418,15 @@ mod tests {
                 max_body_bytes: 5,
                 header_timeout: Duration::from_secs(11),
                 body_timeout: Duration::from_secs(12),
+                strict_model_name: true,
+                rerank_document: DocumentForm::Omit,
             },
             model: ModelConfig {
                 dir: Some("m".into()),
                 served_name: Some("n".to_owned()),
+                truncation: Strategy::DocumentOnly,
                 threads: Some(3),
+                precision: Precision::Int8,
             },
             batching: BatchConfig {
                 max_batch_tokens: 6,
@@ -402,6 +453,8 @@ mod tests {
             "serve --grace soon",
             "serve --header-timeout 0",
             "serve --log-format xml",
+            "serve --rerank-document list",
+            "serve --truncation middle",
             "serve --listen 8080",
         ] {
             assert!(parse(line).is_err(), "{line}");

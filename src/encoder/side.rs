@@ -1,5 +1,7 @@
 //! Tokenising one text of a pair.
 
+use std::num::NonZeroUsize;
+
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
 use tokenizers::{
     Model as _, NormalizerWrapper, OffsetReferential, OffsetType, Offsets, PreTokenizedString,
@@ -13,7 +15,7 @@ use crate::model::{ModelError, TokenizerClass, TokenizerConfig};
 /// The tokens of one text, without special ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Side {
-    /// Its ids; no more than a pair holds, from the end of the text that is kept.
+    /// Its ids; no more than were wanted, from the end of the text that is kept.
     pub ids: Vec<u32>,
     /// How many ids the text has, or at least has when `all` is false.
     pub length: usize,
@@ -21,27 +23,47 @@ pub(super) struct Side {
     pub all: bool,
 }
 
+impl Side {
+    /// The text as if it had no more than `most` tokens.
+    pub fn capped(mut self, most: Option<NonZeroUsize>, direction: TruncationDirection) -> Self {
+        if let Some(most) = most.map(NonZeroUsize::get)
+            && most <= self.length
+        {
+            // A lower bound that reaches the cap tells all there is to know.
+            self.all = true;
+            self.length = most;
+            if most < self.ids.len() {
+                self.ids = keep(&self.ids, most, direction).to_vec();
+            }
+        }
+        self
+    }
+}
+
+/// The `length` ids that stay of a text that is cut.
+pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
+    match direction {
+        TruncationDirection::Right => &ids[..length],
+        TruncationDirection::Left => &ids[ids.len() - length..],
+    }
+}
+
 /// Bytes of a text that are tried first for each token that is wanted; most languages need fewer.
 const BYTES_A_TOKEN: usize = 8;
 /// How much longer the next try is.
 const GROWTH: usize = 4;
 
-/// A tokenizer and how much of its output can matter.
+/// A tokenizer, and how it cuts texts unless it is told otherwise.
 #[derive(Debug)]
 pub(super) struct SideTokenizer {
     tokenizer: Tokenizer,
-    max_length: usize,
     direction: TruncationDirection,
     /// Whether the first tokens of a text can be told from its start.
     allows_cuts: bool,
 }
 
 impl SideTokenizer {
-    pub fn new(
-        tokenizer_json: &[u8],
-        max_length: usize,
-        config: &TokenizerConfig,
-    ) -> Result<Self, ModelError> {
+    pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
         let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be read: {error}")))?;
         let direction = match (config.truncate_start, tokenizer.get_truncation()) {
@@ -57,9 +79,8 @@ impl SideTokenizer {
         overrule(&mut tokenizer, config)
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be used: {error}")))?;
         Ok(Self {
-            allows_cuts: direction == TruncationDirection::Right && allows_cuts(&tokenizer),
+            allows_cuts: allows_cuts(&tokenizer),
             tokenizer,
-            max_length,
             direction,
         })
     }
@@ -68,17 +89,28 @@ impl SideTokenizer {
         &self.tokenizer
     }
 
-    /// Tokenises a text up to the word that fills a pair.
+    /// Which end of a text is cut, unless a request says so.
+    pub fn direction(&self) -> TruncationDirection {
+        self.direction
+    }
+
+    /// Tokenises a text up to the word that reaches `limit` tokens, from the end that is kept.
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
-    pub fn tokenize(&self, text: &str) -> Result<Side, EncodeError> {
+    pub fn tokenize(
+        &self,
+        text: &str,
+        limit: usize,
+        direction: TruncationDirection,
+    ) -> Result<Side, EncodeError> {
         if self.allows_cuts
-            && let Some(side) = self.tokenize_start(text)?
+            && direction == TruncationDirection::Right
+            && let Some(side) = self.tokenize_start(text, limit)?
         {
             return Ok(side);
         }
-        self.run(text, self.max_length)
+        self.run(text, limit, direction)
     }
 
     /// The number of tokens of the whole text.
@@ -86,17 +118,22 @@ impl SideTokenizer {
     /// # Errors
     /// As [`SideTokenizer::tokenize`].
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
-        self.run(text, usize::MAX).map(|side| side.length)
+        self.run(text, usize::MAX, self.direction)
+            .map(|side| side.length)
     }
 
-    /// Tokenises only the start of a long text, where that is enough to fill a pair.
-    pub(super) fn tokenize_start(&self, text: &str) -> Result<Option<Side>, EncodeError> {
+    /// Tokenises only the start of a long text, where that is enough for `limit` tokens.
+    pub(super) fn tokenize_start(
+        &self,
+        text: &str,
+        limit: usize,
+    ) -> Result<Option<Side>, EncodeError> {
         let mut tried = 0;
-        let mut target = self.max_length.saturating_mul(BYTES_A_TOKEN);
+        let mut target = limit.saturating_mul(BYTES_A_TOKEN);
         while target < text.len() {
             if let Some(cut) = safe_cut(text, target).filter(|&cut| cut > tried) {
                 tried = cut;
-                let side = self.run(&text[..cut], self.max_length)?;
+                let side = self.run(&text[..cut], limit, TruncationDirection::Right)?;
                 // Where all words of the start were needed, the last one may be half a word.
                 if !side.all {
                     return Ok(Some(side));
@@ -107,14 +144,24 @@ impl SideTokenizer {
         Ok(None)
     }
 
-    fn run(&self, text: &str, limit: usize) -> Result<Side, EncodeError> {
-        self.try_run(text, limit)
+    fn run(
+        &self,
+        text: &str,
+        limit: usize,
+        direction: TruncationDirection,
+    ) -> Result<Side, EncodeError> {
+        self.try_run(text, limit, direction)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }
 
     /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets, and no
     /// further than the word that reaches `limit` tokens.
-    fn try_run(&self, text: &str, limit: usize) -> tokenizers::Result<Side> {
+    fn try_run(
+        &self,
+        text: &str,
+        limit: usize,
+        direction: TruncationDirection,
+    ) -> tokenizers::Result<Side> {
         let tokenizer = &self.tokenizer;
         let mut words = tokenizer
             .get_added_vocabulary()
@@ -124,25 +171,17 @@ impl SideTokenizer {
         }
         let all = splits(&words).len();
         let model = tokenizer.get_model();
-        words.tokenize_with_limit(|word| model.tokenize(word.get()), limit, self.direction)?;
+        words.tokenize_with_limit(|word| model.tokenize(word.get()), limit, direction)?;
         let words = splits(&words);
         let ids: Vec<u32> = words
             .iter()
             .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
             .collect();
         Ok(Side {
-            ids: self.keep(&ids, ids.len().min(self.max_length)).to_vec(),
+            ids: keep(&ids, ids.len().min(limit), direction).to_vec(),
             length: ids.len(),
             all: words.len() == all,
         })
-    }
-
-    /// The `length` ids that stay of a text that is cut.
-    pub fn keep<'a>(&self, ids: &'a [u32], length: usize) -> &'a [u32] {
-        match self.direction {
-            TruncationDirection::Right => &ids[..length],
-            TruncationDirection::Left => &ids[ids.len() - length..],
-        }
     }
 }
 

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::strategy::Strategy;
 use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
+use super::side::Side;
 use super::*;
 use crate::model::TokenizerClass;
+
+mod fitted;
 
 const WORDS: [&str; 6] = ["the", "river", "run", "##ning", "##s", "a"];
 
@@ -357,7 +361,8 @@ fn a_broken_tokenizer_is_refused() {
 /// The ids of a document after an empty query, without special tokens.
 fn document_ids(file: &[u8], config: &TokenizerConfig, document: &str) -> Vec<u32> {
     let encoder = PairEncoder::with_config(file, 100, None, config).unwrap();
-    encoder.side.tokenize(document).unwrap().ids
+    let right = TruncationDirection::Right;
+    encoder.side.tokenize(document, 100, right).unwrap().ids
 }
 
 #[test]
@@ -456,7 +461,7 @@ fn the_odd_token_goes_to_the_text_that_is_longer_as_a_whole() {
 /// The first tokens of `text`, told from its start alone.
 fn start(file: &[u8], text: &str) -> Option<Side> {
     let encoder = PairEncoder::new(file, 12, None).unwrap();
-    encoder.side.tokenize_start(text).unwrap()
+    encoder.side.tokenize_start(text, 12).unwrap()
 }
 
 #[test]
@@ -536,12 +541,12 @@ fn a_special_token_at_the_first_try_is_not_cut() {
     let document = format!("{}     </s>{}", "the     ".repeat(10), " the".repeat(20));
     let (file, query) = (bert_classic(), "");
     let encoder = PairEncoder::new(&file, max_length, None).unwrap();
-    let side = encoder.side.tokenize(&document).unwrap();
+    let right = TruncationDirection::Right;
+    let side = encoder.side.tokenize(&document, max_length, right).unwrap();
     assert_eq!(side.ids[10], 2);
     let pair = encoder
         .pair(&encoder.query(query).unwrap(), &document)
         .unwrap();
-    let right = TruncationDirection::Right;
     let (expected, _) = expected(&file, max_length, right, query, &document);
     assert_eq!(pair.encoding, expected);
 }

@@ -42,7 +42,32 @@ pub struct Weight {
     /// Its dimensions.
     pub shape: Vec<usize>,
     /// Its elements, row by row.
-    pub data: Vec<f32>,
+    pub data: Data,
+}
+
+/// Elements of a constant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Data {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// 8-bit whole numbers.
+    I8(Vec<i8>),
+}
+
+impl Data {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::I8(data) => data.len(),
+        }
+    }
+
+    fn data_type(&self) -> DataType {
+        match self {
+            Self::F32(_) => DataType::Float,
+            Self::I8(_) => DataType::Int8,
+        }
+    }
 }
 
 /// An attribute of a node.
@@ -83,15 +108,15 @@ impl GraphBuilder {
         self.node(name, STANDARD, "Identity", &[value], &[]);
     }
 
-    /// A constant of floats, kept outside the graph file.
+    /// A constant, kept outside the graph file.
     ///
     /// # Panics
     /// When `data` does not fill `shape`: a mistake in the graph's code, not in a model.
-    pub fn weight(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
+    pub fn weight(&mut self, name: &str, shape: &[usize], data: Data) -> Value {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{name}");
         self.graph.initializer.push(TensorProto {
             dims: dims(shape),
-            data_type: DataType::Float as i32,
+            data_type: data.data_type() as i32,
             name: name.to_owned(),
             // Never read: the session is given the data under this name. ONNX Runtime only checks
             // that the path exists.

@@ -1,10 +1,11 @@
 //! The transformer encoder that BERT and RoBERTa share, packed, with its last layer computed only
 //! where it is read.
 
-use super::builder::{Attr, CONTRIB, Dim, Graph, GraphBuilder, STANDARD, Value};
+use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::onnx::DataType;
-use super::{Rows, io, operator};
+use super::{Precision, Rows, io, operator};
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
+use crate::quantize::Quantized;
 
 const TOKENS: Dim = Dim::Named("tokens");
 const SEQUENCES: Dim = Dim::Named("sequences");
@@ -15,6 +16,7 @@ pub(crate) struct EncoderGraph<'a> {
     model: &'a Model,
     config: &'a EncoderConfig,
     last_layer: Rows,
+    precision: Precision,
     /// What the names of the encoder's tensors begin with.
     prefix: &'static str,
     inputs: Inputs,
@@ -28,7 +30,12 @@ struct Inputs {
 }
 
 impl<'a> EncoderGraph<'a> {
-    pub(crate) fn new(model: &'a Model, last_layer: Rows, prefix: &'static str) -> Self {
+    pub(crate) fn new(
+        model: &'a Model,
+        last_layer: Rows,
+        precision: Precision,
+        prefix: &'static str,
+    ) -> Self {
         let mut graph = GraphBuilder::default();
         let inputs = Inputs {
             input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
@@ -41,6 +48,7 @@ impl<'a> EncoderGraph<'a> {
             model,
             config: &model.manifest.encoder,
             last_layer,
+            precision,
             prefix,
             inputs,
         }
@@ -97,7 +105,7 @@ impl<'a> EncoderGraph<'a> {
             .model
             .weights
             .read(&words, &[vocab_size, hidden_size])?;
-        let words = self.graph.weight(&words, &[vocab_size, hidden_size], data);
+        let words = self.floats(&words, &[vocab_size, hidden_size], data);
         let positions = self.position_table(&base)?;
         let word = self.gather("word", &words, &self.inputs.input_ids.clone());
         let position = self.gather("position", &positions, &self.inputs.position_ids.clone());
@@ -128,9 +136,7 @@ impl<'a> EncoderGraph<'a> {
             }
         }
         let shape = [type_vocab_size * max_positions, hidden_size];
-        Ok(self
-            .graph
-            .weight(&format!("{base}.position_table"), &shape, table))
+        Ok(self.floats(&format!("{base}.position_table"), &shape, table))
     }
 
     fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
@@ -148,15 +154,21 @@ impl<'a> EncoderGraph<'a> {
         let matrix = self.matrix(&dense, size, size)?;
         let projected = self.linear(&dense, &context, size, &[&matrix]);
         let bias = self.attention_output_bias(&base)?;
-        let bias = self.graph.weight(&format!("{dense}.bias"), &[size], bias);
+        let bias = self.floats(&format!("{dense}.bias"), &[size], bias);
         let norm = format!("{output}.LayerNorm");
         let attended = self.layer_norm(&norm, &projected, &residual, Some(&bias))?;
 
         let inner = self.config.intermediate_size;
         let up = format!("{base}.intermediate.dense");
         let matrix = self.matrix(&up, inner, size)?;
-        let expanded = self.linear(&up, &attended, size, &[&matrix]);
-        let activated = self.activation(&up, &expanded, inner)?;
+        let activated =
+            if self.precision == Precision::Int8 && self.config.hidden_act == HiddenAct::Gelu {
+                let bias = self.model.weights.read(&format!("{up}.bias"), &[inner])?;
+                self.quantized(&up, &attended, size, &[&matrix], bias, true)
+            } else {
+                let expanded = self.linear(&up, &attended, size, &[&matrix]);
+                self.activation(&up, &expanded, inner)?
+            };
         let down = format!("{base}.output.dense");
         let matrix = self.matrix(&down, size, inner)?;
         let contracted = self.linear(&down, &activated, inner, &[&matrix]);
@@ -197,7 +209,7 @@ impl<'a> EncoderGraph<'a> {
         let name = part("query.bias");
         let mut bias = self.model.weights.read(&name, &[size])?;
         bias.iter_mut().for_each(|weight| *weight *= scale);
-        let bias = self.graph.weight(&name, &[size], bias);
+        let bias = self.floats(&name, &[size], bias);
         let lengths = self.inputs.lengths.clone();
         Ok(self.graph.node(
             &part("context"),
@@ -272,9 +284,40 @@ impl<'a> EncoderGraph<'a> {
 
     /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
     fn linear(&mut self, name: &str, x: &Value, input: usize, matrices: &[&[f32]]) -> Value {
+        if self.precision == Precision::Int8 {
+            return self.quantized(name, x, input, matrices, Vec::new(), false);
+        }
         let weight = self.transposed(name, input, matrices);
         self.graph
             .node(name, STANDARD, "MatMul", &[x, &weight], &[])
+    }
+
+    /// As [`Self::linear`] in eight bits, with an optional bias and GELU in the same pass.
+    fn quantized(
+        &mut self,
+        name: &str,
+        x: &Value,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+        gelu: bool,
+    ) -> Value {
+        let Quantized { panels, scales } = Quantized::new(matrices, input);
+        let shape = [panels.len()];
+        let panels = self
+            .graph
+            .weight(&format!("{name}.panels"), &shape, Data::I8(panels));
+        let shape = [scales.len()];
+        let scales = self.floats(&format!("{name}.scales"), &shape, scales);
+        let shape = [bias.len()];
+        let bias = self.floats(&format!("{name}.quantized.bias"), &shape, bias);
+        self.graph.node(
+            name,
+            operator::DOMAIN,
+            operator::QUANTIZED_DENSE,
+            &[x, &panels, &scales, &bias],
+            &[Attr::Int(operator::GELU, i64::from(gelu))],
+        )
     }
 
     /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.
@@ -289,8 +332,7 @@ impl<'a> EncoderGraph<'a> {
                 joined[i * width + column] = weight;
             }
         }
-        self.graph
-            .weight(&format!("{name}.weight^T"), &[input, width], joined)
+        self.floats(&format!("{name}.weight^T"), &[input, width], joined)
     }
 
     /// The weights of a dense layer as they are stored, `[out, input]`.
@@ -300,9 +342,13 @@ impl<'a> EncoderGraph<'a> {
             .read(&format!("{name}.weight"), &[out, input])
     }
 
+    fn floats(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
+        self.graph.weight(name, shape, Data::F32(data))
+    }
+
     fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
         let data = self.model.weights.read(name, &[size])?;
-        Ok(self.graph.weight(name, &[size], data))
+        Ok(self.floats(name, &[size], data))
     }
 
     fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {

@@ -9,6 +9,7 @@ use prost::Message;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataType {
     Float = 1,
+    Int8 = 3,
     Int32 = 6,
     Int64 = 7,
 }

@@ -1,9 +1,13 @@
 //! What operators and probes ask. None of it waits for the model.
 
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::app::AppState;
 use super::error::{Failure, json};
@@ -12,11 +16,14 @@ use crate::shutdown::Phase;
 
 /// Whether `route` is polled by machines.
 pub fn is_probe(route: &str) -> bool {
-    matches!(route, "/live" | "/ready" | "/health" | "/metrics")
+    matches!(route, "/live" | "/ready" | "/metrics" | "/ping")
+        || route.starts_with("/.well-known/")
+        || route.ends_with("/health")
 }
 
-#[derive(Serialize)]
-struct Status {
+/// A yes.
+#[derive(Serialize, ToSchema)]
+pub struct Status {
     status: &'static str,
 }
 
@@ -37,9 +44,38 @@ pub async fn ready(State(state): State<AppState>) -> Result<Response, Failure> {
     }
 }
 
-#[derive(Serialize)]
-struct Info<'a> {
+/// [`live`] for those who want no body.
+pub async fn silent_live() -> StatusCode {
+    StatusCode::NO_CONTENT
+}
+
+/// [`ready`] for those who want no body.
+///
+/// # Errors
+/// As [`ready`].
+pub async fn silent_ready(state: State<AppState>) -> Result<StatusCode, Failure> {
+    ready(state).await.map(|_| StatusCode::NO_CONTENT)
+}
+
+/// The answer of [`info`]: TEI's fields, then the server's own.
+#[derive(Serialize, ToSchema)]
+pub struct Info<'a> {
     model_id: &'a str,
+    model_sha: Option<&'a str>,
+    model_dtype: &'a str,
+    served_model_name: &'a str,
+    model_type: ModelType<'a>,
+    /// Requests are bounded by their tokens, so that this is as many as there may be tokens.
+    max_concurrent_requests: usize,
+    max_input_length: usize,
+    max_batch_tokens: usize,
+    max_batch_requests: Option<usize>,
+    max_client_batch_size: usize,
+    auto_truncate: bool,
+    tokenization_workers: usize,
+    version: &'a str,
+    sha: Option<&'a str>,
+    docker_label: Option<&'a str>,
     architecture: &'a str,
     labels: &'a [String],
     max_length: usize,
@@ -48,12 +84,49 @@ struct Info<'a> {
     parameters: usize,
     threads: usize,
     sessions: usize,
-    version: &'a str,
     runtime_version: &'a str,
     max_documents: usize,
     max_body_bytes: usize,
-    max_batch_tokens: usize,
     max_queue_tokens: usize,
+}
+
+/// What kind of model TEI's clients should take this one for.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ModelType<'a> {
+    Reranker(Labels<'a>),
+    Classifier(Labels<'a>),
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelLabels)]
+struct Labels<'a> {
+    #[schema(value_type = BTreeMap<String, String>)]
+    id2label: BTreeMap<usize, &'a str>,
+    label2id: BTreeMap<&'a str, usize>,
+}
+
+impl<'a> ModelType<'a> {
+    fn of(labels: &'a [String]) -> Self {
+        let numbered = || labels.iter().map(String::as_str).enumerate();
+        let names = Labels {
+            id2label: numbered().collect(),
+            label2id: numbered().map(|(id, label)| (label, id)).collect(),
+        };
+        match labels.len() {
+            1 => Self::Reranker(names),
+            _ => Self::Classifier(names),
+        }
+    }
+}
+
+/// TEI's name of a precision.
+fn dtype(precision: &str) -> &str {
+    match precision {
+        "fp32" => "float32",
+        "fp16" => "float16",
+        other => other,
+    }
 }
 
 /// What is served, how, and within which limits.
@@ -65,6 +138,20 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
     let config = state.config();
     let info = Info {
         model_id: &model.id,
+        model_sha: None,
+        model_dtype: dtype(model.precision),
+        served_model_name: &model.id,
+        model_type: ModelType::of(&model.labels),
+        max_concurrent_requests: config.batching.max_queue_tokens,
+        max_input_length: model.max_length,
+        max_batch_tokens: config.batching.max_batch_tokens,
+        max_batch_requests: None,
+        max_client_batch_size: config.http.max_documents,
+        auto_truncate: true,
+        tokenization_workers: model.threads,
+        version: env!("CARGO_PKG_VERSION"),
+        sha: None,
+        docker_label: None,
         architecture: model.architecture,
         labels: &model.labels,
         max_length: model.max_length,
@@ -73,14 +160,54 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
         parameters: model.parameters,
         threads: model.threads,
         sessions: model.sessions,
-        version: env!("CARGO_PKG_VERSION"),
         runtime_version: &model.runtime_version,
         max_documents: config.http.max_documents,
         max_body_bytes: config.http.max_body_bytes,
-        max_batch_tokens: config.batching.max_batch_tokens,
         max_queue_tokens: config.batching.max_queue_tokens,
     };
     Ok(json(StatusCode::OK, &info))
+}
+
+/// The answer of [`models`], in the form that OpenAI's clients read.
+#[derive(Serialize, ToSchema)]
+pub struct Models<'a> {
+    object: &'a str,
+    data: [ModelCard<'a>; 1],
+}
+
+#[derive(Serialize, ToSchema)]
+struct ModelCard<'a> {
+    id: &'a str,
+    object: &'a str,
+    created: u64,
+    owned_by: &'a str,
+    capabilities: [&'a str; 1],
+}
+
+/// The one model that is served.
+///
+/// # Errors
+/// While the model loads.
+pub async fn models(State(state): State<AppState>) -> Result<Response, Failure> {
+    let model = state.reranker().ok_or_else(RerankError::not_ready)?.info();
+    let card = ModelCard {
+        id: &model.id,
+        object: "model",
+        created: unix_seconds(state.started()),
+        owned_by: "rerankd",
+        capabilities: ["rerank"],
+    };
+    let models = Models {
+        object: "list",
+        data: [card],
+    };
+    Ok(json(StatusCode::OK, &models))
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// Everything measured, in the Prometheus text format.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,9 +12,10 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::dialect::native;
+use super::dialect::Dialect;
 use super::error::Failure;
-use super::{admin, observe};
+use super::rerank::{detecting, only};
+use super::{admin, observe, openapi, predict, score, tokenize};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rerank::{Limits, RerankError};
@@ -29,6 +31,7 @@ struct Shared {
     limits: Limits,
     metrics: Arc<Metrics>,
     lifecycle: Lifecycle,
+    started: SystemTime,
     /// Empty until the model has loaded: the listener answers `/live` before that.
     reranker: OnceLock<Arc<Reranker>>,
     /// Requests whose answer is not ready yet.
@@ -46,6 +49,7 @@ impl AppState {
             limits,
             metrics,
             lifecycle: Lifecycle::default(),
+            started: SystemTime::now(),
             reranker: OnceLock::new(),
             in_flight: AtomicUsize::new(0),
         }))
@@ -78,6 +82,25 @@ impl AppState {
             (Phase::Starting | Phase::Ready, _) => Err(RerankError::not_ready()),
             (Phase::Grace | Phase::Draining, _) => Err(RerankError::draining()),
         }
+    }
+
+    /// Refuses the name of another model than `reranker`, where the server is strict about it.
+    ///
+    /// # Errors
+    /// [`RerankError::unknown_model`].
+    pub fn check_model(&self, reranker: &Reranker, asked: Option<&str>) -> Result<(), RerankError> {
+        let served = &reranker.info().id;
+        match asked {
+            Some(asked) if self.0.config.http.strict_model_name && asked != served => {
+                Err(RerankError::unknown_model(asked, served))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When the server started.
+    pub fn started(&self) -> SystemTime {
+        self.0.started
     }
 
     /// Where in its life the server is.
@@ -123,13 +146,41 @@ impl Drop for InFlight {
 /// Every route, and around them the layers in their order.
 pub fn build(state: AppState) -> Router {
     let routes = Router::new()
-        .route("/rerank", post(native::rerank))
-        .route("/predict", post(native::predict))
+        .route("/rerank", detecting(Dialect::Native))
+        .route("/v1/rerank", detecting(Dialect::CohereV1))
+        .route("/v2/rerank", detecting(Dialect::CohereV2))
+        .route("/reranking", detecting(Dialect::LlamaCpp))
+        .route("/v1/reranking", detecting(Dialect::LlamaCpp))
+        .route("/infinity/rerank", only(Dialect::Infinity))
+        .route("/vllm/rerank", only(Dialect::Vllm))
+        .route("/vllm/v1/rerank", only(Dialect::Vllm))
+        .route("/vllm/v2/rerank", only(Dialect::Vllm))
+        .route("/voyage/v1/rerank", only(Dialect::Voyage))
+        .route("/predict", post(predict::predict))
+        .route("/", get(admin::ready).post(predict::rerank_or_predict))
+        .route("/invocations", post(predict::rerank_or_predict))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/decode", post(tokenize::decode))
+        .route("/score", post(score::score))
+        .route("/v1/score", post(score::score))
+        .route("/vllm/score", post(score::score))
+        .route("/vllm/v1/score", post(score::score))
+        .route("/models", get(admin::models))
+        .route("/v1/models", get(admin::models))
+        .route("/infinity/models", get(admin::models))
+        .route("/vllm/v1/models", get(admin::models))
         .route("/live", get(admin::live))
         .route("/ready", get(admin::ready))
         .route("/health", get(admin::ready))
+        .route("/infinity/health", get(admin::ready))
+        .route("/vllm/health", get(admin::ready))
+        .route("/ping", get(admin::ready))
+        .route("/.well-known/live", get(admin::silent_live))
+        .route("/.well-known/ready", get(admin::silent_ready))
         .route("/info", get(admin::info))
+        .route("/meta", get(admin::info))
         .route("/metrics", get(admin::metrics))
+        .merge(openapi::routes())
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound);
     layers(routes, &state).with_state(state)

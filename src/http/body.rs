@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request};
+use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
@@ -23,37 +23,54 @@ const PARSE_INLINE_BYTES: usize = 64 * 1024;
 /// when the connection closes sees a reset connection instead of the answer.
 const DISCARD_BYTES: usize = 64 * 1024 * 1024;
 
-/// A request of some dialect, and the model that will answer it.
-pub struct Accepted<T> {
+/// A request's body, and the model that will answer it.
+pub struct Accepted {
     /// The model, loaded and not draining when the request's head arrived.
     pub reranker: Arc<Reranker>,
-    /// What the body said.
-    pub request: T,
+    /// The body as it came.
+    pub bytes: Bytes,
 }
 
-impl<T: Fields> FromRequest<AppState> for Accepted<T> {
-    type Rejection = Failure;
+/// Reads the body of `request`.
+///
+/// # Errors
+/// When the server is not serving, or the body is too large, too slow or broken.
+pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Failure> {
+    // Asked now: a request that starts before the drain is served, however long its body takes.
+    // Told after the body is read: an answer to half a body can get lost with the connection.
+    let serving = state.serving();
+    let config = &state.config().http;
+    let (parts, body) = request.into_parts();
+    let read = read(&parts.headers, body, config);
+    let read = tokio::time::timeout(config.body_timeout, read).await;
+    let reranker = serving?;
+    let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
+    Ok(Accepted { reranker, bytes })
+}
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Failure> {
-        // Asked now: a request that starts before the drain is served, however long its body takes.
-        // Told after the body is read: an answer to half a body can get lost with the connection.
-        let serving = state.serving();
-        let config = &state.config().http;
-        let (parts, body) = request.into_parts();
-        let read = read(&parts.headers, body, config);
-        let read = tokio::time::timeout(config.body_timeout, read).await;
-        let reranker = serving?;
-        let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
-        let request = if bytes.len() <= PARSE_INLINE_BYTES {
-            field::parse(&bytes)
-        } else {
-            tokio::task::spawn_blocking(move || field::parse(&bytes))
-                .await
-                .map_err(|error| RerankError::internal(format!("parsing a body: {error}")))?
-        };
-        let request = request.map_err(RerankError::invalid)?;
-        Ok(Self { reranker, request })
+/// Reads `bytes` as a request of one dialect.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn parse<T: Fields>(bytes: &Bytes) -> Result<T, RerankError> {
+    on_bytes(bytes, field::parse).await?
+}
+
+/// Looks at `bytes` without holding up other requests.
+///
+/// # Errors
+/// When looking panicked.
+pub async fn on_bytes<T: Send + 'static>(
+    bytes: &Bytes,
+    look: impl FnOnce(&[u8]) -> T + Send + 'static,
+) -> Result<T, RerankError> {
+    if bytes.len() <= PARSE_INLINE_BYTES {
+        return Ok(look(bytes));
     }
+    let bytes = bytes.clone();
+    tokio::task::spawn_blocking(move || look(&bytes))
+        .await
+        .map_err(|error| RerankError::internal(format!("parsing a body: {error}")))
 }
 
 async fn read(headers: &HeaderMap, body: Body, config: &HttpConfig) -> Result<Bytes, RerankError> {

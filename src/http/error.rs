@@ -4,12 +4,14 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::dialect::native::ErrorBody;
+use super::dialect::Dialect;
 use crate::rerank::{ErrorCode, RerankError};
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// Why a request was not answered: for the service's reasons, or for HTTP's own.
 #[derive(Debug, Clone)]
@@ -48,7 +50,11 @@ impl Failure {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Self::Service(error) => match error.code() {
-                ErrorCode::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+                ErrorCode::InvalidRequest
+                | ErrorCode::Malformed
+                | ErrorCode::Empty
+                | ErrorCode::Unsupported => (StatusCode::BAD_REQUEST, "invalid_request"),
+                ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model"),
                 ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
                 ErrorCode::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
                 ErrorCode::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
@@ -75,6 +81,26 @@ impl Failure {
         }
     }
 
+    /// The service's reason, where it was the service.
+    pub fn code(&self) -> Option<ErrorCode> {
+        self.service().map(RerankError::code)
+    }
+
+    /// The answer to the request `id`, in the words of `dialect`.
+    pub fn answer(&self, dialect: Dialect, id: &str) -> Response {
+        let mut response = dialect.error(self, id);
+        if let Some(wait) = self.service().and_then(RerankError::retry_after) {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, retry_after(wait));
+            headers.insert(RETRY_AFTER_MS, retry_after_ms(wait));
+        }
+        if let Some(cause) = self.service().and_then(RerankError::cause) {
+            response.extensions_mut().insert(Cause(cause.to_owned()));
+        }
+        response.extensions_mut().insert(dialect);
+        response
+    }
+
     fn service(&self) -> Option<&RerankError> {
         match self {
             Self::Service(error) => Some(error),
@@ -85,17 +111,7 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let (status, error_type) = self.kind();
-        let mut response = json(status, &ErrorBody::new(error_type, &self.message()));
-        if let Some(wait) = self.service().and_then(RerankError::retry_after) {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, retry_after(wait));
-        }
-        if let Some(cause) = self.service().and_then(RerankError::cause) {
-            response.extensions_mut().insert(Cause(cause.to_owned()));
-        }
-        response
+        self.answer(Dialect::Native, "")
     }
 }
 
@@ -107,6 +123,12 @@ pub struct Cause(pub String);
 fn retry_after(wait: Duration) -> HeaderValue {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     seconds.max(1).into()
+}
+
+/// The same in milliseconds, for the clients that prefer it.
+fn retry_after_ms(wait: Duration) -> HeaderValue {
+    let milliseconds = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+    milliseconds.max(1).into()
 }
 
 /// `value` as a JSON answer.
@@ -140,6 +162,7 @@ mod tests {
         let response = failure.into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "3");
+        assert_eq!(response.headers()["retry-after-ms"], "2300");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use axum::response::Response;
 use tracing::Instrument;
 
 use super::app::{AppState, InFlight};
+use super::dialect::Dialect;
 use super::error::Cause;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -122,10 +123,11 @@ impl Record {
             response.status().as_u16(),
             extensions.get::<Work>().copied(),
             extensions.get::<Cause>().map(|cause| cause.0.as_str()),
+            extensions.get::<Dialect>().map(|dialect| dialect.name()),
         );
     }
 
-    fn end(&self, status: u16, work: Option<Work>, cause: Option<&str>) {
+    fn end(&self, status: u16, work: Option<Work>, cause: Option<&str>, dialect: Option<&str>) {
         let elapsed = self.start.elapsed();
         let metrics = self.state.metrics();
         metrics
@@ -147,6 +149,7 @@ impl Record {
                     request_id = self.id.as_str(),
                     pairs = work.map(|work| work.pairs),
                     tokens = work.map(|work| work.tokens),
+                    dialect,
                     cause,
                     $message
                 )
@@ -168,7 +171,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.answered {
-            self.end(CLIENT_LEFT, None, None);
+            self.end(CLIENT_LEFT, None, None, None);
         }
     }
 }

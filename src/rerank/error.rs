@@ -7,6 +7,14 @@ use std::time::Duration;
 pub enum ErrorCode {
     /// Something in the request is wrong; repeating it cannot help.
     InvalidRequest,
+    /// The body is not JSON.
+    Malformed,
+    /// There is nothing to score.
+    Empty,
+    /// This model cannot do what was asked for.
+    Unsupported,
+    /// A model of this name is not served.
+    UnknownModel,
     /// The request is larger than the server reads.
     TooLarge,
     /// The queue is full; a later retry can succeed.
@@ -42,6 +50,29 @@ impl RerankError {
     /// The request is wrong; `message` says what to change.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, message)
+    }
+
+    /// The body cannot be read at all; `message` says where.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Malformed, message)
+    }
+
+    /// Nothing was sent to score; `message` names the field.
+    pub fn empty(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Empty, message)
+    }
+
+    /// The model cannot do it; `message` says what it can.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Unsupported, message)
+    }
+
+    /// Another model is served than the one that was asked for.
+    pub fn unknown_model(asked: &str, served: &str) -> Self {
+        Self::new(
+            ErrorCode::UnknownModel,
+            format!("the model `{asked}` is not served; ask for `{served}`, or for none"),
+        )
     }
 
     /// The request is too large; `message` names the limit.

@@ -44,6 +44,8 @@ pub enum Scale {
     /// The model's own activation.
     #[default]
     Activated,
+    /// 0 to 1 whatever the model's activation: a sigmoid, or over several labels a softmax.
+    Unit,
     /// Raw logits.
     Raw,
     /// The activation, then a softmax over the labels of each pair, as `apply_softmax` of
@@ -52,15 +54,27 @@ pub enum Scale {
 }
 
 impl Scale {
+    /// Logits where the caller asks for them, else scores between 0 and 1.
+    pub fn unit_or_raw(raw: Option<bool>) -> Self {
+        match raw {
+            Some(true) => Self::Raw,
+            _ => Self::Unit,
+        }
+    }
+
     /// Turns `pairs x labels` logits into scores, in place.
     pub fn apply(self, activation: Activation, labels: usize, logits: &mut [f32]) {
-        if self == Self::Raw {
-            return;
-        }
+        let (activation, over_labels) = match self {
+            Self::Raw => return,
+            Self::Activated => (activation, false),
+            Self::Softmax => (activation, true),
+            Self::Unit if labels == 1 => (Activation::Sigmoid, false),
+            Self::Unit => (Activation::Identity, true),
+        };
         for logit in logits.iter_mut() {
             *logit = activation.apply(*logit);
         }
-        if self == Self::Softmax {
+        if over_labels {
             logits.chunks_exact_mut(labels).for_each(softmax);
         }
     }
@@ -88,6 +102,19 @@ mod tests {
         Scale::Softmax.apply(Activation::Identity, 3, &mut scores);
         assert!((scores[..3].iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert_eq!(scores[3..], [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn unit_scores_are_between_0_and_1_whatever_the_activation() {
+        for activation in [Activation::Identity, Activation::Sigmoid] {
+            let mut scores = [0.0, 9.0];
+            Scale::Unit.apply(activation, 1, &mut scores);
+            assert_eq!(scores[0], 0.5);
+            assert!((0.999..1.0).contains(&scores[1]));
+            let mut scores = [7.0, 7.0];
+            Scale::Unit.apply(activation, 2, &mut scores);
+            assert_eq!(scores, [0.5, 0.5]);
+        }
     }
 
     #[test]

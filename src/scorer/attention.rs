@@ -1,16 +1,23 @@
 //! Self-attention over sequences laid end to end: no padding, no mask, no gather.
 //!
-//! For each sequence and head, keys are transposed once so that a vector register holds one
-//! dimension of many keys; blocks of queries then stream over them with all sums in registers.
+//! A block of queries is transposed, so that a vector register holds one dimension of many queries,
+//! and softmax needs no sum across a register. The keys and values of a head are laid out once in the
+//! order in which every block reads them, because rows of the whole model lie so far apart that they
+//! would fall into few sets of the first-level cache.
 #![allow(
     unsafe_code,
     reason = "calls functions compiled for wider registers, after asking the processor"
 )]
 
-/// Queries of one block, and keys or value dimensions of one step: twelve sums of eight fill the
-/// sixteen registers of AVX2 with what they are computed from.
-const QUERIES: usize = 6;
+use super::elementary::{exp, multiply_add};
+
+/// Queries of one block: two registers of AVX2.
 const LANES: usize = 16;
+/// Queries of the last block of a sequence, when no more are left.
+const FEW_LANES: usize = 8;
+/// Keys, or dimensions of the values, that are worked on at once: with [`LANES`], eight independent
+/// sums, what it takes to keep two multipliers of latency four busy.
+const STEP: usize = 4;
 
 /// A column of heads in a matrix whose rows are tokens.
 #[derive(Debug, Clone, Copy)]
@@ -65,13 +72,13 @@ pub struct Attention<'a> {
 /// Memory that one call leaves to the next.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// Keys of one head, transposed: `[size, padded tokens]`.
+    /// Keys of a head, a few at a time: `[tokens / STEP, size, STEP]`, zeros at the end.
     keys: Vec<f32>,
-    /// Values of one head: `[tokens, padded size]`.
+    /// Values of a head, a few dimensions at a time: `[size / STEP, tokens, STEP]`, likewise.
     values: Vec<f32>,
-    /// Queries of one block: `[size, QUERIES]`.
+    /// Queries of one block: `[size, lanes]`.
     queries: Vec<f32>,
-    /// Scores of one block: `[QUERIES, padded tokens]`.
+    /// Their scores: `[tokens, lanes]`.
     scores: Vec<f32>,
 }
 
@@ -99,196 +106,190 @@ fn attend_any<const FUSED: bool>(
     scratch: &mut Scratch,
     output: &mut [f32],
 ) {
-    let &Attention { heads, size, .. } = attention;
-    let width = heads * size;
-    let (mut first_token, mut first_query) = (0, 0);
+    let mut block = Block {
+        first_token: 0,
+        tokens: 0,
+        first_query: 0,
+        queries: 0,
+        head: 0,
+    };
+    let mut next_query = 0;
     for &length in attention.lengths {
-        let length = length as usize;
-        let queries = match attention.queries {
-            Queries::EveryToken => length,
-            Queries::OnePerSequence => 1,
-        };
-        let rows = &mut output[first_query * width..(first_query + queries) * width];
-        for head in 0..heads {
-            scratch.load_head(attention, head, first_token, length);
-            for block in (0..queries).step_by(QUERIES) {
-                let count = QUERIES.min(queries - block);
-                scratch.load_queries(attention, head, first_query + block, count);
-                scratch.score::<FUSED>(size, length);
-                for row in 0..count {
-                    scratch.softmax::<FUSED>(row, length);
+        block.tokens = length as usize;
+        let end = next_query
+            + match attention.queries {
+                Queries::EveryToken => block.tokens,
+                Queries::OnePerSequence => 1,
+            };
+        for head in 0..attention.heads {
+            block.head = head;
+            block.load_head(attention, scratch);
+            block.first_query = next_query;
+            while block.first_query < end {
+                let left = end - block.first_query;
+                if left > FEW_LANES {
+                    block.queries = left.min(LANES);
+                    block.attend::<FUSED, LANES>(attention, scratch, output);
+                } else {
+                    block.queries = left;
+                    block.attend::<FUSED, FEW_LANES>(attention, scratch, output);
                 }
-                let place = |row| (block + row) * width + head * size;
-                scratch.mix::<FUSED>(size, length, count, place, rows);
+                block.first_query += block.queries;
             }
         }
-        first_token += length;
-        first_query += queries;
+        next_query = end;
+        block.first_token += block.tokens;
     }
 }
 
-fn padded(n: usize) -> usize {
-    n.next_multiple_of(LANES)
+/// Some queries of one sequence, in one head.
+struct Block {
+    first_token: usize,
+    tokens: usize,
+    first_query: usize,
+    queries: usize,
+    head: usize,
 }
 
-impl Scratch {
-    /// Transposes the keys of a head and gathers its values.
+impl Block {
     #[inline(always)]
-    fn load_head(&mut self, attention: &Attention<'_>, head: usize, first: usize, length: usize) {
-        let size = attention.size;
-        let (tokens, width) = (padded(length), padded(size));
-        self.keys.clear();
-        self.keys.resize(size * tokens, 0.0);
-        self.values.clear();
-        self.values.resize(length * width, 0.0);
-        self.scores.resize(QUERIES * tokens, 0.0);
-        for token in 0..length {
-            let key = attention.key.row(first + token, head, size);
-            for (dimension, &number) in key.iter().enumerate() {
-                self.keys[dimension * tokens + token] = number;
-            }
-            let value = attention.value.row(first + token, head, size);
-            self.values[token * width..token * width + size].copy_from_slice(value);
-        }
-    }
-
-    /// Lays the queries of a block side by side, dimension by dimension; absent ones are zero.
-    #[inline(always)]
-    fn load_queries(&mut self, attention: &Attention<'_>, head: usize, first: usize, count: usize) {
-        let size = attention.size;
-        let bias = &attention.query_bias[head * size..(head + 1) * size];
-        self.queries.clear();
-        self.queries.resize(size * QUERIES, 0.0);
-        for row in 0..count {
-            let query = attention.query.row(first + row, head, size);
-            for (dimension, (&number, &bias)) in query.iter().zip(bias).enumerate() {
-                self.queries[dimension * QUERIES + row] = number + bias;
-            }
-        }
-    }
-
-    /// Scores of the block against all keys.
-    #[inline(always)]
-    fn score<const FUSED: bool>(&mut self, size: usize, length: usize) {
-        let tokens = padded(length);
-        for start in (0..tokens).step_by(LANES) {
-            let mut sums = [[0.0_f32; LANES]; QUERIES];
-            for dimension in 0..size {
-                let keys = lanes(&self.keys, dimension * tokens + start);
-                let queries: &[f32; QUERIES] = self.queries
-                    [dimension * QUERIES..(dimension + 1) * QUERIES]
-                    .try_into()
-                    .expect("a block of queries");
-                accumulate::<FUSED>(&mut sums, queries, keys);
-            }
-            for (row, sum) in sums.iter().enumerate() {
-                let at = row * tokens + start;
-                self.scores[at..at + LANES].copy_from_slice(sum);
-            }
-        }
-    }
-
-    /// Turns the scores of a row into weights that sum to one over the first `length`, zero beyond.
-    #[inline(always)]
-    fn softmax<const FUSED: bool>(&mut self, row: usize, length: usize) {
-        let tokens = padded(length);
-        let scores = &mut self.scores[row * tokens..(row + 1) * tokens];
-        scores[length..].fill(f32::NEG_INFINITY);
-        let mut largest = [f32::NEG_INFINITY; LANES];
-        for chunk in scores.chunks_exact(LANES) {
-            for (largest, &score) in largest.iter_mut().zip(chunk) {
-                *largest = if score > *largest { score } else { *largest };
-            }
-        }
-        let largest = largest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sums = [0.0_f32; LANES];
-        for chunk in scores.chunks_exact_mut(LANES) {
-            for (score, sum) in chunk.iter_mut().zip(&mut sums) {
-                *score = exp::<FUSED>(*score - largest);
-                *sum += *score;
-            }
-        }
-        let scale = 1.0 / sums.iter().sum::<f32>();
-        scores[length..].fill(0.0);
-        for score in scores.iter_mut() {
-            *score *= scale;
-        }
-    }
-
-    /// Writes the values of the block, mixed by its weights, to `output`.
-    #[inline(always)]
-    fn mix<const FUSED: bool>(
+    fn attend<const FUSED: bool, const LANES: usize>(
         &self,
-        size: usize,
-        length: usize,
-        count: usize,
-        place: impl Fn(usize) -> usize,
+        attention: &Attention<'_>,
+        scratch: &mut Scratch,
         output: &mut [f32],
     ) {
-        let (tokens, width) = (padded(length), padded(size));
-        for start in (0..size).step_by(LANES) {
-            let mut sums = [[0.0_f32; LANES]; QUERIES];
-            for token in 0..length {
-                let weights: [f32; QUERIES] =
-                    std::array::from_fn(|row| self.scores[row * tokens + token]);
-                let values = lanes(&self.values, token * width + start);
-                accumulate::<FUSED>(&mut sums, &weights, values);
+        self.load_queries::<LANES>(attention, &mut scratch.queries);
+        score::<FUSED, LANES>(&scratch.queries, &scratch.keys, &mut scratch.scores);
+        scratch.scores.truncate(self.tokens * LANES);
+        let scales = softmax::<FUSED, LANES>(&mut scratch.scores);
+        self.mix::<FUSED, LANES>(attention, scratch, &scales, output);
+    }
+
+    #[inline(always)]
+    fn load_head(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
+        let &Attention {
+            size, key, value, ..
+        } = attention;
+        let Scratch { keys, values, .. } = scratch;
+        keys.clear();
+        keys.resize(self.tokens.next_multiple_of(STEP) * size, 0.0);
+        values.clear();
+        values.resize(size.next_multiple_of(STEP) * self.tokens, 0.0);
+        for (step, panel) in keys.chunks_exact_mut(size * STEP).enumerate() {
+            for place in 0..STEP.min(self.tokens - step * STEP) {
+                let token = self.first_token + step * STEP + place;
+                let row = key.row(token, self.head, size);
+                for (cell, &number) in panel.chunks_exact_mut(STEP).zip(row) {
+                    cell[place] = number;
+                }
             }
-            let end = LANES.min(size - start);
-            for (row, sum) in sums.iter().enumerate().take(count) {
-                let at = place(row) + start;
-                output[at..at + end].copy_from_slice(&sum[..end]);
+        }
+        for token in 0..self.tokens {
+            let row = value.row(self.first_token + token, self.head, size);
+            let panels = values.chunks_exact_mut(self.tokens * STEP);
+            for (panel, numbers) in panels.zip(row.chunks(STEP)) {
+                panel[token * STEP..token * STEP + numbers.len()].copy_from_slice(numbers);
+            }
+        }
+    }
+
+    /// Transposes the queries; lanes without one are zero.
+    #[inline(always)]
+    fn load_queries<const LANES: usize>(&self, attention: &Attention<'_>, queries: &mut Vec<f32>) {
+        let size = attention.size;
+        let bias = &attention.query_bias[self.head * size..(self.head + 1) * size];
+        queries.clear();
+        queries.resize(size * LANES, 0.0);
+        for lane in 0..self.queries {
+            let query = attention
+                .query
+                .row(self.first_query + lane, self.head, size);
+            let columns = queries.chunks_exact_mut(LANES);
+            for ((column, &number), &bias) in columns.zip(query).zip(bias) {
+                column[lane] = number + bias;
+            }
+        }
+    }
+
+    /// Writes the context of all queries.
+    #[inline(always)]
+    fn mix<const FUSED: bool, const LANES: usize>(
+        &self,
+        attention: &Attention<'_>,
+        scratch: &Scratch,
+        scales: &[f32; LANES],
+        output: &mut [f32],
+    ) {
+        let size = attention.size;
+        let width = attention.heads * size;
+        let panels = scratch.values.chunks_exact(self.tokens * STEP);
+        for (panel, dimension) in panels.zip((0..size).step_by(STEP)) {
+            let sums = products::<FUSED, LANES>(panel, &scratch.scores);
+            let count = STEP.min(size - dimension);
+            for lane in 0..self.queries {
+                let at = (self.first_query + lane) * width + self.head * size + dimension;
+                for (output, sums) in output[at..at + count].iter_mut().zip(&sums) {
+                    *output = sums[lane] * scales[lane];
+                }
             }
         }
     }
 }
 
+/// Scores `[tokens, lanes]` of queries `[size, lanes]` against the panels of keys.
 #[inline(always)]
-fn lanes(data: &[f32], start: usize) -> &[f32; LANES] {
-    data[start..start + LANES]
-        .try_into()
-        .expect("a slice of that many")
-}
-
-#[inline(always)]
-fn accumulate<const FUSED: bool>(
-    sums: &mut [[f32; LANES]; QUERIES],
-    left: &[f32; QUERIES],
-    right: &[f32; LANES],
+fn score<const FUSED: bool, const LANES: usize>(
+    queries: &[f32],
+    keys: &[f32],
+    scores: &mut Vec<f32>,
 ) {
-    for (sums, &left) in sums.iter_mut().zip(left) {
-        for (sum, &right) in sums.iter_mut().zip(right) {
-            *sum = multiply_add::<FUSED>(left, right, *sum);
+    let size = queries.len() / LANES;
+    scores.resize(keys.len() / size * LANES, 0.0);
+    let panels = keys.chunks_exact(size * STEP);
+    for (panel, scores) in panels.zip(scores.chunks_exact_mut(STEP * LANES)) {
+        let sums = products::<FUSED, LANES>(panel, queries);
+        for (scores, sums) in scores.chunks_exact_mut(LANES).zip(&sums) {
+            scores.copy_from_slice(sums);
         }
     }
 }
 
+/// Turns scores `[tokens, lanes]` into weights, and says by what to multiply each lane's so that
+/// they sum to one.
 #[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+fn softmax<const FUSED: bool, const LANES: usize>(scores: &mut [f32]) -> [f32; LANES] {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for scores in scores.chunks_exact(LANES) {
+        for (largest, &score) in largest.iter_mut().zip(scores) {
+            *largest = if score > *largest { score } else { *largest };
+        }
+    }
+    let mut sums = [0.0_f32; LANES];
+    for scores in scores.chunks_exact_mut(LANES) {
+        for ((score, &largest), sum) in scores.iter_mut().zip(&largest).zip(&mut sums) {
+            *score = exp::<FUSED>(*score - largest);
+            *sum += *score;
+        }
+    }
+    sums.map(|sum| 1.0 / sum)
 }
 
-/// `e^x` for `x <= 0`, to about one unit in the last place; below the smallest normal number, 0 or
-/// nearly so. Branch-free, so that it is computed for a register of numbers at once.
+/// `panel^T x lanes` for a panel `[n, STEP]` and lanes `[n, LANES]`.
 #[inline(always)]
-fn exp<const FUSED: bool>(x: f32) -> f32 {
-    /// Adding it leaves a whole number in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    /// `ln 2` as a short number, of which multiples are exact, and the rest.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > -87.0 { x } else { -87.0 };
-    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
-    let whole = shifted - ROUND;
-    let rest = multiply_add::<FUSED>(whole, -LN2_HIGH, x);
-    let rest = multiply_add::<FUSED>(whole, -LN2_LOW, rest);
-    // Taylor's series; |rest| <= ln 2 / 2 makes the next term smaller than 2^-24.
-    let mut sum = 1.0 / 720.0;
-    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = multiply_add::<FUSED>(sum, rest, coefficient);
+fn products<const FUSED: bool, const LANES: usize>(
+    panel: &[f32],
+    lanes: &[f32],
+) -> [[f32; LANES]; STEP] {
+    let mut sums = [[0.0_f32; LANES]; STEP];
+    for (numbers, lanes) in panel.chunks_exact(STEP).zip(lanes.chunks_exact(LANES)) {
+        for (sums, &number) in sums.iter_mut().zip(numbers) {
+            for (sum, &lane) in sums.iter_mut().zip(lanes) {
+                *sum = multiply_add::<FUSED>(number, lane, *sum);
+            }
+        }
     }
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits());
-    sum * f32::from_bits(exponent.wrapping_add(127) << 23)
+    sums
 }
 
 #[cfg(test)]
@@ -391,18 +392,5 @@ mod tests {
                 prop_assert!((plain - expected).abs() < 2e-5, "{} for {}", plain, expected);
             }
         }
-
-        #[test]
-        fn exp_is_close(x in -100.0_f32..0.0) {
-            let exact = f64::from(x).exp();
-            let ours = f64::from(exp::<true>(x));
-            prop_assert!((ours - exact).abs() <= 3e-7 * exact + 1e-37);
-        }
-    }
-
-    #[test]
-    fn exp_of_zero_is_one() {
-        assert_eq!(exp::<true>(0.0), 1.0);
-        assert!(exp::<true>(f32::NEG_INFINITY) < 1e-37);
     }
 }

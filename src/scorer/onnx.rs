@@ -10,7 +10,7 @@ use ort::value::{DynValue, Tensor, TensorRef};
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
-use crate::graph::{Graph, io};
+use crate::graph::{Data, Graph, io};
 use crate::model::{Architecture, Manifest};
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
@@ -62,8 +62,11 @@ impl OnnxModel {
             .weights
             .into_iter()
             .map(|weight| {
-                let tensor = Tensor::from_array((weight.shape, weight.data))?;
-                Ok((weight.name, Arc::new(tensor.into_dyn())))
+                let tensor = match weight.data {
+                    Data::F32(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
+                    Data::I8(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
+                };
+                Ok((weight.name, Arc::new(tensor)))
             })
             .collect::<ort::Result<_>>()?;
         Ok(Self {

@@ -6,11 +6,14 @@ use ort::operator::{
 use ort::value::TensorElementType;
 
 use super::attention::{Attention, Columns, Queries, Scratch, attend};
+use super::quantized::{self, Finish, Layer};
 use crate::graph::operator;
 
 /// All operators, to be registered with a session.
 pub(super) fn domain() -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(operator::DOMAIN)?.add(PackedAttention)
+    OperatorDomain::new(operator::DOMAIN)?
+        .add(PackedAttention)?
+        .add(QuantizedDense)
 }
 
 /// See [`operator::PACKED_ATTENTION`].
@@ -96,6 +99,73 @@ impl Kernel for PackedAttentionKernel {
         let mut output = context.output(0, [rows, width])?.ok_or_else(missing)?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         attend(&attention, &mut self.scratch, output);
+        Ok(())
+    }
+}
+
+/// See [`operator::QUANTIZED_DENSE`].
+struct QuantizedDense;
+
+impl Operator for QuantizedDense {
+    type Kernel<'attr> = QuantizedDenseKernel;
+
+    fn name(&self) -> &str {
+        operator::QUANTIZED_DENSE
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        let float = || OperatorInput::required(TensorElementType::Float32);
+        let panels = OperatorInput::required(TensorElementType::Int8);
+        [float(), panels, float(), float()]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        let finish = match context.get::<i64>(operator::GELU) {
+            Some(1) => Finish::Gelu,
+            _ => Finish::Nothing,
+        };
+        Ok(QuantizedDenseKernel {
+            finish,
+            scratch: quantized::Scratch::default(),
+        })
+    }
+}
+
+struct QuantizedDenseKernel {
+    finish: Finish,
+    scratch: quantized::Scratch,
+}
+
+impl Kernel for QuantizedDenseKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let missing = || ort::Error::new("an input is missing");
+        let x = context.input(0)?.ok_or_else(missing)?;
+        let panels = context.input(1)?.ok_or_else(missing)?;
+        let scales = context.input(2)?.ok_or_else(missing)?;
+        let bias = context.input(3)?.ok_or_else(missing)?;
+        let (shape, x) = x.try_extract_tensor::<f32>()?;
+        let (_, panels) = panels.try_extract_tensor::<i8>()?;
+        let (_, scales) = scales.try_extract_tensor::<f32>()?;
+        let (_, bias) = bias.try_extract_tensor::<f32>()?;
+        let (rows, inputs) = (shape[0] as usize, shape[1] as usize);
+        let layer = Layer {
+            panels,
+            scales,
+            bias,
+            finish: self.finish,
+        };
+        let mut output = context
+            .output(0, [rows, scales.len()])?
+            .ok_or_else(missing)?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        quantized::apply(&layer, x, inputs, &mut self.scratch, output);
         Ok(())
     }
 }

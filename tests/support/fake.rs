@@ -140,7 +140,6 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         architecture: "bert",
         labels: (0..model.labels).map(|i| format!("LABEL_{i}")).collect(),
         max_length: model.max_length,
-        hidden_size: 384,
         activation: model.activation,
         precision: "fp32",
         parameters: 7,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rerankd::config::{DEFAULT_MAX_BATCH_TOKENS, DEFAULT_MAX_QUEUE_TOKENS};
+use rerankd::config::{DEFAULT_MAX_BATCH_TOKENS, DEFAULT_MAX_QUEUE_TOKENS, Precision};
 use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::service::Reranker;
@@ -13,8 +13,10 @@ pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> 
     let config = LoadConfig {
         model: model.map(Path::to_owned),
         served_model_name: None,
+        truncation: rerankd::rerank::Strategy::default(),
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
+        precision: Precision::Fp32,
         max_batch_tokens: DEFAULT_MAX_BATCH_TOKENS,
         max_queue_tokens: DEFAULT_MAX_QUEUE_TOKENS,
     };

@@ -2,11 +2,15 @@
 //! layers with tanh between them.
 
 use crate::graph::encoder::EncoderGraph;
-use crate::graph::{Graph, Rows};
+use crate::graph::{Graph, Precision, Rows};
 use crate::model::{Model, ModelError};
 
-pub(crate) fn build(model: &Model, last_layer: Rows) -> Result<Graph, ModelError> {
-    let mut graph = EncoderGraph::new(model, last_layer, "roberta");
+pub(crate) fn build(
+    model: &Model,
+    last_layer: Rows,
+    precision: Precision,
+) -> Result<Graph, ModelError> {
+    let mut graph = EncoderGraph::new(model, last_layer, precision, "roberta");
     let first_tokens = graph.encode()?;
     let hidden = model.manifest.encoder.hidden_size;
     let dense = graph.dense("classifier.dense", &first_tokens, hidden)?;

@@ -5,13 +5,23 @@
 //! instead. Unknown fields are skipped, of repeated ones the last counts, null is as good as absent
 //! where a field is optional.
 
+mod choice;
+mod lists;
+mod loose;
+mod pairs;
+
 use std::fmt::{self, Display};
 use std::num::NonZeroUsize;
 
-use serde::de::{
-    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
-};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
+
+pub use choice::{Whole, direction, from_minus_one, from_zero, strategy};
+pub use lists::{Documents, Item, Items, OneOrMany, StringList, Strings};
+pub use loose::{Contents, Name, OneContent, OptionalText};
+pub use pairs::{Ids, Inputs, Pairs, PredictInputs, TokenIds};
+
+use crate::rerank::RerankError;
 
 /// A request that reads itself field by field. It starts empty; what is missing is said later.
 pub trait Fields: Default + Send + 'static {
@@ -25,18 +35,20 @@ pub trait Fields: Default + Send + 'static {
 /// Reads a body.
 ///
 /// # Errors
-/// A message for the client.
-pub fn parse<T: Fields>(body: &[u8]) -> Result<T, String> {
+/// [`RerankError`], with what is wrong and where.
+pub fn parse<T: Fields>(body: &[u8]) -> Result<T, RerankError> {
     let text = std::str::from_utf8(body).map_err(|error| {
-        format!(
+        RerankError::malformed(format!(
             "the body is not UTF-8 at byte {}; encode it so",
             error.valid_up_to()
-        )
+        ))
     })?;
     // Windows tools begin files with this mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_ascii().is_empty() {
-        return Err("the body is empty; send a JSON object".to_owned());
+        return Err(RerankError::malformed(
+            "the body is empty; send a JSON object",
+        ));
     }
     let mut json = serde_json::Deserializer::from_str(text);
     let mut request = T::default();
@@ -48,10 +60,10 @@ pub fn parse<T: Fields>(body: &[u8]) -> Result<T, String> {
 }
 
 /// What is wrong, then where.
-fn describe(error: &serde_json::Error) -> String {
+fn describe(error: &serde_json::Error) -> RerankError {
     let text = error.to_string();
     if error.classify() != Category::Data {
-        return format!("the body is not valid JSON: {text}");
+        return RerankError::malformed(format!("the body is not valid JSON: {text}"));
     }
     let place = format!(" at line {} column {}", error.line(), error.column());
     let (text, place) = match text.strip_suffix(&place) {
@@ -60,10 +72,12 @@ fn describe(error: &serde_json::Error) -> String {
     };
     // serde says what it found before what it wanted; a reader looks for the field first.
     let halves = text.strip_prefix("invalid type: ");
-    match halves.and_then(|text| text.split_once(", expected ")) {
-        Some((found, wanted)) => format!("expected {wanted}, not {found}{place}"),
-        None => format!("{text}{place}"),
-    }
+    RerankError::invalid(
+        match halves.and_then(|text| text.split_once(", expected ")) {
+            Some((found, wanted)) => format!("expected {wanted}, not {found}{place}"),
+            None => format!("{text}{place}"),
+        },
+    )
 }
 
 /// Leaves a value unread.
@@ -78,7 +92,10 @@ pub fn skip<'de, M: MapAccess<'de>>(map: &mut M) -> Result<(), M::Error> {
 macro_rules! refuse_strings {
     () => {
         fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
-            Err(E::invalid_type(Unexpected::Other("string"), &self))
+            Err(E::invalid_type(
+                serde::de::Unexpected::Other("string"),
+                &self,
+            ))
         }
     };
 }
@@ -95,6 +112,8 @@ macro_rules! seed {
         }
     };
 }
+
+use {refuse_strings, seed};
 
 struct Body<'a, T>(&'a mut T);
 
@@ -194,116 +213,5 @@ impl<'de> Visitor<'de> for Count<'_> {
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
         Ok(None)
-    }
-}
-
-/// A list at this path, each item a string or an object that holds one under `text`.
-pub struct Documents<'a>(pub &'a str);
-
-seed!(Documents<'a> -> Vec<String>);
-
-impl<'de> Visitor<'de> for Documents<'_> {
-    type Value = Vec<String>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "`{}` to be a list", self.0)
-    }
-
-    refuse_strings!();
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Self::Value, S::Error> {
-        let mut documents = Vec::new();
-        loop {
-            let path = format_args!("{}[{}]", self.0, documents.len());
-            match items.next_element_seed(Document(&path))? {
-                Some(document) => documents.push(document),
-                None => return Ok(documents),
-            }
-        }
-    }
-}
-
-struct Document<'a>(&'a dyn Display);
-
-seed!(Document<'a> -> String);
-
-impl<'de> Visitor<'de> for Document<'_> {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "`{}` to be a string or an object with `text`", self.0)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
-        Ok(text.to_owned())
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<String, M::Error> {
-        let mut text = None;
-        while let Some(field) = map.next_key::<String>()? {
-            if field == "text" {
-                let path = format_args!("{}.text", self.0);
-                text = Some(map.next_value_seed(Text(&path))?);
-            } else {
-                skip(&mut map)?;
-            }
-        }
-        text.ok_or_else(|| M::Error::custom(format_args!("`{}` has no `text`; add it", self.0)))
-    }
-}
-
-/// A list at this path, each item a list of exactly two strings.
-pub struct Pairs<'a>(pub &'a str);
-
-seed!(Pairs<'a> -> Vec<[String; 2]>);
-
-impl<'de> Visitor<'de> for Pairs<'_> {
-    type Value = Vec<[String; 2]>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "`{}` to be a list", self.0)
-    }
-
-    refuse_strings!();
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Self::Value, S::Error> {
-        let mut pairs = Vec::new();
-        loop {
-            let path = format_args!("{}[{}]", self.0, pairs.len());
-            match items.next_element_seed(TextPair(&path))? {
-                Some(pair) => pairs.push(pair),
-                None => return Ok(pairs),
-            }
-        }
-    }
-}
-
-struct TextPair<'a>(&'a dyn Display);
-
-seed!(TextPair<'a> -> [String; 2]);
-
-impl<'de> Visitor<'de> for TextPair<'_> {
-    type Value = [String; 2];
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "`{}` to be a list of two strings", self.0)
-    }
-
-    refuse_strings!();
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Self::Value, S::Error> {
-        let first = items.next_element_seed(Text(&format_args!("{}[0]", self.0)))?;
-        let second = items.next_element_seed(Text(&format_args!("{}[1]", self.0)))?;
-        let mut count = usize::from(first.is_some()) + usize::from(second.is_some());
-        while items.next_element::<IgnoredAny>()?.is_some() {
-            count += 1;
-        }
-        match (first, second, count) {
-            (Some(first), Some(second), 2) => Ok([first, second]),
-            _ => Err(S::Error::custom(format_args!(
-                "`{}` has {count} items; send exactly two strings",
-                self.0
-            ))),
-        }
     }
 }

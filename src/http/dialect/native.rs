@@ -5,90 +5,153 @@
 
 use std::num::NonZeroUsize;
 
-use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
-use serde::de::MapAccess;
+use utoipa::ToSchema;
 
-use super::field::{Count, Documents, Fields, Flag, Pairs, Text, skip};
-use crate::http::app::AppState;
-use crate::http::body::Accepted;
+use super::echo::Echo;
+use super::field::{Count, Documents, Flag, Name, Pairs, Text, direction, strategy};
+use super::request::request;
+use super::usage::Usage;
+use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::http::observe::{RequestId, Work};
 use crate::rerank::{
-    Limits, Pair, PredictCommand, Prediction, Ranking, RerankCommand, RerankError, Scale,
-    ScoreOptions, Truncate,
+    Fit, Limits, Pair, PredictCommand, Prediction, RerankCommand, RerankError, Scale, ScoreOptions,
+    Side, Strategy, Truncate,
 };
 
-/// Body of `POST /rerank`.
-#[derive(Debug, Default)]
-pub struct RerankRequest {
-    query: Option<String>,
-    documents: Option<Vec<String>>,
-    top_n: Option<NonZeroUsize>,
-    return_documents: Option<bool>,
-    raw_scores: Option<bool>,
-    truncate: Option<bool>,
-}
-
-impl Fields for RerankRequest {
-    fn read<'de, M: MapAccess<'de>>(&mut self, field: &str, map: &mut M) -> Result<(), M::Error> {
-        match field {
-            "query" => self.query = Some(map.next_value_seed(Text(&field))?),
-            "documents" => self.documents = Some(map.next_value_seed(Documents(field))?),
-            "top_n" => self.top_n = map.next_value_seed(Count(field))?,
-            "return_documents" => self.return_documents = map.next_value_seed(Flag(field))?,
-            "raw_scores" => self.raw_scores = map.next_value_seed(Flag(field))?,
-            "truncate" => self.truncate = map.next_value_seed(Flag(field))?,
-            _ => skip(map)?,
-        }
-        Ok(())
+request! {
+    /// A reranking in the server's own words.
+    pub struct RerankRequest as RerankRequest {
+        /// Any name, unless the server is strict.
+        model: Name => String as Option<serde_json::Value>,
+        /// What the documents are judged by.
+        query: Text => String as String,
+        /// Texts, or objects that hold one under `text`.
+        documents: Documents => Vec<String> as Vec<DocumentSchema> { min_items = 1 },
+        /// Most results; all without.
+        top_n: Count => NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Whether each result repeats its document.
+        return_documents: Flag => bool as Option<bool>,
+        /// Logits instead of what the model makes of them.
+        raw_scores: Flag => bool as Option<bool>,
+        /// Whether texts that are too long are cut; otherwise they are refused.
+        truncate: Flag => bool as Option<bool>,
+        /// Which text gives way when a pair is too long; the server's choice without.
+        truncation_strategy: strategy => Strategy as Option<StrategyName>,
+        /// Which end is cut; the tokenizer's choice without.
+        truncation_direction: direction => Side as Option<SideName>,
+        /// Tokens of a document that are read.
+        max_tokens_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Parts a long document may be read in; it is as good as its best. Without, one.
+        max_chunks_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
     }
 }
 
-impl RerankRequest {
-    /// The command this request spells.
-    ///
-    /// # Errors
-    /// When something is missing or beyond `limits`.
-    pub fn into_command(self, limits: &Limits) -> Result<RerankCommand, RerankError> {
-        let options = options(self.raw_scores, None, self.truncate)?;
+request! {
+    /// A prediction in the server's own words.
+    pub struct PredictRequest as PredictRequest {
+        /// Any name, unless the server is strict.
+        model: Name => String as Option<serde_json::Value>,
+        /// Two texts each.
+        pairs: Pairs => Vec<[String; 2]> as Vec<[String; 2]> { min_items = 1 },
+        /// Logits instead of what the model makes of them.
+        raw_scores: Flag => bool as Option<bool>,
+        /// A softmax over the labels of each pair.
+        softmax: Flag => bool as Option<bool>,
+        /// Whether texts that are too long are cut; otherwise they are refused.
+        truncate: Flag => bool as Option<bool>,
+    }
+}
+
+#[derive(ToSchema)]
+#[schema(as = TextDocument)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum DocumentSchema {
+    Text(String),
+    Object { text: String },
+}
+
+#[derive(ToSchema)]
+#[schema(as = TruncationStrategy, rename_all = "snake_case")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum StrategyName {
+    LongestFirst,
+    DocumentOnly,
+}
+
+#[derive(ToSchema)]
+#[schema(as = TruncationDirection, rename_all = "snake_case")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum SideName {
+    Left,
+    Right,
+}
+
+impl RerankDialect for RerankRequest {
+    type Kept = Echo;
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+        let fit = Fit {
+            strategy: self.truncation_strategy,
+            side: self.truncation_direction,
+            max_document_tokens: self.max_tokens_per_doc,
+            max_chunks: self.max_chunks_per_doc,
+            ..Fit::default()
+        };
+        let options = ScoreOptions {
+            scale: scale(self.raw_scores, None)?,
+            truncate: Truncate::allowed(self.truncate),
+            fit,
+        };
         let query = self.query.ok_or_else(|| missing("query"))?;
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        RerankCommand::new(query, documents, self.top_n, options, limits)
+        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        Ok((command, echo))
     }
-}
 
-/// Body of `POST /predict`.
-#[derive(Debug, Default)]
-pub struct PredictRequest {
-    pairs: Option<Vec<[String; 2]>>,
-    raw_scores: Option<bool>,
-    softmax: Option<bool>,
-    truncate: Option<bool>,
-}
-
-impl Fields for PredictRequest {
-    fn read<'de, M: MapAccess<'de>>(&mut self, field: &str, map: &mut M) -> Result<(), M::Error> {
-        match field {
-            "pairs" => self.pairs = Some(map.next_value_seed(Pairs(field))?),
-            "raw_scores" => self.raw_scores = map.next_value_seed(Flag(field))?,
-            "softmax" => self.softmax = map.next_value_seed(Flag(field))?,
-            "truncate" => self.truncate = map.next_value_seed(Flag(field))?,
-            _ => skip(map)?,
+    fn fill<'a>(answer: &Answer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+        RerankResponse {
+            id: answer.id,
+            model: answer.model,
+            results: super::cohere::results(answer, echo),
+            truncated: &answer.ranking.truncated,
+            usage: Usage::new(answer.ranking.tokens),
         }
-        Ok(())
     }
 }
 
 impl PredictRequest {
+    /// The model that is asked for.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
     /// The command this request spells.
     ///
     /// # Errors
     /// When something is missing, contradicts itself or is beyond `limits`.
     pub fn into_command(self, limits: &Limits) -> Result<PredictCommand, RerankError> {
-        let options = options(self.raw_scores, self.softmax, self.truncate)?;
+        let options = ScoreOptions {
+            scale: scale(self.raw_scores, self.softmax)?,
+            truncate: Truncate::allowed(self.truncate),
+            ..ScoreOptions::default()
+        };
         let pairs = self.pairs.ok_or_else(|| missing("pairs"))?;
         let pairs = pairs.into_iter().map(|[query, document]| Pair {
             query: query.into(),
@@ -98,106 +161,33 @@ impl PredictRequest {
     }
 }
 
-fn missing(field: &str) -> RerankError {
-    RerankError::invalid(format!("`{field}` is missing; send it"))
-}
-
-fn options(
-    raw_scores: Option<bool>,
-    softmax: Option<bool>,
-    truncate: Option<bool>,
-) -> Result<ScoreOptions, RerankError> {
-    let scale = match (raw_scores.unwrap_or(false), softmax.unwrap_or(false)) {
-        (false, false) => Scale::Activated,
-        (true, false) => Scale::Raw,
-        (false, true) => Scale::Softmax,
-        (true, true) => {
-            return Err(RerankError::invalid(
-                "`raw_scores` and `softmax` exclude each other; send one of them",
-            ));
-        }
-    };
-    let truncate = match truncate.unwrap_or(true) {
-        true => Truncate::Cut,
-        false => Truncate::Refuse,
-    };
-    Ok(ScoreOptions { scale, truncate })
+fn scale(raw_scores: Option<bool>, softmax: Option<bool>) -> Result<Scale, RerankError> {
+    match (raw_scores.unwrap_or(false), softmax.unwrap_or(false)) {
+        (false, false) => Ok(Scale::Activated),
+        (true, false) => Ok(Scale::Raw),
+        (false, true) => Ok(Scale::Softmax),
+        (true, true) => Err(RerankError::invalid(
+            "`raw_scores` and `softmax` exclude each other; send one of them",
+        )),
+    }
 }
 
 /// Answer of `POST /rerank`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RerankResponse)]
 pub struct RerankResponse<'a> {
     id: &'a str,
     model: &'a str,
-    results: Vec<RankedDocument<'a>>,
+    results: Vec<super::cohere::Ranked<'a>>,
+    /// Positions of the documents that were cut to fit the model; absent where none was.
     #[serde(skip_serializing_if = "<[usize]>::is_empty")]
     truncated: &'a [usize],
     usage: Usage,
 }
 
-#[derive(Debug, Serialize)]
-struct RankedDocument<'a> {
-    index: usize,
-    // Written as f32: the shortest number that reads back the same, always with a fraction or an
-    // exponent, because some clients take a whole number for an integer.
-    relevance_score: f32,
-    // Left out rather than null: some clients fail on null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    document: Option<Document<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    text: &'a str,
-}
-
-#[derive(Debug, Serialize)]
-struct Usage {
-    prompt_tokens: usize,
-    total_tokens: usize,
-}
-
-impl Usage {
-    fn new(tokens: usize) -> Self {
-        Self {
-            prompt_tokens: tokens,
-            total_tokens: tokens,
-        }
-    }
-}
-
-impl<'a> RerankResponse<'a> {
-    /// The answer that tells `ranking`, with the documents of `echo` where the client asked for
-    /// them.
-    ///
-    /// # Errors
-    /// When a score is no number that JSON can write.
-    pub fn fill(
-        id: &'a str,
-        model: &'a str,
-        ranking: &'a Ranking,
-        echo: Option<&'a [Pair]>,
-    ) -> Result<Self, RerankError> {
-        let result = |ranked: &crate::rerank::Ranked| RankedDocument {
-            index: ranked.index,
-            relevance_score: ranked.score,
-            document: echo.map(|pairs| Document {
-                text: &pairs[ranked.index].document,
-            }),
-        };
-        check_finite(ranking.results.iter().map(|ranked| ranked.score))?;
-        Ok(Self {
-            id,
-            model,
-            results: ranking.results.iter().map(result).collect(),
-            truncated: &ranking.truncated,
-            usage: Usage::new(ranking.tokens),
-        })
-    }
-}
-
 /// Answer of `POST /predict`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PredictResponse)]
 pub struct PredictResponse<'a> {
     model: &'a str,
     scores: Scores<'a>,
@@ -206,7 +196,8 @@ pub struct PredictResponse<'a> {
     usage: Usage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PredictScores)]
 #[serde(untagged)]
 enum Scores<'a> {
     /// One number a pair.
@@ -217,36 +208,23 @@ enum Scores<'a> {
 
 impl<'a> PredictResponse<'a> {
     /// The answer that tells `prediction`.
-    ///
-    /// # Errors
-    /// When a score is no number that JSON can write.
-    pub fn fill(model: &'a str, prediction: &'a Prediction) -> Result<Self, RerankError> {
-        check_finite(prediction.scores.iter().copied())?;
+    pub fn fill(model: &'a str, prediction: &'a Prediction) -> Self {
         let scores = match prediction.labels {
             1 => Scores::Flat(&prediction.scores),
             labels => Scores::Rows(prediction.scores.chunks(labels).collect()),
         };
-        Ok(Self {
+        Self {
             model,
             scores,
             truncated: &prediction.truncated,
             usage: Usage::new(prediction.tokens),
-        })
-    }
-}
-
-/// JSON has no NaN: it would reach the client as null, and its ranking would mean nothing.
-fn check_finite(mut scores: impl Iterator<Item = f32>) -> Result<(), RerankError> {
-    match scores.position(|score| !score.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(RerankError::internal(format!(
-            "the model gave a score that is not finite, at {at}"
-        ))),
+        }
     }
 }
 
 /// Body of every error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
 pub struct ErrorBody<'a> {
     error: &'a str,
     error_type: &'a str,
@@ -266,43 +244,8 @@ impl<'a> ErrorBody<'a> {
     }
 }
 
-/// `POST /rerank`.
-///
-/// # Errors
-/// Whatever the request or the service gives reason for.
-pub async fn rerank(
-    State(state): State<AppState>,
-    id: RequestId,
-    Accepted { reranker, request }: Accepted<RerankRequest>,
-) -> Result<Response, Failure> {
-    let echo = request.return_documents.unwrap_or(false);
-    let command = request.into_command(state.limits())?;
-    let pairs = command.pairs().clone();
-    let ranking = reranker.rerank(command).await?;
-    let work = Work {
-        pairs: pairs.len(),
-        tokens: ranking.tokens,
-    };
-    let model = &reranker.info().id;
-    let response = RerankResponse::fill(id.as_str(), model, &ranking, echo.then_some(&pairs))?;
-    Ok(work.attach(json(StatusCode::OK, &response)))
-}
-
-/// `POST /predict`.
-///
-/// # Errors
-/// Whatever the request or the service gives reason for.
-pub async fn predict(
-    State(state): State<AppState>,
-    Accepted { reranker, request }: Accepted<PredictRequest>,
-) -> Result<Response, Failure> {
-    let command = request.into_command(state.limits())?;
-    let pairs = command.pairs().len();
-    let prediction = reranker.predict(command).await?;
-    let work = Work {
-        pairs,
-        tokens: prediction.tokens,
-    };
-    let response = PredictResponse::fill(&reranker.info().id, &prediction)?;
-    Ok(work.attach(json(StatusCode::OK, &response)))
+/// What a client is told about a failure.
+pub fn error(failure: &Failure) -> Response {
+    let (status, error_type) = failure.kind();
+    json(status, &ErrorBody::new(error_type, &failure.message()))
 }

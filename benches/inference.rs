@@ -1,0 +1,169 @@
+//! What a request's steps cost with the embedded model: tokenising, planning, and running batches
+//! of three length mixes, packed against padded.
+//!
+//! ```sh
+//! make bench
+//! ```
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rerankd::batch::plan::{BatchLimits, Draft};
+use rerankd::batch::{Batch, Encoding};
+use rerankd::encoder::PairEncoder;
+use rerankd::graph::{self, Precision, Rows};
+use rerankd::model::Model;
+use rerankd::rerank::Pair;
+use rerankd::scorer::Scorer;
+use rerankd::scorer::library::Library;
+use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+
+/// Tokens of a packed batch, as the server's default is.
+const BATCH_TOKENS: usize = 512;
+/// Sequences of a padded batch: of 32 pairs sorted by length, small enough that neighbours are alike.
+const PADDED_BATCH: usize = 8;
+
+/// Lengths of pairs in tokens, drawn once: sentences as in STS-B, passages as abstracts are.
+fn lengths(mix: &str) -> Vec<usize> {
+    let mut state = 7_u64;
+    let mut draw = |from: usize, to: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        from + (state >> 33) as usize % (to - from)
+    };
+    let short: Vec<usize> = (0..32).map(|_| draw(14, 40)).collect();
+    // Two draws make the middle likelier than the ends.
+    let passages: Vec<usize> = (0..32).map(|_| draw(60, 230) + draw(0, 230)).collect();
+    match mix {
+        "short" => short,
+        "passage" => passages,
+        "mixed" => short[..16].iter().chain(&passages[..16]).copied().collect(),
+        _ => unreachable!("{mix}"),
+    }
+}
+
+fn encodings(mix: &str) -> Vec<Encoding> {
+    let mut lengths = lengths(mix);
+    lengths.sort_unstable();
+    let encoding = |length| Encoding {
+        ids: (0..length).map(|i| 1000 + 37 * i as u32 % 20_000).collect(),
+        type_ids: vec![0; length],
+    };
+    lengths.into_iter().map(encoding).collect()
+}
+
+/// Neighbours in length, up to [`BATCH_TOKENS`] together.
+fn packed(encodings: &[Encoding]) -> Vec<Batch> {
+    let mut batches = vec![];
+    let mut tokens = 0;
+    let mut start = 0;
+    for (end, encoding) in encodings.iter().enumerate() {
+        if tokens + encoding.len() > BATCH_TOKENS && end > start {
+            batches.push(Batch::pack(&encodings[start..end]));
+            (start, tokens) = (end, 0);
+        }
+        tokens += encoding.len();
+    }
+    batches.push(Batch::pack(&encodings[start..]));
+    batches
+}
+
+/// Sorted by length and filled up to the longest of each batch. The filling is computed like any
+/// token, as a masked run does.
+fn padded(encodings: &[Encoding]) -> Vec<Batch> {
+    let pad = |encoding: &Encoding, longest: usize| {
+        let mut encoding = encoding.clone();
+        encoding.ids.resize(longest, 0);
+        encoding.type_ids.resize(longest, 0);
+        encoding
+    };
+    encodings
+        .chunks(PADDED_BATCH)
+        .map(|chunk| {
+            let longest = chunk.iter().map(Encoding::len).max().unwrap();
+            let padded: Vec<Encoding> = chunk.iter().map(|e| pad(e, longest)).collect();
+            Batch::pack(&padded)
+        })
+        .collect()
+}
+
+fn scorer(model: &Model, last_layer: Rows) -> OnnxScorer {
+    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let graph = graph::build(model, last_layer, Precision::Fp32).unwrap();
+    let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
+    onnx.session(1).unwrap()
+}
+
+fn inference(criterion: &mut Criterion) {
+    let model = Model::embedded().unwrap();
+    let mut ours = scorer(&model, Rows::FirstOfEach);
+    let mut whole = scorer(&model, Rows::All);
+    let mut group = criterion.benchmark_group("inference");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    for mix in ["short", "passage", "mixed"] {
+        let encodings = encodings(mix);
+        group.throughput(Throughput::Elements(encodings.len() as u64));
+        let batches = packed(&encodings);
+        group.bench_function(format!("packed/{mix}"), |bencher| {
+            bencher.iter(|| batches.iter().for_each(|b| drop(ours.score(b).unwrap())));
+        });
+        let batches = padded(&encodings);
+        group.bench_function(format!("padded/{mix}"), |bencher| {
+            bencher.iter(|| batches.iter().for_each(|b| drop(whole.score(b).unwrap())));
+        });
+    }
+    group.finish();
+}
+
+fn tokenising(criterion: &mut Criterion) {
+    let encoder = PairEncoder::for_model(&Model::embedded().unwrap()).unwrap();
+    let query: Arc<str> = "what makes an aircraft stall at low speed".into();
+    let sentence =
+        "the flow separates from the upper surface when the angle of attack is too large ";
+    let pairs: Vec<Pair> = (0..32)
+        .map(|i| Pair {
+            query: query.clone(),
+            document: sentence.repeat(1 + i % 16).into(),
+        })
+        .collect();
+    let bytes: usize = pairs.iter().map(|pair| pair.document.len()).sum();
+    let mut group = criterion.benchmark_group("tokenising");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    let go_on = AtomicBool::new(false);
+    group.bench_function("32 documents", |bencher| {
+        bencher.iter(|| encoder.encode(black_box(&pairs), &go_on).unwrap());
+    });
+    group.finish();
+}
+
+fn planning(criterion: &mut Criterion) {
+    let lengths = lengths("mixed").repeat(32);
+    let limits = BatchLimits {
+        max_tokens: BATCH_TOKENS,
+    };
+    let mut group = criterion.benchmark_group("planning");
+    group.throughput(Throughput::Elements(lengths.len() as u64));
+    group.bench_function("1024 sequences", |bencher| {
+        bencher.iter(|| {
+            let mut draft = Draft::default();
+            for &length in black_box(&lengths) {
+                draft = match draft.accepts(length, limits) {
+                    true => draft.with(length),
+                    false => Draft::default().with(length),
+                };
+            }
+            draft
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, planning, tokenising, inference);
+criterion_main!(benches);

@@ -1,0 +1,80 @@
+//! The description of all this in OpenAPI 3.1, made of the types that read and write the bodies.
+
+mod forms;
+mod paths;
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use axum::routing::get;
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::app::AppState;
+
+/// The routes that show the description: as it is, and as a page to try things on.
+pub fn routes() -> Router<AppState> {
+    let ui = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
+    Router::from(ui).route("/openapi.json", get(serve))
+}
+
+async fn serve() -> Response {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    let text = TEXT.get_or_init(|| value().to_string());
+    let mut response = Response::new(Body::from(text.as_str()));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+/// The description, its parts in the order in which they are read.
+#[derive(Serialize)]
+struct Document {
+    openapi: &'static str,
+    info: Value,
+    paths: Value,
+    components: Value,
+}
+
+impl Document {
+    fn new() -> Self {
+        let mut schemas = BTreeMap::new();
+        let license = env!("CARGO_PKG_LICENSE");
+        Self {
+            openapi: "3.1.0",
+            info: json!({
+                "title": "rerankd",
+                "version": env!("CARGO_PKG_VERSION"),
+                "description": "Orders documents by how well they answer a query, in the words of \
+                                many rerankers at once. On a shared path the keys of a body tell \
+                                which.",
+                "license": { "name": license, "identifier": license },
+            }),
+            paths: paths::all(&mut schemas),
+            components: json!({ "schemas": schemas }),
+        }
+    }
+}
+
+/// The description in YAML.
+///
+/// # Panics
+/// When it cannot be written as YAML, which a test rules out.
+pub fn yaml() -> String {
+    yaml_serde::to_string(&Document::new()).expect("the description is plain data")
+}
+
+/// The description in JSON.
+///
+/// # Panics
+/// When it cannot be written as JSON, which a test rules out.
+pub fn value() -> Value {
+    serde_json::to_value(Document::new()).expect("the description is plain data")
+}

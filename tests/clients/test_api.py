@@ -1,0 +1,55 @@
+"""Requests that schemathesis makes up from openapi.yaml: whatever they hold, the answer is described."""
+
+import collections
+import json
+import pathlib
+import subprocess
+import sys
+
+from conftest import ROOT, start
+
+# Of the requests with a body; a description that few bodies satisfy would prove little.
+LEAST_ANSWERED = 0.3
+
+
+def test_answers_are_as_described(tmp_path):
+    server, url = start()
+    report = tmp_path / "report.ndjson"
+    schemathesis = pathlib.Path(sys.executable).with_name("schemathesis")
+    here = pathlib.Path(__file__).parent
+    command = [schemathesis, "--config-file", here / "schemathesis.toml", "run"]
+    command += [ROOT / "openapi.yaml", "--url", url, "--report-ndjson-path", report]
+    try:
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        server.terminate()
+        server.wait(60)
+    (ROOT / "target" / "schemathesis.log").write_text(run.stdout + run.stderr)
+    assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
+    statuses = collections.Counter(posted(report))
+    answered = statuses[200] / statuses.total()
+    print(f"{statuses.total()} requests with a body, {answered:.0%} answered: {dict(statuses)}")
+    assert answered >= LEAST_ANSWERED, statuses
+    assert not any(status >= 500 for status in statuses), statuses
+
+
+def posted(report):
+    """The status of every POST."""
+    for line in report.read_text().splitlines():
+        event = json.loads(line)
+        for interaction in interactions(event):
+            if interaction["request"]["method"] == "POST" and interaction.get("response"):
+                yield interaction["response"]["status_code"]
+
+
+def interactions(value):
+    """Every pair of request and response, wherever it is."""
+    if isinstance(value, dict):
+        if isinstance(value.get("request"), dict) and "response" in value:
+            yield value
+        else:
+            for inner in value.values():
+                yield from interactions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from interactions(inner)
