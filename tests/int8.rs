@@ -1,4 +1,5 @@
 //! Eight-bit weights keep the order of the embedded model's scores, whatever shares a batch.
+#![cfg(feature = "embedded-model")]
 
 mod support;
 

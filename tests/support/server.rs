@@ -24,7 +24,7 @@ use super::fake::{self, Model};
 use super::real;
 
 /// Far longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The router, driven without a socket.
 pub struct TestApp {
@@ -189,11 +189,15 @@ impl Server {
         value.parse().unwrap()
     }
 
-    /// Resolves when `condition` holds.
+    /// Resolves when `condition` holds. One that never does is a failure and not a test that hangs.
     pub async fn until(&self, condition: impl Fn(&AppState) -> bool) {
-        while !condition(&self.state) {
-            tokio::task::yield_now().await;
-        }
+        let turns = async {
+            while !condition(&self.state) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let held = tokio::time::timeout(PATIENCE, turns).await;
+        held.expect("the server comes to that state");
     }
 
     /// Resolves when no request is under way.
