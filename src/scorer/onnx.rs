@@ -1,6 +1,6 @@
 //! Runs a packed graph in ONNX Runtime.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::operator::OperatorDomain;
 use ort::session::Session;
@@ -99,6 +99,10 @@ impl OnnxModel {
         for (name, value) in &self.weights {
             builder = builder.with_initializer(name, value.clone())?;
         }
+        // ONNX Runtime registers the domain of our operators with the process, and two sessions that
+        // open at once can both find it missing.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(OnnxScorer {
             session: builder.commit_from_memory(&self.graph)?,
             layout: self.layout,
