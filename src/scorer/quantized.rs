@@ -28,9 +28,9 @@ pub enum Finish {
 /// One layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer<'a> {
-    /// Weights as [`Quantized::panels`] has them.
+    /// Weights as [`crate::quantize::Quantized::panels`] has them.
     pub panels: &'a [i8],
-    /// [`Quantized::scales`].
+    /// [`crate::quantize::Quantized::scales`].
     pub scales: &'a [f32],
     /// Added to every row, `[outputs]`, or empty.
     pub bias: &'a [f32],
