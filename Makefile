@@ -4,8 +4,10 @@ PYTHON ?= python3
 CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
 CLIENTS := target/clients
+DEPLOY := target/deploy
 
 .PHONY: serve build test clients lint docs audit bench onnxruntime clean
+.PHONY: proof-deploy proof-rolling proof-search proof-container
 
 # Builds and starts the server with the embedded model.
 serve: build
@@ -28,6 +30,33 @@ clients: onnxruntime $(CLIENTS)/installed
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	touch $@
+
+# What deploy/ and docker/ hold, against schemas, promtool, HAProxy and the running server. Debian's
+# haproxy and prometheus are needed for all of it; what cannot be run says so.
+proof-deploy: onnxruntime $(DEPLOY)/installed
+	$(CARGO) build --locked
+	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy
+
+# The rolling restart behind HAProxy alone.
+proof-rolling: onnxruntime $(DEPLOY)/installed
+	$(CARGO) build --locked
+	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/test_rolling.py
+
+# Builds the Dockerfile without an engine and runs what it holds. Needs root, buildah and debootstrap.
+proof-container:
+	$(PYTHON) scripts/proof-container.py $(if $(CARGO_FLAGS),--cargo-flags "$(CARGO_FLAGS)")
+
+# The search of docker/compose.yaml against this machine's PostgreSQL, with and without reranking:
+# make proof-search DATA=/folder/of/a/judged/collection
+QUERIES ?= 60
+proof-search: onnxruntime $(DEPLOY)/installed
+	$(CARGO) build --locked
+	$(DEPLOY)/bin/python tests/deploy/proof_search.py --data $(DATA) --queries $(QUERIES)
+
+$(DEPLOY)/installed: tests/deploy/requirements.txt
+	$(PYTHON) -m venv --clear $(DEPLOY)
+	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
 	touch $@
 
 lint:

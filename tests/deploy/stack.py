@@ -80,7 +80,7 @@ class Server:
     def start(self) -> None:
         library = TARGET / "onnxruntime" / "libonnxruntime.so"
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--listen", self.address, "--threads", "1", *self.flags],
+            [BINARY, "serve", "--listen", self.address, *self.flags],
             env={"ORT_DYLIB_PATH": str(library), "RERANKD_LOG_LEVEL": "warn", **os.environ},
         )
 

@@ -55,7 +55,7 @@ def load(url: str):
 
 
 def test_no_request_fails(tmp_path):
-    with servers(2, "--grace", "6s") as instances, haproxy(tmp_path, instances) as proxy:
+    with servers(2, "--threads", "1", "--grace", "6s") as instances, haproxy(tmp_path, instances) as proxy:
         with load(proxy.url) as requests:
             requests.wait_for_more(50)
             for place, instance in enumerate(instances):
@@ -77,7 +77,7 @@ def test_no_request_fails(tmp_path):
 
 def test_without_grace_requests_fail(tmp_path):
     """The same without grace: between the stop and the next check, requests go to a closed port."""
-    with servers(2) as instances, haproxy(tmp_path, instances, "5s") as proxy, load(proxy.url) as requests:
+    with servers(2, "--threads", "1") as instances, haproxy(tmp_path, instances, "5s") as proxy, load(proxy.url) as requests:
         requests.wait_for_more(50)
         # Right after a check the next one is furthest away.
         checks = lambda: instances[0].metric('rerankd_requests_total{route="/ready",status="200"}')
