@@ -14,11 +14,16 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BINARY = os.environ.get("RERANKD_BIN", str(TARGET / "debug" / "rerankd"))
+MONITORING = ROOT / "deploy" / "monitoring"
+DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 QUERY = "A man is eating food."
 DOCUMENTS = [
     "A monkey is playing the drums.",
@@ -196,3 +201,52 @@ def haproxy(folder: pathlib.Path, instances: list[Server], interval: str = "200m
         yield proxy
     finally:
         proxy.close()
+
+
+class Prometheus:
+    """Prometheus itself, with the alerts and one job that is scraped every second."""
+
+    def __init__(self, folder: pathlib.Path, addresses: list[str]):
+        place = Server()
+        self.held, self.url = place.held, place.url
+        config = folder / "prometheus.yaml"
+        job = {"job_name": "rerankd", "static_configs": [{"targets": addresses}]}
+        rules = [str(MONITORING / "rules.yaml")]
+        settings = {"global": {"scrape_interval": "1s"}, "rule_files": rules, "scrape_configs": [job]}
+        config.write_text(yaml.safe_dump(settings))
+        self.process = subprocess.Popen(
+            [
+                *(which("prometheus"), f"--config.file={config}", f"--web.listen-address={place.address}"),
+                *(f"--storage.tsdb.path={folder / 'data'}", "--log.level=warn"),
+            ]
+        )
+        wait_until(lambda: get(f"{self.url}/-/ready")[0] == 200, 60, "Prometheus")
+
+    def ask(self, path: str, **parameters: str) -> list:
+        question = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{question}", timeout=30) as answer:
+            return json.load(answer)["data"]["result"]
+
+    def query(self, expression: str) -> list:
+        return self.ask("query", query=expression)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.held.close()
+
+
+def expressions(panel: dict, rate_interval: str) -> list[tuple[str, str]]:
+    """What a panel of the dashboard asks Prometheus, and how it names what it gets."""
+    values = {"$__rate_interval": rate_interval, "$job": ".*", "$instance": ".*"}
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "constant":
+            values[f"${variable['name']}"] = variable["query"]
+    found = []
+    for target in panel["targets"]:
+        expression = target["expr"]
+        for name, value in values.items():
+            expression = expression.replace(name, value)
+        assert "$" not in expression, expression
+        found.append((expression, target["legendFormat"]))
+    return found
