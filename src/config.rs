@@ -1,286 +1,143 @@
-//! Settings once they are resolved: plain values, no flags and no environment.
+//! Every setting of the server, declared once.
 //!
-//! Every default is a constant here, so that help texts, tests and `/info` name the same number.
+//! A declaration carries a setting's meaning, type, default and range. Its flag, its environment
+//! variable, its key in a configuration file, its help text, its line in `docs/configuration.md` and
+//! in `config/rerankd.toml` are all made of it. Nothing here reads flags, files or the environment.
+
+mod choice;
+pub mod document;
+mod setting;
+mod value;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-/// Loopback: what answers the network is the operator's decision.
-pub const DEFAULT_LISTEN: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-/// Well above the 100 candidates that search pipelines send: a client that meets this limit often
-/// falls back to its unranked order, and nobody notices.
-pub const DEFAULT_MAX_DOCUMENTS: usize = 1000;
-/// A thousand documents of 4 kB each.
-pub const DEFAULT_MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// Longer than the 90 s after which common HTTP clients drop an idle connection, so that the
-/// client closes it and never sends a request into a connection that the server just closed.
-pub const DEFAULT_HEADER_TIMEOUT: Duration = Duration::from_secs(100);
-/// 4 MiB in this time is 70 kB/s.
-pub const DEFAULT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Matrix products of a small model run at full speed from 64 rows on; the less one batch takes, the
-/// sooner a newcomer gets its turn.
-pub const DEFAULT_MAX_BATCH_TOKENS: usize = 512;
-/// A minute or more of work for a small machine; what waits longer has mostly been given up.
-pub const DEFAULT_MAX_QUEUE_TOKENS: usize = 262_144;
-/// Nothing to wait for unless a load balancer polls `/ready`.
-pub const DEFAULT_GRACE: Duration = Duration::ZERO;
-/// What Kubernetes gives a pod between its first and its last signal.
-pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// One line a request and one for each event an operator should know.
-pub const DEFAULT_LOG_FILTER: &str = "info";
+pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
+pub use setting::{Kind, Setting};
+pub use value::Value;
 
-/// Everything the server can be told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// Where the server listens.
-    pub listen: SocketAddr,
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+// field [as name] "VALUE": type = default [, in range] [, or "what the default means"];
+//
+// The name is that of the field where no other is given: `max_documents` is `max_documents` in a
+// file, `--max-documents` and `RERANKD_MAX_DOCUMENTS`. The doc comment is the help text; its first
+// sentence has to say what the setting is, the rest what it costs. A comment above says why the
+// default is what it is.
+setting::settings! {
     /// What is read from a client, and for how long.
-    pub http: HttpConfig,
-    /// Which model is served, and on how many threads.
-    pub model: ModelConfig,
-    /// How pairs become batches.
-    pub batching: BatchConfig,
+    http: HttpConfig {
+        /// Where to listen. The default answers this machine only; `0.0.0.0:8080` answers the
+        /// network, which has no password.
+        listen "HOST:PORT": SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+
+        // Well above the 100 candidates that search pipelines send.
+        /// Most documents (or pairs) of one request. A client refused by this limit often falls back
+        /// to its unranked order unseen: keep it above what your clients send.
+        max_documents "N": usize = 1000, in 1..=1_000_000;
+
+        // A thousand documents of 4 kB each.
+        /// Largest body of a request. It bounds the memory that a request costs before it is
+        /// checked.
+        max_body_bytes "BYTES": usize = 4 * 1024 * 1024, in 1..=1 << 30;
+
+        // Longer than the 90 s after which common HTTP clients drop an idle connection, so that the
+        // client closes it and never sends a request into a connection that was just closed.
+        /// Longest a connection may take to send a request's head, and longest it may be idle. Keep
+        /// it above the idle timeout of your clients or load balancer, or they meet closed
+        /// connections.
+        header_timeout "TIME": Duration = Duration::from_secs(100), in MILLISECOND..=YEAR;
+
+        // 4 MiB in this time is 70 kB/s.
+        /// Longest a body may take to arrive. Slow senders hold memory meanwhile.
+        body_timeout "TIME": Duration = Duration::from_secs(60), in MILLISECOND..=YEAR;
+
+        /// Refuse requests that ask for another model than the one that is served. Without it any
+        /// name is taken, as most clients send the name that some other service wants.
+        strict_model_name "BOOL": bool = false;
+
+        /// How answers repeat a document, where the body of the request does not tell which form its
+        /// client reads: `{"text": "…"}`, `"…"`, or not at all.
+        rerank_document "FORM": DocumentForm = DocumentForm::Object;
+    }
+
+    /// Which model is served, and how it runs.
+    model: ModelConfig {
+        /// Directory of a cross-encoder as sentence-transformers saves it. Without it the embedded
+        /// model is served, which judges how similar two sentences are; for question-to-passage
+        /// search, name a model trained for that.
+        dir as model "DIR": Option<PathBuf> = None, or "the embedded model";
+
+        /// Name of the model in answers and in `/info`, instead of its own.
+        served_name as served_model_name "NAME": Option<String> = None, or "the model's own";
+
+        /// Which text gives way when a pair is longer than the model reads. `longest_first` cuts the
+        /// longer one, as sentence-transformers does. `document_only` keeps queries whole and
+        /// refuses those that leave a document no room.
+        truncation "STRATEGY": Strategy = Strategy::LongestFirst;
+
+        /// Threads that run the model. More than there are cores makes every request slower; fewer
+        /// leave room for what else runs here.
+        threads "N": Option<usize> = None, in 1..=1024,
+            or "the cores that affinity mask and cgroup allow";
+
+        /// Arithmetic of the matrix products. `fp32` computes as the reference does; `int8` is
+        /// faster and needs less memory, and moves scores a little.
+        precision "PRECISION": Precision = Precision::Fp32;
+    }
+
+    /// How pairs become batches, and how many may wait.
+    batching: BatchConfig {
+        // Matrix products of a small model run at full speed from 64 rows on; the less one batch
+        // takes, the sooner a newcomer gets its turn.
+        /// Most tokens of one batch. Larger batches use more memory and make short requests wait
+        /// longer behind them; smaller ones give away throughput.
+        max_batch_tokens "TOKENS": usize = 512, in 1..=1 << 24;
+
+        // A minute or more of work for a small machine; what waits longer has mostly been given up.
+        /// Most tokens that may wait; beyond it requests get 429. A longer queue refuses less and
+        /// makes clients wait longer. A request is always taken when the queue is empty, however
+        /// large.
+        max_queue_tokens "TOKENS": usize = 262_144, in 1..=1 << 40;
+    }
+
     /// How the server stops.
-    pub shutdown: ShutdownConfig,
+    shutdown: ShutdownConfig {
+        // Nothing to wait for unless a load balancer polls `/ready`.
+        /// How long requests are still served after a stop signal, while `/ready` already says 503.
+        /// Behind a load balancer, give it the time to notice.
+        grace "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
+
+        // What Kubernetes gives a pod between its first and its last signal.
+        /// How long accepted requests may take after the grace period, before the process ends with
+        /// exit code 4. Grace and this together should stay below the time after which your platform
+        /// kills it.
+        drain_timeout "TIME": Duration = Duration::from_secs(30), in Duration::ZERO..=YEAR;
+    }
+
     /// What is logged.
-    pub log: LogConfig,
-}
+    log: LogConfig {
+        /// How log lines are written, to the standard error. `auto` is `human` on a terminal and
+        /// `json` elsewhere.
+        format as log_format "FORMAT": LogFormat = LogFormat::Auto;
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: DEFAULT_LISTEN,
-            http: HttpConfig::default(),
-            model: ModelConfig::default(),
-            batching: BatchConfig::default(),
-            shutdown: ShutdownConfig::default(),
-            log: LogConfig::default(),
-        }
+        // One line a request and one for each event an operator should know.
+        /// What is logged: `error`, `warn`, `info`, `debug` (probes too), `trace`, or directives as
+        /// `RUST_LOG` takes them. `RUST_LOG` counts where `RERANKD_LOG_LEVEL` is not set. Texts of
+        /// requests are never logged.
+        filter as log_level "LEVEL": String = "info".to_owned();
+    }
+
+    /// What `rerankd healthcheck` does.
+    healthcheck: HealthcheckConfig {
+        /// Longest that `rerankd healthcheck` waits for its answer. Keep it below the timeout of
+        /// whatever runs it.
+        timeout as healthcheck_timeout "TIME": Duration = 2 * SECOND, in MILLISECOND..=YEAR;
     }
 }
 
-/// Arithmetic of the model's matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// As the reference computes.
-    #[default]
-    Fp32,
-    /// Weights in eight bits: faster, and very nearly the same scores.
-    Int8,
-}
-
-impl Precision {
-    /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&str; 2] = ["fp32", "int8"];
-
-    /// The name shown to operators and clients.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Int8 => "int8",
-        }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "fp32" => Ok(Self::Fp32),
-            "int8" => Ok(Self::Int8),
-            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
-
-/// What is read from a client, and for how long.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpConfig {
-    /// Documents (or pairs) of one request: bounds how long a single caller can hold the model.
-    pub max_documents: usize,
-    /// Bytes of one body: bounds the memory a request costs before it is understood.
-    pub max_body_bytes: usize,
-    /// Longest a connection may take to send a request's head. It also closes idle connections.
-    pub header_timeout: Duration,
-    /// Longest a body may take to arrive once its head has: a slow sender holds memory.
-    pub body_timeout: Duration,
-    /// Whether a request that names another model is refused. Clients of self-hosted servers send
-    /// any name.
-    pub strict_model_name: bool,
-    /// How an answer repeats a document where the request's dialect leaves it open.
-    pub rerank_document: DocumentForm,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self {
-            max_documents: DEFAULT_MAX_DOCUMENTS,
-            max_body_bytes: DEFAULT_MAX_BODY_BYTES,
-            header_timeout: DEFAULT_HEADER_TIMEOUT,
-            body_timeout: DEFAULT_BODY_TIMEOUT,
-            strict_model_name: false,
-            rerank_document: DocumentForm::default(),
-        }
-    }
-}
-
-/// Which model is served, and on how many threads.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ModelConfig {
-    /// Directory of the model; the embedded one without.
-    pub dir: Option<PathBuf>,
-    /// Name shown to clients; the model's own without.
-    pub served_name: Option<String>,
-    /// Which text gives way when a pair is too long and its request does not say.
-    pub truncation: Strategy,
-    /// Inference threads; the cores this process may use without.
-    pub threads: Option<usize>,
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
-}
-
-/// How pairs become batches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchConfig {
-    /// Tokens of one batch: bounds its memory and how long a newcomer waits behind it.
-    pub max_batch_tokens: usize,
-    /// Tokens admitted and not yet scored, beyond which requests are refused rather than queued.
-    pub max_queue_tokens: usize,
-}
-
-impl Default for BatchConfig {
-    fn default() -> Self {
-        Self {
-            max_batch_tokens: DEFAULT_MAX_BATCH_TOKENS,
-            max_queue_tokens: DEFAULT_MAX_QUEUE_TOKENS,
-        }
-    }
-}
-
-/// How the server stops.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShutdownConfig {
-    /// How long new requests are still served after `/ready` has turned 503: the time a load
-    /// balancer needs to notice.
-    pub grace: Duration,
-    /// Longest the server then waits for answers that are under way.
-    pub drain_timeout: Duration,
-}
-
-impl Default for ShutdownConfig {
-    fn default() -> Self {
-        Self {
-            grace: DEFAULT_GRACE,
-            drain_timeout: DEFAULT_DRAIN_TIMEOUT,
-        }
-    }
-}
-
-/// What is logged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// How a line is written.
-    pub format: LogFormat,
-    /// Level, or directives as `RUST_LOG` takes them.
-    pub filter: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::default(),
-            filter: DEFAULT_LOG_FILTER.to_owned(),
-        }
-    }
-}
-
-/// How a log line is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// For people on a terminal, JSON otherwise.
-    #[default]
-    Auto,
-    /// Text for people.
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-impl LogFormat {
-    /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&str; 3] = ["auto", "human", "json"];
-}
-
-impl FromStr for LogFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "human" => Ok(Self::Human),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
-
-/// How a document is repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DocumentForm {
-    /// `{"text": "…"}`.
-    #[default]
-    Object,
-    /// `"…"`.
-    String,
-    /// Not at all.
-    Omit,
-}
-
-impl DocumentForm {
-    /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&str; 3] = ["object", "string", "omit"];
-}
-
-impl FromStr for DocumentForm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "object" => Ok(Self::Object),
-            "string" => Ok(Self::String),
-            "omit" => Ok(Self::Omit),
-            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
-
-/// Which text gives way when a pair is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strategy {
-    /// The longer one first, as sentence-transformers does.
-    #[default]
-    LongestFirst,
-    /// The document alone; a query that leaves it no room is refused.
-    DocumentOnly,
-}
-
-impl Strategy {
-    /// Every name that [`FromStr`] reads.
-    pub const NAMES: [&str; 2] = ["longest_first", "document_only"];
-}
-
-impl FromStr for Strategy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "longest_first" => Ok(Self::LongestFirst),
-            "document_only" => Ok(Self::DocumentOnly),
-            _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rerankd::cli::{Cli, Command, healthcheck, serve};
+use rerankd::cli::{Cli, Command, config, healthcheck, serve};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Serve(args) => serve::run(*args).into(),
-        Command::Healthcheck(args) => healthcheck::run(&args).into(),
+        Command::Serve(flags) => serve::run(&flags).into(),
+        Command::Healthcheck(flags) => healthcheck::run(&flags).into(),
+        Command::Config(flags) => config::run(&flags).into(),
     }
 }

@@ -461,7 +461,13 @@ fn rest(stream: &mut TcpStream) -> String {
 
 fn healthcheck(listen: &str) -> (Option<i32>, String) {
     let output = Command::new(PROGRAM)
-        .args(["healthcheck", "--listen", listen, "--timeout", "60s"])
+        .args([
+            "healthcheck",
+            "--listen",
+            listen,
+            "--healthcheck-timeout",
+            "60s",
+        ])
         .output()
         .unwrap();
     (

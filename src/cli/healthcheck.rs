@@ -5,35 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::Exit;
-use crate::config::DEFAULT_LISTEN;
+use super::settings::Flags;
 
 /// Longest answer that is read; `/ready` says less than this in every case.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
 
-/// Flags of `healthcheck`.
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Where the server listens: the same setting as for `serve`. An address that means every
-    /// interface is asked over loopback.
-    #[arg(long, env = "RERANKD_LISTEN", value_name = "HOST:PORT", default_value_t = DEFAULT_LISTEN)]
-    #[arg(value_parser = super::address)]
-    pub listen: SocketAddr,
-
-    /// Longest to wait for the answer. Keep it below the timeout of whatever runs this command.
-    #[arg(
-        long,
-        env = "RERANKD_HEALTHCHECK_TIMEOUT",
-        value_name = "TIME",
-        default_value = "2s"
-    )]
-    #[arg(value_parser = super::timeout)]
-    pub timeout: Duration,
-}
-
 /// Asks, and says the answer in one line.
-pub fn run(args: &Args) -> Exit {
-    let address = reachable(args.listen);
-    match ask(address, args.timeout) {
+pub fn run(flags: &Flags) -> Exit {
+    let config = match flags.resolve() {
+        Ok(effective) => effective.config,
+        Err(exit) => return exit,
+    };
+    let address = reachable(config.http.listen);
+    match ask(address, config.healthcheck.timeout) {
         Ok(()) => {
             println!("ready at {address}");
             Exit::Success

@@ -1,0 +1,36 @@
+//! `rerankd config`: what all settings come to, and where each is from.
+
+use std::fmt::Write;
+
+use super::Exit;
+use super::settings::{Effective, Flags};
+use crate::config::Setting;
+
+/// Prints every setting.
+pub fn run(flags: &Flags) -> Exit {
+    match flags.resolve() {
+        Ok(effective) => {
+            print!("{}", shown(&effective));
+            Exit::Success
+        }
+        Err(exit) => exit,
+    }
+}
+
+/// Every setting with its value and its origin, as a TOML file would have it.
+pub fn shown(effective: &Effective) -> String {
+    let lines: Vec<String> = Setting::all()
+        .iter()
+        .map(|setting| match setting.value(&effective.config) {
+            Some(value) => format!("{} = {}", setting.name, setting.toml(&value)),
+            None => format!("# {} is not set", setting.name),
+        })
+        .collect();
+    let width = lines.iter().map(|line| line.chars().count()).max();
+    let width = width.unwrap_or_default().min(60);
+    let mut text = String::new();
+    for (line, origin) in lines.iter().zip(&effective.origins) {
+        writeln!(text, "{line:width$} # {origin}").expect("a string takes any text");
+    }
+    text
+}

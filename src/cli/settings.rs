@@ -1,0 +1,582 @@
+//! Settings from a file, the environment and flags, the later before the earlier.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::builder::ArgAction;
+use clap::{Arg, ArgMatches, Command};
+use toml::de::{DeTable, DeValue};
+
+use super::Exit;
+use crate::config::{Config, Kind, Setting, document};
+
+const FILE_FLAG: &str = "config";
+const FILE_VARIABLE: &str = "RERANKD_CONFIG";
+/// Every variable that begins so is a setting, or a mistake.
+const PREFIX: &str = "RERANKD_";
+/// What the ecosystem calls the level of logs; it stands behind our own variable.
+const RUST_LOG: &str = "RUST_LOG";
+
+/// The flags of every setting, as they were given.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    file: Option<PathBuf>,
+    given: Vec<Given>,
+}
+
+/// Where the value of a setting is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A line of a configuration file.
+    File(PathBuf, usize),
+    /// An environment variable.
+    Variable(String),
+    /// The command line.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => write!(f, "default"),
+            Self::File(path, line) => write!(f, "`{}`, line {line}", path.display()),
+            Self::Variable(name) => write!(f, "`{name}`"),
+            Self::Flag(name) => write!(f, "`--{name}`"),
+        }
+    }
+}
+
+/// One setting as one layer gives it.
+#[derive(Debug, Clone)]
+struct Given {
+    setting: &'static Setting,
+    text: String,
+    origin: Origin,
+}
+
+/// What all layers come to.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// The values.
+    pub config: Config,
+    /// Where each of [`Setting::all`] is from, in that order.
+    pub origins: Vec<Origin>,
+}
+
+/// Everything that is wrong with the settings; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Problem {
+    what: String,
+    hint: String,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Problem { what, hint }) in self.0.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}error: {what}\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Flags {
+    /// The settings of this process; what is wrong with them is said on the standard error.
+    ///
+    /// # Errors
+    /// The exit code for wrong settings.
+    pub fn resolve(&self) -> Result<Effective, Exit> {
+        self.layered(std::env::vars_os()).map_err(|problems| {
+            eprintln!("{problems}");
+            Exit::Usage
+        })
+    }
+
+    /// The settings in an environment of `variables`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn layered(
+        &self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Effective, Problems> {
+        let mut problems = Vec::new();
+        let (file, variables) = environment(variables, &mut problems);
+        let mut given = Vec::new();
+        if let Some(path) = self.file.as_ref().or(file.as_ref()) {
+            match std::fs::read_to_string(path) {
+                Ok(text) => given = read_file(path, &text, &mut problems),
+                Err(error) => problems.push(Problem {
+                    what: format!("the configuration file `{}`: {error}", path.display()),
+                    hint: format!("`--{FILE_FLAG}` and `{FILE_VARIABLE}` name a TOML file"),
+                }),
+            }
+        }
+        given.extend(variables);
+        given.extend_from_slice(&self.given);
+
+        let mut effective = Effective {
+            config: Config::default(),
+            origins: vec![Origin::Default; Setting::all().len()],
+        };
+        for given in given {
+            effective.take(given, &mut problems);
+        }
+        match problems.is_empty() {
+            true => Ok(effective),
+            false => Err(Problems(problems)),
+        }
+    }
+}
+
+impl Effective {
+    fn take(&mut self, given: Given, problems: &mut Vec<Problem>) {
+        let Given {
+            setting,
+            text,
+            origin,
+        } = given;
+        if let Err(wanted) = setting.set(&mut self.config, &text) {
+            let default = match (setting.otherwise, setting.default()) {
+                (Some(otherwise), _) => otherwise.to_owned(),
+                (None, Some(default)) => format!("`{default}`"),
+                (None, None) => "none".to_owned(),
+            };
+            problems.push(Problem {
+                what: format!("`{}` is `{text}` ({origin}): it {wanted}", setting.name),
+                hint: format!("without it, it is {default}"),
+            });
+            return;
+        }
+        let place = Setting::all()
+            .iter()
+            .position(|other| other.name == setting.name);
+        self.origins[place.expect("every setting is in the list of all")] = origin;
+    }
+}
+
+/// The configuration file that the environment names, and the settings in it.
+fn environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    problems: &mut Vec<Problem>,
+) -> (Option<PathBuf>, Vec<Given>) {
+    let (mut file, mut rust_log, mut given) = (None, None, Vec::<Given>::new());
+    for (name, value) in variables {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        let ours = name.starts_with(PREFIX) || name == RUST_LOG;
+        if !ours || value.is_empty() || made_by_kubernetes(&name) {
+            continue;
+        }
+        if name == FILE_VARIABLE {
+            file = Some(PathBuf::from(value));
+            continue;
+        }
+        let Ok(text) = value.into_string() else {
+            problems.push(Problem {
+                what: format!("the value of `{name}` is not UTF-8"),
+                hint: "write it in UTF-8".to_owned(),
+            });
+            continue;
+        };
+        if name == RUST_LOG {
+            rust_log = Some(text);
+        } else if let Some(setting) = Setting::all().iter().find(|s| s.variable == name) {
+            given.push(Given {
+                setting,
+                text,
+                origin: Origin::Variable(name),
+            });
+        } else {
+            let known = Setting::all().iter().map(|s| s.variable.as_str());
+            problems.push(unknown(&name, "environment", known));
+        }
+    }
+    if let Some(text) = rust_log
+        && let Some(setting) = Setting::all().iter().find(|s| s.name == "log_level")
+        && !given.iter().any(|given| given.setting.name == setting.name)
+    {
+        given.push(Given {
+            setting,
+            text,
+            origin: Origin::Variable(RUST_LOG.to_owned()),
+        });
+    }
+    (file, given)
+}
+
+/// Whether Kubernetes makes such a variable, of a service whose name begins with ours.
+fn made_by_kubernetes(name: &str) -> bool {
+    let port = |rest: &str| {
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|n| n.parse::<u16>().is_ok());
+        number
+            && parts
+                .next()
+                .is_some_and(|p| matches!(p, "TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split("_PORT_").skip(1).any(port)
+}
+
+/// The settings of the file at `path` that says `text`.
+fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given> {
+    let line = |start: usize| text[..start].matches('\n').count() + 1;
+    let table = match DeTable::parse(text) {
+        Ok(table) => table.into_inner(),
+        Err(error) => {
+            let at = error.span().map_or(1, |span| line(span.start));
+            problems.push(Problem {
+                what: format!("`{}`, line {at}: {}", path.display(), error.message()),
+                hint: "`config/rerankd.toml` in the source shows the form".to_owned(),
+            });
+            return Vec::new();
+        }
+    };
+    let mut given = Vec::new();
+    for (key, value) in table {
+        let origin = Origin::File(path.to_owned(), line(key.span().start));
+        let name = key.into_inner();
+        let Some(setting) = Setting::all().iter().find(|s| s.name == name) else {
+            let mut problem = unknown(
+                &name,
+                &origin.to_string(),
+                Setting::all().iter().map(|s| s.name),
+            );
+            if value.get_ref().is_table() {
+                problem.hint = "settings stand at the top of the file, outside of any table".into();
+            }
+            problems.push(problem);
+            continue;
+        };
+        match as_text(setting.kind, value.get_ref()) {
+            Ok(text) => given.push(Given {
+                setting,
+                text,
+                origin,
+            }),
+            Err(wanted) => problems.push(Problem {
+                what: format!("`{name}` ({origin}) is not {wanted}"),
+                hint: format!("{} = {}", setting.name, example_of(setting)),
+            }),
+        }
+    }
+    given
+}
+
+/// A value that could stand in a file.
+fn example_of(setting: &Setting) -> String {
+    let default = setting.default();
+    setting.toml(default.as_deref().unwrap_or(setting.value_name))
+}
+
+/// A value of a file in the text that the environment would have, or what it should have been.
+fn as_text(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
+    let integer = || {
+        let integer = value.as_integer()?;
+        i128::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
+    };
+    let string = || value.as_str().map(str::to_owned);
+    match kind {
+        Kind::Number => integer().map(|n| n.to_string()).ok_or("a whole number"),
+        Kind::Switch => value
+            .as_bool()
+            .map(|is| is.to_string())
+            .ok_or("`true` or `false`"),
+        Kind::Time => string()
+            .or_else(|| integer().map(|n| n.to_string()))
+            .ok_or("a string or a whole number of seconds"),
+        Kind::Text | Kind::Choice(_) => string().ok_or("a string"),
+    }
+}
+
+fn unknown<'a>(name: &str, place: &str, known: impl Iterator<Item = &'a str>) -> Problem {
+    // What all names share says nothing about their likeness.
+    let own = |name: &'_ str| name.trim_start_matches(PREFIX).to_owned();
+    let closest = known
+        .map(|known| (strsim::jaro_winkler(&own(name), &own(known)), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.8);
+    Problem {
+        what: format!("`{name}` ({place}) is not a setting"),
+        hint: match closest {
+            Some((_, closest)) => format!("did you mean `{closest}`?"),
+            None => "`rerankd config` lists every setting".to_owned(),
+        },
+    }
+}
+
+/// The text of a flag's help: all of it, or its first sentence.
+fn help(setting: &Setting, long: bool) -> String {
+    let help = match setting.help.split_once(". ") {
+        Some((first, _)) if !long => first,
+        _ => setting.help.trim_end_matches('.'),
+    };
+    let facts = document::facts(setting).join(". ");
+    format!("{help}. {facts}. [env: {}]", setting.variable)
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.file = matches.get_one::<PathBuf>(FILE_FLAG).cloned();
+        self.given = Setting::all()
+            .iter()
+            .filter_map(|setting| {
+                Some(Given {
+                    setting,
+                    text: matches.get_one::<String>(setting.name)?.clone(),
+                    origin: Origin::Flag(&setting.flag),
+                })
+            })
+            .collect();
+        Ok(())
+    }
+}
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(FILE_FLAG)
+            .long(FILE_FLAG)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(format!(
+                "File of settings, in TOML; variables and flags come before it [env: {FILE_VARIABLE}]"
+            ));
+        Setting::all()
+            .iter()
+            .fold(command.arg(file), |command, setting| {
+                let arg = Arg::new(setting.name)
+                    .long(setting.flag.as_str())
+                    .value_name(setting.value_name)
+                    .help(help(setting, false))
+                    .long_help(help(setting, true))
+                    .help_heading(setting.section.about.trim_end_matches('.'))
+                    .action(ArgAction::Set);
+                command.arg(match setting.kind {
+                    Kind::Switch => arg
+                        .num_args(0..=1)
+                        .require_equals(true)
+                        .default_missing_value("true"),
+                    _ => arg.allow_hyphen_values(true),
+                })
+            })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn flags(line: &str) -> Flags {
+        Line::try_parse_from(format!("rerankd {line}").split_whitespace())
+            .unwrap_or_else(|error| panic!("{error}"))
+            .flags
+    }
+
+    fn variables<'a>(
+        of: &'a [(&'a str, &'a str)],
+    ) -> impl Iterator<Item = (OsString, OsString)> + 'a {
+        of.iter().map(|(name, value)| (name.into(), value.into()))
+    }
+
+    /// What one line of a file, one variable and one line of flags come to.
+    fn layered(
+        file: Option<&str>,
+        environment: &[(&str, &str)],
+        line: &str,
+    ) -> Result<Effective, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.toml");
+        let mut flags = flags(line);
+        if let Some(text) = file {
+            std::fs::write(&path, text).unwrap();
+            flags.file = Some(path);
+        }
+        flags.layered(variables(environment)).map_err(|problems| {
+            problems
+                .to_string()
+                .replace(dir.path().to_str().unwrap(), "DIR")
+        })
+    }
+
+    fn origin(effective: &Effective, name: &str) -> String {
+        let place = Setting::all().iter().position(|s| s.name == name).unwrap();
+        effective.origins[place].to_string()
+    }
+
+    #[track_caller]
+    fn check_refused(file: &str, environment: &[(&str, &str)], line: &str, expected: &str) {
+        let problems = layered(Some(file), environment, line).unwrap_err();
+        assert_eq!(problems, expected);
+    }
+
+    #[test]
+    fn nothing_given_is_the_default() {
+        let effective = layered(None, &[("PATH", "/bin")], "").unwrap();
+        assert_eq!(effective.config, Config::default());
+        assert!(effective.origins.iter().all(|o| *o == Origin::Default));
+    }
+
+    /// For every setting: a file can set it, a variable comes before the file, a flag before both.
+    #[test]
+    fn every_setting_can_be_set_in_every_layer() {
+        for setting in Setting::all() {
+            let values: [&str; 3] = match setting.kind {
+                Kind::Number => ["7", "8", "9"],
+                Kind::Time => ["7s", "8s", "9s"],
+                Kind::Switch => ["true", "false", "true"],
+                Kind::Choice(names) => [names[0], names[1], names[0]],
+                Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
+            };
+            let file = format!("{} = {}", setting.name, setting.toml(values[0]));
+            let variable = [(setting.variable.as_str(), values[1])];
+            let flag = format!("--{}={}", setting.flag, values[2]);
+            for (variables, flag, value, from) in [
+                (&[][..], "", values[0], "`DIR/f.toml`, line 1".to_owned()),
+                (&variable, "", values[1], format!("`{}`", setting.variable)),
+                (
+                    &variable,
+                    &*flag,
+                    values[2],
+                    format!("`--{}`", setting.flag),
+                ),
+            ] {
+                let effective = layered(Some(&file), variables, flag);
+                let effective = effective.unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(setting.value(&effective.config).unwrap(), value);
+                let said = origin(&effective, setting.name);
+                assert!(said.ends_with(from.trim_start_matches("`DIR")), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused_with_the_closest_name() {
+        check_refused(
+            "max_document = 7\n[http]\nlisten = 'x'\n",
+            &[("RERANKD_TREADS", "7"), ("RERANKD_XYZ", "1")],
+            "",
+            "error: `RERANKD_TREADS` (environment) is not a setting\n  hint: did you mean `RERANKD_THREADS`?\n\
+             error: `RERANKD_XYZ` (environment) is not a setting\n  hint: `rerankd config` lists every setting\n\
+             error: `http` (`DIR/f.toml`, line 2) is not a setting\n  hint: settings stand at the top of the file, outside of any table\n\
+             error: `max_document` (`DIR/f.toml`, line 1) is not a setting\n  hint: did you mean `max_documents`?",
+        );
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_in_every_layer() {
+        check_refused(
+            "max_documents = 0",
+            &[("RERANKD_THREADS", "many")],
+            "--header-timeout 0",
+            "error: `max_documents` is `0` (`DIR/f.toml`, line 1): it has to be from `1` to `1000000`\n  hint: without it, it is `1000`\n\
+             error: `threads` is `many` (`RERANKD_THREADS`): it has to be a whole number\n  hint: without it, it is the cores that affinity mask and cgroup allow\n\
+             error: `header_timeout` is `0` (`--header-timeout`): it has to be from `1ms` to `8760h`\n  hint: without it, it is `100s`",
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_refused() {
+        check_refused(
+            "a = 1\nmax_documents =\n",
+            &[],
+            "",
+            "error: `DIR/f.toml`, line 2: string values must be quoted, expected literal string\n  hint: `config/rerankd.toml` in the source shows the form",
+        );
+        check_refused(
+            "max_documents = '7'",
+            &[],
+            "",
+            "error: `max_documents` (`DIR/f.toml`, line 1) is not a whole number\n  hint: max_documents = 1000",
+        );
+        let missing = flags("--config /nowhere.toml").layered([]).unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .starts_with("error: the configuration file `/nowhere.toml`: ")
+        );
+    }
+
+    #[test]
+    fn the_environment_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f.toml");
+        std::fs::write(&path, "max_documents = 7").unwrap();
+        let variable = [(FILE_VARIABLE.into(), path.into())];
+        let effective = Flags::default().layered(variable).unwrap();
+        assert_eq!(effective.config.http.max_documents, 7);
+    }
+
+    #[test]
+    fn variables_that_are_empty_or_not_ours_are_left_alone() {
+        let effective = layered(
+            None,
+            &[
+                ("RERANKD_MODEL", ""),
+                ("RERANKD_SERVICE_HOST", "10.0.0.1"),
+                ("RERANKD_SERVICE_PORT_HTTP", "80"),
+                ("RERANKD_PORT", "tcp://10.0.0.1:80"),
+                ("RERANKD_PORT_80_TCP_ADDR", "10.0.0.1"),
+                ("RERANKD_CPU_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ],
+            "",
+        );
+        assert_eq!(effective.unwrap().config, Config::default());
+    }
+
+    #[test]
+    fn rust_log_stands_behind_our_own_variable() {
+        let filter = |environment: &[(&str, &str)]| {
+            let effective = layered(Some("log_level = 'error'"), environment, "").unwrap();
+            (
+                effective.config.log.filter.clone(),
+                origin(&effective, "log_level"),
+            )
+        };
+        let (ours, theirs) = (("RERANKD_LOG_LEVEL", "warn"), (RUST_LOG, "debug"));
+        assert_eq!(filter(&[theirs]), ("debug".into(), "`RUST_LOG`".into()));
+        let own = ("warn".into(), "`RERANKD_LOG_LEVEL`".into());
+        assert_eq!(filter(&[theirs, ours]), own);
+    }
+
+    #[test]
+    fn a_switch_can_be_turned_off_again() {
+        let strict = |line| {
+            let environment = [("RERANKD_STRICT_MODEL_NAME", "true")];
+            layered(None, &environment, line)
+                .unwrap()
+                .config
+                .http
+                .strict_model_name
+        };
+        assert!(strict(""));
+        assert!(strict("--strict-model-name"));
+        assert!(!strict("--strict-model-name=false"));
+    }
+}

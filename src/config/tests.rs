@@ -1,0 +1,101 @@
+use std::collections::BTreeSet;
+
+use super::*;
+
+#[track_caller]
+fn duration(text: &str) -> Result<Duration, String> {
+    <Duration as Value>::parse(text)
+}
+
+#[test]
+fn durations_take_units_or_plain_seconds() {
+    for (text, milliseconds) in [
+        ("500ms", 500),
+        ("10s", 10_000),
+        ("10", 10_000),
+        ("2m", 120_000),
+        ("1h", 3_600_000),
+        ("0", 0),
+        ("0.1s", 100),
+        (" 1.5 s ", 1500),
+    ] {
+        assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+    }
+    for text in ["", "s", "10 days", "-1s", "1e9", "1.2.3", "ms10"] {
+        assert!(duration(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn durations_are_written_as_they_are_read() {
+    for text in [
+        "0s",
+        "1ms",
+        "1500ms",
+        "60s",
+        "90s",
+        "2m",
+        "1h",
+        "8760h",
+        "0.0000015s",
+    ] {
+        let written = duration(text).unwrap();
+        assert_eq!(duration(&written.show().unwrap()), Ok(written), "{text}");
+    }
+    assert_eq!(Duration::from_secs(100).show().unwrap(), "100s");
+}
+
+#[test]
+fn addresses_need_a_port() {
+    let address = |text| <SocketAddr as Value>::parse(text);
+    assert_eq!(address("[::]:1").unwrap(), "[::]:1".parse().unwrap());
+    assert!(address("localhost:80").unwrap().is_ipv4());
+    for text in ["127.0.0.1", "8080", ":", "127.0.0.1:99999"] {
+        let message = address(text).unwrap_err();
+        assert!(message.contains("HOST:PORT"), "{text}: {message}");
+    }
+}
+
+#[test]
+fn names_are_told_apart() {
+    let names: BTreeSet<&str> = Setting::all().iter().map(|setting| setting.name).collect();
+    assert_eq!(names.len(), Setting::all().len());
+}
+
+/// What a declaration says about its default has to be true.
+#[test]
+fn every_default_is_one_that_can_be_set() {
+    for setting in Setting::all() {
+        let mut config = Config::default();
+        match setting.default() {
+            Some(text) => assert_eq!(setting.set(&mut config, &text), Ok(()), "{}", setting.name),
+            None => assert!(setting.otherwise.is_some(), "{}: say what is", setting.name),
+        }
+        assert_eq!(config, Config::default(), "{}", setting.name);
+    }
+}
+
+#[test]
+fn ends_of_ranges_are_within_and_the_next_is_not() {
+    let mut config = Config::default();
+    let documents = Setting::all().iter().find(|s| s.name == "max_documents");
+    let documents = documents.unwrap();
+    for (text, taken) in [
+        ("1", true),
+        ("1000000", true),
+        ("0", false),
+        ("1000001", false),
+    ] {
+        assert_eq!(documents.set(&mut config, text).is_ok(), taken, "{text}");
+    }
+    let message = documents.set(&mut config, "0").unwrap_err();
+    assert_eq!(message, "has to be from `1` to `1000000`");
+}
+
+#[test]
+fn help_begins_with_a_sentence_and_has_no_line_breaks() {
+    for setting in Setting::all() {
+        assert!(setting.help.ends_with('.'), "{}", setting.name);
+        assert!(!setting.help.contains('\n') && !setting.help.contains("  "));
+    }
+}

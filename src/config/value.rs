@@ -1,0 +1,237 @@
+//! How values of settings are read from text and written as text.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::setting::Kind;
+
+/// A type that a setting can have.
+pub trait Value: Sized + 'static {
+    /// What ends of a range are; `()` where the values have no order that matters.
+    type Bound;
+
+    /// What spells it.
+    const KIND: Kind;
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What the text would have to be, to be put behind the name of the setting.
+    fn parse(text: &str) -> Result<Self, String>;
+
+    /// Writes it so that [`Value::parse`] reads it; `None` where it is left open.
+    fn show(&self) -> Option<String>;
+
+    /// Whether it is within `range`.
+    fn within(&self, _range: &RangeInclusive<Self::Bound>) -> bool {
+        true
+    }
+
+    /// Writes the end of a range.
+    fn show_bound(_bound: &Self::Bound) -> String {
+        String::new()
+    }
+}
+
+/// The ends of `range` as text.
+pub(super) fn ends<T: Value>(range: &RangeInclusive<T::Bound>) -> (String, String) {
+    (T::show_bound(range.start()), T::show_bound(range.end()))
+}
+
+/// Checks that `value` is within `range`.
+///
+/// # Errors
+/// The ends of the range, to be put behind the name of the setting.
+pub(super) fn within<T: Value>(value: &T, range: &RangeInclusive<T::Bound>) -> Result<(), String> {
+    match value.within(range) {
+        true => Ok(()),
+        false => {
+            let (first, last) = ends::<T>(range);
+            Err(format!("has to be from `{first}` to `{last}`"))
+        }
+    }
+}
+
+/// Words as a sentence lists them.
+pub(super) fn listed(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    words.join(", ")
+}
+
+impl Value for usize {
+    type Bound = usize;
+
+    const KIND: Kind = Kind::Number;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let digits = text.trim().replace('_', "");
+        digits
+            .parse()
+            .map_err(|_| "has to be a whole number".to_owned())
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+
+    fn within(&self, range: &RangeInclusive<usize>) -> bool {
+        range.contains(self)
+    }
+
+    fn show_bound(bound: &usize) -> String {
+        bound.to_string()
+    }
+}
+
+impl Value for bool {
+    type Bound = ();
+
+    const KIND: Kind = Kind::Switch;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err("has to be `true` or `false`".to_owned()),
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for String {
+    type Bound = ();
+
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "" => Err("must not be empty".to_owned()),
+            text => Ok(text.to_owned()),
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.clone())
+    }
+}
+
+impl Value for PathBuf {
+    type Bound = ();
+
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("must not be empty".to_owned()),
+            text => Ok(text.into()),
+        }
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.display().to_string())
+    }
+}
+
+/// `500ms`, `10s`, `2m`, `1h`, or plain seconds.
+impl Value for Duration {
+    type Bound = Duration;
+
+    const KIND: Kind = Kind::Time;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let wrong = || "has to be a time such as `500ms`, `10s`, `2m`, `1h`, or plain seconds";
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim() {
+            "ms" => 1e-3,
+            "" | "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong().to_owned()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong().to_owned())?;
+        // Through whole microseconds, so that `0.1s` is exactly 100 ms; too large a number becomes
+        // the largest one, which no range allows.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Ok(Self::from_micros((number * unit * 1e6).round() as u64))
+    }
+
+    fn show(&self) -> Option<String> {
+        let milliseconds = self.as_millis();
+        Some(match milliseconds {
+            _ if !self.subsec_nanos().is_multiple_of(1_000_000) => {
+                format!("{}s", self.as_secs_f64())
+            }
+            0 => "0s".to_owned(),
+            _ if !milliseconds.is_multiple_of(1000) => format!("{milliseconds}ms"),
+            _ if milliseconds.is_multiple_of(3_600_000) => format!("{}h", milliseconds / 3_600_000),
+            _ if milliseconds.is_multiple_of(60_000) && milliseconds > 60_000 => {
+                format!("{}m", milliseconds / 60_000)
+            }
+            _ => format!("{}s", milliseconds / 1000),
+        })
+    }
+
+    fn within(&self, range: &RangeInclusive<Duration>) -> bool {
+        range.contains(self)
+    }
+
+    fn show_bound(bound: &Duration) -> String {
+        bound.show().unwrap_or_default()
+    }
+}
+
+/// `HOST:PORT`. Of the addresses of a name, an IPv4 one is preferred.
+impl Value for SocketAddr {
+    type Bound = ();
+
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let hint = "has to be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`";
+        let addresses: Vec<Self> = text
+            .to_socket_addrs()
+            .map_err(|error| format!("{hint}: {error}"))?
+            .collect();
+        addresses
+            .iter()
+            .find(|address| address.is_ipv4())
+            .or(addresses.first())
+            .copied()
+            .ok_or_else(|| format!("{hint}: the name has no address"))
+    }
+
+    fn show(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    type Bound = T::Bound;
+
+    const KIND: Kind = T::KIND;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        T::parse(text).map(Some)
+    }
+
+    fn show(&self) -> Option<String> {
+        self.as_ref().and_then(T::show)
+    }
+
+    fn within(&self, range: &RangeInclusive<T::Bound>) -> bool {
+        self.as_ref().is_none_or(|value| value.within(range))
+    }
+
+    fn show_bound(bound: &T::Bound) -> String {
+        T::show_bound(bound)
+    }
+}
