@@ -83,6 +83,7 @@ def test_without_grace_requests_fail(tmp_path):
         checks = lambda: instances[0].metric('rerankd_requests_total{route="/ready",status="200"}')
         seen = checks()
         wait_until(lambda: checks() > seen, 60, "a check")
+        assert list(requests.answers) == ["right"], requests.answers
         instances[0].stop()
         assert instances[0].wait_stopped() == 0
         failed = lambda: requests.answers.total() > requests.answers["right"]
