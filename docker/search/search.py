@@ -4,7 +4,7 @@
     search.py load PATH      fills the database: a folder or file of Markdown, or a JSONL of id, title, text
     search.py serve          answers on LISTEN (default 127.0.0.1:8000)
 
-PostgreSQL is found as libpq finds it (PGHOST, PGUSER, …); RERANKD_URL names the reranker.
+PostgreSQL is found as libpq finds it (PGHOST, PGUSER, …); RERANK_URL names the reranker.
 """
 
 import html
@@ -24,7 +24,7 @@ import psycopg
 
 CANDIDATES = 100
 SHOWN = 10
-RERANKD_URL = os.environ.get("RERANKD_URL", "http://127.0.0.1:8080")
+RERANK_URL = os.environ.get("RERANK_URL", "http://127.0.0.1:8080")
 # A search that waits longer than this for its order shows what it has, and says so.
 RERANK_SECONDS = float(os.environ.get("RERANK_SECONDS", "10"))
 
@@ -72,7 +72,7 @@ def rerank(query: str, documents: list[Document], count: int = SHOWN) -> list[tu
     Raises OSError when the reranker is not there, or does not take the request.
     """
     body = {"query": query, "documents": [document.text() for document in documents], "top_n": count}
-    with urllib.request.urlopen(f"{RERANKD_URL}/rerank", json.dumps(body).encode(), RERANK_SECONDS) as answer:
+    with urllib.request.urlopen(f"{RERANK_URL}/rerank", json.dumps(body).encode(), RERANK_SECONDS) as answer:
         results = json.load(answer)["results"]
     return [(result["index"], result["relevance_score"]) for result in results]
 

@@ -104,7 +104,7 @@ def page_works(environment: dict[str, str], query: str) -> None:
         process.wait(30)
     # Without its reranker the page still answers, and says what it lacks.
     with psycopg.connect(**connection(environment)) as database:
-        search.RERANKD_URL = "http://127.0.0.1:9"
+        search.RERANK_URL = "http://127.0.0.1:9"
         assert "Not reranked" in search.answer(database, query)
     print("the page shows the ten best, and says so when they are not reranked")
 
@@ -127,9 +127,9 @@ def main() -> None:
     with postgres() as socket, servers(1, "--threads", cores, *arguments.flags) as (server,):
         environment = {
             **{"PGHOST": str(socket), "PGUSER": "search", "PGDATABASE": "postgres"},
-            **{"RERANKD_URL": server.url, "RERANK_SECONDS": "120"},
+            **{"RERANK_URL": server.url, "RERANK_SECONDS": "120"},
         }
-        search.RERANKD_URL, search.RERANK_SECONDS = server.url, 120
+        search.RERANK_URL, search.RERANK_SECONDS = server.url, 120
         with psycopg.connect(**connection(environment)) as database:
             print(f"{search.load(database, arguments.data)} documents, {len(queries)} queries")
             before, after, seconds = [], [], []

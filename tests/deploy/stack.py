@@ -84,9 +84,11 @@ class Server:
 
     def start(self) -> None:
         library = TARGET / "onnxruntime" / "libonnxruntime.so"
+        # The server refuses variables of its prefix that are no settings.
+        given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
         self.process = subprocess.Popen(
             [BINARY, "serve", "--listen", self.address, *self.flags],
-            env={"ORT_DYLIB_PATH": str(library), "RERANKD_LOG_LEVEL": "warn", **os.environ},
+            env={"ORT_DYLIB_PATH": str(library), "RERANKD_LOG_LEVEL": "warn", **given},
         )
 
     def wait_ready(self) -> None:
