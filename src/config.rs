@@ -62,6 +62,10 @@ setting::settings! {
         /// How answers repeat a document, where the body of the request does not tell which form its
         /// client reads: `{"text": "…"}`, `"…"`, or not at all.
         rerank_document "FORM": DocumentForm = DocumentForm::Object;
+
+        /// Show browsers a page at `/` to try rankings on, with a live view of the server. Off, `/`
+        /// answers everybody as `/health` does.
+        page "BOOL": bool = true;
     }
 
     /// Which model is served, and how it runs.

@@ -10,6 +10,7 @@ pub mod dialect;
 pub mod error;
 pub mod observe;
 pub mod openapi;
+pub mod page;
 pub mod predict;
 pub mod rerank;
 pub mod score;

@@ -15,7 +15,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::dialect::Dialect;
 use super::error::Failure;
 use super::rerank::{detecting, only};
-use super::{admin, observe, openapi, predict, score, tokenize};
+use super::{admin, observe, openapi, page, predict, score, tokenize};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rerank::{Limits, RerankError};
@@ -157,7 +157,7 @@ pub fn build(state: AppState) -> Router {
         .route("/vllm/v2/rerank", only(Dialect::Vllm))
         .route("/voyage/v1/rerank", only(Dialect::Voyage))
         .route("/predict", post(predict::predict))
-        .route("/", get(admin::ready).post(predict::rerank_or_predict))
+        .route("/", get(page::root).post(predict::rerank_or_predict))
         .route("/invocations", post(predict::rerank_or_predict))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/decode", post(tokenize::decode))
@@ -181,6 +181,7 @@ pub fn build(state: AppState) -> Router {
         .route("/meta", get(admin::info))
         .route("/metrics", get(admin::metrics))
         .merge(openapi::routes())
+        .merge(page::routes())
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound);
     layers(routes, &state).with_state(state)

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
+use axum::middleware::map_response;
 use axum::response::Response;
 use axum::routing::get;
 use serde::Serialize;
@@ -17,10 +18,25 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::app::AppState;
 
+/// What the page of the description may load: it styles itself in the text of its markup.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'",
+);
+
 /// The routes that show the description: as it is, and as a page to try things on.
 pub fn routes() -> Router<AppState> {
-    let ui = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
-    Router::from(ui).route("/openapi.json", get(serve))
+    // Without the `none` it would show the description's address to a validator on the internet.
+    let config = Config::from("/openapi.json").validator_url("none");
+    let ui = SwaggerUi::new("/docs").config(config);
+    Router::from(ui)
+        .route_layer(map_response(async |mut response: Response| {
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
+            response
+        }))
+        .route("/openapi.json", get(serve))
 }
 
 async fn serve() -> Response {

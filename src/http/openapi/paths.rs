@@ -92,10 +92,7 @@ pub fn all(schemas: &mut Schemas) -> Value {
             forms,
         )
     };
-    let root = json!({
-        "get": get("/", "health", "Whether new requests should be sent here", None, schemas),
-        "post": tei_alias("/", schemas),
-    });
+    let root = json!({ "get": root(schemas), "post": tei_alias("/", schemas) });
     paths.insert("/".into(), root);
     let operation = tei_alias("/invocations", schemas);
     paths.insert("/invocations".into(), json!({ "post": operation }));
@@ -293,6 +290,16 @@ fn get(path: &str, tag: &str, summary: &str, body: Option<Value>, schemas: &mut 
             },
         },
     })
+}
+
+/// `GET /`: the page for browsers, an answer as that of `/health` for everybody else.
+fn root(schemas: &mut Schemas) -> Value {
+    let summary = "A page to try rankings on, where `Accept` names `text/html`; otherwise whether new \
+                   requests should be sent here";
+    let mut operation = get("/", "health", summary, None, schemas);
+    operation["responses"]["200"]["content"]["text/html"] =
+        json!({ "schema": { "type": "string" } });
+    operation
 }
 
 fn retry_headers() -> Value {
