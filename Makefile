@@ -5,9 +5,10 @@ CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
 CLIENTS := target/clients
 DEPLOY := target/deploy
+BROWSER := target/browser
 
 .PHONY: serve build test clients lint docs audit bench onnxruntime clean
-.PHONY: proof-deploy proof-rolling proof-search proof-container
+.PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
 serve: build
@@ -57,6 +58,21 @@ proof-search: onnxruntime $(DEPLOY)/installed
 $(DEPLOY)/installed: tests/deploy/requirements.txt
 	$(PYTHON) -m venv --clear $(DEPLOY)
 	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	touch $@
+
+# The page and /docs in headless Chromium, and axe's rules of accessibility. Debian's chromium is needed;
+# CHROMIUM=/path names another.
+proof-page: onnxruntime $(BROWSER)/installed
+	$(CARGO) build --locked
+	$(BROWSER)/bin/python -m pytest -q -p no:cacheprovider tests/browser
+
+# Takes docs/page.png anew, of the release binary after two minutes of requests.
+picture: build $(BROWSER)/installed
+	$(BROWSER)/bin/python tests/browser/picture.py docs/page.png
+
+$(BROWSER)/installed: tests/browser/requirements.txt
+	$(PYTHON) -m venv --clear $(BROWSER)
+	$(BROWSER)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
 	touch $@
 
 lint:

@@ -239,7 +239,10 @@ export class Live {
     this.#cell("queue", number(now.queue), "tokens", `${wait}${refused}`);
     this.#line("queue", values("queue"), highest("queue", (v) => `${number(v)} tokens`));
 
-    const more = `${number(now.tokens)} tokens/s · ${number(now.requests)} requests/s`;
+    const more =
+      now.tokens === undefined
+        ? "counting"
+        : `${number(now.tokens)} tokens/s · ${number(now.requests)} requests/s`;
     this.#cell("throughput", number(now.pairs), "pairs/s", more);
     this.#line("throughput", values("pairs"), highest("pairs", (v) => `${number(v)} pairs/s`));
 

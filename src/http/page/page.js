@@ -244,6 +244,8 @@ const show = (asked, said, took, response) => {
   $("answer").textContent = text.length <= TEXT_CHARS ? text : "Too long to be shown here.";
   $("answer-details").hidden = false;
   formChanged();
+  // On a small screen the ranking is below the form.
+  if ($("ranking").getBoundingClientRect().top > 0.6 * innerHeight) $("ranking").scrollIntoView();
   live.now();
 };
 
@@ -266,7 +268,7 @@ const setState = (state, text) => {
 const readInfo = async () => {
   try {
     const response = await ask("info");
-    if (response.status === 401) wantKey(start);
+    if (response.status === 401) wantKey();
     if (!response.ok) return false;
     info = await response.json();
   } catch {

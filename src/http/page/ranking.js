@@ -97,7 +97,7 @@ export class Ranking {
     const { results, documents, truncated, limit } = this.#shown;
     const width = scale(results.map(({ score }) => score));
     const cut = limit
-      ? `cut: with the query it is longer than the ${limit} tokens the model reads`
+      ? `cut: longer than ${limit} tokens with the query`
       : "cut: longer than the model reads";
     const rows = results
       .slice(0, most)
