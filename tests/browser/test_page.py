@@ -343,6 +343,23 @@ def test_metrics_that_are_elsewhere_are_told_of(open_page, complaints):
     complaints.clear()
 
 
+def test_a_server_that_loads_is_waited_for(open_page, complaints):
+    page = open_page()
+    loading = {"error_type": "not_ready", "message": "the model is loading"}
+    page.route(
+        re.compile("/(ready|info)$"), lambda route: route.fulfill(status=503, json=loading)
+    )
+    page.reload()
+    page.locator("#state", has_text="loading").wait_for()
+    assert page.locator("#model").inner_text() == ""
+    page.unroute_all()
+    page.locator("#state", has_text="ready").wait_for()
+    page.locator("#model", has_text="stsb-minilm-l6").wait_for()
+    page.close()
+    assert complaints and all("503" in said for said in complaints)
+    complaints.clear()
+
+
 def test_a_key_is_asked_for_and_never_stored(open_page, complaints):
     page = open_page()
     key = "k-0123456789"
