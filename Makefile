@@ -46,7 +46,7 @@ proof-rolling: onnxruntime $(DEPLOY)/installed
 
 # Builds the Dockerfile without an engine and runs what it holds. Needs root, buildah and debootstrap.
 proof-container:
-	$(PYTHON) scripts/proof-container.py $(if $(CARGO_FLAGS),--cargo-flags "$(CARGO_FLAGS)")
+	$(PYTHON) scripts/proof-container.py $(if $(CARGO_FLAGS),--cargo-flags="$(CARGO_FLAGS)")
 
 # The search of docker/compose.yaml against this machine's PostgreSQL, with and without reranking:
 # make proof-search DATA=/folder/of/a/judged/collection
