@@ -13,8 +13,9 @@ use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{BatchConfig, Config};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Precision, Rows};
-use rerankd::http;
 use rerankd::http::app::AppState;
+use rerankd::http::socket::Socket;
+use rerankd::http::{self, Door};
 use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::model::Model;
@@ -195,11 +196,11 @@ fn main() {
     state.install(reranker.clone());
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    let timeout = Config::default().http.header_timeout;
+    let (socket, metrics) = (Socket::Tcp(listener), state.metrics().clone());
+    let door = Door::new(socket, &state.config().http, metrics);
     runtime.spawn(http::serve(
-        listener,
+        door,
         http::app::build(state),
-        timeout,
         std::future::pending(),
     ));
 

@@ -6,16 +6,18 @@
 
 mod choice;
 pub mod document;
+mod keys;
 mod setting;
 mod value;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
-pub use setting::{Kind, Setting};
-pub use value::Value;
+pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
+pub use setting::{Kind, PREFIX, Setting};
+pub use value::{Listen, Value};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -30,9 +32,41 @@ const SECOND: Duration = Duration::from_secs(1);
 setting::settings! {
     /// What is read from a client, and for how long.
     http: HttpConfig {
-        /// Where to listen. The default answers this machine only; `0.0.0.0:8080` answers the
-        /// network, which has no password.
-        listen "HOST:PORT": SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+        /// Where to listen: an address, or `unix:/path` for a Unix socket. The default answers this
+        /// machine only; `0.0.0.0:8080` answers the network: set `api_keys` there. A socket that
+        /// systemd passes comes before this.
+        listen "ADDRESS": Listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 8080).into());
+
+        /// Where probes and `/metrics` are answered apart from requests, without TLS and keys.
+        /// `/metrics` is then answered nowhere else.
+        admin_listen "ADDRESS": Option<Listen> = None, or "with the requests";
+
+        /// Keys that clients may show, as `Authorization: Bearer KEY` or `x-api-key: KEY`: entries
+        /// `KEY` or `NAME KEY`, divided by commas or line ends. With keys, requests without one of
+        /// them get 401; probes, and `/metrics`, stay open. A file of keys is read again on SIGHUP
+        /// and when it changes.
+        api_keys "KEYS": ApiKeys = ApiKeys::default(), or "everybody is served";
+
+        /// Origins of web pages that may send requests from browsers, divided by commas, such as
+        /// `https://search.example`; `*` stands for all. Without keys, browser requests of other
+        /// pages are refused.
+        cors_origin "ORIGINS": Vec<String> = Vec::new(), or "none but the server's own pages";
+
+        /// Certificate chain in PEM, leaf first; with it and `tls_key` the server speaks TLS only.
+        /// Both are read again on SIGHUP and when they change.
+        tls_cert "FILE": Option<PathBuf> = None, or "no TLS";
+
+        /// Private key of `tls_cert` in PEM.
+        tls_key "FILE": Option<PathBuf> = None, or "no TLS";
+
+        // Each file is small and read in no time; certificates are renewed days before they expire.
+        /// How often the files of keys and certificates are looked at; `0s` looks on SIGHUP only.
+        reload_interval "TIME": Duration = Duration::from_secs(60), in Duration::ZERO..=YEAR;
+
+        // Below the 1024 files that a process may have open where nobody raised it.
+        /// Most connections at the same time; further ones are closed at once. Each may hold one
+        /// body, or several with HTTP/2: together they bound the memory that clients can take.
+        max_connections "N": usize = 900, in 1..=1_000_000;
 
         // Well above the 100 candidates that search pipelines send.
         /// Most documents (or pairs) of one request. A client refused by this limit often falls back
@@ -40,9 +74,13 @@ setting::settings! {
         max_documents "N": usize = 1000, in 1..=1_000_000;
 
         // A thousand documents of 4 kB each.
-        /// Largest body of a request. It bounds the memory that a request costs before it is
-        /// checked.
+        /// Largest body of a request, before and after it is expanded where it came compressed. It
+        /// bounds the memory that a request costs before it is checked.
         max_body_bytes "BYTES": usize = 4 * 1024 * 1024, in 1..=1 << 30;
+
+        // On a local network, sending what is smaller costs less than compressing it.
+        /// Smallest answer that is compressed for a client that takes `gzip`.
+        compress_above "BYTES": usize = 32 * 1024, in 0..=1 << 30;
 
         // Longer than the 90 s after which common HTTP clients drop an idle connection, so that the
         // client closes it and never sends a request into a connection that was just closed.

@@ -5,7 +5,9 @@
 
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod body;
+mod connection;
 pub mod dialect;
 pub mod error;
 pub mod observe;
@@ -14,53 +16,103 @@ pub mod page;
 pub mod predict;
 pub mod rerank;
 pub mod score;
+pub mod socket;
+pub mod tls;
 pub mod tokenize;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::Listener;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
-/// Serves `app` on `listener` until `closing` resolves, then closes the listener and resolves when
-/// the last connection has its answer.
+use self::connection::Protocols;
+use self::socket::{Socket, Stream};
+use self::tls::Tls;
+use crate::config::HttpConfig;
+use crate::metrics::Metrics;
+
+/// Where connections come in, and how many.
+pub struct Door {
+    /// Gives connections.
+    pub socket: Socket,
+    /// Encrypts them.
+    pub tls: Option<Arc<Tls>>,
+    /// Longest a connection may be without a request that is under way, the head of its next
+    /// request included.
+    pub header_timeout: Duration,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Counts them.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Door {
+    /// A door with the limits of `config`.
+    pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            socket,
+            tls: None,
+            header_timeout: config.header_timeout,
+            max_connections: config.max_connections,
+            metrics,
+        }
+    }
+}
+
+/// Serves `app` on connections of `door` until `closing` resolves, then closes the socket and
+/// resolves when the last connection has its answer.
 ///
 /// Idle connections are closed at once, the others after the answer that is under way. This is not
 /// `axum::serve`, because that one lets a client take forever to send a request's head.
-pub async fn serve(
-    mut listener: TcpListener,
-    app: Router,
-    header_timeout: Duration,
-    closing: impl Future<Output = ()>,
-) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(header_timeout);
-    let service = TowerToHyperService::new(app);
-    let connections = GracefulShutdown::new();
+pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()>) {
+    let protocols = Arc::new(Protocols::new(app, door.header_timeout));
+    let slots = Arc::new(Semaphore::new(door.max_connections));
+    let (close, closed) = watch::channel(false);
     tokio::pin!(closing);
     loop {
-        // `Listener::accept` of axum outlives errors such as too many open files.
         let (stream, peer) = tokio::select! {
-            accepted = Listener::accept(&mut listener) => accepted,
+            accepted = door.socket.accept() => accepted,
             () = &mut closing => break,
         };
-        // An answer is one small write: holding it back for company only adds latency.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "TCP_NODELAY was refused");
-        }
-        let connection =
-            connections.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            door.metrics.refused_connections.inc();
+            tracing::debug!(peer, "too many connections");
+            stream.refuse(door.tls.is_none());
+            continue;
+        };
+        let open = Open::new(door.metrics.clone());
+        let (protocols, tls, closed) = (protocols.clone(), door.tls.clone(), closed.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "connection ended early");
+            let served = match stream {
+                Stream::Tcp(stream) => protocols.serve(stream, tls.as_deref(), closed).await,
+                Stream::Unix(stream) => protocols.serve(stream, tls.as_deref(), closed).await,
+            };
+            if let Err(error) = served {
+                tracing::debug!(peer, error, "connection ended early");
             }
+            drop((open, slot));
         });
     }
-    drop(listener);
-    connections.shutdown().await;
+    drop(door.socket);
+    close.send_replace(true);
+    let all = u32::try_from(door.max_connections).unwrap_or(u32::MAX);
+    // An error means that the semaphore was closed, which nobody does.
+    let _ = slots.acquire_many(all).await;
+}
+
+/// Counts one connection until it is dropped.
+struct Open(Arc<Metrics>);
+
+impl Open {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
 }

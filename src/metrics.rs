@@ -120,6 +120,10 @@ metrics! {
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
     /// Seconds one batch spent in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
+    /// Connections that are open.
+    connections: IntGauge = "rerankd_connections", ();
+    /// Connections refused because there were as many as are allowed.
+    refused_connections: IntCounter = "rerankd_refused_connections_total", ();
     /// Memory of the process that is resident, in bytes.
     resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
 }

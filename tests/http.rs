@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::cli::healthcheck;
-use rerankd::config::{Config, HttpConfig, ShutdownConfig};
+use rerankd::config::{Config, HttpConfig, Listen, ShutdownConfig};
 use rerankd::rerank::Activation;
 use rerankd::shutdown::{Phase, Stopped};
 use serde_json::{Value, json};
@@ -904,8 +904,15 @@ async fn the_drain_timeout_ends_waiting() {
 async fn the_healthcheck_agrees_with_readiness() {
     let server = Server::start(Model::default(), stopping(HOUR, HOUR)).await;
     let address = server.address;
-    let ask = move || healthcheck::ask(address, Duration::from_secs(60));
-    assert_eq!(tokio::task::spawn_blocking(ask).await.unwrap(), Ok(()));
+    let place = healthcheck::Place {
+        address: Listen::Tcp(address),
+        tls: false,
+    };
+    let ask = move || healthcheck::ask(&place, Duration::from_secs(60));
+    assert_eq!(
+        tokio::task::spawn_blocking(ask.clone()).await.unwrap(),
+        Ok(())
+    );
     server.signals.send(()).await.unwrap();
     server.state.lifecycle().reached(Phase::Grace).await;
     let error = tokio::task::spawn_blocking(ask).await.unwrap().unwrap_err();

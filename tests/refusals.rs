@@ -4,141 +4,19 @@ mod support;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::Command;
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use support::program::{PATIENCE, PROGRAM, Program, arguments, plain};
 use support::reference::model_dir;
 use support::saved::{self, WEIGHTS};
 use tempfile::TempDir;
 
-/// Far longer than any start takes; a program that is still there then hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PROGRAM: &str = env!("CARGO_BIN_EXE_rerankd");
 const LIBRARY: &str = "ORT_DYLIB_PATH";
-
-/// A started `rerankd`, killed when the test is over.
-struct Program {
-    child: Child,
-    /// Lines of its log as they come; closed when it ends.
-    lines: Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Program {
-    /// Starts `rerankd` on a free port, with no settings but those given.
-    fn start(program: &Path, arguments: &[&OsStr], change: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(program);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RERANKD_") || name == "RUST_LOG" {
-                command.env_remove(name);
-            }
-        }
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        change(&mut command);
-        let mut child = command.spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in log.lines() {
-                if sender.send(line.unwrap()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self {
-            child,
-            lines,
-            seen: Vec::new(),
-        }
-    }
-
-    fn serve(model: &Path) -> Self {
-        Self::serve_with(model, |_| ())
-    }
-
-    fn serve_with(model: &Path, change: impl FnOnce(&mut Command)) -> Self {
-        Self::start(Path::new(PROGRAM), &arguments(model), change)
-    }
-
-    /// The next line of the log, `None` when the program has ended.
-    #[track_caller]
-    fn line(&mut self) -> Option<Value> {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(line) => {
-                self.seen.push(line.clone());
-                Some(serde_json::from_str(&line).unwrap_or(Value::String(line)))
-            }
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-                panic!("the program hangs after {:#?}", self.seen)
-            }
-        }
-    }
-
-    /// Reads the log up to the line with this message.
-    #[track_caller]
-    fn until(&mut self, message: &str) -> Value {
-        while let Some(line) = self.line() {
-            if line["message"] == message {
-                return line;
-            }
-        }
-        panic!("no `{message}` in {:#?}", self.seen);
-    }
-
-    /// Waits for the program's end: its exit code, and the last line of its log.
-    #[track_caller]
-    fn end(mut self) -> (Option<i32>, Value) {
-        let mut last = Value::Null;
-        while let Some(line) = self.line() {
-            last = line;
-        }
-        // Its standard error is closed, so that it has ended, or is about to.
-        (self.child.wait().unwrap().code(), last)
-    }
-
-    fn terminate(&self) {
-        let kill = format!("kill -TERM {}", self.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The command line for a model on a free port.
-fn arguments(model: &Path) -> [&OsStr; 7] {
-    let plain = OsStr::new;
-    [
-        plain("serve"),
-        plain("--listen"),
-        plain("127.0.0.1:0"),
-        plain("--threads"),
-        plain("1"),
-        plain("--model"),
-        model.as_os_str(),
-    ]
-}
 
 /// The program ends with the exit code for what cannot be loaded, and says all of `expected`.
 #[track_caller]
@@ -446,11 +324,6 @@ fn the_library_is_found_beside_the_program_and_not_in_the_working_directory() {
 
 // A life that goes well.
 
-fn address(program: &mut Program) -> String {
-    let line = program.until("starting");
-    line["listen"].as_str().unwrap().to_owned()
-}
-
 /// Reads until the server closes the connection.
 fn rest(stream: &mut TcpStream) -> String {
     let mut text = String::new();
@@ -460,7 +333,7 @@ fn rest(stream: &mut TcpStream) -> String {
 }
 
 fn healthcheck(listen: &str) -> (Option<i32>, String) {
-    let output = Command::new(PROGRAM)
+    let output = plain(PROGRAM)
         .args([
             "healthcheck",
             "--listen",
@@ -481,7 +354,7 @@ fn a_request_under_way_is_answered_after_sigterm() {
     let mut program = Program::serve_with(&model_dir("tiny-bert"), |command| {
         command.args(["--drain-timeout", "60s"]);
     });
-    let address = address(&mut program);
+    let address = program.address();
     program.until("ready");
 
     let mut stream = TcpStream::connect(&address).unwrap();
@@ -526,7 +399,7 @@ fn the_healthcheck_tells_by_its_exit_code() {
     let mut program = Program::serve_with(&model_dir("tiny-bert"), |command| {
         command.args(["--grace", "1h"]);
     });
-    let address = address(&mut program);
+    let address = program.address();
     program.until("ready");
     assert_eq!(
         healthcheck(&address),

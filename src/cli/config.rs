@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Exit;
 use super::settings::{Effective, Flags};
-use crate::config::Setting;
+use crate::config::{Kind, Setting};
 
 /// Prints every setting.
 pub fn run(flags: &Flags) -> Exit {
@@ -22,6 +22,9 @@ pub fn shown(effective: &Effective) -> String {
     let lines: Vec<String> = Setting::all()
         .iter()
         .map(|setting| match setting.value(&effective.config) {
+            Some(value) if setting.kind == Kind::Secret => {
+                format!("# {} is set: {value}", setting.name)
+            }
             Some(value) => format!("{} = {}", setting.name, setting.toml(&value)),
             None => format!("# {} is not set", setting.name),
         })

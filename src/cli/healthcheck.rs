@@ -1,11 +1,19 @@
 //! `rerankd healthcheck`: what a container asks about the server inside it.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use super::Exit;
 use super::settings::Flags;
+use crate::config::{Config, Listen};
 
 /// Longest answer that is read; `/ready` says less than this in every case.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024;
@@ -16,36 +24,65 @@ pub fn run(flags: &Flags) -> Exit {
         Ok(effective) => effective.config,
         Err(exit) => return exit,
     };
-    let address = reachable(config.http.listen);
-    match ask(address, config.healthcheck.timeout) {
+    let place = Place::of(&config);
+    match ask(&place, config.healthcheck.timeout) {
         Ok(()) => {
-            println!("ready at {address}");
+            println!("ready at {}", place.address);
             Exit::Success
         }
         Err(reason) => {
-            println!("not ready at {address}: {reason}");
+            println!("not ready at {}: {reason}", place.address);
             Exit::Failure
         }
     }
 }
 
+/// Where a server is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// An address that can be connected to.
+    pub address: Listen,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
+}
+
+impl Place {
+    /// Where the server of this configuration answers probes.
+    pub fn of(config: &Config) -> Self {
+        let http = &config.http;
+        match &http.admin_listen {
+            Some(listen) => Self {
+                address: reachable(listen),
+                tls: false,
+            },
+            None => Self {
+                address: reachable(&http.listen),
+                tls: http.tls_cert.is_some(),
+            },
+        }
+    }
+}
+
 /// The address a client on this machine uses for a server that listens on `listen`.
-pub fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
+pub fn reachable(listen: &Listen) -> Listen {
+    let Listen::Tcp(address) = listen else {
+        return listen.clone();
+    };
+    let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    SocketAddr::new(ip, listen.port())
+    Listen::Tcp(SocketAddr::new(ip, address.port()))
 }
 
 /// Asks `GET /ready` within `timeout`, connecting included.
 ///
 /// # Errors
 /// Why the server is not known to be ready, in a few words.
-pub fn ask(address: SocketAddr, timeout: Duration) -> Result<(), String> {
+pub fn ask(place: &Place, timeout: Duration) -> Result<(), String> {
     let deadline = Instant::now() + timeout;
-    let answer = exchange(address, deadline).map_err(|error| match error.kind() {
+    let answer = exchange(place, deadline).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
             format!("no answer within {} s", timeout.as_secs_f64())
         }
@@ -70,26 +107,145 @@ fn message(answer: &str) -> String {
         .unwrap_or_default()
 }
 
-fn exchange(address: SocketAddr, deadline: Instant) -> std::io::Result<String> {
-    let left = || match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(std::io::Error::from(std::io::ErrorKind::TimedOut)),
-        left => Ok(left),
-    };
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
-    stream.set_write_timeout(Some(left()?))?;
-    let request = format!("GET /ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
+fn exchange(place: &Place, deadline: Instant) -> io::Result<String> {
+    let stream = Timed::connect(&place.address, deadline)?;
+    match place.tls {
+        false => converse(stream),
+        true => converse(StreamOwned::new(tls()?, stream)),
+    }
+}
+
+fn converse(mut stream: impl Read + Write) -> io::Result<String> {
+    stream.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    let mut chunk = [0; 4096];
-    // Timeouts of a socket are for one call: without a deadline, a server that drips would keep us.
-    while (answer.len() as u64) < MAX_ANSWER_BYTES {
-        stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut chunk)? {
-            0 => break,
-            read => answer.extend_from_slice(&chunk[..read]),
-        }
+    match stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer) {
+        // TLS wants a goodbye that some servers do not say.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => {}
+        read => drop(read?),
     }
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A connection whose every step ends at a deadline. Timeouts of sockets are for one call: without
+/// it, a server that drips would keep us.
+struct Timed {
+    socket: Connected,
+    deadline: Instant,
+}
+
+enum Connected {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Timed {
+    fn connect(address: &Listen, deadline: Instant) -> io::Result<Self> {
+        let socket = match address {
+            Listen::Tcp(address) => {
+                Connected::Tcp(TcpStream::connect_timeout(address, left(deadline)?)?)
+            }
+            // Of this machine: it is accepted or refused at once.
+            Listen::Unix(path) => Connected::Unix(UnixStream::connect(path)?),
+        };
+        Ok(Self { socket, deadline })
+    }
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = Some(left(self.deadline)?);
+        match &mut self.socket {
+            Connected::Tcp(socket) => {
+                socket.set_read_timeout(left)?;
+                socket.read(buffer)
+            }
+            Connected::Unix(socket) => {
+                socket.set_read_timeout(left)?;
+                socket.read(buffer)
+            }
+        }
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = Some(left(self.deadline)?);
+        match &mut self.socket {
+            Connected::Tcp(socket) => {
+                socket.set_write_timeout(left)?;
+                socket.write(bytes)
+            }
+            Connected::Unix(socket) => {
+                socket.set_write_timeout(left)?;
+                socket.write(bytes)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn tls() -> io::Result<ClientConnection> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
+    ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
+}
+
+/// Takes whatever certificate the server shows: it is made out to the name that clients use, and
+/// this probe of the own machine neither tells nor learns a secret.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 #[cfg(test)]
@@ -97,8 +253,15 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    fn plain(address: SocketAddr) -> Place {
+        Place {
+            address: Listen::Tcp(address),
+            tls: false,
+        }
+    }
+
     /// Answers one connection with `answer` and returns what it was asked.
-    fn server(answer: &'static str) -> (SocketAddr, std::thread::JoinHandle<String>) {
+    fn server(answer: &'static str) -> (Place, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = std::thread::spawn(move || {
@@ -108,12 +271,12 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             String::from_utf8_lossy(&question[..read]).into_owned()
         });
-        (address, asked)
+        (plain(address), asked)
     }
 
     fn check(answer: &'static str, expected: Result<(), &str>) {
-        let (address, asked) = server(answer);
-        let result = ask(address, Duration::from_secs(10));
+        let (place, asked) = server(answer);
+        let result = ask(&place, Duration::from_secs(10));
         assert_eq!(result, expected.map_err(str::to_owned));
         assert!(asked.join().unwrap().starts_with("GET /ready HTTP/1.1\r\n"));
     }
@@ -135,7 +298,7 @@ mod tests {
         // The system accepts into the backlog; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let result = ask(address, Duration::from_millis(1));
+        let result = ask(&plain(address), Duration::from_millis(1));
         assert_eq!(result, Err("no answer within 0.001 s".to_owned()));
     }
 
@@ -146,7 +309,8 @@ mod tests {
             ("[::]:80", "[::1]:80"),
             ("10.0.0.7:80", "10.0.0.7:80"),
         ] {
-            assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
+            let listen = Listen::Tcp(listen.parse().unwrap());
+            assert_eq!(reachable(&listen).to_string(), asked);
         }
     }
 }

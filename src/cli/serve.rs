@@ -1,17 +1,25 @@
 //! `rerankd serve`: the life of the server.
 
-use std::net::SocketAddr;
+mod reload;
+mod systemd;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use self::reload::Reload;
+use self::systemd::Passed;
 use super::Exit;
 use super::healthcheck::reachable;
 use super::settings::Flags;
-use crate::config::Config;
+use crate::config::{Config, Listen};
+use crate::http::Door;
 use crate::http::app::AppState;
+use crate::http::socket::Socket;
+use crate::http::tls::Tls;
 use crate::load::{LoadConfig, LoadError};
 use crate::metrics::Metrics;
 use crate::service::Reranker;
@@ -50,37 +58,72 @@ pub fn run(flags: &Flags) -> Exit {
 
 /// The life of the server, from an open port to its exit code.
 async fn live(config: Config) -> Exit {
-    let (mut signals, listener, address) = match open(config.http.listen).await {
+    let tls = match tls(&config) {
+        Ok(tls) => tls,
+        Err(error) => {
+            tracing::error!(error, "the settings of TLS are wrong");
+            return Exit::Usage;
+        }
+    };
+    let opened = match open(&config).await {
         Ok(opened) => opened,
         Err(error) => {
             tracing::error!(
                 listen = %config.http.listen,
+                admin_listen = config.http.admin_listen.as_ref().map(tracing::field::display),
                 %error,
-                "cannot listen; hint: `--listen HOST:PORT` moves the server"
+                "cannot listen; hint: `--listen ADDRESS` moves the server"
             );
             return Exit::Failure;
         }
     };
+    let Opened {
+        mut signals,
+        hangup,
+        socket,
+        address,
+        admin,
+    } = opened;
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
+    warn_if_open(&config, &address);
 
     let metrics = Metrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
+    let door = |socket, tls| Door {
+        tls,
+        ..Door::new(socket, &config.http, metrics.clone())
+    };
     let server = tokio::spawn(http::serve(
-        listener,
+        door(socket, tls.clone()),
         http::app::build(state.clone()),
-        config.http.header_timeout,
         state.lifecycle().reached(Phase::Draining),
     ));
+    if let Some((socket, address)) = admin {
+        tracing::info!(admin_listen = %address, "probes and metrics");
+        // It answers to the end: whoever watches the server wants to see it drain.
+        tokio::spawn(http::serve(
+            door(socket, None),
+            http::app::build_admin(state.clone()),
+            std::future::pending(),
+        ));
+    }
+    let reload = Reload {
+        state: state.clone(),
+        tls: tls.clone(),
+    };
+    tokio::spawn(reload.run(hangup, config.http.reload_interval));
+    tokio::spawn(systemd::watchdog());
 
     // Dropped when loading has ended: the process must not exit under a loading runtime library.
     let (loading, loaded) = oneshot::channel::<()>();
     let mut load = tokio::task::spawn_blocking({
-        let (config, state) = (config.clone(), state.clone());
+        let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
         move || {
             let _loading = loading;
             let reranker = Arc::new(load::load(&load_config(&config), metrics)?);
             state.install(reranker.clone());
-            announce(&config, &reranker, address);
+            announce(&config, &reranker, &address);
+            systemd::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
             Ok::<(), LoadError>(())
         }
     });
@@ -94,6 +137,11 @@ async fn live(config: Config) -> Exit {
     };
     let supervised =
         shutdown::supervise(state.lifecycle(), &config.shutdown, &mut signals, finished);
+    let stopping = state.lifecycle().reached(Phase::Grace);
+    tokio::spawn(async move {
+        stopping.await;
+        systemd::tell(&[NotifyState::Stopping]);
+    });
     tokio::pin!(supervised);
     let stopped = tokio::select! {
         stopped = &mut supervised => stopped,
@@ -113,14 +161,68 @@ async fn live(config: Config) -> Exit {
     leave(stopped, state.in_flight())
 }
 
-async fn open(
-    listen: SocketAddr,
-) -> std::io::Result<(mpsc::Receiver<()>, TcpListener, SocketAddr)> {
+/// What a server has before it has a model.
+struct Opened {
+    signals: mpsc::Receiver<()>,
+    hangup: Signal,
+    socket: Socket,
+    address: Listen,
+    admin: Option<(Socket, Listen)>,
+}
+
+async fn open(config: &Config) -> std::io::Result<Opened> {
     // Before the port: a signal that comes early must not kill a server somebody already talks to.
     let signals = shutdown::signals()?;
-    let listener = TcpListener::bind(listen).await?;
-    let address = listener.local_addr()?;
-    Ok((signals, listener, address))
+    let hangup = signal(SignalKind::hangup())?;
+    let passed = Passed::take()?;
+    let socket = match passed.requests {
+        Some(socket) => socket,
+        None => Socket::bind(&config.http.listen).await?,
+    };
+    let admin = match (passed.admin, &config.http.admin_listen) {
+        (Some(socket), _) => Some(socket),
+        (None, Some(listen)) => Some(Socket::bind(listen).await?),
+        (None, None) => None,
+    };
+    Ok(Opened {
+        signals,
+        hangup,
+        address: socket.address()?,
+        socket,
+        admin: match admin {
+            Some(socket) => {
+                let address = socket.address()?;
+                Some((socket, address))
+            }
+            None => None,
+        },
+    })
+}
+
+/// TLS as the settings want it.
+///
+/// # Errors
+/// When they contradict themselves, or their files are no certificate and key.
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, String> {
+    match (&config.http.tls_cert, &config.http.tls_key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => Tls::load(certificate, key)
+            .map(|tls| Some(Arc::new(tls)))
+            .map_err(|error| error.to_string()),
+        _ => Err("only one of `tls_cert` and `tls_key` is set; hint: set both".to_owned()),
+    }
+}
+
+/// Says it where everybody can ask.
+fn warn_if_open(config: &Config, address: &Listen) {
+    if let Listen::Tcp(address) = address
+        && !address.ip().is_loopback()
+        && config.http.api_keys.keys().is_empty()
+    {
+        tracing::warn!(
+            "everybody who reaches this address is served; hint: `--api-keys-file FILE` asks for a key"
+        );
+    }
 }
 
 fn leave(stopped: Stopped, in_flight: usize) -> Exit {
@@ -149,7 +251,7 @@ fn leave(stopped: Stopped, in_flight: usize) -> Exit {
 }
 
 /// Says what is served, and a command to try.
-fn announce(config: &Config, reranker: &Reranker, address: SocketAddr) {
+fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
     let model = reranker.info();
     tracing::info!(
         model = model.id,
@@ -168,9 +270,21 @@ fn announce(config: &Config, reranker: &Reranker, address: SocketAddr) {
              `--model` at a model trained for that"
         );
     }
-    let address = reachable(address);
+    let tls = config.http.tls_cert.is_some();
+    let (options, scheme) = (
+        if tls { "-k " } else { "" },
+        if tls { "https" } else { "http" },
+    );
+    let place = match reachable(address) {
+        Listen::Tcp(address) => format!("{scheme}://{address}"),
+        Listen::Unix(path) => format!("--unix-socket {} {scheme}://localhost", path.display()),
+    };
+    let key = match config.http.api_keys.keys() {
+        [] => "",
+        _ => "-H 'authorization: Bearer KEY' ",
+    };
     tracing::info!(
-        r#"try: curl -s http://{address}/rerank -d '{{"query":"A man is eating food.","documents":["A monkey plays the drums.","Somebody eats a meal."]}}'"#
+        r#"try: curl -s {options}{key}{place}/rerank -d '{{"query":"A man is eating food.","documents":["A monkey plays the drums.","Somebody eats a meal."]}}'"#
     );
 }
 

@@ -9,12 +9,10 @@ use clap::{Arg, ArgMatches, Command};
 use toml::de::{DeTable, DeValue};
 
 use super::Exit;
-use crate::config::{Config, Kind, Setting, document};
+use crate::config::{Config, Kind, PREFIX, Setting, document};
 
 const FILE_FLAG: &str = "config";
 const FILE_VARIABLE: &str = "RERANKD_CONFIG";
-/// Every variable that begins so is a setting, or a mistake.
-const PREFIX: &str = "RERANKD_";
 /// What the ecosystem calls the level of logs; it stands behind our own variable.
 const RUST_LOG: &str = "RUST_LOG";
 
@@ -54,6 +52,8 @@ impl fmt::Display for Origin {
 struct Given {
     setting: &'static Setting,
     text: String,
+    /// Whether the text is the path of a file that holds the value.
+    in_file: bool,
     origin: Origin,
 }
 
@@ -140,16 +140,25 @@ impl Effective {
         let Given {
             setting,
             text,
+            in_file,
             origin,
         } = given;
-        if let Err(wanted) = setting.set(&mut self.config, &text) {
+        let set = match in_file {
+            true => setting.set_from_file(&mut self.config, &text),
+            false => setting.set(&mut self.config, &text),
+        };
+        if let Err(wanted) = set {
+            let text = match (setting.kind, in_file) {
+                (Kind::Secret, false) => "hidden".to_owned(),
+                _ => format!("`{text}`"),
+            };
             let default = match (setting.otherwise, setting.default()) {
                 (Some(otherwise), _) => otherwise.to_owned(),
                 (None, Some(default)) => format!("`{default}`"),
                 (None, None) => "none".to_owned(),
             };
             problems.push(Problem {
-                what: format!("`{}` is `{text}` ({origin}): it {wanted}", setting.name),
+                what: format!("`{}` is {text} ({origin}): it {wanted}", setting.name),
                 hint: format!("without it, it is {default}"),
             });
             return;
@@ -188,10 +197,11 @@ fn environment(
         };
         if name == RUST_LOG {
             rust_log = Some(text);
-        } else if let Some(setting) = Setting::all().iter().find(|s| s.variable == name) {
+        } else if let Some((setting, in_file)) = Setting::of_variable(&name) {
             given.push(Given {
                 setting,
                 text,
+                in_file,
                 origin: Origin::Variable(name),
             });
         } else {
@@ -206,6 +216,7 @@ fn environment(
         given.push(Given {
             setting,
             text,
+            in_file: false,
             origin: Origin::Variable(RUST_LOG.to_owned()),
         });
     }
@@ -246,7 +257,7 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
     for (key, value) in table {
         let origin = Origin::File(path.to_owned(), line(key.span().start));
         let name = key.into_inner();
-        let Some(setting) = Setting::all().iter().find(|s| s.name == name) else {
+        let Some((setting, in_file)) = Setting::find(&name) else {
             let mut problem = unknown(
                 &name,
                 &origin.to_string(),
@@ -258,10 +269,12 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
             problems.push(problem);
             continue;
         };
-        match as_text(setting.kind, value.get_ref()) {
+        let kind = if in_file { Kind::Text } else { setting.kind };
+        match as_text(kind, value.get_ref()) {
             Ok(text) => given.push(Given {
                 setting,
                 text,
+                in_file,
                 origin,
             }),
             Err(wanted) => problems.push(Problem {
@@ -276,7 +289,10 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
 /// A value that could stand in a file.
 fn example_of(setting: &Setting) -> String {
     let default = setting.default();
-    setting.toml(default.as_deref().unwrap_or(setting.value_name))
+    default.map_or_else(
+        || setting.value_name.to_owned(),
+        |default| setting.toml(&default),
+    )
 }
 
 /// A value of a file in the text that the environment would have, or what it should have been.
@@ -286,6 +302,11 @@ fn as_text(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
         i128::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
     };
     let string = || value.as_str().map(str::to_owned);
+    let array = || {
+        let texts = value.as_array()?.iter();
+        let texts = texts.map(|text| text.get_ref().as_str());
+        Some(texts.collect::<Option<Vec<&str>>>()?.join(","))
+    };
     match kind {
         Kind::Number => integer().map(|n| n.to_string()).ok_or("a whole number"),
         Kind::Switch => value
@@ -295,7 +316,10 @@ fn as_text(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
         Kind::Time => string()
             .or_else(|| integer().map(|n| n.to_string()))
             .ok_or("a string or a whole number of seconds"),
-        Kind::Text | Kind::Choice(_) => string().ok_or("a string"),
+        Kind::Text | Kind::Choice(_) | Kind::Secret => string().ok_or("a string"),
+        Kind::List => string()
+            .or_else(array)
+            .ok_or("a string or an array of strings"),
     }
 }
 
@@ -322,7 +346,10 @@ fn help(setting: &Setting, long: bool) -> String {
         _ => setting.help.trim_end_matches('.'),
     };
     let facts = document::facts(setting).join(". ");
-    format!("{help}. {facts}. [env: {}]", setting.variable)
+    match setting.kind {
+        Kind::Secret => format!("{help}. {facts}. [env: {0}_FILE, {0}]", setting.variable),
+        _ => format!("{help}. {facts}. [env: {}]", setting.variable),
+    }
 }
 
 impl clap::FromArgMatches for Flags {
@@ -340,6 +367,7 @@ impl clap::FromArgMatches for Flags {
                 Some(Given {
                     setting,
                     text: matches.get_one::<String>(setting.name)?.clone(),
+                    in_file: setting.kind == Kind::Secret,
                     origin: Origin::Flag(&setting.flag),
                 })
             })
@@ -362,7 +390,10 @@ impl clap::Args for Flags {
             .fold(command.arg(file), |command, setting| {
                 let arg = Arg::new(setting.name)
                     .long(setting.flag.as_str())
-                    .value_name(setting.value_name)
+                    .value_name(match setting.kind {
+                        Kind::Secret => "FILE",
+                        _ => setting.value_name,
+                    })
                     .help(help(setting, false))
                     .long_help(help(setting, true))
                     .help_heading(setting.section.about.trim_end_matches('.'))
@@ -452,7 +483,9 @@ mod tests {
                 Kind::Time => ["7s", "8s", "9s"],
                 Kind::Switch => ["true", "false", "true"],
                 Kind::Choice(names) => [names[0], names[1], names[0]],
-                Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
+                Kind::Text | Kind::List => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
+                // No flag, and not shown: below.
+                Kind::Secret => continue,
             };
             let file = format!("{} = {}", setting.name, setting.toml(values[0]));
             let variable = [(setting.variable.as_str(), values[1])];
@@ -521,6 +554,43 @@ mod tests {
                 .to_string()
                 .starts_with("error: the configuration file `/nowhere.toml`: ")
         );
+    }
+
+    #[test]
+    fn a_secret_comes_from_text_or_a_file_and_is_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        std::fs::write(&path, "search first-secret-key\n").unwrap();
+        let path = path.to_str().unwrap();
+        let key = |file: &str, environment: &[(&str, &str)], line: &str| {
+            let effective = layered(Some(file), environment, line).unwrap();
+            let shown = super::super::config::shown(&effective);
+            assert!(!shown.contains("secret-key"), "{shown}");
+            effective.config.http.api_keys.keys()[0].key.clone()
+        };
+        let text = [("RERANKD_API_KEYS", "second-secret-key")];
+        let in_file = [("RERANKD_API_KEYS_FILE", path)];
+        assert_eq!(
+            key("api_keys = 'third-secret-key'", &[], ""),
+            "third-secret-key"
+        );
+        assert_eq!(
+            key(&format!("api_keys_file = '{path}'"), &[], ""),
+            "first-secret-key"
+        );
+        assert_eq!(key("", &text, ""), "second-secret-key");
+        assert_eq!(key("", &in_file, ""), "first-secret-key");
+        assert_eq!(
+            key("", &text, &format!("--api-keys-file {path}")),
+            "first-secret-key"
+        );
+
+        let wrong = layered(None, &[("RERANKD_API_KEYS", "secret")], "").unwrap_err();
+        assert!(
+            wrong.starts_with("error: `api_keys` is hidden (`RERANKD_API_KEYS`): it "),
+            "{wrong}"
+        );
+        assert!(Line::try_parse_from(["rerankd", "--api-keys", "secret-of-mine"]).is_err());
     }
 
     #[test]

@@ -18,6 +18,8 @@ before earlier ones: file, environment, flag.
 
 - The file is the one that `--config FILE` or `RERANKD_CONFIG` names; without either there is none.
   [config/rerankd.toml](../config/rerankd.toml) lists every setting with its default, as a start.
+- A secret can also be in a file of its own, which the setting with `_file` behind its name names. It is
+  never a flag, and `rerankd config` does not show it.
 - A variable that is set to nothing counts as not set.
 - Settings that do not exist and values that are out of range are errors: the program says all of them,
   each with a hint, and ends with code 2 before it has opened a port. Variables that Kubernetes makes
@@ -38,13 +40,12 @@ pub fn markdown() -> String {
             let about = setting.section.about.trim_end_matches('.');
             writeln!(text, "\n## {about}").expect(INFALLIBLE);
         }
+        let names: Vec<String> = setting.names().iter().map(|n| format!("`{n}`")).collect();
         write!(
             text,
-            "\n### `{}`\n`--{} {}`, `{}`\n\n{}\n\n{}.\n",
-            setting.name,
-            setting.flag,
-            setting.value_name,
-            setting.variable,
+            "\n### {}\n{}\n\n{}\n\n{}.\n",
+            names.join(", "),
+            spellings(setting),
             setting.help,
             facts(setting).join(". "),
         )
@@ -73,12 +74,30 @@ pub fn example() -> String {
         }
         let value = setting.default().map(|value| setting.toml(&value));
         let value = value.unwrap_or_else(|| format!("\"{}\"", setting.value_name));
-        writeln!(text, "#{} = {value}", setting.name).expect(INFALLIBLE);
+        for (index, name) in setting.names().iter().enumerate() {
+            let value = if index == 0 { &value } else { "\"FILE\"" };
+            writeln!(text, "#{name} = {value}").expect(INFALLIBLE);
+        }
     }
     text
 }
 
 const INFALLIBLE: &str = "a string takes any text";
+
+/// Flag and variables of a setting. A secret on a command line would be seen by everybody on the
+/// machine.
+fn spellings(setting: &Setting) -> String {
+    let Setting {
+        flag,
+        variable,
+        value_name,
+        ..
+    } = setting;
+    match setting.kind {
+        Kind::Secret => format!("`{variable}`, `--{flag} FILE`, `{variable}_FILE`"),
+        _ => format!("`--{flag} {value_name}`, `{variable}`"),
+    }
+}
 
 /// Short statements about a setting's values, for help texts and documents.
 pub fn facts(setting: &Setting) -> Vec<String> {

@@ -17,6 +17,10 @@ pub enum Kind {
     Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Texts, divided by commas; in a file also an array.
+    List,
+    /// What must not be seen. It is never a flag; `<name>_file` names a file that holds it.
+    Secret,
 }
 
 /// A part of the configuration, as a heading.
@@ -28,7 +32,13 @@ pub struct Section {
     pub about: &'static str,
 }
 
+/// What the environment variable of every setting begins with.
+pub const PREFIX: &str = "RERANKD_";
+
 type Parse = fn(&str) -> Result<Box<dyn FnOnce(&mut Config)>, String>;
+
+/// What the name of a secret ends in where its value is the path of a file that holds it.
+const IN_FILE: &str = "_file";
 
 /// A setting: everything about it but its value.
 pub struct Setting {
@@ -36,7 +46,8 @@ pub struct Setting {
     pub section: Section,
     /// Its key in a file, such as `max_documents`.
     pub name: &'static str,
-    /// Its flag without dashes in front, such as `max-documents`.
+    /// Its flag without dashes in front, such as `max-documents`. Everybody on a machine sees command
+    /// lines, so that the flag of a secret names its file.
     pub flag: String,
     /// Its environment variable, such as `RERANKD_MAX_DOCUMENTS`.
     pub variable: String,
@@ -51,6 +62,7 @@ pub struct Setting {
     /// What is the case where it is not set and has no default value.
     pub otherwise: Option<&'static str>,
     pub(super) parse: Parse,
+    pub(super) read: Parse,
     pub(super) show: fn(&Config) -> Option<String>,
 }
 
@@ -75,6 +87,41 @@ impl Setting {
         (self.parse)(text).map(|set| set(config))
     }
 
+    /// The setting of this name in a file, and whether the name is that of a file which holds it.
+    pub fn find(name: &str) -> Option<(&'static Self, bool)> {
+        let called = |name: &str| Self::all().iter().find(|setting| setting.name == name);
+        called(name).map(|setting| (setting, false)).or_else(|| {
+            let setting = called(name.strip_suffix(IN_FILE)?)?;
+            (setting.kind == Kind::Secret).then_some((setting, true))
+        })
+    }
+
+    /// The setting of this environment variable, as [`Setting::find`].
+    pub fn of_variable(variable: &str) -> Option<(&'static Self, bool)> {
+        let name = variable.strip_prefix(PREFIX)?;
+        match name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            true => None,
+            false => Self::find(&name.to_ascii_lowercase()),
+        }
+    }
+
+    /// The names that a file can have for it.
+    pub fn names(&self) -> Vec<String> {
+        let in_file = format!("{}{IN_FILE}", self.name);
+        let in_file = (self.kind == Kind::Secret).then_some(in_file);
+        std::iter::once(self.name.to_owned())
+            .chain(in_file)
+            .collect()
+    }
+
+    /// Gives a secret the value that the file at `path` holds.
+    ///
+    /// # Errors
+    /// As [`Setting::set`], or that there is no such file.
+    pub fn set_from_file(&self, config: &mut Config, path: &str) -> Result<(), String> {
+        (self.read)(path).map(|set| set(config))
+    }
+
     /// The value in `config` as [`Setting::set`] would read it; `None` where there is none.
     pub fn value(&self, config: &Config) -> Option<String> {
         (self.show)(config)
@@ -89,7 +136,11 @@ impl Setting {
     pub fn toml(&self, text: &str) -> String {
         match self.kind {
             Kind::Number | Kind::Switch => text.to_owned(),
-            Kind::Text | Kind::Time | Kind::Choice(_) => quoted(text),
+            Kind::Text | Kind::Time | Kind::Choice(_) | Kind::Secret => quoted(text),
+            Kind::List => {
+                let texts: Vec<String> = text.split(',').map(|text| quoted(text.trim())).collect();
+                format!("[{}]", texts.join(", "))
+            }
         }
     }
 }
@@ -108,6 +159,12 @@ fn quoted(text: &str) -> String {
     }
     quoted.push('"');
     quoted
+}
+
+/// The flag of the setting `name`.
+pub(super) fn flag(name: &str, kind: Kind) -> String {
+    let in_file = if kind == Kind::Secret { IN_FILE } else { "" };
+    format!("{name}{in_file}").replace('_', "-")
 }
 
 /// One paragraph of the lines of a doc comment.
@@ -158,8 +215,8 @@ macro_rules! settings {
                         about: $about.trim_ascii(),
                     },
                     name,
-                    flag: name.replace('_', "-"),
-                    variable: format!("RERANKD_{}", name.to_ascii_uppercase()),
+                    flag: setting::flag(name, <Kind as Value>::KIND),
+                    variable: format!("{}{}", setting::PREFIX, name.to_ascii_uppercase()),
                     value_name: $value_name,
                     help: setting::paragraph(&[$($help),+]),
                     kind: <Kind as Value>::KIND,
@@ -168,6 +225,10 @@ macro_rules! settings {
                     parse: |text| {
                         let value = <Kind as Value>::parse(text)?;
                         $(value::within(&value, &$range)?;)?
+                        Ok(Box::new(move |config| config.$section.$field = value))
+                    },
+                    read: |path| {
+                        let value = <Kind as Value>::read(path.as_ref())?;
                         Ok(Box::new(move |config| config.$section.$field = value))
                     },
                     show: |config| Value::show(&config.$section.$field),

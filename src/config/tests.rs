@@ -47,12 +47,46 @@ fn durations_are_written_as_they_are_read() {
 
 #[test]
 fn addresses_need_a_port() {
-    let address = |text| <SocketAddr as Value>::parse(text);
-    assert_eq!(address("[::]:1").unwrap(), "[::]:1".parse().unwrap());
-    assert!(address("localhost:80").unwrap().is_ipv4());
+    let address = |text| <Listen as Value>::parse(text);
+    assert_eq!(
+        address("[::]:1"),
+        Ok(Listen::Tcp("[::]:1".parse().unwrap()))
+    );
+    assert_eq!(address("localhost:80").unwrap().to_string(), "127.0.0.1:80");
+    assert_eq!(
+        address("unix:/run/s").unwrap(),
+        Listen::Unix("/run/s".into())
+    );
+    assert!(address("unix:s").is_err());
     for text in ["127.0.0.1", "8080", ":", "127.0.0.1:99999"] {
         let message = address(text).unwrap_err();
         assert!(message.contains("HOST:PORT"), "{text}: {message}");
+    }
+}
+
+#[test]
+fn keys_are_read_with_their_names_and_never_shown() {
+    let keys = ApiKeys::parse("search sixteen-letters!, # the shop\n\nanother-long-key\n").unwrap();
+    let named: Vec<&str> = keys.keys().iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(named, ["search", "key-2"]);
+    assert_eq!(keys.keys()[0].key, "sixteen-letters!");
+    for shown in [keys.show().unwrap(), format!("{keys:?}")] {
+        assert!(
+            shown.contains("search") && !shown.contains("letters"),
+            "{shown}"
+        );
+    }
+    for wrong in [
+        "",
+        "# nothing\n",
+        "short",
+        "a b c",
+        "name sixteen-letters!,name another-long-key",
+        "a same-key-twice, b same-key-twice",
+        "kéy-of-letters-beyond-ascii",
+    ] {
+        let message = ApiKeys::parse(wrong).unwrap_err();
+        assert!(!message.contains("same-key"), "{message}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::setting::Kind;
@@ -21,7 +21,15 @@ pub trait Value: Sized + 'static {
     /// What the text would have to be, to be put behind the name of the setting.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// Writes it so that [`Value::parse`] reads it; `None` where it is left open.
+    /// Reads the secret that the file at `path` holds.
+    ///
+    /// # Errors
+    /// As [`Value::parse`], or why the file cannot be read.
+    fn read(_path: &Path) -> Result<Self, String> {
+        Err("is no secret and cannot be in a file of its own".to_owned())
+    }
+
+    /// Writes it so that [`Value::parse`] reads it, but for secrets; `None` where it is left open.
     fn show(&self) -> Option<String>;
 
     /// Whether it is within `range`.
@@ -189,15 +197,70 @@ impl Value for Duration {
     }
 }
 
-/// `HOST:PORT`. Of the addresses of a name, an IPv4 one is preferred.
-impl Value for SocketAddr {
+/// The text of a file that holds a secret.
+///
+/// # Errors
+/// Why it cannot be read, to be put behind the name of the setting.
+pub(super) fn secret_file(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
+}
+
+/// Texts, divided by commas.
+impl Value for Vec<String> {
+    type Bound = ();
+
+    const KIND: Kind = Kind::List;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let texts = text.split(',').map(str::trim);
+        Ok(texts
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    fn show(&self) -> Option<String> {
+        (!self.is_empty()).then(|| self.join(","))
+    }
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A socket of the file system.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
+        }
+    }
+}
+
+/// What the name of a Unix socket begins with.
+const UNIX: &str = "unix:";
+
+/// `HOST:PORT` or `unix:/path`. Of the addresses of a name, an IPv4 one is preferred.
+impl Value for Listen {
     type Bound = ();
 
     const KIND: Kind = Kind::Text;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let hint = "has to be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`";
-        let addresses: Vec<Self> = text
+        if let Some(path) = text.strip_prefix(UNIX) {
+            return match Path::new(path).is_absolute() {
+                true => Ok(Self::Unix(path.into())),
+                false => Err("has to be a full path behind `unix:`".to_owned()),
+            };
+        }
+        let hint = "has to be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`, \
+                    or `unix:/path`";
+        let addresses: Vec<SocketAddr> = text
             .to_socket_addrs()
             .map_err(|error| format!("{hint}: {error}"))?
             .collect();
@@ -206,6 +269,7 @@ impl Value for SocketAddr {
             .find(|address| address.is_ipv4())
             .or(addresses.first())
             .copied()
+            .map(Self::Tcp)
             .ok_or_else(|| format!("{hint}: the name has no address"))
     }
 

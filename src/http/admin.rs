@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -19,6 +19,12 @@ pub fn is_probe(route: &str) -> bool {
     matches!(route, "/live" | "/ready" | "/metrics" | "/ping")
         || route.starts_with("/.well-known/")
         || route.ends_with("/health")
+}
+
+/// Whether `route` is answered without a key: probes, what monitoring reads, and the files of the
+/// page, which asks for a key.
+pub fn is_open(method: &Method, route: &str) -> bool {
+    is_probe(route) || (method == Method::GET && (route == "/" || route.starts_with("/page/")))
 }
 
 /// A yes.

@@ -6,16 +6,21 @@ use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, Response, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
 use axum::routing::{get, post};
+use http_body::Body;
+use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::Predicate;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::auth::Keys;
 use super::dialect::Dialect;
 use super::error::Failure;
 use super::rerank::{detecting, only};
-use super::{admin, observe, openapi, page, predict, score, tokenize};
+use super::{admin, auth, observe, openapi, page, predict, score, tokenize};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rerank::{Limits, RerankError};
@@ -36,6 +41,7 @@ struct Shared {
     reranker: OnceLock<Arc<Reranker>>,
     /// Requests whose answer is not ready yet.
     in_flight: AtomicUsize,
+    keys: Keys,
 }
 
 impl AppState {
@@ -44,7 +50,10 @@ impl AppState {
         let limits = Limits {
             max_documents: config.http.max_documents,
         };
+        let keys = Keys::default();
+        keys.replace(&config.http.api_keys);
         Self(Arc::new(Shared {
+            keys,
             config,
             limits,
             metrics,
@@ -103,6 +112,11 @@ impl AppState {
         self.0.started
     }
 
+    /// The keys that clients may show.
+    pub fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
     /// Where in its life the server is.
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.0.lifecycle
@@ -145,7 +159,45 @@ impl Drop for InFlight {
 
 /// Every route, and around them the layers in their order.
 pub fn build(state: AppState) -> Router {
-    let routes = Router::new()
+    let routes = requests()
+        .merge(probes())
+        .merge(page::routes())
+        .merge(openapi::routes());
+    let routes = match state.config().http.admin_listen {
+        None => routes.merge(measured()),
+        Some(_) => routes,
+    };
+    layers(routes, &state).with_state(state)
+}
+
+/// What is answered at `admin_listen`: for machines that watch this one, apart from its clients.
+pub fn build_admin(state: AppState) -> Router {
+    let routes = probes().merge(measured());
+    let routes = routes
+        .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
+        .fallback(async || Failure::NotFound)
+        .layer(CatchPanicLayer::custom(Failure::from_panic));
+    observed(routes, &state).with_state(state)
+}
+
+fn measured() -> Router<AppState> {
+    Router::new().route("/metrics", get(admin::metrics))
+}
+
+fn probes() -> Router<AppState> {
+    Router::new()
+        .route("/live", get(admin::live))
+        .route("/ready", get(admin::ready))
+        .route("/health", get(admin::ready))
+        .route("/infinity/health", get(admin::ready))
+        .route("/vllm/health", get(admin::ready))
+        .route("/ping", get(admin::ready))
+        .route("/.well-known/live", get(admin::silent_live))
+        .route("/.well-known/ready", get(admin::silent_ready))
+}
+
+fn requests() -> Router<AppState> {
+    Router::new()
         .route("/rerank", detecting(Dialect::Native))
         .route("/v1/rerank", detecting(Dialect::CohereV1))
         .route("/v2/rerank", detecting(Dialect::CohereV2))
@@ -169,31 +221,71 @@ pub fn build(state: AppState) -> Router {
         .route("/v1/models", get(admin::models))
         .route("/infinity/models", get(admin::models))
         .route("/vllm/v1/models", get(admin::models))
-        .route("/live", get(admin::live))
-        .route("/ready", get(admin::ready))
-        .route("/health", get(admin::ready))
-        .route("/infinity/health", get(admin::ready))
-        .route("/vllm/health", get(admin::ready))
-        .route("/ping", get(admin::ready))
-        .route("/.well-known/live", get(admin::silent_live))
-        .route("/.well-known/ready", get(admin::silent_ready))
         .route("/info", get(admin::info))
         .route("/meta", get(admin::info))
-        .route("/metrics", get(admin::metrics))
-        .merge(openapi::routes())
-        .merge(page::routes())
-        .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
-        .fallback(async || Failure::NotFound);
-    layers(routes, &state).with_state(state)
 }
 
-/// Innermost first: a panic becomes an answer, a stopping server says so, and what is logged and
-/// counted is what the client reads.
+/// Innermost first: a panic becomes an answer, a large answer becomes a smaller one, who may not ask
+/// comes no further, and pages that may ask are told so.
 fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
-    routes
+    let compression = CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(Above(state.config().http.compress_above));
+    let routes = routes
+        .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
+        .fallback(async || Failure::NotFound)
         .layer(CatchPanicLayer::custom(Failure::from_panic))
+        .layer(compression)
+        .layer(from_fn_with_state(state.clone(), auth::check));
+    let routes = match state.config().http.cors_origin.as_slice() {
+        [] => routes,
+        origins => routes.layer(cors(origins)),
+    };
+    observed(routes, state)
+}
+
+/// A stopping server says so, and what is logged and counted is what the client reads.
+fn observed(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
+    routes
         .layer(from_fn_with_state(state.clone(), close_when_stopping))
         .layer(from_fn_with_state(state.clone(), observe::observe))
+}
+
+/// Lets pages of `origins` read what they asked for.
+fn cors(origins: &[String]) -> CorsLayer {
+    let named = origins.iter().filter_map(|origin| origin.parse().ok());
+    let origins = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(named),
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            name("x-api-key"),
+            name("x-request-id"),
+            name("traceparent"),
+        ])
+        .expose_headers([
+            header::RETRY_AFTER,
+            name("x-request-id"),
+            name("server-timing"),
+            name("traceparent"),
+        ])
+}
+
+/// Compresses what has at least so many bytes.
+#[derive(Clone, Copy)]
+struct Above(usize);
+
+impl Predicate for Above {
+    fn should_compress<B: Body>(&self, response: &Response<B>) -> bool {
+        let size = response.body().size_hint().exact();
+        size.is_some_and(|size| size >= self.0 as u64)
+    }
 }
 
 /// Asks clients of a stopping server to connect anew, which leads them to another instance.
@@ -201,9 +293,11 @@ async fn close_when_stopping(
     State(state): State<AppState>,
     request: Request,
     next: Next,
-) -> Response {
+) -> axum::response::Response {
+    // HTTP/2 has a frame for this, which the connection sends, and forbids the header.
+    let told_by_header = request.version() < Version::HTTP_2;
     let mut response = next.run(request).await;
-    if state.lifecycle().phase() >= Phase::Grace {
+    if told_by_header && state.lifecycle().phase() >= Phase::Grace {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,11 +1,13 @@
 //! A body on its way to a typed request: bounded in size and time, and read as JSON whatever its
 //! content type, because some clients send none.
 
+use std::io::{Read, Take};
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::app::AppState;
@@ -45,7 +47,61 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let reranker = serving?;
     let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
+    let bytes = match Coding::of(&parts.headers).ok_or(Failure::UnknownEncoding)? {
+        Coding::Plain => bytes,
+        coding => {
+            let limit = config.max_body_bytes;
+            // Expanding takes longer than reading: as long as a body of the limit does.
+            tokio::task::spawn_blocking(move || coding.expand(&bytes, limit))
+                .await
+                .map_err(|error| RerankError::internal(format!("expanding a body: {error}")))??
+        }
+    };
     Ok(Accepted { reranker, bytes })
+}
+
+/// How a body is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Plain,
+    Gzip,
+    Deflate,
+}
+
+impl Coding {
+    /// `None` where it is one that is not read, or several at once.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        match (codings.next().map(HeaderValue::as_bytes), codings.next()) {
+            (None | Some(b"identity" | b""), None) => Some(Self::Plain),
+            (Some(b"gzip" | b"x-gzip"), None) => Some(Self::Gzip),
+            (Some(b"deflate"), None) => Some(Self::Deflate),
+            _ => None,
+        }
+    }
+
+    /// What `bytes` are the packed form of. Never holds more than `limit` bytes of it.
+    fn expand(self, bytes: &[u8], limit: usize) -> Result<Bytes, RerankError> {
+        /// One byte more than is allowed tells what is too large from what is just as large.
+        fn unpacked(mut packed: Take<impl Read>) -> std::io::Result<Vec<u8>> {
+            let mut expanded = Vec::new();
+            packed.read_to_end(&mut expanded)?;
+            Ok(expanded)
+        }
+        let most = limit as u64 + 1;
+        let expanded = match self {
+            Self::Plain => return Ok(Bytes::copy_from_slice(bytes)),
+            Self::Gzip => unpacked(MultiGzDecoder::new(bytes).take(most)),
+            Self::Deflate => unpacked(ZlibDecoder::new(bytes).take(most)),
+        };
+        match expanded {
+            Ok(expanded) if expanded.len() > limit => Err(too_large(None, limit)),
+            Ok(expanded) => Ok(expanded.into()),
+            Err(_) => Err(RerankError::invalid(
+                "the body is not what its `content-encoding` says; pack it so, or send it plain",
+            )),
+        }
+    }
 }
 
 /// Reads `bytes` as a request of one dialect.

@@ -66,6 +66,23 @@ impl Dialect {
         }
     }
 
+    /// The dialect of clients that ask at `path`, before anything of their body is read.
+    pub fn of_path(path: &str) -> Self {
+        match path {
+            "/v1/rerank" => Self::CohereV1,
+            "/v2/rerank" => Self::CohereV2,
+            "/reranking" | "/v1/reranking" => Self::LlamaCpp,
+            "/" | "/invocations" | "/tokenize" | "/decode" => Self::Tei,
+            "/score" | "/v1/score" => Self::Vllm,
+            _ => match path.split('/').nth(1) {
+                Some("infinity") => Self::Infinity,
+                Some("vllm") => Self::Vllm,
+                Some("voyage") => Self::Voyage,
+                _ => Self::Native,
+            },
+        }
+    }
+
     /// What a client of this dialect is told about `failure` of the request `id`.
     pub fn error(self, failure: &Failure, id: &str) -> Response {
         match self {

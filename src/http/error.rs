@@ -24,6 +24,14 @@ pub enum Failure {
     MethodNotAllowed,
     /// The body did not arrive in time.
     BodyTimeout(Duration),
+    /// The body is in an encoding that is not read.
+    UnknownEncoding,
+    /// The server has keys, and none was shown.
+    NoKey,
+    /// The key that was shown is none of the server's.
+    WrongKey,
+    /// A page of this origin asks, and none of its requests is answered.
+    ForeignOrigin(String),
 }
 
 impl From<RerankError> for Failure {
@@ -49,6 +57,9 @@ impl Failure {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
+            Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
             Self::Service(error) => match error.code() {
                 ErrorCode::InvalidRequest
                 | ErrorCode::Malformed
@@ -78,6 +89,18 @@ impl Failure {
                 "the body did not arrive within {} s; send it faster, or raise `--body-timeout`",
                 limit.as_secs_f64()
             ),
+            Self::UnknownEncoding => {
+                "the body is in an encoding that is not read; send it plain, or as one of `gzip` and \
+                 `deflate`"
+                    .to_owned()
+            }
+            Self::NoKey => "this server wants a key; send it as `Authorization: Bearer KEY` or as \
+                            `x-api-key: KEY`"
+                .to_owned(),
+            Self::WrongKey => "the key is none of this server's".to_owned(),
+            Self::ForeignOrigin(_) => "pages of this origin may not ask here; the operator can allow \
+                                       it (`--cors-origin`), or set keys (`--api-keys-file`)"
+                .to_owned(),
         }
     }
 
@@ -97,6 +120,12 @@ impl Failure {
         if let Some(cause) = self.service().and_then(RerankError::cause) {
             response.extensions_mut().insert(Cause(cause.to_owned()));
         }
+        if let Self::NoKey | Self::WrongKey = self {
+            let scheme = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
         response.extensions_mut().insert(dialect);
         response
     }
@@ -104,7 +133,13 @@ impl Failure {
     fn service(&self) -> Option<&RerankError> {
         match self {
             Self::Service(error) => Some(error),
-            Self::NotFound | Self::MethodNotAllowed | Self::BodyTimeout(_) => None,
+            Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::BodyTimeout(_)
+            | Self::UnknownEncoding
+            | Self::NoKey
+            | Self::WrongKey
+            | Self::ForeignOrigin(_) => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use axum::response::Response;
 use tracing::Instrument;
 
 use super::app::{AppState, InFlight};
+use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
 
@@ -124,10 +125,18 @@ impl Record {
             extensions.get::<Work>().copied(),
             extensions.get::<Cause>().map(|cause| cause.0.as_str()),
             extensions.get::<Dialect>().map(|dialect| dialect.name()),
+            extensions.get::<KeyName>().map(|key| &*key.0),
         );
     }
 
-    fn end(&self, status: u16, work: Option<Work>, cause: Option<&str>, dialect: Option<&str>) {
+    fn end(
+        &self,
+        status: u16,
+        work: Option<Work>,
+        cause: Option<&str>,
+        dialect: Option<&str>,
+        key: Option<&str>,
+    ) {
         let elapsed = self.start.elapsed();
         let metrics = self.state.metrics();
         metrics
@@ -150,6 +159,7 @@ impl Record {
                     pairs = work.map(|work| work.pairs),
                     tokens = work.map(|work| work.tokens),
                     dialect,
+                    key,
                     cause,
                     $message
                 )
@@ -172,7 +182,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.answered {
-            self.end(CLIENT_LEFT, None, None, None);
+            self.end(CLIENT_LEFT, None, None, None, None);
         }
     }
 }

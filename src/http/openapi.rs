@@ -55,6 +55,7 @@ async fn serve() -> Response {
 struct Document {
     openapi: &'static str,
     info: Value,
+    security: Value,
     paths: Value,
     components: Value,
 }
@@ -73,8 +74,16 @@ impl Document {
                                 which.",
                 "license": { "name": license, "identifier": license },
             }),
+            // Nothing, or either one: keys are a setting.
+            security: json!([{}, { "bearer": [] }, { "key": [] }]),
             paths: paths::all(&mut schemas),
-            components: json!({ "schemas": schemas }),
+            components: json!({
+                "securitySchemes": {
+                    "bearer": { "type": "http", "scheme": "bearer" },
+                    "key": { "type": "apiKey", "in": "header", "name": "x-api-key" },
+                },
+                "schemas": schemas,
+            }),
         }
     }
 }

@@ -41,7 +41,9 @@ def start(*flags: str) -> tuple[subprocess.Popen, str]:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
-    environment = {"ORT_DYLIB_PATH": str(library), **os.environ}
+    # The name of the binary is no setting of the server.
+    given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
+    environment = {"ORT_DYLIB_PATH": str(library), **given}
     server = subprocess.Popen([binary(), "serve", "--listen", address, *flags], env=environment)
     for _ in range(600):
         if server.poll() is not None:

@@ -39,7 +39,9 @@ def free_port() -> int:
 def start(*flags: str) -> tuple[subprocess.Popen, str]:
     address = f"127.0.0.1:{free_port()}"
     library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
-    environment = {"ORT_DYLIB_PATH": str(library), **os.environ}
+    # The name of the binary is no setting of the server.
+    given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
+    environment = {"ORT_DYLIB_PATH": str(library), **given}
     server = subprocess.Popen(
         [binary(), "serve", "--listen", address, *flags], env=environment
     )

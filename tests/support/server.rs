@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,8 +11,10 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rerankd::config::Config;
-use rerankd::http;
 use rerankd::http::app::AppState;
+use rerankd::http::socket::Socket;
+use rerankd::http::tls::Tls;
+use rerankd::http::{self, Door};
 use rerankd::metrics::Metrics;
 use rerankd::shutdown::{Phase, Stopped, supervise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -138,14 +141,21 @@ impl Server {
     pub async fn of(app: TestApp) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        Self::on(app, Socket::Tcp(listener), address, None)
+    }
+
+    /// A server behind `socket`, which speaks TLS where it has some. A Unix socket has no `address`;
+    /// any will do.
+    pub fn on(app: TestApp, socket: Socket, address: SocketAddr, tls: Option<Arc<Tls>>) -> Self {
         let state = app.state.clone();
         let config = state.config().clone();
-        let serving = tokio::spawn(http::serve(
-            listener,
-            app.router,
-            config.http.header_timeout,
-            state.lifecycle().reached(Phase::Draining),
-        ));
+        let metrics = state.metrics().clone();
+        let door = Door {
+            tls,
+            ..Door::new(socket, &config.http, metrics)
+        };
+        let closing = state.lifecycle().reached(Phase::Draining);
+        let serving = tokio::spawn(http::serve(door, app.router, closing));
         let (signals, mut received) = mpsc::channel(2);
         let supervised = state.clone();
         let stopped = tokio::spawn(async move {

@@ -85,6 +85,10 @@ pub struct Body<'a> {
 /// What clients of `infinity` are told about a failure. It has no status of its own for a model
 /// that is not served.
 pub fn error(failure: &Failure) -> Response {
+    if let (status @ StatusCode::UNAUTHORIZED, _) = failure.kind() {
+        // What its framework says before a request reaches it.
+        return json(status, &serde_json::json!({ "detail": failure.message() }));
+    }
     let status = match failure.kind() {
         (_, "unknown_model") => StatusCode::BAD_REQUEST,
         (status, _) => status,

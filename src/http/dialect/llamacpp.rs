@@ -87,6 +87,8 @@ pub fn error(failure: &Failure) -> Response {
             code: status.as_u16(),
             message: &failure.message(),
             r#type: match status {
+                StatusCode::UNAUTHORIZED => "authentication_error",
+                StatusCode::FORBIDDEN => "permission_error",
                 StatusCode::NOT_FOUND => "not_found_error",
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                     "unavailable_error"

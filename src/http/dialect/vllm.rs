@@ -219,5 +219,9 @@ impl<'a> ErrorBody<'a> {
 /// What clients of vLLM are told about a failure.
 pub fn error(failure: &Failure) -> Response {
     let (status, _) = failure.kind();
+    if status == StatusCode::UNAUTHORIZED {
+        // Keys are checked before what writes its other errors.
+        return json(status, &serde_json::json!({ "error": failure.message() }));
+    }
     json(status, &ErrorBody::new(status, &failure.message()))
 }

@@ -17,10 +17,18 @@ const TOLD_BY_KEYS: [Dialect; 6] = [
 ];
 
 /// What a request that reaches the model can meet. TEI's clients know 422 and 424.
-const STATUSES: [(&str, &str); 9] = [
+const STATUSES: [(&str, &str); 12] = [
     (
         "400",
         "Something in the request is wrong; the text says what to change",
+    ),
+    (
+        "401",
+        "The server has keys, and the request shows none of them",
+    ),
+    (
+        "403",
+        "A page of another origin asks, and the server has no keys and does not allow it",
     ),
     (
         "404",
@@ -28,6 +36,7 @@ const STATUSES: [(&str, &str); 9] = [
     ),
     ("408", "The body did not arrive in time"),
     ("413", "The body is larger than `--max-body-bytes`"),
+    ("415", "The body is packed in a way that is not read"),
     ("422", "TEI's name for a request that is wrong"),
     (
         "424",
@@ -260,6 +269,10 @@ fn post(path: &str, tag: &str, summary: &str, forms: Vec<Form>) -> Value {
             "description": description,
             "content": { "application/json": { "schema": schema } },
         });
+        if status == "401" {
+            // Some dialects have another form for this one.
+            response["content"] = json!({ "application/json": { "schema": { "type": "object" } } });
+        }
         if matches!(status, "429" | "503") {
             response["headers"] = retry_headers();
         }

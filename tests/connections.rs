@@ -1,0 +1,336 @@
+//! Connections: protocols, TLS, Unix sockets, and those that only take up room.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{Request, StatusCode};
+use rerankd::cli::healthcheck::{Place, ask};
+use rerankd::config::{Config, HttpConfig, Listen};
+use rerankd::http::socket::Socket;
+use rerankd::http::tls::Tls;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use support::fake::{Gate, Model};
+use support::server::{Server, TestApp, wire};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(change: impl FnOnce(&mut HttpConfig)) -> Config {
+    let mut config = Config::default();
+    change(&mut config.http);
+    config
+}
+
+/// Sends one request over HTTP/2 and gives status and body.
+async fn over_http2<IO>(io: IO, path: &str, body: &'static str) -> (StatusCode, String)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut client, connection) = h2::client::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://test{path}"))
+        .body(())
+        .unwrap();
+    let (answer, mut stream) = client.send_request(request, false).unwrap();
+    stream
+        .send_data(Bytes::from_static(body.as_bytes()), true)
+        .unwrap();
+    let answer = answer.await.unwrap();
+    let status = answer.status();
+    let (mut body, mut bytes) = (answer.into_body(), Vec::new());
+    while let Some(chunk) = body.data().await {
+        bytes.extend_from_slice(&chunk.unwrap());
+    }
+    (status, String::from_utf8(bytes).unwrap())
+}
+
+#[tokio::test]
+async fn a_plain_connection_speaks_either_version() {
+    let server = Server::start(Model::default(), Config::default()).await;
+    let answer = server.request("POST", "/rerank", RERANK).await;
+    assert_eq!(answer.status, 200);
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (status, body) = over_http2(stream, "/rerank", RERANK).await;
+    assert_eq!(status, 200);
+    assert!(body.contains(r#""relevance_score":3.0"#), "{body}");
+}
+
+#[tokio::test]
+async fn accepted_requests_of_http2_are_answered_before_the_server_stops() {
+    let gate = Gate::new();
+    let model = Model {
+        gate: Some(gate.clone()),
+        ..Model::default()
+    };
+    let server = Server::start(model, Config::default()).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let asked = tokio::spawn(over_http2(stream, "/rerank", RERANK));
+    gate.entered().await;
+    server.signals.send(()).await.unwrap();
+    server.closed().await;
+    gate.open();
+    assert_eq!(asked.await.unwrap().0, 200);
+    assert_eq!(
+        server.stopped.await.unwrap(),
+        rerankd::shutdown::Stopped::Clean
+    );
+}
+
+// Unix sockets.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_served_and_asked_for_its_health() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rerankd.sock");
+    let listen = Listen::Unix(path.clone());
+    let socket = Socket::bind(&listen).await.unwrap();
+    let app = TestApp::default();
+    let any = "127.0.0.1:1".parse().unwrap();
+    let server = Server::on(app, socket, any, None);
+
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    let request = wire("POST", "/rerank", RERANK).replace("host", "connection: close\r\nhost");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+    let place = Place {
+        address: listen,
+        tls: false,
+    };
+    let asked = tokio::task::spawn_blocking(move || ask(&place, PATIENCE));
+    assert_eq!(asked.await.unwrap(), Ok(()));
+
+    server.signals.send(()).await.unwrap();
+    server.stopped.await.unwrap();
+    assert!(!path.exists());
+}
+
+// TLS.
+
+/// A certificate for `name` that vouches for itself, and its key.
+fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let pem = made.cert.pem();
+    std::fs::write(dir.join("cert.pem"), &pem).unwrap();
+    std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+fn load(dir: &Path) -> Result<Tls, String> {
+    Tls::load(&dir.join("cert.pem"), &dir.join("key.pem")).map_err(|error| error.to_string())
+}
+
+/// Connects as a client that trusts `root` and knows the server as `localhost`.
+async fn connect(
+    server: &Server,
+    root: &CertificateDer<'static>,
+    protocols: &[&[u8]],
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(root.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+}
+
+async fn behind_tls(tls: Arc<Tls>, config: Config) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = TestApp::new(Model::default(), config);
+    Server::on(app, Socket::Tcp(listener), address, Some(tls))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken_in_either_version_and_asked_for_its_health() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = certificate(dir.path(), "localhost");
+    let server = behind_tls(Arc::new(load(dir.path()).unwrap()), Config::default()).await;
+
+    let stream = connect(&server, &root, &[b"h2", b"http/1.1"])
+        .await
+        .unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    assert_eq!(over_http2(stream, "/rerank", RERANK).await.0, 200);
+
+    for protocols in [&[][..], &[&b"http/1.1"[..]]] {
+        let mut stream = connect(&server, &root, protocols).await.unwrap();
+        let request = wire("POST", "/rerank", RERANK);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut start = [0; 15];
+        stream.read_exact(&mut start).await.unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200 OK");
+    }
+
+    let place = Place {
+        address: Listen::Tcp(server.address),
+        tls: true,
+    };
+    let asked = tokio::task::spawn_blocking(move || ask(&place, PATIENCE));
+    assert_eq!(asked.await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_without_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = certificate(dir.path(), "localhost");
+    let tls = Arc::new(load(dir.path()).unwrap());
+    let server = behind_tls(tls.clone(), Config::default()).await;
+    let mut kept = connect(&server, &old, &[]).await.unwrap();
+    assert!(!tls.reload().unwrap(), "nothing has changed");
+
+    // A key that is not that of the certificate changes nothing.
+    let before = std::fs::read(dir.path().join("cert.pem")).unwrap();
+    let new = certificate(dir.path(), "localhost");
+    let after = std::fs::read(dir.path().join("cert.pem")).unwrap();
+    std::fs::write(dir.path().join("cert.pem"), before).unwrap();
+    let error = tls.reload().unwrap_err().to_string();
+    assert!(error.contains("hint: the key has to be that of"), "{error}");
+    assert!(connect(&server, &old, &[]).await.is_ok());
+
+    std::fs::write(dir.path().join("cert.pem"), after).unwrap();
+    assert!(tls.reload().unwrap());
+    assert!(connect(&server, &old, &[]).await.is_err());
+    assert!(connect(&server, &new, &[]).await.is_ok());
+    let request = wire("GET", "/live", "");
+    kept.write_all(request.as_bytes()).await.unwrap();
+    let mut start = [0; 15];
+    kept.read_exact(&mut start).await.unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200 OK", "open connections go on");
+}
+
+#[test]
+fn files_that_are_no_certificate_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = load(dir.path()).err().unwrap();
+    assert!(
+        error.contains("cert.pem`: No such file") && error.contains("hint: "),
+        "{error}"
+    );
+    certificate(dir.path(), "localhost");
+    for (file, text, expected) in [
+        ("cert.pem", "nothing", "cert.pem` holds no certificate"),
+        ("key.pem", "nothing", "key.pem`: "),
+    ] {
+        let path = dir.path().join(file);
+        let held = std::fs::read(&path).unwrap();
+        std::fs::write(&path, text).unwrap();
+        let error = load(dir.path()).err().unwrap();
+        assert!(
+            error.contains(expected) && error.contains("hint: "),
+            "{error}"
+        );
+        std::fs::write(&path, held).unwrap();
+    }
+    assert!(load(dir.path()).is_ok());
+}
+
+// Those that only take up room. Timeouts of a millisecond end what would wait for ever.
+
+/// Whether the server closes a connection that says `text` and then nothing.
+async fn is_closed(address: std::net::SocketAddr, text: &[u8]) -> bool {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(text).await.unwrap();
+    let mut rest = Vec::new();
+    // A reset is an end, too.
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest));
+    read.await.is_ok()
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_whole_are_closed() {
+    let config = config(|http| http.header_timeout = Duration::from_millis(1));
+    let server = Server::start(Model::default(), config).await;
+    for text in [
+        &b""[..],
+        b"P",
+        b"PRI * HTTP/2.0\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        // A head of HTTP/2 that announces more.
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82",
+        b"POST /rerank HTTP/1.1\r\nhost:",
+        b"GET /live HTTP/1.1\r\nhost: test\r\n\r\n",
+    ] {
+        assert!(is_closed(server.address, text).await, "{text:?}");
+    }
+    server
+        .until(|state| state.metrics().connections.get() == 0)
+        .await;
+}
+
+#[tokio::test]
+async fn handshakes_that_do_not_end_are_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    certificate(dir.path(), "localhost");
+    let config = config(|http| http.header_timeout = Duration::from_millis(1));
+    let server = behind_tls(Arc::new(load(dir.path()).unwrap()), config).await;
+    for text in [&b""[..], b"\x16\x03\x01\x02\x00\x01"] {
+        assert!(is_closed(server.address, text).await, "{text:?}");
+    }
+}
+
+/// Whoever never reads its answers does not keep its place for ever.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed() {
+    let config = config(|http| http.header_timeout = Duration::from_millis(20));
+    let server = Server::start(Model::default(), config).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = wire("GET", "/openapi.json", "");
+    // Answers of some hundred kilobytes each, until no buffer between the two takes more.
+    let written = async {
+        loop {
+            if stream.write_all(request.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, written).await;
+    assert!(ended.is_ok(), "the server never closed it");
+    server
+        .until(|state| state.metrics().connections.get() == 0)
+        .await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_refused_and_counted() {
+    let config = config(|http| http.max_connections = 2);
+    let server = Server::start(Model::default(), config).await;
+    let (mut first, mut second) = (server.connect().await, server.connect().await);
+    // An exchange on each: both are open.
+    for connection in [&mut first, &mut second] {
+        connection.send(&wire("GET", "/live", "")).await;
+        assert_eq!(connection.answer().await.status, 200);
+    }
+    let refused = server.connect().await.rest().await;
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    let metrics = server.state.metrics();
+    assert_eq!(metrics.refused_connections.get(), 1);
+    assert_eq!(metrics.connections.get(), 2);
+
+    drop(first);
+    server
+        .until(|state| state.metrics().connections.get() == 1)
+        .await;
+    let mut third = server.connect().await;
+    third.send(&wire("GET", "/live", "")).await;
+    assert_eq!(third.answer().await.status, 200);
+}

@@ -1,0 +1,145 @@
+//! The real program, started for a test.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Far longer than any start takes; a program that is still there then hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rerankd");
+
+/// A started `rerankd`, killed when the test is over.
+pub struct Program {
+    pub child: Child,
+    /// Lines of its log as they come; closed when it ends.
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Program {
+    /// Starts `rerankd` on a free port, with no settings but those given.
+    pub fn start(program: &Path, arguments: &[&OsStr], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = plain(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in log.lines() {
+                if sender.send(line.unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    pub fn serve(model: &Path) -> Self {
+        Self::serve_with(model, |_| ())
+    }
+
+    pub fn serve_with(model: &Path, change: impl FnOnce(&mut Command)) -> Self {
+        Self::start(Path::new(PROGRAM), &arguments(model), change)
+    }
+
+    /// The next line of the log, `None` when the program has ended.
+    #[track_caller]
+    pub fn line(&mut self) -> Option<Value> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                self.seen.push(line.clone());
+                Some(serde_json::from_str(&line).unwrap_or(Value::String(line)))
+            }
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                panic!("the program hangs after {:#?}", self.seen)
+            }
+        }
+    }
+
+    /// Reads the log up to the line with this message.
+    #[track_caller]
+    pub fn until(&mut self, message: &str) -> Value {
+        while let Some(line) = self.line() {
+            if line["message"] == message {
+                return line;
+            }
+        }
+        panic!("no `{message}` in {:#?}", self.seen);
+    }
+
+    /// Waits for the program's end: its exit code, and the last line of its log.
+    #[track_caller]
+    pub fn end(mut self) -> (Option<i32>, Value) {
+        let mut last = Value::Null;
+        while let Some(line) = self.line() {
+            last = line;
+        }
+        // Its standard error is closed, so that it has ended, or is about to.
+        (self.child.wait().unwrap().code(), last)
+    }
+
+    /// Where it listens, once it does.
+    #[track_caller]
+    pub fn address(&mut self) -> String {
+        let line = self.until("starting");
+        line["listen"].as_str().unwrap().to_owned()
+    }
+
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let killed = Command::new("sh").args(["-c", &kill]).status();
+        assert!(killed.unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `program` without settings of whoever runs the tests.
+pub fn plain(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RERANKD_") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The command line for a model on a free port.
+pub fn arguments(model: &Path) -> [&OsStr; 7] {
+    let plain = OsStr::new;
+    [
+        plain("serve"),
+        plain("--listen"),
+        plain("127.0.0.1:0"),
+        plain("--threads"),
+        plain("1"),
+        plain("--model"),
+        model.as_os_str(),
+    ]
+}
