@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what the choice of an instance is worth: two of them behind HAProxy, requests of mixed sizes.
 
-    balance.py [--seconds S] [--rounds N] [--load SHARE]
+    balance.py [--seconds S] [--rounds N] [--load SHARE] [--policies P …]
 
 Nine requests in ten have 8 short documents, one has 96. They arrive at random (Poisson) at SHARE of
 what both instances can do, which is measured first; each policy meets the same arrivals. Latencies
@@ -20,7 +20,7 @@ from stack import DOCUMENTS, haproxy, rerank, servers
 
 SMALL, LARGE = 8, 96
 SHARE_LARGE = 0.1
-POLICIES = ("roundrobin", "random(1)", "random(2)", "leastconn")
+POLICIES = ("roundrobin", "leastconn")
 
 
 def documents(count: int, chance: random.Random) -> list[str]:
@@ -72,15 +72,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--load", type=float, default=0.7)
+    parser.add_argument("--policies", nargs="+", default=POLICIES, help="`balance` of HAProxy")
     arguments = parser.parse_args()
     with servers(2, "--threads", "1") as instances:
         chance = random.Random(0)
         rate = arguments.load * sum(requests_per_second(instance.url, chance) for instance in instances)
         print(f"{rate:.1f} requests/s, {arguments.load:.0%} of what two instances do")
-        measured = {policy: {SMALL: [], LARGE: []} for policy in POLICIES}
+        measured = {policy: {SMALL: [], LARGE: []} for policy in arguments.policies}
         # Policies take turns, so that what else the machine does meets each of them.
         for seed in range(arguments.rounds):
-            for policy in POLICIES:
+            for policy in arguments.policies:
                 with tempfile.TemporaryDirectory() as folder:
                     with haproxy(pathlib.Path(folder), instances, balance=policy) as proxy:
                         latencies = run(proxy.url, arrivals(rate, arguments.seconds, seed))

@@ -63,6 +63,17 @@ def test_kustomization_names_every_manifest():
     assert [image["name"] for image in KUSTOMIZATION["images"]] == [CONTAINER["image"]]
 
 
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together")
+def test_kustomization_is_put_together():
+    done = subprocess.run(["kubectl", "kustomize", FOLDER], check=True, capture_output=True, text=True)
+    made = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
+    assert set(made) == {manifest["kind"] for manifest in (*MANIFESTS.values(), MONITOR)}
+    assert {manifest["metadata"]["namespace"] for manifest in made.values()} == {KUSTOMIZATION["namespace"]}
+    made.pop("ServiceMonitor")
+    for manifest in made.values():
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_everything_selects_the_pods():
     labels = POD["metadata"]["labels"]
     policy = MANIFESTS["networkpolicy.yaml"]["spec"]
@@ -95,6 +106,19 @@ def test_times_fit_into_each_other():
     probe = CONTAINER["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"] < grace
     assert grace + drain < POD["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_keys_are_where_the_server_looks():
+    settings = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+    places = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    assert settings["RERANKD_API_KEYS_FILE"] == f"{places['keys']}/keys"
+    assert set(places) == {volume["name"] for volume in POD["spec"]["volumes"]}
+
+
+def test_settings_are_settings():
+    documented = (ROOT / "docs" / "configuration.md").read_text()
+    for entry in CONTAINER["env"]:
+        assert f"`{entry['name']}`" in documented, entry["name"]
 
 
 def test_the_pod_is_locked_down():
