@@ -1,5 +1,6 @@
 //! The command line. Only this module, its children and `main.rs` know flags and the environment.
 
+pub mod bench;
 pub mod config;
 pub mod healthcheck;
 pub mod serve;
@@ -37,6 +38,8 @@ pub enum Command {
     Healthcheck(settings::Flags),
     /// Print what file, environment and flags come to, and where each value is from.
     Config(settings::Flags),
+    /// Measure a server, or the engine in this process: latency, throughput, documents in time.
+    Bench(Box<bench::Args>),
 }
 
 /// How the process ends. The help text documents each code.

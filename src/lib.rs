@@ -5,6 +5,7 @@
 pub mod admission;
 pub mod batch;
 pub mod batcher;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod encoder;

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rerankd::cli::{Cli, Command, config, healthcheck, serve};
+use rerankd::cli::{Cli, Command, bench, config, healthcheck, serve};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(flags) => serve::run(&flags).into(),
         Command::Healthcheck(flags) => healthcheck::run(&flags).into(),
         Command::Config(flags) => config::run(&flags).into(),
+        Command::Bench(args) => bench::run(&args).into(),
     }
 }

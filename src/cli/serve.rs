@@ -36,14 +36,7 @@ pub fn run(flags: &Flags) -> Exit {
         eprintln!("rerankd: {error}");
         return Exit::Usage;
     }
-    // Sockets and JSON need little; the cores belong to the model.
-    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(2, 4))
-        .thread_name("http")
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "the runtime did not start");
@@ -54,6 +47,16 @@ pub fn run(flags: &Flags) -> Exit {
     // What still runs was given up: a second signal or the drain timeout said so.
     runtime.shutdown_background();
     exit
+}
+
+/// What sockets run on. They and JSON need little; the cores belong to the model.
+pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, 4))
+        .thread_name("http")
+        .enable_all()
+        .build()
 }
 
 /// The life of the server, from an open port to its exit code.
@@ -290,7 +293,7 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
 
 /// What the config asks the loader for. Threads not given are the cores that the process may use:
 /// the smaller of its affinity mask and its cgroup's quota.
-fn load_config(config: &Config) -> LoadConfig {
+pub(super) fn load_config(config: &Config) -> LoadConfig {
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     LoadConfig {
         model: config.model.dir.clone(),
