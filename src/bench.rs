@@ -3,6 +3,7 @@
 //! Sending is here and in [`drive`]; what is concluded from it is decided by pure functions in the
 //! other modules.
 
+pub mod bare;
 pub mod budget;
 pub mod drive;
 pub mod fairness;

@@ -83,6 +83,23 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
 }
 
+/// Opens the encoder and the sessions that [`load`] would run, with nothing around them. Blocks.
+///
+/// # Errors
+/// As [`load`].
+pub fn sessions(config: &LoadConfig) -> Result<(PairEncoder, Vec<Box<dyn Scorer>>), LoadError> {
+    let library = Library::load(config.runtime_library.as_deref())?;
+    let model = open(config)?;
+    let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
+    let layout = Layout::of(&model.manifest);
+    let graph = graph::build(&model, Rows::FirstOfEach, config.precision)?;
+    let onnx = OnnxModel::new(&library, graph, layout)?;
+    let sessions = (0..config.threads)
+        .map(|_| Ok(Box::new(onnx.session(1)?) as Box<dyn Scorer>))
+        .collect::<Result<_, ScoreError>>()?;
+    Ok((encoder, sessions))
+}
+
 fn open(config: &LoadConfig) -> Result<Model, ModelError> {
     match &config.model {
         Some(directory) => Model::open(directory),

@@ -45,6 +45,11 @@ pub enum Findings {
         /// How many documents can be answered in time.
         budget: Option<Budget>,
     },
+    /// Sessions without a server around them.
+    Bare {
+        /// What came of it.
+        summary: Summary,
+    },
     /// A small client beside a big one.
     Fairness {
         /// Their figures.
@@ -142,6 +147,11 @@ impl Report {
                 if let Some(budget) = budget {
                     let _ = writeln!(text, "\n{}", budget.sentence());
                 }
+            }
+            Findings::Bare { summary } => {
+                line(&mut text, "load", &[format!("{}, batches", self.workload)]);
+                text.push('\n');
+                summary_lines(&mut text, summary);
             }
             Findings::Fairness { figures, verdict } => {
                 text.push('\n');

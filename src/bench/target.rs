@@ -21,6 +21,8 @@ use crate::service::Reranker;
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// Where Text Embeddings Inference says how many tokens it read.
+const TOKENS_HEADER: &str = "x-compute-tokens";
 /// Longest an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -98,19 +100,16 @@ impl Server {
         let uri = format!("{}/info", self.base)
             .parse()
             .map_err(|_| "no such path")?;
-        let (status, body) = self.exchange(Method::GET, uri, Bytes::new()).await?;
-        match status {
-            200 => serde_json::from_slice(&body).map_err(|_| "`/info` is no JSON".to_owned()),
-            _ => Err(format!("`/info` answers {status}")),
+        let answer = self.exchange(Method::GET, uri, Bytes::new()).await?;
+        match answer.status {
+            200 => {
+                serde_json::from_slice(&answer.body).map_err(|_| "`/info` is no JSON".to_owned())
+            }
+            status => Err(format!("`/info` answers {status}")),
         }
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        uri: Uri,
-        body: Bytes,
-    ) -> Result<(u16, Bytes), String> {
+    async fn exchange(&self, method: Method, uri: Uri, body: Bytes) -> Result<Answer, String> {
         let request = hyper::Request::builder()
             .method(method)
             .uri(uri)
@@ -122,18 +121,33 @@ impl Server {
                 // The outer error only says that the client failed.
                 error.source().map_or_else(|| error.to_string(), deepest)
             })?;
+            let tokens = response.headers().get(TOKENS_HEADER);
+            let tokens = tokens.and_then(|tokens| tokens.to_str().ok()?.parse().ok());
             let status = response.status().as_u16();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
                 .collect()
-                .await;
-            let body = body.map_err(|error| format!("the answer broke off: {error}"))?;
-            Ok((status, body.to_bytes()))
+                .await
+                .map_err(|error| format!("the answer broke off: {error}"))?
+                .to_bytes();
+            Ok(Answer {
+                status,
+                tokens,
+                body,
+            })
         };
         match tokio::time::timeout(TIMEOUT, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
         }
     }
+}
+
+/// What of an answer is of use.
+struct Answer {
+    status: u16,
+    /// From its head.
+    tokens: Option<u64>,
+    body: Bytes,
 }
 
 /// The first cause of an error, which says most.
@@ -153,22 +167,22 @@ impl Target for Server {
 
     async fn send(&self, body: Bytes) -> Outcome {
         match self.exchange(Method::POST, self.rerank.clone(), body).await {
-            Ok((status, answer)) => outcome(status, &answer),
+            Ok(answer) => outcome(&answer),
             Err(reason) => Outcome::Lost(reason),
         }
     }
 }
 
 /// Reads what the figures need off an answer.
-fn outcome(status: u16, answer: &[u8]) -> Outcome {
-    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
-    match status {
+fn outcome(answer: &Answer) -> Outcome {
+    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    match answer.status {
         200 => Outcome::Answered {
-            tokens: answer["usage"]["total_tokens"].as_u64(),
+            tokens: body["usage"]["total_tokens"].as_u64().or(answer.tokens),
         },
-        _ => Outcome::Status {
+        status => Outcome::Status {
             status,
-            reason: answer["error_type"].as_str().unwrap_or_default().to_owned(),
+            reason: body["error_type"].as_str().unwrap_or_default().to_owned(),
         },
     }
 }
@@ -223,22 +237,25 @@ mod tests {
 
     #[test]
     fn outcomes_are_read_off_answers() {
+        let of = |status, tokens, body: &'static str| {
+            outcome(&Answer {
+                status,
+                tokens,
+                body: Bytes::from_static(body.as_bytes()),
+            })
+        };
         let answered = |tokens| Outcome::Answered { tokens };
-        assert_eq!(
-            outcome(200, br#"{"usage":{"total_tokens":7}}"#),
-            answered(Some(7))
-        );
-        assert_eq!(
-            outcome(200, br#"[{"index":0,"score":1.0}]"#),
-            answered(None)
-        );
+        let usage = r#"{"usage":{"total_tokens":7}}"#;
+        assert_eq!(of(200, None, usage), answered(Some(7)));
+        assert_eq!(of(200, Some(9), "[]"), answered(Some(9)));
+        assert_eq!(of(200, None, "[]"), answered(None));
         let refused = |status, reason: &str| Outcome::Status {
             status,
             reason: reason.to_owned(),
         };
-        let overloaded = br#"{"error":"e","error_type":"overloaded"}"#;
-        assert_eq!(outcome(429, overloaded), refused(429, "overloaded"));
-        assert_eq!(outcome(502, b"<html>"), refused(502, ""));
+        let overloaded = r#"{"error":"e","error_type":"overloaded"}"#;
+        assert_eq!(of(429, None, overloaded), refused(429, "overloaded"));
+        assert_eq!(of(502, None, "<html>"), refused(502, ""));
     }
 
     #[test]

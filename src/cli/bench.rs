@@ -19,7 +19,7 @@ use crate::bench::drive::{Load, Progress};
 use crate::bench::report::{Budget, Findings, Report};
 use crate::bench::target::{Dialect, Engine, Server, Target};
 use crate::bench::text::{Kind, Source, Texts, read};
-use crate::bench::{self, Pace, Times};
+use crate::bench::{self, Pace, Times, bare};
 use crate::config::Config;
 use crate::load;
 use crate::metrics::Metrics;
@@ -98,6 +98,11 @@ pub struct Args {
     #[arg(long, value_name = "MS", default_value_t = 200)]
     target_ms: u64,
 
+    /// Measure the model alone in this process: its sessions, with batches that are ready, no queue
+    /// and no HTTP. What a server gives away is told by comparing with this.
+    #[arg(long, conflicts_with_all = ["url", "rate", "fairness", "overload"])]
+    bare: bool,
+
     /// Measure a client that sends 8 sentences at a time, first by itself, then beside one that
     /// sends 256 abstracts at a time. Ends with exit code 1 when the small one waits too long.
     #[arg(long, conflicts_with_all = ["overload", "rate", "clients", "workload", "documents", "different"])]
@@ -120,7 +125,7 @@ pub struct Args {
 
     /// Print so many requests, a line each, and measure nothing: for other programs to be measured
     /// with the same texts.
-    #[arg(long, value_name = "N", conflicts_with_all = ["url", "fairness", "overload", "rate"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["url", "bare", "fairness", "overload", "rate"])]
     print_requests: Option<u64>,
 
     /// Flags of `rerankd serve` for the engine in this process, such as `--precision int8`.
@@ -182,6 +187,9 @@ pub fn run(args: &Args) -> Exit {
             println!("{}", json!(texts.request(number)));
         }
         return Exit::Success;
+    }
+    if args.bare {
+        return bare_sessions(args, &texts);
     }
     // As `serve` has it, so that the engine is measured as it runs there.
     let runtime = match serve::runtime() {
@@ -251,6 +259,45 @@ fn usage(message: &str) -> Exit {
     Exit::Usage
 }
 
+/// Measures sessions without a server around them.
+fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
+    let config = match engine(&args.engine) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let load_config = serve::load_config(&config);
+    let (encoder, mut sessions) = match load::sessions(&load_config) {
+        Ok(opened) => opened,
+        Err(error) => {
+            eprintln!("rerankd: {error}");
+            return Exit::Model;
+        }
+    };
+    let max_tokens = config.batching.max_batch_tokens;
+    let found = bare::batches(&encoder, texts, args.clients.get(), max_tokens)
+        .map_err(|error| error.to_string())
+        .and_then(|batches| bare::run(&mut sessions, &batches, times(args)));
+    let summary = match found {
+        Ok(summary) => summary,
+        Err(error) => {
+            eprintln!("rerankd: {error}");
+            return Exit::Failure;
+        }
+    };
+    let info = json!({
+        "model_id": load_config.model,
+        "precision": load_config.precision.name(),
+        "threads": load_config.threads,
+    });
+    show(
+        args,
+        "bare sessions".to_owned(),
+        info,
+        Findings::Bare { summary },
+    );
+    Exit::Success
+}
+
 async fn measure<T: Target>(
     args: &Args,
     texts: Texts,
@@ -274,9 +321,14 @@ async fn measure<T: Target>(
             return Exit::Failure;
         }
     };
+    show(args, name, info, findings);
+    exit
+}
+
+fn show(args: &Args, target: String, info: Value, findings: Findings) {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        target: name,
+        target,
         info,
         documents: match args.workload.parse::<Kind>() {
             Ok(kind) => Some(args.documents.map_or(kind.documents(), NonZeroUsize::get)),
@@ -290,7 +342,13 @@ async fn measure<T: Target>(
         true => println!("{}", json!(report)),
         false => print!("{}", report.table()),
     }
-    exit
+}
+
+fn times(args: &Args) -> Times {
+    Times {
+        warm_up: args.warm_up,
+        duration: args.duration,
+    }
 }
 
 async fn find<T: Target>(
@@ -298,10 +356,7 @@ async fn find<T: Target>(
     load: &Load<T>,
     bar: &Bar,
 ) -> Result<(Findings, Exit), String> {
-    let times = Times {
-        warm_up: args.warm_up,
-        duration: args.duration,
-    };
+    let times = times(args);
     if args.fairness {
         let figures = bench::fairness(&load.target, times, args.seed, &load.progress).await;
         let verdict = figures.verdict(Duration::from_millis(args.batch_ms));
@@ -429,6 +484,7 @@ mod tests {
             "bench --url http://a --dialect cohere",
             "bench --url http://a -- --precision int8",
             "bench --fairness --overload",
+            "bench --bare --url http://a",
             "bench --fairness --workload short",
             "bench --batch-ms 3",
         ] {

@@ -1,0 +1,421 @@
+#!/usr/bin/env python3
+"""Compares `rerankd` with other ways to run the same cross-encoder, on the same texts and threads.
+
+    pip install -r benches/requirements.txt
+    python benches/compare.py models target/bench
+    python benches/compare.py round target/bench/384 --raw target/bench/raw.jsonl
+    python benches/compare.py report target/bench/raw.jsonl docs/bench/2026-01-31-comparison
+
+`models` makes two cross-encoders of six layers, 384 and 768 wide, with seeded random weights: speed
+does not depend on what the weights say. `round` measures every system once, one after the other, and
+adds a line for each to the raw file; run it several times, so that what else the machine does meets all
+systems alike. `report` takes medians over the rounds, and writes a table, the raw data and a plot.
+
+Other servers can take part: `--peer NAME DIALECT URL` names one that already serves the same model.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / "models" / "stsb-minilm-l6"
+WORKLOADS = ["short", "passage", "mixed", "long"]
+CLIENTS = 4
+BATCH = 32
+LONGEST_PAIR = 512
+# What each system is, for the table and the plot, in their order.
+SYSTEMS = {
+    "rerankd-int8": "rerankd over HTTP, int8",
+    "rerankd-fp32": "rerankd over HTTP, fp32",
+    "bare-int8": "its bare sessions, int8",
+    "bare-fp32": "its bare sessions, fp32",
+    "crossencoder": "CrossEncoder.predict (torch)",
+    "onnxruntime-sorted": "onnxruntime, padded, sorted by length",
+    "onnxruntime-arrival": "onnxruntime, padded, in arrival order",
+}
+
+
+
+def batched(items, size: int):
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+# Models
+
+
+def make_model(width: int, folder: Path) -> None:
+    import torch
+    import transformers
+
+    transformers.set_seed(width)
+    config = transformers.BertConfig(
+        hidden_size=width,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=4 * width,
+        num_labels=1,
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+
+    ids = torch.ones(2, 8, dtype=torch.long)
+    dynamic = {0: "batch", 1: "sequence"}
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            inputs = dict(zip(names, (input_ids, attention_mask, token_type_ids)))
+            return self.model(**inputs).logits
+
+    torch.onnx.export(
+        Logits(),
+        (ids, ids, ids * 0),
+        folder / "model.onnx",
+        input_names=names,
+        output_names=["logits"],
+        dynamic_axes={name: dynamic for name in names} | {"logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+# Systems
+
+
+class Requests:
+    """Batches of pairs of as many requests as there are clients, never the same twice."""
+
+    def __init__(self, rerankd: str, workload: str, seed: int):
+        count = 8 * CLIENTS
+        command = [rerankd, "bench", "--workload", workload, "--seed", str(seed)]
+        lines = subprocess.check_output([*command, "--print-requests", str(count)], text=True)
+        self.requests = [json.loads(line) for line in lines.splitlines()]
+
+    def waves(self):
+        for wave in itertools.cycle(batched(self.requests, CLIENTS)):
+            yield [(r["query"], d) for r in wave for d in r["documents"]]
+
+
+def timed(score, requests: Requests, seconds: float) -> dict:
+    """Pairs a second of `score`, which takes the pairs of all clients' requests at once."""
+    waves = requests.waves()
+    score(next(waves))
+    pairs = 0
+    start = time.perf_counter()
+    while True:
+        wave = next(waves)
+        score(wave)
+        pairs += len(wave)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return {"pairs_per_second": pairs / elapsed, "seconds": elapsed}
+
+
+def cross_encoder(folder: Path, threads: int):
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(threads)
+    model = CrossEncoder(str(folder), device="cpu", max_length=LONGEST_PAIR)
+    return lambda pairs: model.predict(pairs, batch_size=BATCH, show_progress_bar=False)
+
+
+def padded(folder: Path, threads: int):
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(LONGEST_PAIR)
+    tokenizer.no_padding()
+
+    def score(pairs, ordered: bool):
+        encodings = tokenizer.encode_batch(pairs)
+        order = range(len(pairs))
+        if ordered:
+            order = sorted(order, key=lambda i: len(encodings[i].ids))
+        for chosen in batched(order, BATCH):
+            longest = max(len(encodings[i].ids) for i in chosen)
+            arrays = np.zeros((3, len(chosen), longest), dtype=np.int64)
+            for row, i in enumerate(chosen):
+                encoding = encodings[i]
+                for array, values in zip(
+                    arrays, (encoding.ids, encoding.attention_mask, encoding.type_ids)
+                ):
+                    array[row, : len(values)] = values
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            session.run(None, dict(zip(names, arrays)))
+
+    return score
+
+
+class Server:
+    """`rerankd serve`, from its start until it is ready to its end."""
+
+    def __init__(self, rerankd: str, folder: Path, precision: str, threads: int, port: int):
+        self.url = f"http://127.0.0.1:{port}"
+        command = [rerankd, "serve", "--listen", f"127.0.0.1:{port}", "--model", str(folder)]
+        settings = ["--precision", precision, "--threads", str(threads), "--log-level", "warn"]
+        self.process = subprocess.Popen([*command, *settings])
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{self.url}/ready", timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None:
+                    sys.exit(f"rerankd ended with code {self.process.returncode}")
+                time.sleep(0.1)
+        sys.exit("rerankd did not become ready")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def load(rerankd: str, arguments: list[str], seconds: float, seed: int) -> dict:
+    """What `rerankd bench` finds."""
+    command = [rerankd, "bench", "--json", "--target-ms", "0", "--seed", str(seed)]
+    times = ["--duration", f"{seconds}s", "--warm-up", "1s"]
+    done = subprocess.run([*command, *times, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join([*command, *arguments])} ended with code {done.returncode}")
+    report = json.loads(done.stdout)
+    return report.get("steady", report.get("bare"))["summary"] | {"info": report["info"]}
+
+
+# Rounds
+
+
+def machine() -> str:
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit() -> str:
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    changed = subprocess.check_output([*git, "status", "--porcelain", "src"], text=True)
+    return head + ("+changes" if changed.strip() else "")
+
+
+def round_of(args) -> None:
+    seed = args.seed if args.seed is not None else int(time.time())
+    folder = args.model.resolve()
+    base = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "threads": args.threads,
+        "clients": CLIENTS,
+        "model": folder.name,
+        "seed": seed,
+    }
+    wanted = lambda name: not args.systems or name in args.systems
+    names = {name: url for name, url in zip(("fp32", "int8"), (args.port, args.port + 1))}
+    servers = {
+        precision: Server(args.rerankd, folder, precision, args.threads, port)
+        for precision, port in names.items()
+        if wanted(f"rerankd-{precision}")
+    }
+    predict = cross_encoder(folder, args.threads) if wanted("crossencoder") else None
+    onnx = any(wanted(f"onnxruntime-{order}") for order in ("sorted", "arrival"))
+    score = padded(folder, args.threads) if onnx else None
+
+    def systems(workload):
+        common = ["--workload", workload]
+        for precision, server in servers.items():
+            arguments = ["--url", server.url, "--clients", str(CLIENTS), *common]
+            yield f"rerankd-{precision}", lambda a=arguments: load(
+                args.rerankd, a, args.seconds, seed
+            )
+        for precision in ("fp32", "int8"):
+            if wanted(f"bare-{precision}"):
+                engine = ["--model", str(folder), "--precision", precision]
+                arguments = ["--bare", *common, "--", *engine, "--threads", str(args.threads)]
+                yield f"bare-{precision}", lambda a=arguments: load(
+                    args.rerankd, a, args.seconds, seed
+                )
+        for name, dialect, url in args.peer:
+            arguments = ["--url", url, "--dialect", dialect, "--clients", str(CLIENTS), *common]
+            yield name, lambda a=arguments: load(args.rerankd, a, args.peer_seconds, seed)
+        requests = Requests(args.rerankd, workload, seed)
+        if predict:
+            yield "crossencoder", lambda: timed(predict, requests, args.seconds)
+        for order in ("sorted", "arrival"):
+            if wanted(f"onnxruntime-{order}"):
+                run = lambda pairs, ordered=order == "sorted": score(pairs, ordered)
+                yield f"onnxruntime-{order}", lambda r=run: timed(r, requests, args.seconds)
+
+    try:
+        with args.raw.open("a") as raw:
+            for workload in args.workloads:
+                for name, measure in systems(workload):
+                    found = base | {"workload": workload, "system": name} | measure()
+                    raw.write(json.dumps(found) + "\n")
+                    raw.flush()
+                    print(f"{workload:8} {name:20} {found['pairs_per_second']:8.1f} pairs/s")
+    finally:
+        for server in servers.values():
+            server.stop()
+
+
+# Report
+
+
+def medians(lines: list[dict]) -> dict:
+    """(model, workload, system) to the median and all figures."""
+    figures = {}
+    for line in lines:
+        key = (line["model"], line["workload"], line["system"])
+        figures.setdefault(key, []).append(line["pairs_per_second"])
+    return {key: (statistics.median(values), values) for key, values in figures.items()}
+
+
+def report(args) -> None:
+    lines = [json.loads(line) for line in args.raw.read_text().splitlines()]
+    found = medians(lines)
+    models = sorted({key[0] for key in found})
+    systems = list(dict.fromkeys([*SYSTEMS, *(line["system"] for line in lines)]))
+    names = {name: SYSTEMS.get(name, name) for name in systems}
+    first = lines[0]
+    rounds = max(len(values) for _, values in found.values())
+    text = [
+        "# Pairs a second, compared",
+        "",
+        f"{first['machine']}; {first['threads']} threads for every system; {CLIENTS} clients.",
+        f"Measured {lines[0]['date'][:16]} to {lines[-1]['date'][:16]} UTC at commit"
+        f" {', '.join(dict.fromkeys(line['commit'] for line in lines))}.",
+        f"Medians of up to {rounds} rounds, in which the systems took turns; the smallest and the",
+        "largest figure in brackets. Every figure is in the JSON file beside this one.",
+        "The load generator shares the cores with the servers.",
+        "",
+        "    " + "\n    ".join(args.command),
+        "",
+    ]
+    for model in models:
+        text += [f"## Six layers, {model} wide", ""]
+        text += ["| pairs/s | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
+        for system in systems:
+            cells = []
+            for workload in WORKLOADS:
+                median, values = found.get((model, workload, system), (None, []))
+                cells.append(
+                    f"{median:.1f} ({min(values):.1f}–{max(values):.1f})" if values else "–"
+                )
+            if any(cell != "–" for cell in cells):
+                text.append(f"| {names[system]} | " + " | ".join(cells) + " |")
+        text.append("")
+        text += ["| ratio | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
+        for over, precision in itertools.product(systems, ("fp32", "int8")):
+            if over.startswith("rerankd") or over.startswith("bare") and not over.endswith(precision):
+                continue
+            cells = []
+            for workload in WORKLOADS:
+                ours = found.get((model, workload, f"rerankd-{precision}"))
+                theirs = found.get((model, workload, over))
+                cells.append(f"{ours[0] / theirs[0]:.2f}" if ours and theirs else "–")
+            if any(cell != "–" for cell in cells):
+                text.append(f"| {precision} / {names[over]} | " + " | ".join(cells) + " |")
+        text.append("")
+    out = str(args.out)
+    Path(out + ".json").write_text(json.dumps(lines, indent=1) + "\n")
+    text += [f"![pairs a second]({Path(out).name}.svg)", ""]
+    Path(out + ".md").write_text("\n".join(text))
+    plot(Path(out + ".svg"), models, systems, names, found)
+
+
+def plot(path: Path, models, systems, names, found) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "rerankd"
+    from matplotlib import pyplot
+
+    figure, rows = pyplot.subplots(
+        len(models), len(WORKLOADS), figsize=(13, 3.2 * len(models)), squeeze=False
+    )
+    for row, model in zip(rows, models):
+        for axes, workload in zip(row, WORKLOADS):
+            shown = [s for s in systems if (model, workload, s) in found]
+            values = [found[model, workload, s][0] for s in shown]
+            colors = ["tab:blue" if s.startswith("rerankd") else "tab:gray" for s in shown]
+            bars = axes.barh([names[s] for s in shown], values, color=colors)
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+            axes.invert_yaxis()
+            axes.margins(x=0.2)
+            axes.set_title(f"{workload}, {model} wide", fontsize=10)
+            axes.tick_params(labelsize=8)
+            if axes is not row[0]:
+                axes.sharey(row[0])
+                axes.tick_params(labelleft=False)
+    figure.supxlabel("pairs a second", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+
+    make = commands.add_parser("models", help="make the models")
+    make.add_argument("folder", type=Path)
+    make.set_defaults(
+        run=lambda args: [make_model(width, args.folder / str(width)) for width in (384, 768)]
+    )
+
+    one = commands.add_parser("round", help="measure every system once")
+    one.add_argument("model", type=Path, help="folder of a model that `models` made")
+    one.add_argument("--raw", type=Path, required=True, help="file to add the figures to")
+    one.add_argument("--rerankd", default=str(ROOT / "target" / "release" / "rerankd"))
+    one.add_argument("--workloads", nargs="+", default=WORKLOADS, choices=WORKLOADS)
+    one.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: all")
+    one.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    one.add_argument("--seconds", type=float, default=6, help="of each measurement")
+    one.add_argument("--peer-seconds", type=float, default=8, help="of each of another server")
+    one.add_argument("--seed", type=int, help="default: the time")
+    one.add_argument("--port", type=int, default=18080, help="and the next one, for `rerankd`")
+    one.add_argument(
+        "--peer", nargs=3, action="append", default=[], metavar=("NAME", "DIALECT", "URL")
+    )
+    one.set_defaults(run=round_of)
+
+    show = commands.add_parser("report", help="write table, data and plot")
+    show.add_argument("raw", type=Path)
+    show.add_argument("out", type=Path, help="path of the files, without their endings")
+    show.add_argument("--command", action="append", default=[], help="a command to be shown")
+    show.set_defaults(run=report)
+
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
