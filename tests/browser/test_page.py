@@ -113,6 +113,43 @@ def test_copying_gives_the_command(open_page):
     assert "curl -s" in copied and QUERY in copied
 
 
+def test_where_the_clipboard_is_kept_from_a_page_the_command_is_selected(open_page):
+    page = open_page()
+    rank(page)
+    # So it is for a page that came over plain HTTP from another machine.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Selected").wait_for()
+    selected = page.evaluate("getSelection().toString()")
+    assert selected.strip() == page.locator("#curl").inner_text().strip()
+
+
+def test_what_the_server_spent_its_time_on_is_told(open_page):
+    page = open_page()
+
+    def timed(route):
+        said = 'queue;dur=1.5;desc="a wait", cache, inference;dur=20'
+        answer = route.fetch()
+        route.fulfill(response=answer, headers={**answer.headers, "server-timing": said})
+
+    page.route("**/rerank", timed)
+    rank(page)
+    assert "queue 1.5 ms · inference 20 ms" in page.locator("#timing").inner_text()
+
+
+def test_a_full_server_says_when_to_come_back(open_page, complaints):
+    page = open_page()
+    full = {"error_type": "overloaded", "message": "the queue is full"}
+    page.route(
+        "**/rerank",
+        lambda route: route.fulfill(status=429, json=full, headers={"retry-after": "3"}),
+    )
+    rank(page)
+    told = page.get_by_role("alert").inner_text()
+    assert "429 overloaded" in told and "Try again in 3 s." in told
+    assert len(complaints) == 1 and "429" in complaints.pop()
+
+
 def test_raw_scores_have_bars_too(open_page, url):
     page = open_page()
     page.get_by_label("Raw scores").check()

@@ -22,7 +22,7 @@ const EXAMPLE = {
 /** The model that is compiled in, by its own name. */
 const BUILT_IN = "stsb-minilm-l6";
 const READY_EVERY_MS = 5000;
-/** Documents beyond which the command and the answer are not drawn as text. */
+/** Characters beyond which the command and the answer are not drawn. */
 const TEXT_CHARS = 200_000;
 
 const ranking = new Ranking();
@@ -288,7 +288,7 @@ const readInfo = async () => {
 };
 
 /** Follows the server's phase, and reads what it serves once that is known. */
-async function start() {
+const follow = async () => {
   if (!document.hidden) {
     try {
       const response = await ask("ready");
@@ -300,7 +300,7 @@ async function start() {
       setState("away", "no answer");
     }
   }
-}
+};
 
 // ---- wiring
 
@@ -339,6 +339,6 @@ $("copy").addEventListener("click", async () => {
 });
 
 formChanged();
-start();
-setInterval(start, READY_EVERY_MS);
+follow();
+setInterval(follow, READY_EVERY_MS);
 live.now();

@@ -56,6 +56,25 @@ const row = ({ index, score }, after, text, width, cut) => {
   return item;
 };
 
+/** Whether a row's text is longer than the lines it gets. */
+const isLong = (item) => {
+  const text = item.querySelector(".text");
+  return text.scrollHeight > text.clientHeight + 2;
+};
+
+/** Gives a row a way to read the rest of its text. */
+const fold = (item) => {
+  const text = item.querySelector(".text");
+  const button = element("button", { type: "button", className: "link", textContent: "more" });
+  button.setAttribute("aria-expanded", "false");
+  button.addEventListener("click", () => {
+    const open = text.classList.toggle("open");
+    button.textContent = open ? "less" : "more";
+    button.setAttribute("aria-expanded", open);
+  });
+  text.after(button);
+};
+
 export class Ranking {
   #places = document.getElementById("places");
   #rows = document.getElementById("rows");
@@ -111,24 +130,11 @@ export class Ranking {
         ),
       );
     this.#rows.replaceChildren(...rows);
-    for (const item of rows) this.#fold(item);
+    // All are measured before the first is changed: to measure after a change lays out anew.
+    for (const item of rows.filter(isLong)) fold(item);
     this.#all.hidden = results.length <= most;
     this.#all.textContent = `Show all ${results.length}`;
     this.#lines();
-  }
-
-  /** A way to read the rest, where a text is longer than its lines. */
-  #fold(item) {
-    const text = item.querySelector(".text");
-    if (text.scrollHeight <= text.clientHeight + 2) return;
-    const button = element("button", { type: "button", className: "link", textContent: "more" });
-    button.setAttribute("aria-expanded", "false");
-    button.addEventListener("click", () => {
-      const open = text.classList.toggle("open");
-      button.textContent = open ? "less" : "more";
-      button.setAttribute("aria-expanded", open);
-    });
-    text.after(button);
   }
 
   #lines() {
