@@ -36,14 +36,14 @@ def binary() -> str:
     return os.environ.get("RERANKD_BIN", str(target / "debug" / "rerankd"))
 
 
-def start(*flags: str) -> tuple[subprocess.Popen, str]:
+def start(*flags: str, **settings: str) -> tuple[subprocess.Popen, str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
     # The name of the binary is no setting of the server.
     given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
-    environment = {"ORT_DYLIB_PATH": str(library), **given}
+    environment = {"ORT_DYLIB_PATH": str(library), **given, **settings}
     server = subprocess.Popen([binary(), "serve", "--listen", address, *flags], env=environment)
     for _ in range(600):
         if server.poll() is not None:
@@ -72,6 +72,15 @@ def post(url: str, body: dict, headers: dict | None = None) -> dict:
 def url():
     server, address = start("--max-documents", str(MAX_DOCUMENTS))
     yield address
+    stop(server)
+
+
+@pytest.fixture
+def keyed():
+    """A server that answers those who have a key: its address, and the key."""
+    key = "k-0123456789abcdef0123456789abcdef"
+    server, address = start(RERANKD_API_KEYS=f"browser {key}")
+    yield address, key
     stop(server)
 
 
