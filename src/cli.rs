@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod config;
+pub mod eval;
 pub mod healthcheck;
+pub mod progress;
 pub mod serve;
 pub mod settings;
 
@@ -40,6 +42,8 @@ pub enum Command {
     Config(settings::Flags),
     /// Measure a server, or the engine in this process: latency, throughput, documents in time.
     Bench(Box<bench::Args>),
+    /// Say how good a model is, on data with known answers.
+    Eval(Box<eval::Args>),
 }
 
 /// How the process ends. The help text documents each code.

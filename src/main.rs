@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rerankd::cli::{Cli, Command, bench, config, healthcheck, serve};
+use rerankd::cli::{Cli, Command, bench, config, eval, healthcheck, serve};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -11,5 +11,6 @@ fn main() -> ExitCode {
         Command::Healthcheck(flags) => healthcheck::run(&flags).into(),
         Command::Config(flags) => config::run(&flags).into(),
         Command::Bench(args) => bench::run(&args).into(),
+        Command::Eval(args) => eval::run(&args).into(),
     }
 }

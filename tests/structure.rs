@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The modules, highest first: each may import only what stands below it.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 21] = [
     // Edges.
     "main",
     "cli",
@@ -15,7 +15,9 @@ const LAYERS: [&str; 19] = [
     "telemetry",
     "http",
     "shutdown",
+    "eval",
     // From files to a service.
+    "bulk",
     "load",
     "service",
     // Mechanism with tasks and threads.

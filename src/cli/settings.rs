@@ -23,6 +23,10 @@ pub struct Flags {
     given: Vec<Given>,
 }
 
+/// The flags of those settings that work without a server needs; file and environment may hold all.
+#[derive(Debug, Clone, Default)]
+pub struct EngineFlags(Flags);
+
 /// Where the value of a setting is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -352,6 +356,52 @@ fn help(setting: &Setting, long: bool) -> String {
     }
 }
 
+/// The flags of `settings`, added to those of `command`.
+fn augmented(command: Command, settings: impl Iterator<Item = &'static Setting>) -> Command {
+    let file = Arg::new(FILE_FLAG)
+        .long(FILE_FLAG)
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help(format!(
+            "File of settings, in TOML; variables and flags come before it [env: {FILE_VARIABLE}]"
+        ));
+    settings.fold(command.arg(file), |command, setting| {
+        let arg = Arg::new(setting.name)
+            .long(setting.flag.as_str())
+            .value_name(match setting.kind {
+                Kind::Secret => "FILE",
+                _ => setting.value_name,
+            })
+            .help(help(setting, false))
+            .long_help(help(setting, true))
+            .help_heading(setting.section.about.trim_end_matches('.'))
+            .action(ArgAction::Set);
+        command.arg(match setting.kind {
+            Kind::Switch => arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true"),
+            _ => arg.allow_hyphen_values(true),
+        })
+    })
+}
+
+/// What `matches` give of `settings`.
+fn given(matches: &ArgMatches, settings: impl Iterator<Item = &'static Setting>) -> Flags {
+    let given = settings.filter_map(|setting| {
+        Some(Given {
+            setting,
+            text: matches.get_one::<String>(setting.name)?.clone(),
+            in_file: setting.kind == Kind::Secret,
+            origin: Origin::Flag(&setting.flag),
+        })
+    });
+    Flags {
+        file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
+        given: given.collect(),
+    }
+}
+
 impl clap::FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut flags = Self::default();
@@ -360,52 +410,51 @@ impl clap::FromArgMatches for Flags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.file = matches.get_one::<PathBuf>(FILE_FLAG).cloned();
-        self.given = Setting::all()
-            .iter()
-            .filter_map(|setting| {
-                Some(Given {
-                    setting,
-                    text: matches.get_one::<String>(setting.name)?.clone(),
-                    in_file: setting.kind == Kind::Secret,
-                    origin: Origin::Flag(&setting.flag),
-                })
-            })
-            .collect();
+        *self = given(matches, Setting::all().iter());
         Ok(())
     }
 }
 
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
-        let file = Arg::new(FILE_FLAG)
-            .long(FILE_FLAG)
-            .value_name("FILE")
-            .value_parser(clap::value_parser!(PathBuf))
-            .help(format!(
-                "File of settings, in TOML; variables and flags come before it [env: {FILE_VARIABLE}]"
-            ));
-        Setting::all()
-            .iter()
-            .fold(command.arg(file), |command, setting| {
-                let arg = Arg::new(setting.name)
-                    .long(setting.flag.as_str())
-                    .value_name(match setting.kind {
-                        Kind::Secret => "FILE",
-                        _ => setting.value_name,
-                    })
-                    .help(help(setting, false))
-                    .long_help(help(setting, true))
-                    .help_heading(setting.section.about.trim_end_matches('.'))
-                    .action(ArgAction::Set);
-                command.arg(match setting.kind {
-                    Kind::Switch => arg
-                        .num_args(0..=1)
-                        .require_equals(true)
-                        .default_missing_value("true"),
-                    _ => arg.allow_hyphen_values(true),
-                })
-            })
+        augmented(command, Setting::all().iter())
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl EngineFlags {
+    /// Those that say which model runs, and how; the arithmetic is up to each command.
+    fn settings() -> impl Iterator<Item = &'static Setting> {
+        const NAMES: [&str; 4] = ["model", "threads", "truncation", "max_batch_tokens"];
+        Setting::all().iter().filter(|s| NAMES.contains(&s.name))
+    }
+
+    /// As [`Flags::resolve`].
+    ///
+    /// # Errors
+    /// The exit code for wrong settings.
+    pub fn resolve(&self) -> Result<Effective, Exit> {
+        self.0.resolve()
+    }
+}
+
+impl clap::FromArgMatches for EngineFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(given(matches, Self::settings())))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for EngineFlags {
+    fn augment_args(command: Command) -> Command {
+        augmented(command, Self::settings())
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -1,0 +1,446 @@
+//! `rerankd eval`: figures that say how good a model is.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use super::Exit;
+use super::progress::Progress;
+use super::serve::load_config;
+use super::settings::EngineFlags;
+use crate::bulk::Engine;
+use crate::config::{Config, Precision};
+use crate::eval::correlation::Correlation;
+use crate::eval::metric::{largest_difference, spearman};
+use crate::eval::plot::{self, Series};
+use crate::eval::report::{Agreement, Figures, Report, Row};
+use crate::eval::reranking::{Settings, Task};
+use crate::eval::{EvalError, data, reranking};
+use crate::load::LoadConfig;
+use crate::rerank::{Pair, Scale};
+use crate::service::ModelInfo;
+
+/// Flags of `eval`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// How scores of pairs rise and fall with those that people gave: Pearson and Spearman, as
+    /// sentence-transformers' `CrossEncoderCorrelationEvaluator` has them.
+    Correlation(CorrelationArgs),
+    /// Whether relevant documents come first: NDCG, MRR, recall and MAP, as `trec_eval` has them.
+    Reranking(RerankingArgs),
+}
+
+/// Flags that every task has.
+#[derive(Debug, clap::Args)]
+struct Common {
+    #[command(flatten)]
+    engine: EngineFlags,
+
+    /// Arithmetic to evaluate; several, such as `fp32,int8`, are compared with one another. Default:
+    /// the setting `precision`.
+    #[arg(
+        id = "precisions",
+        long = "precision",
+        value_name = "PRECISION",
+        value_delimiter = ','
+    )]
+    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    precision: Vec<Precision>,
+
+    /// Write the report as JSON, with all digits, instead of a table.
+    #[arg(long)]
+    json: bool,
+
+    /// Draw the figures into this file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct CorrelationArgs {
+    /// Pairs with a score: JSONL, TSV, or CSV with or without a header.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+
+    /// Names of the two texts and of the score. A file without a header has them in this order.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        default_value = "sentence1,sentence2,score"
+    )]
+    #[arg(value_parser = three_names)]
+    fields: [String; 3],
+
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, clap::Args)]
+struct RerankingArgs {
+    /// Documents: JSONL with `id` (or `_id`) and `text`.
+    #[arg(long, value_name = "FILE")]
+    corpus: PathBuf,
+
+    /// Queries: JSONL with `id` (or `_id`) and `text`.
+    #[arg(long, value_name = "FILE")]
+    queries: PathBuf,
+
+    /// Judgements: `query 0 document relevance`, as TREC has them, or `query document relevance`.
+    #[arg(long, value_name = "FILE")]
+    qrels: PathBuf,
+
+    /// What a first stage found, in TREC's format. Default: what BM25 finds in the corpus, which is
+    /// taken to be English.
+    #[arg(long, value_name = "FILE")]
+    run: Option<PathBuf>,
+
+    /// Fields of a document that make its text, joined by a blank, such as `title,text`.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        default_value = "text",
+        value_delimiter = ','
+    )]
+    document_fields: Vec<String>,
+
+    /// Best documents of the first stage that are reranked, of each query.
+    #[arg(long, value_name = "N", default_value = "100")]
+    depth: NonZeroUsize,
+
+    /// Rerank relevant documents that the first stage missed too. This measures the model alone, and
+    /// is what sentence-transformers' `CrossEncoderRerankingEvaluator` does by default.
+    #[arg(long)]
+    add_relevant: bool,
+
+    /// Ranks at which NDCG, MRR and recall cut.
+    #[arg(
+        long = "at",
+        value_name = "RANKS",
+        default_value = "10",
+        value_delimiter = ','
+    )]
+    cutoffs: Vec<NonZeroUsize>,
+
+    /// Least relevance that counts as relevant for MRR, recall and MAP. NDCG takes it as it is.
+    #[arg(long, value_name = "RELEVANCE", default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    relevant_from: u32,
+
+    /// Write the reranked documents to this file in TREC's format, for other programs to measure;
+    /// with several precisions, to one file each, the precision put before the extension.
+    #[arg(long, value_name = "FILE")]
+    save_run: Option<PathBuf>,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+fn three_names(text: &str) -> Result<[String; 3], String> {
+    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    names
+        .try_into()
+        .map_err(|_| "write three names: two texts and a score".to_owned())
+}
+
+/// Evaluates and reports.
+pub fn run(args: &Args) -> Exit {
+    let common = match &args.task {
+        Command::Correlation(args) => &args.common,
+        Command::Reranking(args) => &args.common,
+    };
+    let config = match common.engine.resolve() {
+        Ok(effective) => effective.config,
+        Err(exit) => return exit,
+    };
+    let done = match &args.task {
+        Command::Correlation(args) => correlation(args, &config),
+        Command::Reranking(args) => reranking(args, &config),
+    };
+    match done {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            eprintln!("rerankd: {error}");
+            match error {
+                EvalError::Load(_) => Exit::Model,
+                EvalError::Data(_) | EvalError::Engine(_) => Exit::Failure,
+            }
+        }
+    }
+}
+
+fn correlation(args: &CorrelationArgs, config: &Config) -> Result<(), EvalError> {
+    let gold = data::read_pairs(&args.data, &args.fields)?;
+    let pairs: Vec<Pair> = gold
+        .iter()
+        .map(|pair| Pair {
+            query: pair.first.as_str().into(),
+            document: pair.second.as_str().into(),
+        })
+        .collect();
+    let runs = score(&args.common, config, &pairs)?;
+    let rows = runs.iter().map(|run| {
+        let figures = Correlation::of(&gold, &run.scores);
+        run.row(vec![
+            ("pearson".to_owned(), figures.pearson),
+            ("spearman".to_owned(), figures.spearman),
+        ])
+    });
+    let report = report(
+        "correlation",
+        vec![("data".to_owned(), args.data.display().to_string())],
+        &runs,
+        rows.collect(),
+    );
+    finish(&args.common, &report, |title| {
+        let series: Vec<Series> = runs
+            .iter()
+            .map(|run| Series {
+                name: run.precision.name(),
+                points: gold
+                    .iter()
+                    .map(|g| g.score)
+                    .zip(run.scores.iter().copied())
+                    .collect(),
+            })
+            .collect();
+        plot::scatter(title, &series)
+    })
+}
+
+fn reranking(args: &RerankingArgs, config: &Config) -> Result<(), EvalError> {
+    let corpus = data::read_texts(&args.corpus, &args.document_fields)?;
+    let queries = data::read_texts(&args.queries, &["text".to_owned()])?;
+    let qrels = data::read_qrels(&args.qrels)?;
+    let first_stage = args.run.as_deref().map(data::read_run).transpose()?;
+    let settings = Settings {
+        cutoffs: args.cutoffs.iter().map(|k| k.get()).collect(),
+        depth: args.depth.get(),
+        relevant_from: args.relevant_from,
+        add_relevant: args.add_relevant,
+    };
+    let task = Task::new(&corpus, &queries, &qrels, first_stage.as_ref(), &settings)?;
+    if task.without_text > 0 {
+        eprintln!(
+            "rerankd: {} judged queries have no text and are left out",
+            task.without_text
+        );
+    }
+    let runs = score(&args.common, config, &task_pairs(&task))?;
+    let figures = |figures: reranking::Figures| named(figures, &settings.cutoffs);
+    let mut rows = vec![Row {
+        name: if args.run.is_some() {
+            "first stage"
+        } else {
+            "BM25"
+        }
+        .to_owned(),
+        figures: Figures(figures(task.first_stage())),
+        seconds: None,
+        pairs_per_second: None,
+    }];
+    rows.extend(
+        runs.iter()
+            .map(|run| run.row(figures(task.reranked(&run.scores)))),
+    );
+    if let Some(path) = &args.save_run {
+        for run in &runs {
+            save_run(&run_path(path, run.precision, runs.len()), &task, run)?;
+        }
+    }
+    let path = |path: &Path| path.display().to_string();
+    let data = vec![
+        (
+            "corpus".to_owned(),
+            format!("{}, {} documents", path(&args.corpus), corpus.items.len()),
+        ),
+        (
+            "queries".to_owned(),
+            format!("{}, {} judged", path(&args.queries), task.queries.len()),
+        ),
+        ("judgements".to_owned(), path(&args.qrels)),
+        (
+            "first stage".to_owned(),
+            format!(
+                "{}, the best {}{}",
+                args.run.as_deref().map_or_else(|| "BM25".to_owned(), path),
+                args.depth,
+                if args.add_relevant {
+                    " and all relevant"
+                } else {
+                    ""
+                }
+            ),
+        ),
+    ];
+    let report = report("reranking", data, &runs, rows);
+    finish(&args.common, &report, |title| plot::bars(title, &report))
+}
+
+fn task_pairs(task: &Task) -> Vec<Pair> {
+    let mut pairs = Vec::with_capacity(task.pairs());
+    for query in &task.queries {
+        // One allocation a query: the encoder tells by it that the text is the same.
+        let text: Arc<str> = query.text.into();
+        pairs.extend(query.candidates.iter().map(|candidate| Pair {
+            query: text.clone(),
+            document: candidate.text.into(),
+        }));
+    }
+    pairs
+}
+
+fn named(figures: reranking::Figures, cutoffs: &[usize]) -> Vec<(String, Option<f64>)> {
+    let lists = [
+        ("ndcg", figures.ndcg),
+        ("mrr", figures.mrr),
+        ("recall", figures.recall),
+    ];
+    let mut named = Vec::new();
+    for (name, list) in lists {
+        let at = cutoffs.iter().zip(list);
+        named.extend(at.map(|(k, figure)| (format!("{name}@{k}"), Some(figure))));
+    }
+    named.push(("map".to_owned(), Some(figures.map)));
+    named
+}
+
+/// Scores in one arithmetic.
+struct Run {
+    precision: Precision,
+    info: ModelInfo,
+    scores: Vec<f64>,
+    seconds: f64,
+}
+
+impl Run {
+    fn row(&self, figures: Vec<(String, Option<f64>)>) -> Row {
+        Row {
+            name: self.precision.name().to_owned(),
+            figures: Figures(figures),
+            seconds: Some(self.seconds),
+            pairs_per_second: Some(self.scores.len() as f64 / self.seconds),
+        }
+    }
+}
+
+/// Scores `pairs` in each arithmetic, one after the other: only one model is in memory.
+fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, EvalError> {
+    let precisions = match &common.precision[..] {
+        [] => &[config.model.precision],
+        asked => asked,
+    };
+    let runs = precisions.iter().map(|&precision| {
+        let engine = Engine::load(&LoadConfig {
+            precision,
+            ..load_config(config)
+        })?;
+        let labels = engine.info().labels.len();
+        if labels != 1 {
+            return Err(EvalError::Data(format!(
+                "the model gives {labels} scores a pair; only a model of one can be evaluated here"
+            )));
+        }
+        let mut progress = Progress::new(precision.name(), pairs.len() as u64);
+        let started = Instant::now();
+        let scores = engine.score_all(pairs, Scale::Activated, |more| progress.add(more as u64))?;
+        progress.end();
+        Ok(Run {
+            precision,
+            info: engine.info().clone(),
+            scores: scores.into_iter().map(f64::from).collect(),
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    });
+    runs.collect()
+}
+
+fn report(task: &'static str, data: Vec<(String, String)>, runs: &[Run], rows: Vec<Row>) -> Report {
+    let info = &runs[0].info;
+    let mut agreement = Vec::new();
+    for (index, a) in runs.iter().enumerate() {
+        agreement.extend(runs[index + 1..].iter().map(|b| Agreement {
+            a: a.precision.name().to_owned(),
+            b: b.precision.name().to_owned(),
+            spearman: spearman(&a.scores, &b.scores),
+            largest_difference: largest_difference(&a.scores, &b.scores),
+        }));
+    }
+    Report {
+        task,
+        model: info.id.clone(),
+        parameters: info.parameters,
+        threads: info.threads,
+        version: env!("CARGO_PKG_VERSION"),
+        data,
+        pairs: runs[0].scores.len(),
+        rows,
+        agreement,
+    }
+}
+
+/// Writes the report, and the picture where one is wanted.
+fn finish(
+    common: &Common,
+    report: &Report,
+    draw: impl FnOnce(&str) -> Result<String, String>,
+) -> Result<(), EvalError> {
+    if common.json {
+        let text = serde_json::to_string_pretty(report).expect("a report has only text keys");
+        println!("{text}");
+    } else {
+        print!("{}", report.table());
+    }
+    let Some(path) = &common.plot else {
+        return Ok(());
+    };
+    let title = format!("{} of {}", report.task, report.model);
+    let svg = draw(&title).map_err(EvalError::Data)?;
+    write(path, &svg)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), EvalError> {
+    let written = std::fs::write(path, text);
+    written.map_err(|error| EvalError::Data(format!("`{}`: {error}", path.display())))
+}
+
+fn run_path(path: &Path, precision: Precision, runs: usize) -> PathBuf {
+    if runs == 1 {
+        return path.to_owned();
+    }
+    let extension = path.extension().map(|e| format!(".{}", e.display()));
+    path.with_extension(format!(
+        "{}{}",
+        precision.name(),
+        extension.unwrap_or_default()
+    ))
+}
+
+/// Writes scores in TREC's format.
+fn save_run(path: &Path, task: &Task, run: &Run) -> Result<(), EvalError> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let mut scores = run.scores.iter();
+    for query in &task.queries {
+        let mut ranking: Vec<(&str, f64)> = query
+            .candidates
+            .iter()
+            .map(|candidate| candidate.id)
+            .zip(scores.by_ref().copied())
+            .collect();
+        ranking.sort_by(|a, b| crate::eval::metric::best_first((a.1, a.0), (b.1, b.0)));
+        for (index, (id, score)) in ranking.iter().enumerate() {
+            let (query, rank, tag) = (query.id, index + 1, run.precision.name());
+            let _ = writeln!(text, "{query} Q0 {id} {rank} {score} rerankd-{tag}");
+        }
+    }
+    write(path, &text)
+}

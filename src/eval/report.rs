@@ -1,0 +1,144 @@
+//! What an evaluation found, for people and for programs.
+
+use std::fmt::Write;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+/// Everything one evaluation found, with what it was done on.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// `correlation` or `reranking`.
+    pub task: &'static str,
+    /// Name of the model.
+    pub model: String,
+    /// Numbers in the model.
+    pub parameters: usize,
+    /// Threads that scored.
+    pub threads: usize,
+    /// Version of this program.
+    pub version: &'static str,
+    /// The data: name of a file or a setting, and its value.
+    pub data: Vec<(String, String)>,
+    /// Pairs that were scored for each row, but for the first stage.
+    pub pairs: usize,
+    /// Figures of each arithmetic, and of the first stage.
+    pub rows: Vec<Row>,
+    /// How far the arithmetics agree with one another.
+    pub agreement: Vec<Agreement>,
+}
+
+/// Figures of one way of scoring.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// Such as `fp32`, or `first stage`.
+    pub name: String,
+    /// Names and figures, in the order of their columns.
+    pub figures: Figures,
+    /// How long scoring took; `None` for a first stage.
+    pub seconds: Option<f64>,
+    /// Pairs scored in a second.
+    pub pairs_per_second: Option<f64>,
+}
+
+/// Named figures; `None` where one is not defined.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Figures(pub Vec<(String, Option<f64>)>);
+
+impl Serialize for Figures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, figure) in &self.0 {
+            map.serialize_entry(name, figure)?;
+        }
+        map.end()
+    }
+}
+
+/// How far two lists of scores of the same pairs agree.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Agreement {
+    /// Name of one row.
+    pub a: String,
+    /// Name of another.
+    pub b: String,
+    /// Spearman's rank correlation of their scores.
+    pub spearman: Option<f64>,
+    /// Largest difference of two scores of a pair.
+    pub largest_difference: f64,
+}
+
+impl Report {
+    /// The report as text, with its figures in a table.
+    pub fn table(&self) -> String {
+        let mut text = format!("{} of `{}`\n", self.task, self.model);
+        for (name, value) in &self.data {
+            let _ = writeln!(text, "  {name}: {value}");
+        }
+        let _ = writeln!(text, "  pairs: {}\n", self.pairs);
+        let mut cells = vec![self.header()];
+        cells.extend(self.rows.iter().map(Row::cells));
+        text.push_str(&aligned(&cells));
+        for agreement in &self.agreement {
+            let _ = writeln!(
+                text,
+                "\n{} and {}: rank correlation {}, scores at most {:.4} apart",
+                agreement.a,
+                agreement.b,
+                number(agreement.spearman),
+                agreement.largest_difference,
+            );
+        }
+        text
+    }
+
+    fn header(&self) -> Vec<String> {
+        let figures = self.rows.first().map(|row| &row.figures.0);
+        let names = figures.into_iter().flatten().map(|(name, _)| name.clone());
+        std::iter::once(String::new())
+            .chain(names)
+            .chain(["seconds".to_owned(), "pairs/s".to_owned()])
+            .collect()
+    }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let optional = |value: Option<f64>, digits: usize| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => String::new(),
+        };
+        std::iter::once(self.name.clone())
+            .chain(self.figures.0.iter().map(|(_, figure)| number(*figure)))
+            .chain([
+                optional(self.seconds, 1),
+                optional(self.pairs_per_second, 0),
+            ])
+            .collect()
+    }
+}
+
+fn number(figure: Option<f64>) -> String {
+    figure.map_or_else(|| "undefined".to_owned(), |figure| format!("{figure:.4}"))
+}
+
+/// Columns of equal width, the first to the left and the others to the right.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = width(column);
+            let _ = match column {
+                0 => write!(line, "{cell:<width$}"),
+                _ => write!(line, "  {cell:>width$}"),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,233 @@
+//! Whether relevant documents come first: rankings held against judgements.
+
+use std::collections::HashMap;
+
+use super::EvalError;
+use super::data::{Qrels, Run, Texts};
+use super::first_stage::Bm25;
+use super::metric::{Judged, best_first};
+
+/// What is evaluated, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Ranks at which the figures cut.
+    pub cutoffs: Vec<usize>,
+    /// Documents of one query that are reranked.
+    pub depth: usize,
+    /// Least relevance that counts as relevant where there are only two kinds.
+    pub relevant_from: u32,
+    /// Whether relevant documents that the first stage missed are reranked too.
+    pub add_relevant: bool,
+}
+
+/// Queries with their candidates, ready to be scored.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// Every query that has a judgement, in the order of their ids.
+    pub queries: Vec<Query<'a>>,
+    /// Judged queries that are not in the file of queries.
+    pub without_text: usize,
+    settings: &'a Settings,
+}
+
+/// A query and what is to be ordered for it.
+#[derive(Debug)]
+pub struct Query<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// Documents: id, text, and the score of the first stage, if that found it.
+    pub candidates: Vec<Candidate<'a>>,
+    judgements: &'a HashMap<String, i64>,
+}
+
+/// A document that is to be reranked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// What the first stage thought of it; `None` where it missed it.
+    pub first_stage: Option<f64>,
+}
+
+/// Means over queries. The lists have one figure a cutoff.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figures {
+    /// Normalised discounted cumulative gain.
+    pub ndcg: Vec<f64>,
+    /// Mean reciprocal rank.
+    pub mrr: Vec<f64>,
+    /// Recall.
+    pub recall: Vec<f64>,
+    /// Mean average precision, without a cutoff.
+    pub map: f64,
+}
+
+impl<'a> Task<'a> {
+    /// Finds candidates: those of `run`, or else of BM25 over `corpus`.
+    ///
+    /// A query without text is counted and left out: half of a collection is a common thing to have.
+    ///
+    /// # Errors
+    /// [`EvalError::Data`] when no query is left, or a document that is to be ranked has no text.
+    pub fn new(
+        corpus: &'a Texts,
+        queries: &'a Texts,
+        qrels: &'a Qrels,
+        run: Option<&'a Run>,
+        settings: &'a Settings,
+    ) -> Result<Self, EvalError> {
+        let documents: HashMap<&str, &str> = texts_by_id(corpus);
+        let texts = texts_by_id(queries);
+        let bm25 = run.is_none().then(|| Bm25::new(&corpus.items));
+        let mut found = Vec::new();
+        for (id, judgements) in qrels {
+            let Some(&text) = texts.get(id.as_str()) else {
+                continue;
+            };
+            let mut candidates: Vec<(&str, Option<f64>)> = match (&bm25, run) {
+                (Some(bm25), _) => bm25
+                    .search(text, settings.depth)
+                    .into_iter()
+                    .map(|(number, score)| (corpus.items[number].0.as_str(), Some(score)))
+                    .collect(),
+                (None, run) => results(run.and_then(|run| run.get(id)), settings.depth),
+            };
+            if settings.add_relevant {
+                let missed = missed(judgements, &candidates, settings.relevant_from);
+                candidates.extend(missed.into_iter().map(|id| (id, None)));
+            }
+            let candidates = candidates
+                .into_iter()
+                .map(|(document, first_stage)| {
+                    let text = documents.get(document).ok_or_else(|| {
+                        EvalError::Data(format!(
+                            "the document `{document}` of the query `{id}` is not in the corpus"
+                        ))
+                    })?;
+                    Ok(Candidate {
+                        id: document,
+                        text,
+                        first_stage,
+                    })
+                })
+                .collect::<Result<_, EvalError>>()?;
+            found.push(Query {
+                id,
+                text,
+                candidates,
+                judgements,
+            });
+        }
+        if found.iter().all(|query| query.candidates.is_empty()) {
+            return Err(EvalError::Data(
+                "no judged query has a text and a document to rank; hint: the ids of queries, corpus, \
+                 judgements and run have to be the same"
+                    .to_owned(),
+            ));
+        }
+        Ok(Self {
+            without_text: qrels.len() - found.len(),
+            queries: found,
+            settings,
+        })
+    }
+
+    /// Number of pairs to score.
+    pub fn pairs(&self) -> usize {
+        self.queries.iter().map(|q| q.candidates.len()).sum()
+    }
+
+    /// Figures of the first stage itself. What it missed has no place in its ranking.
+    pub fn first_stage(&self) -> Figures {
+        self.figures(|query| {
+            let scored = query.candidates.iter();
+            scored.filter_map(|c| Some((c, c.first_stage?))).collect()
+        })
+    }
+
+    /// Figures of `scores`, one a candidate, query by query.
+    pub fn reranked(&self, scores: &[f64]) -> Figures {
+        let mut rest = scores;
+        self.figures(|query| {
+            let (own, others) = rest.split_at(query.candidates.len());
+            rest = others;
+            query.candidates.iter().zip(own.iter().copied()).collect()
+        })
+    }
+
+    /// Means over all queries of rankings by score; `scored` is called for each in turn.
+    fn figures<'b>(
+        &'b self,
+        mut scored: impl FnMut(&'b Query<'a>) -> Vec<(&'b Candidate<'a>, f64)>,
+    ) -> Figures {
+        let judged: Vec<Judged> = self
+            .queries
+            .iter()
+            .map(|query| {
+                let mut ranking = scored(query);
+                ranking.sort_by(|a, b| best_first((a.1, a.0.id), (b.1, b.0.id)));
+                let relevance = |id: &str| query.judgements.get(id).copied().unwrap_or(0);
+                Judged::new(
+                    ranking.iter().map(|(candidate, _)| relevance(candidate.id)),
+                    query.judgements.values().copied(),
+                    self.settings.relevant_from,
+                )
+            })
+            .collect();
+        let mean = |figure: &dyn Fn(&Judged) -> f64| {
+            judged.iter().map(figure).sum::<f64>() / judged.len() as f64
+        };
+        let at_each = |figure: fn(&Judged, usize) -> f64| {
+            let cutoffs = self.settings.cutoffs.iter();
+            cutoffs
+                .map(|&k| mean(&|judged| figure(judged, k)))
+                .collect()
+        };
+        Figures {
+            ndcg: at_each(Judged::ndcg),
+            mrr: at_each(Judged::reciprocal_rank),
+            recall: at_each(Judged::recall),
+            map: mean(&Judged::average_precision),
+        }
+    }
+}
+
+fn texts_by_id(texts: &Texts) -> HashMap<&str, &str> {
+    let items = texts.items.iter();
+    items
+        .map(|(id, text)| (id.as_str(), text.as_str()))
+        .collect()
+}
+
+/// The `depth` best results of one query.
+fn results(results: Option<&Vec<(String, f64)>>, depth: usize) -> Vec<(&str, Option<f64>)> {
+    let mut results: Vec<(&str, f64)> = results
+        .into_iter()
+        .flatten()
+        .map(|(id, score)| (id.as_str(), *score))
+        .collect();
+    results.sort_by(|a, b| best_first((a.1, a.0), (b.1, b.0)));
+    results.truncate(depth);
+    let results = results.into_iter();
+    results.map(|(id, score)| (id, Some(score))).collect()
+}
+
+/// Relevant documents that are not among `candidates`, in the order of their ids.
+fn missed<'a>(
+    judgements: &'a HashMap<String, i64>,
+    candidates: &[(&str, Option<f64>)],
+    relevant_from: u32,
+) -> Vec<&'a str> {
+    let mut missed: Vec<&str> = judgements
+        .iter()
+        .filter(|&(_, &relevance)| relevance >= i64::from(relevant_from.max(1)))
+        .map(|(id, _)| id.as_str())
+        .filter(|id| candidates.iter().all(|(found, _)| found != id))
+        .collect();
+    missed.sort_unstable();
+    missed
+}
