@@ -111,23 +111,28 @@ class Requests:
         self.requests = [json.loads(line) for line in lines.splitlines()]
 
     def waves(self):
-        for wave in itertools.cycle(batched(self.requests, CLIENTS)):
-            yield [(r["query"], d) for r in wave for d in r["documents"]]
+        """Pairs and the number of their tokens."""
+        while True:
+            for wave in batched(self.requests, CLIENTS):
+                pairs = [(r["query"], d) for r in wave for d in r["documents"]]
+                yield pairs, sum(r["tokens"] for r in wave)
 
 
 def timed(score, requests: Requests, seconds: float) -> dict:
     """Pairs a second of `score`, which takes the pairs of all clients' requests at once."""
     waves = requests.waves()
-    score(next(waves))
-    pairs = 0
+    score(next(waves)[0][:8])
+    done = {"pairs": 0, "tokens": 0}
     start = time.perf_counter()
     while True:
-        wave = next(waves)
-        score(wave)
-        pairs += len(wave)
+        pairs, tokens = next(waves)
+        score(pairs)
+        done["pairs"] += len(pairs)
+        done["tokens"] += tokens
         elapsed = time.perf_counter() - start
         if elapsed >= seconds:
-            return {"pairs_per_second": pairs / elapsed, "seconds": elapsed}
+            rates = {f"{what}_per_second": count / elapsed for what, count in done.items()}
+            return rates | {"seconds": elapsed}
 
 
 def cross_encoder(folder: Path, threads: int):
@@ -290,18 +295,19 @@ def round_of(args) -> None:
 # Report
 
 
-def medians(lines: list[dict]) -> dict:
-    """(model, workload, system) to the median and all figures."""
+def medians(lines: list[dict], figure: str) -> dict:
+    """(model, workload, system) to the median and all values of a figure."""
     figures = {}
     for line in lines:
         key = (line["model"], line["workload"], line["system"])
-        figures.setdefault(key, []).append(line["pairs_per_second"])
+        figures.setdefault(key, []).append(line[figure])
     return {key: (statistics.median(values), values) for key, values in figures.items()}
 
 
 def report(args) -> None:
     lines = [json.loads(line) for line in args.raw.read_text().splitlines()]
-    found = medians(lines)
+    found = medians(lines, "pairs_per_second")
+    tokens = medians(lines, "tokens_per_second")
     models = sorted({key[0] for key in found})
     systems = list(dict.fromkeys([*SYSTEMS, *(line["system"] for line in lines)]))
     names = {name: SYSTEMS.get(name, name) for name in systems}
@@ -315,9 +321,10 @@ def report(args) -> None:
         f" {', '.join(dict.fromkeys(line['commit'] for line in lines))}.",
         f"Medians of up to {rounds} rounds, in which the systems took turns; the smallest and the",
         "largest figure in brackets. Every figure is in the JSON file beside this one.",
-        "The load generator shares the cores with the servers.",
+        "The load generator shares the cores with the servers. Ratios are of tokens a second, as not",
+        "every system got through the same number of texts.",
         "",
-        "    " + "\n    ".join(args.command),
+        *(f"    {command}" for command in args.command),
         "",
     ]
     for model in models:
@@ -332,15 +339,16 @@ def report(args) -> None:
                 )
             if any(cell != "–" for cell in cells):
                 text.append(f"| {names[system]} | " + " | ".join(cells) + " |")
-        text.append("")
+        text += ["", "Of `rerankd` over HTTP to the others:", ""]
         text += ["| ratio | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
         for over, precision in itertools.product(systems, ("fp32", "int8")):
-            if over.startswith("rerankd") or over.startswith("bare") and not over.endswith(precision):
+            same = not over.startswith("bare") or over.endswith(precision)
+            if over.startswith("rerankd") or not same:
                 continue
             cells = []
             for workload in WORKLOADS:
-                ours = found.get((model, workload, f"rerankd-{precision}"))
-                theirs = found.get((model, workload, over))
+                ours = tokens.get((model, workload, f"rerankd-{precision}"))
+                theirs = tokens.get((model, workload, over))
                 cells.append(f"{ours[0] / theirs[0]:.2f}" if ours and theirs else "–")
             if any(cell != "–" for cell in cells):
                 text.append(f"| {precision} / {names[over]} | " + " | ".join(cells) + " |")

@@ -16,7 +16,8 @@ use crate::scorer::Scorer;
 const REQUESTS: u64 = 32;
 
 /// Batches of the pairs of so many requests at a time as `clients` says, neighbours in length
-/// together, up to `max_tokens` each.
+/// together, up to `max_tokens` each. Shuffled, so that those that fit into a short measurement are
+/// like all.
 ///
 /// # Errors
 /// When the tokenizer failed.
@@ -45,6 +46,7 @@ pub fn batches(
         encodings.sort_by_key(|encoding| std::cmp::Reverse(encoding.len()));
         batches.extend(group(&encodings, max_tokens).map(Batch::pack));
     }
+    fastrand::Rng::with_seed(0).shuffle(&mut batches);
     Ok(batches)
 }
 
