@@ -10,6 +10,7 @@ pub mod body;
 mod connection;
 pub mod dialect;
 pub mod error;
+mod infer;
 pub mod observe;
 pub mod openapi;
 pub mod page;

@@ -211,7 +211,7 @@ async fn every_case_gets_its_exact_answer() {
 }
 
 /// The lists of texts that a body of some dialect ranks or scores.
-const LISTS: [&str; 8] = [
+const LISTS: [&str; 9] = [
     "documents",
     "texts",
     "input",
@@ -220,7 +220,17 @@ const LISTS: [&str; 8] = [
     "text_2",
     "items",
     "data_2",
+    "passages",
 ];
+
+/// The texts of `body` under `list`; of tensors, those of the one called `documents`.
+fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
+    let items = body.get_mut(list)?.as_array_mut()?;
+    match items.iter().position(|item| item["name"] == "documents") {
+        Some(tensor) => items[tensor].get_mut("data")?.as_array_mut(),
+        None => Some(items),
+    }
+}
 
 /// A server that ignored the order of the request, or gave every text the same score, must not get
 /// through: the same request with its texts turned around has another answer.
@@ -233,7 +243,7 @@ async fn no_case_is_blind_to_the_order_of_its_texts() {
         }
         let mut body = case.request.body.clone();
         for list in LISTS {
-            let Some(Value::Array(items)) = body.get_mut(list) else {
+            let Some(items) = texts(&mut body, list) else {
                 continue;
             };
             if items.len() < 2 {
@@ -258,6 +268,8 @@ async fn no_case_is_blind_to_the_order_of_its_texts() {
         "llamacpp",
         "mixedbread",
         "native",
+        "nvidia",
+        "open_inference",
         "tei",
         "vllm",
         "voyage",

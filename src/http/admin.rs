@@ -18,6 +18,7 @@ use crate::shutdown::Phase;
 pub fn is_probe(route: &str) -> bool {
     matches!(route, "/live" | "/ready" | "/metrics" | "/ping")
         || route.starts_with("/.well-known/")
+        || route.starts_with("/v2/health/")
         || route.ends_with("/health")
 }
 

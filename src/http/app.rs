@@ -20,7 +20,7 @@ use super::auth::Keys;
 use super::dialect::Dialect;
 use super::error::Failure;
 use super::rerank::{detecting, only};
-use super::{admin, auth, observe, openapi, page, predict, score, tokenize};
+use super::{admin, auth, infer, observe, openapi, page, predict, score, tokenize};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rerank::{Limits, RerankError};
@@ -194,6 +194,8 @@ fn probes() -> Router<AppState> {
         .route("/ping", get(admin::ready))
         .route("/.well-known/live", get(admin::silent_live))
         .route("/.well-known/ready", get(admin::silent_ready))
+        .route("/v2/health/live", get(admin::live))
+        .route("/v2/health/ready", get(admin::ready))
 }
 
 fn requests() -> Router<AppState> {
@@ -208,6 +210,9 @@ fn requests() -> Router<AppState> {
         .route("/vllm/v1/rerank", only(Dialect::Vllm))
         .route("/vllm/v2/rerank", only(Dialect::Vllm))
         .route("/voyage/v1/rerank", only(Dialect::Voyage))
+        .route("/ranking", only(Dialect::Nvidia))
+        .route("/v1/ranking", only(Dialect::Nvidia))
+        .route("/v1/retrieval/nvidia/reranking", only(Dialect::Nvidia))
         .route("/predict", post(predict::predict))
         .route("/", get(page::root).post(predict::rerank_or_predict))
         .route("/invocations", post(predict::rerank_or_predict))
@@ -221,6 +226,10 @@ fn requests() -> Router<AppState> {
         .route("/v1/models", get(admin::models))
         .route("/infinity/models", get(admin::models))
         .route("/vllm/v1/models", get(admin::models))
+        .route("/v2", get(infer::server))
+        .route("/v2/models/{model}", get(infer::model))
+        .route("/v2/models/{model}/ready", get(infer::model_ready))
+        .route("/v2/models/{model}/infer", post(infer::infer))
         .route("/info", get(admin::info))
         .route("/meta", get(admin::info))
 }

@@ -9,6 +9,8 @@ pub mod infinity;
 pub mod llamacpp;
 pub mod mixedbread;
 pub mod native;
+pub mod nvidia;
+pub mod open_inference;
 mod request;
 pub mod tei;
 mod usage;
@@ -39,6 +41,10 @@ pub enum Dialect {
     LlamaCpp,
     /// Mixedbread.
     Mixedbread,
+    /// NVIDIA's ranking.
+    Nvidia,
+    /// The Open Inference Protocol, version 2, of KServe and Triton.
+    OpenInference,
     /// Text Embeddings Inference, of Hugging Face.
     Tei,
     /// vLLM.
@@ -59,6 +65,8 @@ impl Dialect {
             Self::Infinity => "infinity",
             Self::LlamaCpp => "llama_cpp",
             Self::Mixedbread => "mixedbread",
+            Self::Nvidia => "nvidia",
+            Self::OpenInference => "open_inference",
             Self::Tei => "tei",
             Self::Vllm => "vllm",
             Self::Voyage => "voyage",
@@ -74,10 +82,12 @@ impl Dialect {
             "/reranking" | "/v1/reranking" => Self::LlamaCpp,
             "/" | "/invocations" | "/tokenize" | "/decode" => Self::Tei,
             "/score" | "/v1/score" => Self::Vllm,
+            "/ranking" | "/v1/ranking" | "/v1/retrieval/nvidia/reranking" => Self::Nvidia,
             _ => match path.split('/').nth(1) {
                 Some("infinity") => Self::Infinity,
                 Some("vllm") => Self::Vllm,
                 Some("voyage") => Self::Voyage,
+                Some("v2") => Self::OpenInference,
                 _ => Self::Native,
             },
         }
@@ -91,6 +101,8 @@ impl Dialect {
             Self::Infinity => infinity::error(failure),
             Self::LlamaCpp => llamacpp::error(failure),
             Self::Mixedbread => mixedbread::error(failure),
+            Self::Nvidia => nvidia::error(failure),
+            Self::OpenInference => open_inference::error(failure),
             Self::Tei => tei::error(failure),
             Self::Vllm => vllm::error(failure),
             Self::Voyage => voyage::error(failure),

@@ -14,10 +14,11 @@ use super::app::AppState;
 use super::body::{self, Accepted};
 use super::dialect::detect::Keys;
 use super::dialect::{
-    Answer, Dialect, RerankDialect, cohere, infinity, llamacpp, mixedbread, native, tei, vllm,
-    voyage, weaviate,
+    Answer, Dialect, RerankDialect, cohere, infinity, llamacpp, mixedbread, native, nvidia, tei,
+    vllm, voyage, weaviate,
 };
 use super::error::{Failure, json};
+use super::infer;
 use super::observe::{RequestId, Work};
 use crate::rerank::RerankError;
 use crate::service::Reranker;
@@ -92,6 +93,8 @@ impl Exchange {
             Dialect::Infinity => self.run::<infinity::Request>(dialect).await,
             Dialect::LlamaCpp => self.run::<llamacpp::Request>(dialect).await,
             Dialect::Mixedbread => self.run::<mixedbread::Request>(dialect).await,
+            Dialect::Nvidia => self.run::<nvidia::Request>(dialect).await,
+            Dialect::OpenInference => infer::answer(self, None, &[]).await,
             Dialect::Tei => self.run::<tei::RerankRequest>(dialect).await,
             Dialect::Vllm => self.run::<vllm::RerankRequest>(dialect).await,
             Dialect::Voyage => self.run::<voyage::Request>(dialect).await,

@@ -65,13 +65,22 @@ def url():
     assert server.wait(60) == 0
 
 
-@pytest.fixture(scope="session")
-def expected(url):
+def rank(url: str, **options) -> list[tuple[int, float]]:
     """Positions and scores as the server's own format tells them, best first."""
-    body = json.dumps({"query": QUERY, "documents": DOCUMENTS}).encode()
+    body = json.dumps({"query": QUERY, "documents": DOCUMENTS, **options}).encode()
     with urllib.request.urlopen(f"{url}/rerank", data=body) as answer:
         results = json.load(answer)["results"]
-    ranking = [(result["index"], result["relevance_score"]) for result in results]
+    return [(result["index"], result["relevance_score"]) for result in results]
+
+
+@pytest.fixture(scope="session")
+def expected(url):
+    ranking = rank(url)
     # What is expected must be able to show a wrong order.
     assert ranking[0][0] in (1, 3) and ranking[0][1] > ranking[-1][1] + 0.1
     return ranking
+
+
+@pytest.fixture(scope="session")
+def logits(url):
+    return rank(url, raw_scores=True)

@@ -3,10 +3,13 @@
 import asyncio
 
 import cohere
+import httpx
 import infinity_client
 import litellm
 import mixedbread
+import numpy
 import pytest
+import tritonclient.http
 import voyageai
 from conftest import DOCUMENTS, QUERY, TOO_MANY
 from infinity_client.api.default import rerank as infinity_rerank
@@ -15,6 +18,7 @@ from langchain_cohere import CohereRerank
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.postprocessor.jinaai_rerank import JinaRerank
+from llama_index.postprocessor.nvidia_rerank import NVIDIARerank
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 
 MODEL = "any-name"
@@ -138,6 +142,45 @@ def test_llama_index_jina(url, expected):
     many = [NodeWithScore(node=TextNode(text=text)) for text in TOO_MANY]
     with pytest.raises(RuntimeError, match="the limit is 8"):
         ranker.postprocess_nodes(many, QueryBundle(QUERY))
+
+
+def test_llama_index_nvidia(url, logits):
+    ranker = NVIDIARerank(base_url=f"{url}/v1", api_key=KEY, top_n=3)
+    ranked = ranker.postprocess_nodes(NODES, QueryBundle(QUERY))
+    check(logits, [(DOCUMENTS.index(node.text), node.score) for node in ranked])
+    many = [NodeWithScore(node=TextNode(text=text)) for text in TOO_MANY]
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        ranker.postprocess_nodes(many, QueryBundle(QUERY))
+
+
+# The Open Inference Protocol.
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+def test_triton(url, expected, binary):
+    client = tritonclient.http.InferenceServerClient(url.removeprefix("http://"))
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready(MODEL)
+    described = client.get_model_metadata(MODEL)
+    assert [tensor["name"] for tensor in described["inputs"]] == ["query", "documents"]
+
+    def ask(documents):
+        inputs = []
+        for name, texts in [("query", [QUERY]), ("documents", documents)]:
+            tensor = tritonclient.http.InferInput(name, [len(texts)], "BYTES")
+            tensor.set_data_from_numpy(numpy.array(texts, dtype=object), binary_data=binary)
+            inputs.append(tensor)
+        output = tritonclient.http.InferRequestedOutput("scores", binary_data=binary)
+        answer = client.infer(MODEL, inputs, request_id="7", outputs=[output])
+        assert answer.get_response()["id"] == "7"
+        return answer.as_numpy("scores")
+
+    scores = ask(DOCUMENTS)
+    assert scores.dtype == numpy.float32
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    check(expected, [(index, float(scores[index])) for index in order])
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="the limit is 8"):
+        ask(TOO_MANY)
 
 
 # Voyage, Mixedbread, infinity.

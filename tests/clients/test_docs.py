@@ -24,4 +24,4 @@ def test_snippet(url, expected, snippet):
 
 
 def test_every_snippet_is_found():
-    assert len(SNIPPETS) == TEXT.count("```python") >= 11
+    assert len(SNIPPETS) == TEXT.count("```python") >= 13

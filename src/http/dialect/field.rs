@@ -9,6 +9,7 @@ mod choice;
 mod lists;
 mod loose;
 mod pairs;
+mod tensors;
 
 use std::fmt::{self, Display};
 use std::num::NonZeroUsize;
@@ -16,10 +17,11 @@ use std::num::NonZeroUsize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
 
-pub use choice::{Whole, direction, from_minus_one, from_zero, strategy};
-pub use lists::{Documents, Item, Items, OneOrMany, StringList, Strings};
+pub use choice::{Whole, direction, end_or_none, from_minus_one, from_zero, strategy};
+pub use lists::{Documents, Item, Items, OneOrMany, StringList, Strings, TextObject};
 pub use loose::{Contents, Name, OneContent, OptionalText};
 pub use pairs::{Ids, Inputs, Pairs, PredictInputs, TokenIds};
+pub use tensors::{InferParameters, Names, Parameters, Tensor, Tensors};
 
 use crate::rerank::RerankError;
 

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::http::dialect::{
-    Dialect, cohere, infinity, llamacpp, mixedbread, native, tei, vllm, voyage, weaviate,
+    Dialect, cohere, infinity, llamacpp, mixedbread, native, nvidia, open_inference, tei, vllm,
+    voyage, weaviate,
 };
 
 /// Schemas by name.
@@ -111,6 +112,20 @@ pub fn rerank(dialect: Dialect, schemas: &mut Schemas) -> Form {
             response: reference::<mixedbread::Body>(schemas),
             error: reference::<native::ErrorBody>(schemas),
             example: example!("mixedbread/ranks"),
+            name,
+        },
+        Dialect::Nvidia => Form {
+            request: reference::<nvidia::Request>(schemas),
+            response: reference::<nvidia::Body>(schemas),
+            error: reference::<native::ErrorBody>(schemas),
+            example: example!("nvidia/ranks"),
+            name,
+        },
+        Dialect::OpenInference => Form {
+            request: reference::<open_inference::Request>(schemas),
+            response: reference::<open_inference::Body>(schemas),
+            error: reference::<open_inference::ErrorBody>(schemas),
+            example: example!("open_inference/scores"),
             name,
         },
         Dialect::Tei => Form {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::forms::{Form, Schemas, example, list, reference, rerank};
 use crate::http::admin;
-use crate::http::dialect::{Dialect, native, tei, vllm};
+use crate::http::dialect::{Dialect, native, open_inference, tei, vllm};
 
 /// The dialects that a body alone can tell, on every shared path.
 const TOLD_BY_KEYS: [Dialect; 6] = [
@@ -74,6 +74,9 @@ pub fn all(schemas: &mut Schemas) -> Value {
         ("/vllm/v1/rerank", Dialect::Vllm),
         ("/vllm/v2/rerank", Dialect::Vllm),
         ("/voyage/v1/rerank", Dialect::Voyage),
+        ("/ranking", Dialect::Nvidia),
+        ("/v1/ranking", Dialect::Nvidia),
+        ("/v1/retrieval/nvidia/reranking", Dialect::Nvidia),
     ] {
         let forms = vec![rerank(dialect, schemas)];
         let summary = "Order documents, for clients whose bodies do not tell their dialect";
@@ -130,6 +133,8 @@ pub fn all(schemas: &mut Schemas) -> Value {
         ("/infinity/health", "health", ready, None),
         ("/vllm/health", "health", ready, None),
         ("/ping", "health", ready, None),
+        ("/v2/health/live", "health", "The process runs", None),
+        ("/v2/health/ready", "health", ready, None),
         (
             "/models",
             "about",
@@ -180,6 +185,7 @@ pub fn all(schemas: &mut Schemas) -> Value {
         responses.insert("204".into(), json!({ "description": "Yes" }));
         paths.insert(path.into(), json!({ "get": operation }));
     }
+    open_inference(&mut paths, schemas);
     let metrics = json!({
         "operationId": "get_metrics", "tags": ["about"],
         "summary": "Everything measured, as Prometheus reads it",
@@ -190,6 +196,51 @@ pub fn all(schemas: &mut Schemas) -> Value {
     });
     paths.insert("/metrics".into(), json!({ "get": metrics }));
     Value::Object(paths)
+}
+
+/// What the Open Inference Protocol asks beyond health.
+fn open_inference(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
+    let tag = "open inference";
+    let server = reference::<open_inference::Server>(schemas);
+    let operation = get("/v2", tag, "The server", Some(server), schemas);
+    paths.insert("/v2".into(), json!({ "get": operation }));
+
+    let name = json!([{
+        "name": "model", "in": "path", "required": true,
+        "description": "Any name, unless the server is strict",
+        "schema": { "type": "string" },
+    }]);
+    let model = reference::<open_inference::Model>(schemas);
+    let ready = reference::<open_inference::Ready>(schemas);
+    let error = reference::<open_inference::ErrorBody>(schemas);
+    for (path, summary, body) in [
+        (
+            "/v2/models/{model}",
+            "What the model takes and gives",
+            model,
+        ),
+        ("/v2/models/{model}/ready", "The model can be asked", ready),
+    ] {
+        let mut operation = get(path, tag, summary, Some(body), schemas);
+        operation["parameters"] = name.clone();
+        let content = json!({ "application/json": { "schema": error } });
+        let responses = operation["responses"].as_object_mut().expect("an object");
+        responses["503"]["content"] = content.clone();
+        for (status, description) in [
+            ("400", "The name in the path is not UTF-8"),
+            ("404", "The model is not served (`--strict-model-name`)"),
+        ] {
+            let refusal = json!({ "description": description, "content": content });
+            responses.insert(status.into(), refusal);
+        }
+        paths.insert(path.into(), json!({ "get": operation }));
+    }
+    let path = "/v2/models/{model}/infer";
+    let forms = vec![rerank(Dialect::OpenInference, schemas)];
+    let summary = "Score documents, in the order of the request";
+    let mut operation = post(path, tag, summary, forms);
+    operation["parameters"] = name;
+    paths.insert(path.into(), json!({ "post": operation }));
 }
 
 fn score(schemas: &mut Schemas) -> Form {
@@ -244,7 +295,9 @@ fn decode(schemas: &mut Schemas) -> Form {
 
 /// The name of an operation, made of its method and path.
 fn operation_id(method: &str, path: &str) -> String {
-    let words = path.split(['/', '.', '-']).filter(|word| !word.is_empty());
+    let words = path
+        .split(['/', '.', '-', '{', '}'])
+        .filter(|word| !word.is_empty());
     std::iter::once(method)
         .chain(words)
         .collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
 use super::{refuse_strings, seed};
-use crate::rerank::{Side, Strategy};
+use crate::rerank::{Side, Strategy, Truncate};
 
 /// One of a few names, or null, at a path.
 pub struct OneOf<'a, T: 'static> {
@@ -21,6 +21,12 @@ pub fn direction<'a>(path: &'a str) -> OneOf<'a, Side> {
         ("Left", Side::Left),
         ("Right", Side::Right),
     ];
+    OneOf { path, choices }
+}
+
+/// Whether a text that is too long is cut at its end or refused, or null, at this path.
+pub fn end_or_none<'a>(path: &'a str) -> OneOf<'a, Truncate> {
+    let choices = &[("END", Truncate::Cut), ("NONE", Truncate::Refuse)];
     OneOf { path, choices }
 }
 

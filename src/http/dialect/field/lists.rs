@@ -43,7 +43,7 @@ pub(super) use list;
 
 list! {
     /// A list at this path, each item a string or an object that holds one under `text`.
-    Documents of Document -> String
+    Documents of TextObject -> String
 }
 
 list! {
@@ -108,7 +108,7 @@ pub enum Item {
     /// A text.
     Text(String),
     /// An object, which comes back as it is.
-    #[schema(value_type = TextObject)]
+    #[schema(value_type = TextItem)]
     Object(Map<String, Value>),
 }
 
@@ -119,7 +119,7 @@ pub enum Item {
     dead_code,
     reason = "it stands for what a reader takes, in the API's description"
 )]
-struct TextObject {
+struct TextItem {
     /// A string, or what is written as one.
     text: Value,
 }
@@ -148,11 +148,12 @@ impl<'de> Visitor<'de> for ItemAt<'_> {
     }
 }
 
-struct Document<'a>(&'a dyn Display);
+/// A string, or an object that holds one under `text`, at this path.
+pub struct TextObject<'a>(pub &'a dyn Display);
 
-seed!(Document<'a> -> String);
+seed!(TextObject<'a> -> String);
 
-impl<'de> Visitor<'de> for Document<'_> {
+impl<'de> Visitor<'de> for TextObject<'_> {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
