@@ -71,7 +71,7 @@ request! {
     dead_code,
     reason = "it stands for what a reader takes, in the API's description"
 )]
-enum DocumentSchema {
+pub(super) enum DocumentSchema {
     Text(String),
     Object { text: String },
 }

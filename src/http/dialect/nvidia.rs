@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::field::{Documents, Name, TextObject, end_or_none};
+use super::native::DocumentSchema;
 use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
@@ -19,23 +20,12 @@ request! {
         /// Any name, unless the server is strict.
         model: Name => String as Option<serde_json::Value>,
         /// What the passages are judged by.
-        query: TextObject => String as Passage,
+        query: TextObject => String as DocumentSchema,
         /// The texts that are ranked.
-        passages: Documents => Vec<String> as Vec<Passage> { min_items = 1 },
+        passages: Documents => Vec<String> as Vec<DocumentSchema> { min_items = 1 },
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
         truncate: end_or_none => Truncate as Option<TruncateName>,
     }
-}
-
-/// A text in an object.
-#[derive(ToSchema)]
-#[schema(as = NvidiaPassage)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-struct Passage {
-    text: String,
 }
 
 /// What becomes of a pair that is too long.
