@@ -7,7 +7,7 @@ CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
-.PHONY: serve build test clients lint docs audit bench onnxruntime clean
+.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -21,6 +21,22 @@ build: onnxruntime
 test: onnxruntime
 	$(CARGO) test --locked --no-fail-fast
 	$(MAKE) clients
+
+# What the feature `parquet` adds; not a part of `test`, as it builds everything once more.
+test-parquet: onnxruntime
+	$(CARGO) clippy --locked --all-targets --features parquet -- -D warnings
+	$(CARGO) test --locked --features parquet --test score
+
+RAY := target/ray
+
+# The Ray example on a cluster of two nodes on this machine, with a worker killed on the way.
+proof-ray: build $(RAY)/installed
+	cd examples/ray && ../../$(RAY)/bin/python proof.py --program ../../target/release/rerankd
+
+$(RAY)/installed: examples/ray/requirements.txt
+	$(PYTHON) -m venv --clear $(RAY)
+	$(RAY)/bin/pip install -q --disable-pip-version-check --only-binary :all: -r $<
+	touch $@
 
 # Real clients, the snippets of docs/clients.md, and requests made up from openapi.yaml, against the
 # real server.

@@ -5,8 +5,10 @@ pub mod config;
 pub mod eval;
 pub mod healthcheck;
 pub mod progress;
+pub mod score;
 pub mod serve;
 pub mod settings;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,10 @@ pub enum Command {
     Bench(Box<bench::Args>),
     /// Say how good a model is, on data with known answers.
     Eval(Box<eval::Args>),
+    /// Score a file of pairs, of any size.
+    Score(Box<score::Args>),
+    /// Compare scores with golden ones: exit code 0 when all are within the tolerance, 1 when not.
+    Verify(verify::Args),
 }
 
 /// How the process ends. The help text documents each code.

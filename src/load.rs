@@ -1,23 +1,24 @@
 //! From files to a running [`Reranker`].
 
+mod self_test;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::batch::{Batch, Encoding};
 use crate::encoder::PairEncoder;
 use crate::graph::{self, Precision, Rows};
 use crate::metrics::Metrics;
-use crate::model::{Manifest, Model, ModelError};
+use crate::model::{Model, ModelError};
 use crate::rerank::Strategy;
 use crate::scorer::library::{Library, LibraryError};
 use crate::scorer::onnx::{Layout, OnnxModel};
 use crate::scorer::{ScoreError, Scorer};
 use crate::service::{Capacity, ModelInfo, Reranker};
 
-/// Tokens of the one sequence that every session scores before the first request, so that no client
-/// pays for the first touch of its memory.
-const WARM_UP_TOKENS: usize = 128;
+pub use self_test::SelfTestError;
+
+use self_test::SelfTest;
 
 /// What to load, and how much of the machine to give it.
 #[derive(Debug, Clone)]
@@ -52,9 +53,12 @@ pub enum LoadError {
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot run the model: {0}")]
     Runtime(#[from] ScoreError),
+    /// The model loaded, and its scores mean nothing.
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestError),
 }
 
-/// Loads the model, opens its sessions, warms them up and starts the workers. Blocks.
+/// Loads the model, opens its sessions, tests each and starts the workers. Blocks.
 ///
 /// # Errors
 /// [`LoadError`], in words for the person who starts the server.
@@ -68,13 +72,15 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     // The source is not needed any more, and its memory is wanted for the sessions.
     drop(model);
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
+    // It also warms the session up: no client pays for the first touch of its memory.
+    let self_test = SelfTest::new(&encoder, manifest.labels.len())?;
     let scorers = (0..config.threads)
         .map(|_| {
             let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);
-            scorer.score(&warm_up_batch(&manifest))?;
+            self_test.check(&scorer.score(&self_test.batch)?)?;
             Ok(scorer)
         })
-        .collect::<Result<_, ScoreError>>()?;
+        .collect::<Result<_, LoadError>>()?;
     let capacity = Capacity {
         max_batch_tokens: config.max_batch_tokens,
         max_queue_tokens: config.max_queue_tokens,
@@ -96,7 +102,7 @@ pub fn sessions(config: &LoadConfig) -> Result<(PairEncoder, Vec<Box<dyn Scorer>
     let onnx = OnnxModel::new(&library, graph, layout)?;
     let sessions = (0..config.threads)
         .map(|_| Ok(Box::new(onnx.session(1)?) as Box<dyn Scorer>))
-        .collect::<Result<_, ScoreError>>()?;
+        .collect::<Result<_, LoadError>>()?;
     Ok((encoder, sessions))
 }
 
@@ -130,12 +136,4 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         sessions: config.threads,
         runtime_version: library.version.clone(),
     }
-}
-
-fn warm_up_batch(manifest: &Manifest) -> Batch {
-    let length = WARM_UP_TOKENS.min(manifest.max_length);
-    Batch::pack([&Encoding {
-        ids: vec![manifest.encoder.pad_token_id; length],
-        type_ids: vec![0; length],
-    }])
 }

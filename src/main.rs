@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rerankd::cli::{Cli, Command, bench, config, eval, healthcheck, serve};
+use rerankd::cli::{Cli, Command, bench, config, eval, healthcheck, score, serve, verify};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -12,5 +12,7 @@ fn main() -> ExitCode {
         Command::Config(flags) => config::run(&flags).into(),
         Command::Bench(args) => bench::run(&args).into(),
         Command::Eval(args) => eval::run(&args).into(),
+        Command::Score(args) => score::run(&args).into(),
+        Command::Verify(args) => verify::run(&args).into(),
     }
 }

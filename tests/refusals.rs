@@ -74,6 +74,21 @@ fn files_that_are_missing_are_refused() {
 }
 
 #[test]
+fn a_model_whose_scores_mean_nothing_is_refused() {
+    let fill = |name: &'static str, value: f32| {
+        move |dir: &Path| {
+            let mut tensors = saved::read_tensors(dir);
+            tensors.get_mut(name).unwrap().1.fill(value);
+            saved::write_tensors(&dir.join(WEIGHTS), &tensors, Dtype::F32);
+        }
+    };
+    check_model(
+        fill("classifier.weight", 0.0),
+        &["every pair the same score"],
+    );
+}
+
+#[test]
 fn models_that_cannot_be_served_are_refused() {
     check_config(
         "architectures",

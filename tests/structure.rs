@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The modules, highest first: each may import only what stands below it.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 23] = [
     // Edges.
     "main",
     "cli",
@@ -16,6 +16,8 @@ const LAYERS: [&str; 21] = [
     "http",
     "shutdown",
     "eval",
+    "job",
+    "verify",
     // From files to a service.
     "bulk",
     "load",

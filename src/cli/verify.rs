@@ -1,0 +1,109 @@
+//! `rerankd verify`: scores here against golden ones.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use super::Exit;
+use super::serve::load_config;
+use super::settings::EngineFlags;
+use crate::bulk::Engine;
+use crate::config::{Config, Precision};
+use crate::load::LoadConfig;
+use crate::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
+
+/// Pairs that are named when they are off.
+const SHOWN: usize = 10;
+
+/// Flags of `verify`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Golden scores, as JSON: `{"pairs": [[query, document], …], "logits": […]}`, with `scores` in
+    /// place of logits or beside them.
+    #[arg(long, value_name = "FILE")]
+    reference: PathBuf,
+
+    /// How far a number may be off. Default: `tolerance` of the file, else 0.0001.
+    #[arg(long, value_name = "NUMBER", value_parser = tolerance)]
+    tolerance: Option<f64>,
+
+    /// Arithmetic of the matrix products. Default: the setting `precision`.
+    #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
+    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    precision: Option<Precision>,
+
+    #[command(flatten)]
+    engine: EngineFlags,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| n.is_finite() && *n >= 0.0);
+    number.ok_or_else(|| "write a number that is not negative, such as `0.0001`".to_owned())
+}
+
+/// Compares, and says how far the numbers are off.
+pub fn run(args: &Args) -> Exit {
+    let config = match args.engine.resolve() {
+        Ok(effective) => effective.config,
+        Err(exit) => return exit,
+    };
+    match verify(args, &config) {
+        Ok(true) => Exit::Success,
+        Ok(false) => Exit::Failure,
+        Err(error) => {
+            eprintln!("rerankd: {error}");
+            match error {
+                VerifyError::Load(_) => Exit::Model,
+                VerifyError::Golden { .. } | VerifyError::Engine(_) => Exit::Failure,
+            }
+        }
+    }
+}
+
+/// Whether every number is within the tolerance.
+fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
+    let golden = Golden::read(&args.reference)?;
+    let load = load_config(config);
+    let engine = Engine::load(&LoadConfig {
+        precision: args.precision.unwrap_or(load.precision),
+        ..load
+    })?;
+    let tolerance = args.tolerance.or(golden.tolerance);
+    let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
+    let mut good = true;
+    for compared in golden.compare(&args.reference, &engine)? {
+        good &= say(&compared, golden.pairs(), tolerance);
+    }
+    let info = engine.info();
+    let verdict = if good { "verified" } else { "NOT verified" };
+    println!("{verdict}: `{}` in {}", info.id, info.precision);
+    Ok(good)
+}
+
+fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
+    let mut beyond = 0;
+    for off in compared.beyond(tolerance) {
+        beyond += 1;
+        if beyond <= SHOWN {
+            println!(
+                "  pair {}: {:.6}, should be {:.6}",
+                off.pair, off.ours, off.golden
+            );
+        }
+    }
+    if beyond > SHOWN {
+        println!("  and {} more", beyond - SHOWN);
+    }
+    if let Some(worst) = compared.worst() {
+        println!(
+            "{} of {pairs} pairs: at most {:.2e} off (pair {}), the tolerance is {tolerance:.0e}",
+            compared.what,
+            worst.size(),
+            worst.pair
+        );
+    }
+    beyond == 0
+}
