@@ -28,10 +28,11 @@ test-parquet: onnxruntime
 	$(CARGO) test --locked --features parquet --test score
 
 RAY := target/ray
+RERANKD := target/release/rerankd
 
 # The Ray example on a cluster of two nodes on this machine, with a worker killed on the way.
 proof-ray: build $(RAY)/installed
-	cd examples/ray && ../../$(RAY)/bin/python proof.py --program ../../target/release/rerankd
+	cd examples/ray && ../../$(RAY)/bin/python proof.py --program ../../$(RERANKD)
 
 $(RAY)/installed: examples/ray/requirements.txt
 	$(PYTHON) -m venv --clear $(RAY)

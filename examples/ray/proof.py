@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -44,35 +45,44 @@ def by_one_process(program, model, data, folder):
     return {row["id"]: row["score"] for row in map(json.loads, found.read_text().splitlines())}
 
 
-def servers():
-    """Every `rerankd serve` below this process, with its worker."""
-    found = []
-    for process in psutil.process_iter(["name", "cmdline"]):
-        command = process.info["cmdline"] or []
-        if process.info["name"] == "rerankd" and "serve" in command and "127.0.0.1:0" in command:
-            found.append(process)
-    return found
+def servers(program):
+    """Every server that a worker has started."""
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if (p.info["cmdline"] or [])[:4] == [program, "serve", "--listen", "127.0.0.1:0"]]
+
+
+def pairs_taken(server):
+    """How many pairs a server has been sent, as it counts them itself."""
+    try:
+        ports = [c.laddr.port for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/metrics", timeout=5).read().decode()
+    except (psutil.Error, OSError, IndexError):
+        return 0
+    counts = [line.split()[1] for line in metrics.splitlines() if line.startswith("rerankd_pairs_total ")]
+    return float(counts[0]) if counts else 0
 
 
 class Killer(threading.Thread):
-    """Kills one worker, as a lost machine would: once two work, and after some batches are done."""
+    """Kills one worker, as a lost machine would: while two work, and in the middle of its share."""
 
-    def __init__(self, after, done):
+    def __init__(self, program, after):
         super().__init__(daemon=True)
-        self.after, self.done = after, done
+        self.program, self.after = program, after
         self.killed = None
 
     def run(self):
         while self.killed is None:
-            time.sleep(0.05)
-            found = servers()
-            if self.done() < self.after or len(found) < 2:
+            time.sleep(0.02)
+            found = servers(self.program)
+            if len(found) < 2:
                 continue
-            worker = found[0].parent()
-            os.kill(worker.pid, signal.SIGKILL)
-            self.killed = worker.pid
-            # The kernel ends the server with it.
-            found[0].wait(timeout=10)
+            busy = [server for server in found if pairs_taken(server) >= self.after]
+            if busy:
+                worker = busy[0].parent()
+                os.kill(worker.pid, signal.SIGKILL)
+                self.killed = worker.pid
+                # The kernel ends the server with it.
+                busy[0].wait(timeout=10)
 
 
 def main():
@@ -98,7 +108,7 @@ def main():
         ray.data.DataContext.get_current().enable_progress_bars = False
         started = time.monotonic()
         found = []
-        killer = Killer(after=options.rows // 10, done=lambda: len(found))
+        killer = Killer(options.program, after=options.rows // 10)
         killer.start()
         spread = ray.data.from_items(data, override_num_blocks=30)
         for row in scored(spread, options).iter_rows():
@@ -125,7 +135,7 @@ def main():
     print(f"scores: at most {worst:.1e} apart, {same} the same to the last bit")
     if worst > TOLERANCE:
         problems.append(f"a score is {worst} off")
-    if servers():
+    if servers(options.program):
         problems.append("a server outlived its worker")
     for problem in problems:
         print(f"NOT PROVEN: {problem}", file=sys.stderr)
