@@ -11,7 +11,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use rerankd::batch::plan::{BatchLimits, Draft};
+use rerankd::batch::cost::{Cost, Work};
+use rerankd::batch::plan::{BatchLimits, Plan};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Precision, Rows};
@@ -91,17 +92,17 @@ fn padded(encodings: &[Encoding]) -> Vec<Batch> {
         .collect()
 }
 
-fn scorer(model: &Model, last_layer: Rows) -> OnnxScorer {
+fn scorer(model: &Model, last_layer: Rows, threads: usize) -> OnnxScorer {
     let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
     let graph = graph::build(model, last_layer, Precision::Fp32).unwrap();
     let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
-    onnx.session(1).unwrap()
+    onnx.session(threads).unwrap()
 }
 
 fn inference(criterion: &mut Criterion) {
     let model = Model::embedded().unwrap();
-    let mut ours = scorer(&model, Rows::FirstOfEach);
-    let mut whole = scorer(&model, Rows::All);
+    let mut ours = scorer(&model, Rows::FirstOfEach, 1);
+    let mut whole = scorer(&model, Rows::All, 1);
     let mut group = criterion.benchmark_group("inference");
     group
         .sample_size(10)
@@ -117,6 +118,45 @@ fn inference(criterion: &mut Criterion) {
         let batches = padded(&encodings);
         group.bench_function(format!("padded/{mix}"), |bencher| {
             bencher.iter(|| batches.iter().for_each(|b| drop(whole.score(b).unwrap())));
+        });
+    }
+    group.finish();
+}
+
+/// Whether a session of two threads is worth having for a lone pair, and what a batch gains by being
+/// larger.
+fn shapes(criterion: &mut Criterion) {
+    let model = Model::embedded().unwrap();
+    let batch = |lengths: &[usize]| {
+        let encoding = |&length: &usize| Encoding {
+            ids: vec![2000; length],
+            type_ids: vec![0; length],
+        };
+        Batch::pack(&lengths.iter().map(encoding).collect::<Vec<_>>())
+    };
+    let mut group = criterion.benchmark_group("shapes");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(2));
+    for threads in [1, 2] {
+        let mut session = scorer(&model, Rows::FirstOfEach, threads);
+        for length in [32, 128, 512] {
+            let batch = batch(&[length]);
+            group.bench_function(
+                format!("a pair of {length}, {threads} threads"),
+                |bencher| {
+                    bencher.iter(|| session.score(&batch).unwrap());
+                },
+            );
+        }
+    }
+    let mut session = scorer(&model, Rows::FirstOfEach, 1);
+    for sequences in [1, 2, 4, 8, 16, 32, 64] {
+        let batch = batch(&vec![64; sequences]);
+        group.throughput(Throughput::Elements(batch.tokens() as u64));
+        group.bench_function(format!("{sequences} pairs of 64"), |bencher| {
+            bencher.iter(|| session.score(&batch).unwrap());
         });
     }
     group.finish();
@@ -147,16 +187,19 @@ fn planning(criterion: &mut Criterion) {
     let lengths = lengths("mixed").repeat(32);
     let limits = BatchLimits {
         max_tokens: BATCH_TOKENS,
+        max_seconds: 0.1,
     };
+    let waiting = Work::all(lengths.iter().copied());
+    let plan = Plan::new(limits, Cost::GUESS, waiting, &[0.0]);
     let mut group = criterion.benchmark_group("planning");
     group.throughput(Throughput::Elements(lengths.len() as u64));
     group.bench_function("1024 sequences", |bencher| {
         bencher.iter(|| {
-            let mut draft = Draft::default();
+            let mut draft = Work::default();
             for &length in black_box(&lengths) {
-                draft = match draft.accepts(length, limits) {
-                    true => draft.with(length),
-                    false => Draft::default().with(length),
+                draft = match plan.accepts(draft, length) {
+                    true => draft + Work::of(length),
+                    false => Work::of(length),
                 };
             }
             draft
@@ -165,5 +208,5 @@ fn planning(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, planning, tokenising, inference);
+criterion_group!(benches, planning, tokenising, inference, shapes);
 criterion_main!(benches);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rerankd::batch::{Batch, Encoding};
-use rerankd::config::{BatchConfig, Config};
+use rerankd::config::{BatchConfig, CacheConfig, Config};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Precision, Rows};
 use rerankd::http::app::AppState;
@@ -33,12 +33,16 @@ const CLIENTS: usize = 4;
 const QUERY: &str = "what makes an aircraft stall at low speed";
 const SENTENCE: &str = "the flow separates from the upper surface when the angle is too large ";
 
-/// Documents of one request: every second one a sentence, the others up to four hundred tokens.
+/// Documents of one request: every second one a sentence, the others up to four hundred tokens. No two
+/// are alike, as those would be scored once.
 fn documents(request: usize) -> Vec<String> {
     (0..DOCUMENTS)
-        .map(|i| match i % 2 {
-            0 => SENTENCE.to_owned(),
-            _ => SENTENCE.repeat(6 + (i * 7 + request * 5) % 20),
+        .map(|i| {
+            let times = match i % 2 {
+                0 => 1,
+                _ => 6 + (i * 7 + request * 5) % 20,
+            };
+            format!("{} {request} {i}", SENTENCE.repeat(times))
         })
         .collect()
 }
@@ -186,8 +190,12 @@ fn main() {
         runtime_library: runtime_library(),
         threads,
         precision: Precision::Fp32,
-        max_batch_tokens: batching.max_batch_tokens,
-        max_queue_tokens: batching.max_queue_tokens,
+        batching: batching.clone(),
+        // The rounds are the same.
+        cache: CacheConfig {
+            size: 0,
+            ..CacheConfig::default()
+        },
     };
     let metrics = Metrics::new();
     let reranker = Arc::new(load(&config, metrics.clone()).unwrap());

@@ -5,18 +5,19 @@
 //! capacity, the next request enters however large it is: nothing within the limits of a request is
 //! refused for ever.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
 
+use crate::batch::cost::{Work, duration};
 use crate::rerank::{Pair, RerankError};
 
-/// Tokens a second before anything has been measured: a small model on one slow core.
-const INITIAL_RATE: f64 = 1000.0;
-/// Weight of the newest batch in the running rate.
-const RATE_WEIGHT: f64 = 0.1;
+/// Seconds a token takes before anything has been measured: a small model on one slow core.
+const INITIAL_PACE: f64 = 1e-3;
+/// Longest that a client is sent away for.
+const MOST_SECONDS: f64 = 3600.0;
 /// Tokens a byte of English text, before anything has been measured.
 const INITIAL_DENSITY: f64 = 0.25;
 /// Weight of the newest request in the running density.
@@ -28,8 +29,8 @@ pub struct Admission {
     capacity_tokens: usize,
     max_length: usize,
     outstanding_tokens: AtomicUsize,
-    /// Tokens a second that the workers achieve together.
-    rate: Mutex<f64>,
+    /// Seconds that a token takes all workers together, as the bits of an `f64`.
+    pace: AtomicU64,
     /// Tokens a byte of text, as the bits of an `f64`. Only an estimate: a lost update is harmless.
     density: AtomicU64,
     gauge: IntGauge,
@@ -43,7 +44,7 @@ impl Admission {
             capacity_tokens,
             max_length,
             outstanding_tokens: AtomicUsize::new(0),
-            rate: Mutex::new(INITIAL_RATE),
+            pace: AtomicU64::new(INITIAL_PACE.to_bits()),
             density: AtomicU64::new(INITIAL_DENSITY.to_bits()),
             gauge,
         })
@@ -54,7 +55,8 @@ impl Admission {
     /// # Errors
     /// [`crate::rerank::ErrorCode::Overloaded`], with the time until there is room.
     pub fn admit(self: &Arc<Self>, pairs: &[Pair], chunks: usize) -> Result<Permit, RerankError> {
-        let estimate = self.estimate(pairs, chunks);
+        let work = self.estimate(pairs, chunks);
+        let estimate = work.tokens;
         self.outstanding_tokens
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |outstanding| {
                 (outstanding < self.capacity_tokens).then_some(outstanding + estimate)
@@ -64,6 +66,7 @@ impl Admission {
         Ok(Permit {
             admission: self.clone(),
             tokens: estimate,
+            work,
         })
     }
 
@@ -72,13 +75,9 @@ impl Admission {
         self.outstanding_tokens.load(Ordering::Relaxed)
     }
 
-    /// Learns from a batch of `tokens` that took `seconds` on one of `workers` busy workers.
-    pub fn observe_batch(&self, tokens: usize, seconds: f64, workers: usize) {
-        if seconds > 0.0 {
-            let newest = tokens as f64 / seconds * workers as f64;
-            let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-            *rate += RATE_WEIGHT * (newest - *rate);
-        }
+    /// Tells how many seconds a token takes all workers together.
+    pub fn set_pace(&self, seconds: f64) {
+        self.pace.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// Learns how many `tokens` came of `bytes` of text. Text that was cut says nothing: nobody
@@ -92,19 +91,27 @@ impl Admission {
         }
     }
 
-    fn estimate(&self, pairs: &[Pair], chunks: usize) -> usize {
+    fn estimate(&self, pairs: &[Pair], chunks: usize) -> Work {
         let most = self.max_length.saturating_mul(chunks);
         let density = f64::from_bits(self.density.load(Ordering::Relaxed));
-        pairs
-            .iter()
-            .map(|pair| ((pair.bytes() as f64 * density) as usize).clamp(1, most))
-            .sum()
+        let tokens = |pair: &Pair| ((pair.bytes() as f64 * density) as usize).clamp(1, most);
+        let sequence = |tokens: usize| {
+            // Parts of a document that is read in several.
+            let parts = tokens.div_ceil(self.max_length).max(1);
+            Work {
+                sequences: parts,
+                tokens,
+                squares: (tokens as u64).pow(2) / parts as u64,
+            }
+        };
+        let works = pairs.iter().map(|pair| sequence(tokens(pair)));
+        works.fold(Work::default(), |sum, work| sum + work)
     }
 
     fn time_to_room(&self, outstanding: usize) -> Duration {
         let excess = (outstanding + 1).saturating_sub(self.capacity_tokens);
-        let rate = *self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_secs_f64((excess as f64 / rate.max(1.0)).min(3600.0))
+        let pace = f64::from_bits(self.pace.load(Ordering::Relaxed));
+        duration((excess as f64 * pace).min(MOST_SECONDS))
     }
 
     fn release(&self, tokens: usize) {
@@ -119,9 +126,15 @@ impl Admission {
 pub struct Permit {
     admission: Arc<Admission>,
     tokens: usize,
+    work: Work,
 }
 
 impl Permit {
+    /// The work that the request was taken for when it was admitted.
+    pub fn estimated(&self) -> Work {
+        self.work
+    }
+
     /// Replaces the estimate by the counted number of tokens.
     pub fn correct(&mut self, tokens: usize) {
         if tokens >= self.tokens {

@@ -1,6 +1,11 @@
 //! Token ids on their way to the model: one [`Encoding`] a pair, many of them packed in a [`Batch`].
 
+pub mod cost;
 pub mod plan;
+
+/// Names what a model reads of a pair: equal keys, equal scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PairKey(pub u128);
 
 /// One tokenised pair, truncated and with its special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,27 +4,47 @@
 //! has queued while the last one ran: it never waits when there is work, and no sequence is bound to
 //! a batch before that batch runs, so a request that arrives late still gets its share of the next.
 
+mod fair;
 mod queue;
 mod reply;
 mod worker;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use self::queue::{FlowId, Queue};
+use self::queue::{Arrival, FlowId, Outcome, Queue, Speed, Wish};
 use crate::admission::{Admission, Permit};
-use crate::batch::Encoding;
+use crate::batch::cost::{Costs, Work, duration};
 use crate::batch::plan::BatchLimits;
+use crate::batch::{Encoding, PairKey};
+use crate::cache::ScoreCache;
 use crate::metrics::Metrics;
+use crate::rerank::Claim;
 use crate::scorer::Scorer;
 
-/// Why a submitted request has no logits. The text is for the log.
+/// Why a submitted request has no logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BatchError(String);
+pub enum BatchError {
+    /// A batch that held part of it failed. The text is for the log.
+    #[error("{0}")]
+    Failed(String),
+    /// It was not begun, because it would not have ended before its deadline.
+    #[error("it would take {} ms and has less", needed.as_millis())]
+    TooLate {
+        /// How long it would have taken.
+        needed: Duration,
+    },
+    /// Its deadline passed.
+    #[error("its deadline passed")]
+    DeadlinePassed {
+        /// Whether it had cost a token by then.
+        begun: bool,
+    },
+}
 
 /// The queue and the workers that empty it.
 pub struct Batcher {
@@ -32,95 +52,150 @@ pub struct Batcher {
     workers: Vec<JoinHandle<()>>,
 }
 
+/// What the workers do it with.
+pub struct Workshop {
+    /// One for each worker.
+    pub scorers: Vec<Box<dyn Scorer>>,
+    /// Logits of one sequence.
+    pub labels: usize,
+    /// The most that one batch may be.
+    pub limits: BatchLimits,
+    /// What batches cost.
+    pub costs: Costs,
+    /// Where scores are kept.
+    pub cache: Arc<ScoreCache>,
+}
+
 struct Shared {
     state: Mutex<State>,
     /// Signalled when something is queued, and when the batcher closes.
     work: Condvar,
     limits: BatchLimits,
-    /// Logits of one sequence.
     labels: usize,
+    cache: Arc<ScoreCache>,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     /// Requests that are not answered yet.
     requests: watch::Sender<usize>,
+    /// The clock of the runtime, which tests stop.
+    runtime: Option<tokio::runtime::Handle>,
 }
 
 struct State {
     queue: Queue,
-    /// Workers that wait for something to do.
-    idle: usize,
-    workers: usize,
+    costs: Costs,
+    /// When each worker is expected to be free again; `None` when it is.
+    busy_until: Vec<Option<Instant>>,
     closed: bool,
 }
 
 impl Batcher {
-    /// Starts one worker thread for each of `scorers`, which all give `labels` logits a sequence.
+    /// Starts one worker thread for each scorer of `workshop`.
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub fn start(
-        scorers: Vec<Box<dyn Scorer>>,
-        labels: usize,
-        limits: BatchLimits,
-        admission: Arc<Admission>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn start(workshop: Workshop, admission: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
+        let workers = workshop.scorers.len();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: Queue::new(labels),
-                idle: 0,
-                workers: scorers.len(),
+                queue: Queue::new(workshop.labels),
+                costs: workshop.costs,
+                busy_until: vec![None; workers],
                 closed: false,
             }),
             work: Condvar::new(),
-            limits,
-            labels,
+            limits: workshop.limits,
+            labels: workshop.labels,
+            cache: workshop.cache,
             admission,
             metrics,
             requests: watch::Sender::new(0),
+            runtime: tokio::runtime::Handle::try_current().ok(),
         });
-        let workers = scorers
+        shared.change(|_| ());
+        let workers = workshop
+            .scorers
             .into_iter()
             .enumerate()
             .map(|(number, scorer)| {
                 let shared = shared.clone();
                 std::thread::Builder::new()
                     .name(format!("worker-{number}"))
-                    .spawn(move || worker::run(&shared, scorer))
+                    .spawn(move || worker::run(&shared, number, scorer))
                     .expect("the system gives a thread")
             })
             .collect();
         Self { shared, workers }
     }
 
-    /// Scores `encodings`: logits `[encodings, labels]` row by row, in their order.
+    /// Scores `encodings`: logits `[encodings, labels]` row by row, in their order. Those of the same
+    /// key, here or in other requests, are scored once.
     ///
     /// Dropping the future takes what is left of the request out of the queue.
     ///
     /// # Errors
-    /// [`BatchError`] when a batch that held part of the request failed, or its worker was lost.
+    /// [`BatchError`] when a batch that held part of the request failed, its worker was lost, or its
+    /// deadline does not leave it the time.
     pub async fn score(
         &self,
-        encodings: Vec<Encoding>,
+        encodings: Vec<(PairKey, Encoding)>,
+        claim: Claim,
         permit: Permit,
     ) -> Result<Vec<f32>, BatchError> {
-        let (reply, receiver) = reply::channel();
-        let id = self.shared.change(|state| {
-            let id = state.queue.push(encodings, reply, permit, Instant::now());
+        let (reply, mut receiver) = reply::channel();
+        let arrival = Arrival {
+            claim,
+            encodings,
+            reply,
+            permit,
+            now: Instant::now().into_std(),
+        };
+        let (id, shared) = self.shared.change(|state| {
+            let pushed = state.queue.push(arrival);
             self.shared.work.notify_all();
-            id
+            pushed
         });
+        self.shared.metrics.shared_pairs.inc_by(shared as u64);
         let mut ticket = Ticket {
             shared: &self.shared,
             id,
             answered: false,
         };
-        let answer = receiver.await;
+        let answer = match claim.deadline {
+            None => receiver.await,
+            Some(deadline) => {
+                let at = Instant::from_std(deadline.at);
+                tokio::select! {
+                    answer = &mut receiver => answer,
+                    () = tokio::time::sleep_until(at) => {
+                        self.shared.settle(|state| state.queue.expire(id));
+                        // It may have been answered in this very moment.
+                        receiver.await
+                    }
+                }
+            }
+        };
         ticket.answered = answer.is_ok();
-        match answer {
-            Ok(answer) => answer.map_err(BatchError),
-            Err(_) => Err(BatchError("the worker was lost".into())),
-        }
+        answer.unwrap_or_else(|_| Err(BatchError::Failed("the worker was lost".into())))
+    }
+
+    /// How long a request of `work` would take from now on, if nobody came after it.
+    pub fn forecast(&self, work: Work, claim: Claim) -> Duration {
+        let state = self.shared.lock();
+        let speed = self.shared.speed(&state, Instant::now());
+        let seconds = state.queue.forecast(Wish { claim, work }, None, speed);
+        duration(seconds)
+    }
+
+    /// How long it would take to score what waits now.
+    pub fn delay(&self) -> Duration {
+        let state = self.shared.lock();
+        let waiting = state.queue.waiting();
+        duration(
+            state
+                .costs
+                .drain_seconds(waiting, self.shared.limits.max_tokens),
+        )
     }
 
     /// Resolves when every request has been answered or has left.
@@ -135,7 +210,7 @@ impl Drop for Batcher {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        let all_idle = state.idle == state.workers;
+        let all_idle = state.busy() == 0;
         drop(state);
         self.shared.work.notify_all();
         // Idle workers end at once, and the process should not exit while they close their sessions.
@@ -149,17 +224,46 @@ impl Drop for Batcher {
     }
 }
 
+impl State {
+    fn busy(&self) -> usize {
+        self.busy_until.iter().flatten().count()
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and tells whoever watches how many requests are left.
+    /// Changes the state and tells whoever watches what is left.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
-        self.requests.send_replace(state.queue.requests());
+        self.tell(&state);
         result
+    }
+
+    /// Changes the queue, and counts what that has cost.
+    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) {
+        let outcome = self.change(change);
+        self.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
+    }
+
+    fn tell(&self, state: &State) {
+        self.requests.send_replace(state.queue.requests());
+        let waiting = state.queue.waiting();
+        let delay = state.costs.drain_seconds(waiting, self.limits.max_tokens);
+        self.metrics.queue_delay_seconds.set(delay);
+    }
+
+    fn speed(&self, state: &State, now: Instant) -> Speed {
+        let left = |until: &Instant| until.saturating_duration_since(now).as_secs_f64();
+        Speed {
+            cost: state.costs.loaded(),
+            workers: state.costs.workers(),
+            busy: state.busy_until.iter().flatten().map(left).sum(),
+            batch_tokens: self.limits.max_tokens,
+        }
     }
 }
 
@@ -173,7 +277,7 @@ struct Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.shared.change(|state| state.queue.cancel(self.id));
+            self.shared.settle(|state| state.queue.cancel(self.id));
         }
     }
 }

@@ -49,10 +49,8 @@ impl Engine {
     /// # Panics
     /// When the system refuses a thread.
     pub fn load(config: &LoadConfig) -> Result<Self, LoadError> {
-        let config = LoadConfig {
-            max_queue_tokens: usize::MAX,
-            ..config.clone()
-        };
+        let mut config = config.clone();
+        config.batching.max_queue_tokens = usize::MAX;
         Ok(Self::new(load::load(&config, Metrics::new())?))
     }
 

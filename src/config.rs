@@ -135,15 +135,41 @@ setting::settings! {
     batching: BatchConfig {
         // Matrix products of a small model run at full speed from 64 rows on; the less one batch
         // takes, the sooner a newcomer gets its turn.
-        /// Most tokens of one batch. Larger batches use more memory and make short requests wait
-        /// longer behind them; smaller ones give away throughput.
+        /// Most tokens of one batch. It bounds the memory of a run; smaller batches give away
+        /// throughput.
         max_batch_tokens "TOKENS": usize = 512, in 1..=1 << 24;
+
+        // What people do not notice.
+        /// Longest that one batch may take by the server's own estimate, unless a single pair takes
+        /// longer, in milliseconds. A newcomer waits that long before its turn; very small values give
+        /// away throughput.
+        max_batch_ms "MS": usize = 100, in 1..=600_000;
 
         // A minute or more of work for a small machine; what waits longer has mostly been given up.
         /// Most tokens that may wait; beyond it requests get 429. A longer queue refuses less and
         /// makes clients wait longer. A request is always taken when the queue is empty, however
         /// large.
         max_queue_tokens "TOKENS": usize = 262_144, in 1..=1 << 40;
+
+        /// Time of a request that does not set `x-request-timeout-ms` itself; `0s` is any time. What
+        /// would not be answered within it gets 429 at once, and costs nothing.
+        request_timeout "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
+    }
+
+    /// Which scores are kept, so that a pair that is asked for again costs nothing.
+    cache: CacheConfig {
+        // Some 250,000 scores.
+        /// Memory for known scores; `0` keeps none. A pair that is asked for again is answered from
+        /// there, with the same bits.
+        size as cache_size "BYTES": usize = 64 * 1024 * 1024, in 0..=1 << 40;
+
+        /// Longest a score is kept; `0s` is for ever. A score never becomes wrong, as the model of a
+        /// process does not change.
+        ttl as cache_ttl "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
+
+        /// Answer from known scores only what the same API key has asked before. Without it, how fast
+        /// an answer comes tells whether somebody has asked for the same texts.
+        per_key as cache_per_key "BOOL": bool = false;
     }
 
     /// How the server stops.

@@ -1,11 +1,17 @@
 //! From files to a running [`Reranker`].
 
+mod calibrate;
 mod self_test;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use self::calibrate::Sample;
+use crate::batch::cost::Work;
+use crate::batch::plan::BatchLimits;
+use crate::config::{BatchConfig, CacheConfig};
 use crate::encoder::PairEncoder;
 use crate::graph::{self, Precision, Rows};
 use crate::metrics::Metrics;
@@ -35,10 +41,10 @@ pub struct LoadConfig {
     pub threads: usize,
     /// Arithmetic of the matrix products.
     pub precision: Precision,
-    /// Tokens of one batch.
-    pub max_batch_tokens: usize,
-    /// Tokens that may be outstanding before requests are refused.
-    pub max_queue_tokens: usize,
+    /// How pairs become batches, and how many may wait.
+    pub batching: BatchConfig,
+    /// Which scores are kept.
+    pub cache: CacheConfig,
 }
 
 /// Why the server cannot start.
@@ -74,17 +80,32 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
     // It also warms the session up: no client pays for the first touch of its memory.
     let self_test = SelfTest::new(&encoder, manifest.labels.len())?;
-    let scorers = (0..config.threads)
+    let mut scorers = (0..config.threads)
         .map(|_| {
             let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);
             self_test.check(&scorer.score(&self_test.batch)?)?;
             Ok(scorer)
         })
-        .collect::<Result<_, LoadError>>()?;
+        .collect::<Result<Vec<_>, LoadError>>()?;
+    let sample = Sample {
+        token: manifest.encoder.pad_token_id,
+        max_length: manifest.max_length,
+    };
+    let started = Instant::now();
+    let costs = calibrate::calibrate(&mut scorers, sample)?;
+    let full = Work::of(config.batching.max_batch_tokens.min(manifest.max_length));
+    tracing::info!(
+        took_ms = started.elapsed().as_millis() as u64,
+        tokens_per_second = (1.0 / costs.pace(full)) as u64,
+        longest_pair_ms = costs.loaded().seconds(Work::of(manifest.max_length)) * 1e3,
+        "sessions are warm, and the cost of batches is measured"
+    );
     let capacity = Capacity {
-        max_batch_tokens: config.max_batch_tokens,
-        max_queue_tokens: config.max_queue_tokens,
+        batch: BatchLimits::of(&config.batching),
+        max_queue_tokens: config.batching.max_queue_tokens,
         encode_threads: config.threads,
+        cache: config.cache.clone(),
+        costs,
     };
     Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
 }

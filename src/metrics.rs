@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
 };
 
 /// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
@@ -34,6 +34,13 @@ impl Metric for IntCounter {
 }
 
 impl Metric for IntGauge {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Metric for Gauge {
     type Shape = ();
     fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
         Self::new(name, help)
@@ -100,16 +107,28 @@ metrics! {
     tokens: IntCounter = "rerankd_tokens_total", ();
     /// Pairs that were cut to fit the model.
     truncated: IntCounter = "rerankd_truncated_pairs_total", ();
-    /// Requests refused because the queue was full.
-    refused: IntCounter = "rerankd_refused_requests_total", ();
+    /// Requests refused before they cost a token, by reason: the queue was full (`overloaded`), or they would not have been answered in time (`cannot_finish_in_time`).
+    refused: IntCounterVec = "rerankd_refused_requests_total", &["reason"];
+    /// Accepted requests whose deadline passed before their answer.
+    missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
     /// Requests whose client left before the answer.
     cancelled: IntCounter = "rerankd_cancelled_requests_total", ();
-    /// Tokens that were scored for clients that had already left.
+    /// Tokens that were scored for requests that were never answered.
     wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
     /// Batches whose scoring failed.
     failed_batches: IntCounter = "rerankd_failed_batches_total", ();
     /// Tokens admitted and not yet scored.
     queue_tokens: IntGauge = "rerankd_queue_tokens", ();
+    /// Seconds until what waits now would be scored if nothing came after it.
+    queue_delay_seconds: Gauge = "rerankd_queue_delay_seconds", ();
+    /// Pairs that were answered by the scoring of an identical pair at the same time.
+    shared_pairs: IntCounter = "rerankd_shared_pairs_total", ();
+    /// Pairs whose score was known.
+    cache_hits: IntCounter = "rerankd_cache_hits_total", ();
+    /// Pairs whose score had to be computed while the cache was on.
+    cache_misses: IntCounter = "rerankd_cache_misses_total", ();
+    /// Memory that known scores take, in bytes.
+    cache_bytes: IntGauge = "rerankd_cache_bytes", ();
     /// Pairs of one batch.
     batch_pairs: Histogram = "rerankd_batch_pairs", PAIRS;
     /// Tokens of one batch.

@@ -2,6 +2,7 @@
 //!
 //! A command is validated once, when it is made: holding one proves that every limit was checked.
 
+pub mod claim;
 pub mod error;
 pub mod fit;
 pub mod score;
@@ -9,6 +10,7 @@ pub mod score;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+pub use claim::{Claim, Deadline, DeadlineBy, Priority, Tenant};
 pub use error::{ErrorCode, RerankError};
 pub use fit::{Fit, Side, Strategy};
 pub use score::{Activation, Scale};
@@ -114,6 +116,7 @@ pub struct PredictCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     options: ScoreOptions,
+    claim: Claim,
 }
 
 impl PredictCommand {
@@ -144,7 +147,19 @@ impl PredictCommand {
             field,
             pairs: pairs.into(),
             options,
+            claim: Claim::default(),
         })
+    }
+
+    /// The same wish, with what it may claim of the machine.
+    #[must_use]
+    pub fn with_claim(self, claim: Claim) -> Self {
+        Self { claim, ..self }
+    }
+
+    /// What it may claim of the machine.
+    pub fn claim(&self) -> Claim {
+        self.claim
     }
 
     /// What the caller calls the pairs.
@@ -171,6 +186,7 @@ pub struct RerankCommand {
     top_n: usize,
     ties: Ties,
     options: ScoreOptions,
+    claim: Claim,
 }
 
 impl RerankCommand {
@@ -203,6 +219,7 @@ impl RerankCommand {
             top_n,
             ties: Ties::default(),
             options,
+            claim: Claim::default(),
         })
     }
 
@@ -210,6 +227,17 @@ impl RerankCommand {
     #[must_use]
     pub fn with_ties(self, ties: Ties) -> Self {
         Self { ties, ..self }
+    }
+
+    /// The same wish, with what it may claim of the machine.
+    #[must_use]
+    pub fn with_claim(self, claim: Claim) -> Self {
+        Self { claim, ..self }
+    }
+
+    /// What it may claim of the machine.
+    pub fn claim(&self) -> Claim {
+        self.claim
     }
 
     /// What the caller calls the documents.

@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::admission::{Admission, Permit};
-use crate::batch::Encoding;
+use crate::batch::cost::Costs;
 use crate::batch::plan::BatchLimits;
-use crate::batcher::Batcher;
+use crate::batch::{Encoding, PairKey};
+use crate::batcher::{BatchError, Batcher, Workshop};
+use crate::cache::{PairKeys, ScoreCache};
+use crate::config::CacheConfig;
 use crate::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
 use crate::metrics::Metrics;
 use crate::rerank::{
-    Activation, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand, RerankError,
-    Scale, ScoreOptions, Truncate, rank,
+    Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
+    RerankCommand, RerankError, Scale, ScoreOptions, Truncate, rank,
 };
 use crate::scorer::Scorer;
 
@@ -44,14 +47,18 @@ pub struct ModelInfo {
 }
 
 /// How much a [`Reranker`] takes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Capacity {
-    /// Tokens of one batch.
-    pub max_batch_tokens: usize,
+    /// The most that one batch may be.
+    pub batch: BatchLimits,
     /// Tokens that may be outstanding before requests are refused.
     pub max_queue_tokens: usize,
     /// Threads that tokenise.
     pub encode_threads: usize,
+    /// Which scores are kept.
+    pub cache: CacheConfig,
+    /// What batches cost.
+    pub costs: Costs,
 }
 
 /// Answers commands with one model.
@@ -61,7 +68,27 @@ pub struct Reranker {
     encode_pool: rayon::ThreadPool,
     admission: Arc<Admission>,
     batcher: Batcher,
+    keys: PairKeys,
+    cache: Arc<ScoreCache>,
     metrics: Arc<Metrics>,
+}
+
+/// What of a request scoring needs to know beside its pairs.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    /// What the caller calls the pairs.
+    field: &'static str,
+    options: ScoreOptions,
+    claim: Claim,
+}
+
+/// A request's sequences, with what is known of them.
+struct Prepared {
+    encoded: Vec<EncodedPair>,
+    /// One for each sequence, in order.
+    keys: Vec<PairKey>,
+    /// Logits of those sequences whose score is known.
+    known: Vec<Option<Arc<[f32]>>>,
 }
 
 /// What scoring found out about a request's pairs.
@@ -90,9 +117,11 @@ impl Reranker {
             info.max_length,
             metrics.queue_tokens.clone(),
         );
-        let limits = BatchLimits {
-            max_tokens: capacity.max_batch_tokens,
-        };
+        let cache = Arc::new(ScoreCache::new(
+            &capacity.cache,
+            metrics.cache_bytes.clone(),
+        ));
+        let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
         let encode_pool = rayon::ThreadPoolBuilder::new()
             .num_threads(capacity.encode_threads)
             .thread_name(|number| format!("encode-{number}"))
@@ -100,19 +129,22 @@ impl Reranker {
             .panic_handler(|_| tracing::error!("the tokeniser panicked"))
             .build()
             .expect("the system gives threads");
-        let batcher = Batcher::start(
+        let workshop = Workshop {
             scorers,
-            info.labels.len(),
-            limits,
-            admission.clone(),
-            metrics.clone(),
-        );
+            labels: info.labels.len(),
+            limits: capacity.batch,
+            costs: capacity.costs,
+            cache: cache.clone(),
+        };
+        let batcher = Batcher::start(workshop, admission.clone(), metrics.clone());
         Self {
             info,
             encoder: Arc::new(encoder),
             encode_pool,
             admission,
             batcher,
+            keys,
+            cache,
             metrics,
         }
     }
@@ -126,7 +158,7 @@ impl Reranker {
     ///
     /// # Errors
     /// [`RerankError`]: the model has several labels, a pair is too long and must not be cut, the
-    /// queue is full, or scoring failed.
+    /// queue is full, there is no time left, or scoring failed.
     pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
         if self.info.labels.len() != 1 {
             return Err(RerankError::unsupported(format!(
@@ -135,9 +167,12 @@ impl Reranker {
             )));
         }
         self.check(command.options())?;
-        let scored = self
-            .score(command.field(), command.pairs(), command.options())
-            .await?;
+        let terms = Terms {
+            field: command.field(),
+            options: command.options(),
+            claim: command.claim(),
+        };
+        let scored = self.score(command.pairs(), terms).await?;
         let mut order = rank(&scored.logits, command.ties());
         order.truncate(command.top_n());
         let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
@@ -160,12 +195,15 @@ impl Reranker {
     ///
     /// # Errors
     /// [`RerankError`]: softmax was asked of a single label, a pair is too long and must not be cut,
-    /// the queue is full, or scoring failed.
+    /// the queue is full, there is no time left, or scoring failed.
     pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
         self.check(command.options())?;
-        let scored = self
-            .score(command.field(), command.pairs(), command.options())
-            .await?;
+        let terms = Terms {
+            field: command.field(),
+            options: command.options(),
+            claim: command.claim(),
+        };
+        let scored = self.score(command.pairs(), terms).await?;
         let labels = self.info.labels.len();
         let mut scores = scored.logits;
         command
@@ -235,30 +273,51 @@ impl Reranker {
         Ok(())
     }
 
-    async fn score(
-        &self,
-        field: &str,
-        pairs: &Arc<[Pair]>,
-        options: ScoreOptions,
-    ) -> Result<Scored, RerankError> {
+    async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
         let permit = self
             .admission
-            .admit(pairs, options.fit.chunks())
-            .inspect_err(|_| self.metrics.refused.inc())?;
+            .admit(pairs, terms.options.fit.chunks())
+            .inspect_err(|_| self.refused("overloaded"))?;
+        self.check_time(&permit, terms.claim)?;
         let unanswered = Unanswered(&self.metrics);
-        let scored = self.score_admitted(field, pairs, options, permit).await;
+        let scored = self.score_admitted(pairs, terms, permit).await;
         unanswered.settle();
         scored
     }
 
+    /// Refuses what would not be answered in time, before it costs anything.
+    fn check_time(&self, permit: &Permit, claim: Claim) -> Result<(), RerankError> {
+        let Some(deadline) = claim.deadline else {
+            return Ok(());
+        };
+        let needed = self.batcher.forecast(permit.estimated(), claim);
+        let left = deadline.at.saturating_duration_since(now());
+        match needed > left {
+            true => {
+                self.refused("cannot_finish_in_time");
+                Err(RerankError::too_late(needed, needed - left))
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn refused(&self, reason: &str) {
+        self.metrics.refused.with_label_values(&[reason]).inc();
+    }
+
     async fn score_admitted(
         &self,
-        field: &str,
         pairs: &Arc<[Pair]>,
-        options: ScoreOptions,
+        terms: Terms,
         permit: Permit,
     ) -> Result<Scored, RerankError> {
-        let (encoded, permit) = self.encode(pairs.clone(), options, permit).await?;
+        let Terms { field, options, .. } = terms;
+        let (prepared, mut permit) = self.encode(pairs.clone(), terms, permit).await?;
+        let Prepared {
+            encoded,
+            keys,
+            known,
+        } = prepared;
 
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
@@ -270,19 +329,36 @@ impl Reranker {
             )));
         }
         let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
-        let encodings: Vec<Encoding> = encoded
-            .into_iter()
-            .flat_map(EncodedPair::encodings)
-            .collect();
-        let tokens = encodings.iter().map(Encoding::len).sum();
+        let tokens = encoded.iter().map(EncodedPair::tokens).sum();
         self.metrics.pairs.inc_by(parts.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
         self.metrics.truncated.inc_by(truncated.len() as u64);
-        let logits = self
-            .batcher
-            .score(encodings, permit)
-            .await
-            .map_err(|error| RerankError::internal(error.to_string()))?;
+
+        let encodings = encoded.into_iter().flat_map(EncodedPair::encodings);
+        let unknown: Vec<(PairKey, Encoding)> = keys
+            .into_iter()
+            .zip(encodings)
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|(keyed, _)| keyed)
+            .collect();
+        if self.cache.is_on() {
+            let hits = known.len() - unknown.len();
+            self.metrics.cache_hits.inc_by(hits as u64);
+            self.metrics.cache_misses.inc_by(unknown.len() as u64);
+        }
+        let computed = match unknown.is_empty() {
+            true => Vec::new(),
+            false => {
+                let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
+                permit.correct(waiting);
+                self.batcher
+                    .score(unknown, terms.claim, permit)
+                    .await
+                    .map_err(|error| self.unscored(error, terms.claim))?
+            }
+        };
+        let logits = merge(&known, computed, self.info.labels.len());
         Ok(Scored {
             logits: best_parts(logits, &parts, self.info.labels.len()),
             truncated,
@@ -290,27 +366,59 @@ impl Reranker {
         })
     }
 
-    /// Tokenises on the pool, so that no thread that answers others is held up, and corrects the
-    /// permit's estimate.
+    /// What a client is told of a request that has no logits.
+    fn unscored(&self, error: BatchError, claim: Claim) -> RerankError {
+        let by = claim.deadline.map(|deadline| deadline.by);
+        match error {
+            BatchError::Failed(cause) => RerankError::internal(cause),
+            BatchError::TooLate { needed } => {
+                self.refused("cannot_finish_in_time");
+                let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
+                    deadline.at.saturating_duration_since(now())
+                });
+                RerankError::too_late(needed, needed.saturating_sub(left))
+            }
+            BatchError::DeadlinePassed { begun } => {
+                self.metrics.missed_deadlines.inc();
+                match (begun, by) {
+                    (false, Some(DeadlineBy::Client)) => RerankError::deadline_passed(),
+                    _ => RerankError::out_of_time(self.batcher.delay()),
+                }
+            }
+        }
+    }
+
+    /// Tokenises on the pool, so that no thread that answers others is held up, looks up what is known,
+    /// and corrects the permit's estimate.
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
-        options: ScoreOptions,
+        terms: Terms,
         mut permit: Permit,
-    ) -> Result<(Vec<EncodedPair>, Permit), RerankError> {
+    ) -> Result<(Prepared, Permit), RerankError> {
         let started = Instant::now();
+        let options = terms.options;
         let to_encode = pairs.clone();
-        let encoded = self
+        let (keys, cache) = (self.keys.clone(), self.cache.clone());
+        let prepared = self
             .on_encode_pool(move |encoder, cancelled| {
-                encode(
-                    &encoder.fitting(options.fit),
-                    &to_encode,
-                    options.truncate,
-                    cancelled,
-                )
+                let fitted = encoder.fitting(options.fit);
+                let encoded = encode(&fitted, &to_encode, options.truncate, cancelled)?;
+                let keys: Vec<PairKey> = encoded
+                    .iter()
+                    .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further))
+                    .map(|encoding| keys.of(encoding, terms.claim.tenant))
+                    .collect();
+                let known = keys.iter().map(|&key| cache.get(key)).collect();
+                Ok(Prepared {
+                    encoded,
+                    keys,
+                    known,
+                })
             })
             .await?;
-        let whole = pairs.iter().zip(&encoded).filter(|(_, e)| !e.truncated());
+        let encoded = &prepared.encoded;
+        let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
         let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
             (bytes + pair.bytes(), tokens + encoded.full_length)
         });
@@ -322,7 +430,7 @@ impl Reranker {
         self.metrics
             .tokenize_seconds
             .observe(started.elapsed().as_secs_f64());
-        Ok((encoded, permit))
+        Ok((prepared, permit))
     }
 
     /// Runs `work` on the pool that tokenises, until the caller leaves.
@@ -350,6 +458,25 @@ impl Reranker {
             Err(_) => Err(RerankError::internal("the tokeniser panicked")),
         }
     }
+}
+
+/// The time of the runtime's clock, which tests stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The logits of all sequences, in their order: those that are `known`, and the others `computed`, each
+/// of `labels`.
+fn merge(known: &[Option<Arc<[f32]>>], computed: Vec<f32>, labels: usize) -> Vec<f32> {
+    if known.iter().all(Option::is_none) {
+        return computed;
+    }
+    let mut computed = computed.chunks_exact(labels);
+    let rows = known.iter().map(|row| match row {
+        Some(row) => &row[..],
+        None => computed.next().expect("what is not known was computed"),
+    });
+    rows.flatten().copied().collect()
 }
 
 fn go_on(cancelled: &AtomicBool) -> Result<(), EncodeError> {

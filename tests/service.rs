@@ -5,24 +5,30 @@ mod support;
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use rerankd::batch::cost::{Cost, Costs, Estimator};
 use rerankd::config::Config;
 use rerankd::rerank::{
     ErrorCode, Limits, Pair, PredictCommand, Ranking, RerankCommand, RerankError, ScoreOptions,
 };
 use rerankd::service::Reranker;
 use serde_json::{Value, json};
-use support::fake::{Gate, MAX_LENGTH, Model, Seen};
+use support::fake::{Gate, MAX_LENGTH, Model, Seen, WORDS};
 use support::server::{Answer, Connection, Server, TestApp, wire};
+use tower::ServiceExt;
 
 /// Special tokens of a pair, and the one word of the queries here.
 const OVERHEAD: usize = 4;
 const CANCELLED: &str = "rerankd_cancelled_requests_total";
 const QUEUE: &str = "rerankd_queue_tokens";
-const REFUSED: &str = "rerankd_refused_requests_total";
+const REFUSED: &str = r#"rerankd_refused_requests_total{reason="overloaded"}"#;
 
 fn held() -> (Model, Gate) {
     let gate = Gate::new();
@@ -45,9 +51,17 @@ fn batches_of(max_batch_tokens: usize) -> Config {
     config
 }
 
-/// A document of so many words.
+/// A document of so many words, unlike any other: of two that are alike one is scored.
 fn document(words: usize) -> String {
-    vec!["w"; words].join(" ")
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let mut number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut word = || {
+        let word = format!("w{}", number % WORDS);
+        number /= WORDS;
+        word
+    };
+    let words: Vec<String> = (0..words).map(|_| word()).collect();
+    words.join(" ")
 }
 
 /// A request for documents of so many words each.
@@ -158,7 +172,7 @@ async fn a_full_queue_refuses_whole_requests_at_once_and_answers_what_it_took() 
 async fn what_was_admitted_is_kept_when_it_turns_out_larger() {
     let (model, gate) = held();
     let server = Server::start(model, queue_of(60)).await;
-    // Guessed at a quarter of its bytes, six tokens a pair; counted at sixteen.
+    // Guessed at a quarter of its bytes; counted at sixteen a pair.
     let words = [12; 10];
     let tokens = (12 + OVERHEAD) * words.len();
     let mut small = queued(&server, &[1]).await;
@@ -230,7 +244,7 @@ async fn the_queue_empties_when_clients_are_killed() {
     let batches = seen.batches();
     let absent = batches[0].len() * (5 + OVERHEAD);
     assert!(absent <= 64, "{batches:?}");
-    assert_eq!(batches[1..].concat(), [3, 2], "only who waits is scored");
+    assert_eq!(batches[1..].concat(), [2, 3], "only who waits is scored");
     assert_eq!(
         server.metric("rerankd_wasted_tokens_total").await as usize,
         absent
@@ -251,6 +265,210 @@ async fn leaving_before_the_queue_is_counted_too() {
     });
     assert_eq!(metrics.cancelled.get(), 1);
     assert_eq!(metrics.queue_tokens.get(), 0);
+}
+
+// Work that is not done.
+
+fn uncached() -> Config {
+    let mut config = Config::default();
+    config.cache.size = 0;
+    config
+}
+
+#[tokio::test]
+async fn what_was_asked_before_is_not_scored_again() {
+    for (config, hits) in [(Config::default(), 3), (uncached(), 0)] {
+        // Not a whole number: what is kept are the bits.
+        let model = Model {
+            logit: |words| words as f32 / 7.0,
+            ..Model::default()
+        };
+        let seen = model.seen.clone();
+        let app = TestApp::new(model, config);
+        let body = rerank(&[3, 1, 2]);
+        let first = app.post("/rerank", body.to_string()).await;
+        let second = app.post("/rerank", body.to_string()).await;
+        assert_eq!(first.status, 200);
+        for field in ["results", "usage"] {
+            assert_eq!(first.json()[field], second.json()[field]);
+        }
+        assert_eq!(seen.pairs(), 6 - hits);
+        let metrics = app.state.metrics();
+        assert_eq!(metrics.cache_hits.get(), hits as u64);
+        assert_eq!(metrics.queue_tokens.get(), 0);
+        // Half of it is known.
+        let mut body = body;
+        body["documents"][1] = json!(document(4));
+        let third = app.post("/rerank", body.to_string()).await;
+        let order: Vec<_> = third.json()["results"].as_array().unwrap().clone();
+        let order: Vec<_> = order.iter().map(|result| result["index"].clone()).collect();
+        assert_eq!(order, [1, 0, 2]);
+    }
+}
+
+#[tokio::test]
+async fn identical_pairs_in_flight_are_scored_once_whoever_leaves() {
+    let (model, gate) = held();
+    let seen = model.seen.clone();
+    let server = Server::start(model, uncached()).await;
+    let mut before = queued(&server, &[1]).await;
+    gate.entered().await;
+    let body = rerank(&[3, 4]);
+    let mut clients = Vec::new();
+    for nth in 1..=3 {
+        clients.push(send(&server, &body).await);
+        let pairs = 1 + 2 * nth;
+        server
+            .until(|state| state.metrics().pairs.get() == pairs)
+            .await;
+    }
+    drop(clients.remove(0));
+    server.until(|state| state.in_flight() == 3).await;
+    gate.open_for_good();
+    assert_ranked(&before.answer().await, &[1]);
+    for client in &mut clients {
+        assert_ranked(&client.answer().await, &[3, 4]);
+    }
+    assert_eq!(seen.pairs(), 3);
+    assert_eq!(server.metric("rerankd_shared_pairs_total").await, 4.0);
+    assert_eq!(server.metric(QUEUE).await, 0.0);
+}
+
+// Deadlines.
+
+/// A token is taken to last so many seconds.
+fn token_of(seconds: f64) -> Option<Costs> {
+    let cost = Cost {
+        base: 0.0,
+        per_token: seconds,
+        per_square: 0.0,
+    };
+    let estimator = Estimator::new(cost);
+    Some(Costs::new(estimator.clone(), estimator, 1))
+}
+
+fn timed(body: &Value, milliseconds: u64) -> Request<Body> {
+    Request::post("/rerank")
+        .header("x-request-timeout-ms", milliseconds)
+        .body(body.to_string().into())
+        .unwrap()
+}
+
+/// Its status and kind, and whether it says when to come back.
+fn told(answer: &Answer) -> (u16, String, bool) {
+    let kind = answer.json()["error_type"].as_str().unwrap().to_owned();
+    let retry = answer.headers.contains_key("retry-after");
+    (answer.status.as_u16(), kind, retry)
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_in_time_is_refused_at_once() {
+    let (model, gate) = held();
+    let model = Model {
+        costs: token_of(0.05),
+        ..model
+    };
+    let seen = model.seen.clone();
+    let app = TestApp::new(model, Config::default());
+    let router = app.router.clone();
+    let first = rerank(&[10; 4]).to_string();
+    let first = Request::post("/rerank").body(Body::from(first)).unwrap();
+    let first = tokio::spawn(router.oneshot(first));
+    gate.entered().await;
+    // While the model is held, and before a text is tokenised.
+    let late = app.send(timed(&rerank(&[10]), 40)).await;
+    let kind = "cannot_finish_in_time".to_owned();
+    assert_eq!(told(&late), (429, kind, true));
+    assert_eq!(app.state.metrics().pairs.get(), 4);
+    let refused = &app.state.metrics().refused;
+    let refused = refused.with_label_values(&["cannot_finish_in_time"]);
+    assert_eq!(refused.get(), 1);
+
+    gate.open_for_good();
+    assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    let patient = app.send(timed(&rerank(&[10]), 3_600_000)).await;
+    assert_ranked(&patient, &[10]);
+    assert_eq!(seen.pairs(), 5);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_the_queue_is_504_for_who_set_it_and_429_for_others() {
+    let (model, gate) = held();
+    let model = Model {
+        costs: token_of(1e-6),
+        ..model
+    };
+    let seen = model.seen.clone();
+    let mut config = Config::default();
+    config.batching.request_timeout = Duration::from_secs(10);
+    let app = TestApp::new(model, config);
+    let begun = rerank(&[3]).to_string();
+    let begun = Request::post("/rerank").body(Body::from(begun)).unwrap();
+    let begun = tokio::spawn(app.router.clone().oneshot(begun));
+    gate.entered().await;
+
+    // From here on time passes only while everybody waits.
+    tokio::time::pause();
+    let own = app.send(timed(&rerank(&[4]), 250)).await;
+    assert_eq!(told(&own), (504, "deadline_exceeded".to_owned(), false));
+    let late = || (429, "cannot_finish_in_time".to_owned(), true);
+    let others = app.post("/rerank", rerank(&[5]).to_string()).await;
+    assert_eq!(told(&others), late());
+    assert_eq!(begun.await.unwrap().unwrap().status(), 429);
+    assert_eq!(app.state.metrics().missed_deadlines.get(), 3);
+    assert_eq!(app.state.metrics().queue_tokens.get(), 0);
+
+    tokio::time::resume();
+    gate.open_for_good();
+    let next = app.send(timed(&rerank(&[6]), 60_000)).await;
+    assert_ranked(&next, &[6]);
+    assert_eq!(seen.batches(), [[3], [6]], "nothing was scored too late");
+}
+
+#[tokio::test]
+async fn a_time_that_is_none_is_refused_in_every_dialect() {
+    let app = TestApp::default();
+    for path in [
+        "/rerank",
+        "/v2/rerank",
+        "/vllm/rerank",
+        "/predict",
+        "/score",
+    ] {
+        let request = Request::post(path).header("x-request-timeout-ms", "soon");
+        let answer = app
+            .send(request.body(rerank(&[1]).to_string().into()).unwrap())
+            .await;
+        assert_eq!(answer.status, 400, "{path} {}", answer.body);
+        assert!(
+            answer.body.contains("x-request-timeout-ms"),
+            "{}",
+            answer.body
+        );
+    }
+}
+
+#[tokio::test]
+async fn priorities_are_read_and_checked() {
+    let app = TestApp::default();
+    for path in ["/rerank", "/v2/rerank"] {
+        for (priority, status) in [
+            (json!(0), 200),
+            (json!(999), 200),
+            (json!(null), 200),
+            (json!(1000), 400),
+            (json!(-1), 400),
+            (json!("high"), 400),
+        ] {
+            let mut body = rerank(&[1, 2]);
+            body["priority"] = priority;
+            let answer = app.post(path, body.to_string()).await;
+            assert_eq!(answer.status, status, "{path} {body} {}", answer.body);
+            if status == 400 {
+                assert!(answer.body.contains("`priority`"), "{}", answer.body);
+            }
+        }
+    }
 }
 
 // A model that fails.
@@ -363,7 +581,7 @@ async fn turns(count: usize) {
 type Client = (Vec<usize>, Option<usize>);
 
 fn clients() -> impl Strategy<Value = Vec<Client>> {
-    let words = prop::collection::vec(0..=12_usize, 1..30);
+    let words = prop::collection::vec(1..=12_usize, 1..30);
     let leaves = prop::option::weighted(0.3, 0..200_usize);
     prop::collection::vec((words, leaves), 1..60)
 }
@@ -433,7 +651,8 @@ fn check_answers(model: Model, clients: &[Client], max_queue_tokens: usize) {
         let metrics = app.state.metrics();
         assert_eq!(metrics.queue_tokens.get(), 0);
         assert_eq!(metrics.cancelled.get(), left);
-        assert_eq!(metrics.refused.get(), refused);
+        let full = metrics.refused.with_label_values(&["overloaded"]);
+        assert_eq!(full.get(), refused);
         assert!(seen.pairs() as u64 <= metrics.pairs.get());
         if left == 0 && !(0..=12).any(fails) {
             assert_eq!(seen.pairs() as u64, metrics.pairs.get());

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// The modules, highest first: each may import only what stands below it.
-const LAYERS: [&str; 23] = [
+const LAYERS: [&str; 25] = [
     // Edges.
     "main",
     "cli",
@@ -25,6 +25,7 @@ const LAYERS: [&str; 23] = [
     // Mechanism with tasks and threads.
     "batcher",
     "admission",
+    "cache",
     // Mechanism without.
     "encoder",
     "scorer",
@@ -34,6 +35,7 @@ const LAYERS: [&str; 23] = [
     "batch",
     // Domain.
     "rerank",
+    "cores",
     // Leaves.
     "metrics",
     "config",

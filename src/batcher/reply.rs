@@ -2,8 +2,10 @@
 
 use tokio::sync::oneshot;
 
+use super::BatchError;
+
 /// Logits of a request, or the reason why there are none.
-pub(super) type Answer = Result<Vec<f32>, String>;
+pub(super) type Answer = Result<Vec<f32>, BatchError>;
 
 /// Where the waiting side hears of it. An error means that the worker was lost.
 pub(super) type Receiver = oneshot::Receiver<Answer>;

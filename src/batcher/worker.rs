@@ -1,45 +1,89 @@
 //! A thread that scores one batch after the other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::Duration;
 
-use super::Shared;
+use tokio::time::Instant;
+
 use super::queue::Job;
+use super::{Shared, State};
 use crate::batch::Batch;
+use crate::batch::cost::{Work, duration};
+use crate::batch::plan::Plan;
 use crate::scorer::{ScoreError, Scorer};
 
-pub(super) fn run(shared: &Shared, mut scorer: Box<dyn Scorer>) {
-    while let Some(jobs) = next_batch(shared) {
-        let started = Instant::now();
-        for job in &jobs {
-            let waited = started.duration_since(job.queued_at);
+pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
+    // The queue's times are those of the runtime, wherever they are read.
+    let _clock = shared.runtime.as_ref().map(|runtime| runtime.enter());
+    while let Some(batch) = next_batch(shared, number) {
+        let now = Instant::now().into_std();
+        for job in &batch.jobs {
+            let waited = now.duration_since(job.queued_at);
             shared.metrics.queue_seconds.observe(waited.as_secs_f64());
         }
-        let scored = score(scorer.as_mut(), &jobs, shared.labels);
-        finish(shared, &jobs, scored, started);
+        let started = std::time::Instant::now();
+        let scored = score(scorer.as_mut(), &batch.jobs, shared.labels);
+        finish(shared, number, batch, scored, started.elapsed());
     }
 }
 
+/// What one worker does next.
+struct Taken {
+    jobs: Vec<Job>,
+    /// Workers that were busy when it began, this one among them.
+    busy: usize,
+}
+
 /// Waits for work. `None` when the batcher has closed.
-fn next_batch(shared: &Shared) -> Option<Vec<Job>> {
+fn next_batch(shared: &Shared, number: usize) -> Option<Taken> {
     let mut state = shared.lock();
-    state.idle += 1;
     loop {
         if state.closed {
             return None;
         }
-        let waiting = state.queue.waiting_tokens();
-        let limits = shared.limits.shared(waiting, state.idle);
-        let jobs = state.queue.take(limits);
+        let jobs = take(shared, &mut state, number);
         if !jobs.is_empty() {
-            state.idle -= 1;
-            return Some(jobs);
+            return Some(Taken {
+                jobs,
+                busy: state.busy(),
+            });
         }
         state = shared
             .work
             .wait(state)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
     }
+}
+
+/// Takes the next batch and notes how long it should take.
+fn take(shared: &Shared, state: &mut State, number: usize) -> Vec<Job> {
+    let waiting = state.queue.waiting();
+    if waiting.sequences == 0 {
+        return Vec::new();
+    }
+    let now = Instant::now();
+    let others: Vec<f64> = (0..state.busy_until.len())
+        .filter(|&other| other != number)
+        .map(|other| match state.busy_until[other] {
+            Some(until) => until.saturating_duration_since(now).as_secs_f64(),
+            None => 0.0,
+        })
+        .collect();
+    let cost = state.costs.loaded();
+    let plan = Plan::new(shared.limits, cost, waiting, &others);
+    let speed = shared.speed(state, now);
+    let (jobs, outcome) = state.queue.take(&plan, speed, now.into_std());
+    if !jobs.is_empty() {
+        let seconds = cost.seconds(work(&jobs));
+        state.busy_until[number] = Some(now + duration(seconds));
+    }
+    shared.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
+    shared.tell(state);
+    jobs
+}
+
+fn work(jobs: &[Job]) -> Work {
+    Work::all(jobs.iter().map(|job| job.encoding.len()))
 }
 
 /// Runs the scorer; a panic, or another number of logits than was asked for, is an error like any
@@ -68,26 +112,43 @@ fn score(scorer: &mut dyn Scorer, jobs: &[Job], labels: usize) -> Result<Vec<f32
     })
 }
 
-fn finish(shared: &Shared, jobs: &[Job], scored: Result<Vec<f32>, ScoreError>, started: Instant) {
-    let seconds = started.elapsed().as_secs_f64();
-    let tokens: usize = jobs.iter().map(|job| job.encoding.len()).sum();
+fn finish(
+    shared: &Shared,
+    number: usize,
+    batch: Taken,
+    scored: Result<Vec<f32>, ScoreError>,
+    took: Duration,
+) {
+    let Taken { jobs, busy } = batch;
+    let seconds = took.as_secs_f64();
+    let work = work(&jobs);
     let metrics = &shared.metrics;
     metrics.inference_seconds.observe(seconds);
     metrics.batch_pairs.observe(jobs.len() as f64);
-    metrics.batch_tokens.observe(tokens as f64);
+    metrics.batch_tokens.observe(work.tokens as f64);
     match scored {
         Ok(logits) => {
-            let (wasted, busy) = shared.change(|state| {
-                let wasted = state.queue.complete(jobs, &logits);
-                (wasted, state.workers - state.idle)
+            // First, so that who asks again finds them, and nobody waits for it.
+            for (job, logits) in jobs.iter().zip(logits.chunks_exact(shared.labels)) {
+                shared.cache.insert(job.key, logits);
+            }
+            shared.settle(|state| {
+                // A batch that began beside others and ended alone belongs to neither kind.
+                if state.costs.is_loaded(busy) == state.costs.is_loaded(state.busy()) {
+                    state.costs.observe(work, seconds, busy);
+                }
+                shared.admission.set_pace(state.costs.pace(work));
+                state.busy_until[number] = None;
+                state.queue.complete(&jobs, &logits)
             });
-            metrics.wasted_tokens.inc_by(wasted as u64);
-            shared.admission.observe_batch(tokens, seconds, busy);
         }
         Err(error) => {
             metrics.failed_batches.inc();
-            tracing::error!(%error, pairs = jobs.len(), tokens, "batch failed");
-            shared.change(|state| state.queue.fail(jobs, &error.0));
+            tracing::error!(%error, pairs = jobs.len(), tokens = work.tokens, "batch failed");
+            shared.change(|state| {
+                state.busy_until[number] = None;
+                state.queue.fail(&jobs, &error.0);
+            });
         }
     }
 }

@@ -3,7 +3,7 @@
 mod reload;
 mod systemd;
 
-use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 
 use sd_notify::NotifyState;
@@ -16,6 +16,7 @@ use super::Exit;
 use super::healthcheck::reachable;
 use super::settings::Flags;
 use crate::config::{Config, Listen};
+use crate::cores::Cores;
 use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
@@ -51,9 +52,8 @@ pub fn run(flags: &Flags) -> Exit {
 
 /// What sockets run on. They and JSON need little; the cores belong to the model.
 pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(2, 4))
+        .worker_threads(cores().count.clamp(2, 4))
         .thread_name("http")
         .enable_all()
         .build()
@@ -89,6 +89,7 @@ async fn live(config: Config) -> Exit {
     } = opened;
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
     warn_if_open(&config, &address);
+    tell_threads(&config);
 
     let metrics = Metrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
@@ -291,19 +292,43 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
     );
 }
 
-/// What the config asks the loader for. Threads not given are the cores that the process may use:
-/// the smaller of its affinity mask and its cgroup's quota.
+/// The cores that this process may use.
+fn cores() -> Cores {
+    Cores::read(Path::new("/"))
+}
+
+/// Says how many threads run the model, and why so many.
+fn tell_threads(config: &Config) {
+    let cores = cores();
+    let threads = config.model.threads.unwrap_or(cores.count);
+    tracing::info!(
+        threads,
+        cores = cores.count,
+        asked_for = config.model.threads,
+        because = cores.reason(),
+        "one thread a core runs the model, each with a session of its own, and none spins"
+    );
+    if threads > cores.count {
+        tracing::warn!(
+            threads,
+            cores = cores.count,
+            "more threads than cores make every request slower; hint: leave `--threads` out, or give \
+             this process more cores"
+        );
+    }
+}
+
+/// What the config asks the loader for. Threads not given are the cores that the process may use.
 pub(super) fn load_config(config: &Config) -> LoadConfig {
-    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     LoadConfig {
         model: config.model.dir.clone(),
         served_model_name: config.model.served_name.clone(),
         truncation: config.model.truncation,
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
-        threads: config.model.threads.unwrap_or_else(cores),
+        threads: config.model.threads.unwrap_or_else(|| cores().count),
         precision: config.model.precision,
-        max_batch_tokens: config.batching.max_batch_tokens,
-        max_queue_tokens: config.batching.max_queue_tokens,
+        batching: config.batching.clone(),
+        cache: config.cache.clone(),
     }
 }
 

@@ -11,10 +11,11 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::app::AppState;
+use super::claim;
 use super::dialect::field::{self, Fields};
 use super::error::Failure;
 use crate::config::HttpConfig;
-use crate::rerank::RerankError;
+use crate::rerank::{Claim, RerankError};
 use crate::service::Reranker;
 
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
@@ -31,6 +32,8 @@ pub struct Accepted {
     pub reranker: Arc<Reranker>,
     /// The body as it came.
     pub bytes: Bytes,
+    /// What it may claim of the machine.
+    pub claim: Claim,
 }
 
 /// Reads the body of `request`.
@@ -43,6 +46,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let serving = state.serving();
     let config = &state.config().http;
     let (parts, body) = request.into_parts();
+    let claim = claim::of_head(&parts, &state.config().batching);
     let read = read(&parts.headers, body, config);
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let reranker = serving?;
@@ -57,7 +61,11 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
                 .map_err(|error| RerankError::internal(format!("expanding a body: {error}")))??
         }
     };
-    Ok(Accepted { reranker, bytes })
+    Ok(Accepted {
+        reranker,
+        bytes,
+        claim: claim?,
+    })
 }
 
 /// How a body is packed.

@@ -24,7 +24,7 @@ use serde::Serialize;
 use self::field::Fields;
 use super::error::Failure;
 use crate::config::DocumentForm;
-use crate::rerank::{Limits, Pair, Ranking, RerankCommand, RerankError};
+use crate::rerank::{Limits, Pair, Priority, Ranking, RerankCommand, RerankError};
 
 /// A wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +118,11 @@ pub trait RerankDialect: Fields {
 
     /// The model that is asked for.
     fn model(&self) -> Option<&str>;
+
+    /// How urgent the request is.
+    fn priority(&self) -> Priority {
+        Priority::default()
+    }
 
     /// The command this request spells.
     ///

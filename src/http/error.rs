@@ -68,6 +68,8 @@ impl Failure {
                 ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model"),
                 ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
                 ErrorCode::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+                ErrorCode::TooLate => (StatusCode::TOO_MANY_REQUESTS, "cannot_finish_in_time"),
+                ErrorCode::DeadlinePassed => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
                 ErrorCode::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
                 ErrorCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
                 ErrorCode::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

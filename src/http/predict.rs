@@ -71,6 +71,7 @@ pub async fn scored(
     command: PredictCommand,
 ) -> Result<(Prediction, Work), RerankError> {
     let pairs = command.pairs().len();
+    let command = command.with_claim(exchange.claim);
     let prediction = exchange.reranker.predict(command).await?;
     check_finite(prediction.scores.iter().copied())?;
     let work = Work {

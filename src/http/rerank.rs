@@ -20,7 +20,7 @@ use super::dialect::{
 use super::error::{Failure, json};
 use super::infer;
 use super::observe::{RequestId, Work};
-use crate::rerank::RerankError;
+use crate::rerank::{Claim, RerankError};
 use crate::service::Reranker;
 
 /// A path that many dialects share; bodies that tell nothing are in `default`.
@@ -55,6 +55,8 @@ pub struct Exchange {
     pub reranker: Arc<Reranker>,
     /// The body.
     pub bytes: Bytes,
+    /// What its head lets it claim of the machine.
+    pub claim: Claim,
 }
 
 impl Exchange {
@@ -65,6 +67,7 @@ impl Exchange {
             id,
             reranker: accepted.reranker,
             bytes: accepted.bytes,
+            claim: accepted.claim,
         }
     }
 
@@ -117,7 +120,12 @@ impl Exchange {
     async fn run<T: RerankDialect>(&self, dialect: Dialect) -> Result<Response, RerankError> {
         let request: T = body::parse(&self.bytes).await?;
         self.state.check_model(&self.reranker, request.model())?;
+        let claim = Claim {
+            priority: request.priority(),
+            ..self.claim
+        };
         let (command, kept) = request.into_command(self.state.limits())?;
+        let command = command.with_claim(claim);
         let pairs = command.pairs().clone();
         let ranking = self.reranker.rerank(command).await?;
         check_finite(ranking.results.iter().map(|ranked| ranked.score))?;

@@ -19,6 +19,10 @@ pub enum ErrorCode {
     TooLarge,
     /// The queue is full; a later retry can succeed.
     Overloaded,
+    /// The answer would come after its deadline; with more time, or later, it can succeed.
+    TooLate,
+    /// The deadline that the client set passed while the request waited.
+    DeadlinePassed,
     /// The server has not finished starting.
     NotReady,
     /// The server is stopping and takes no new work.
@@ -89,6 +93,41 @@ impl RerankError {
                 "the queue is full; retry after the time in `Retry-After`",
             )
         }
+    }
+
+    /// The request would take `needed`, and has less. `retry_after` is when it may fit.
+    pub fn too_late(needed: Duration, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                ErrorCode::TooLate,
+                format!(
+                    "this would take about {} ms, more than its deadline allows; retry after the \
+                     time in `Retry-After`, allow more time, or send fewer texts",
+                    needed.as_millis()
+                ),
+            )
+        }
+    }
+
+    /// The deadline passed when part of the request had been scored, or it was the server's own.
+    pub fn out_of_time(retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                ErrorCode::TooLate,
+                "the deadline passed before the last text was scored; retry after the time in \
+                 `Retry-After`, allow more time, or send fewer texts",
+            )
+        }
+    }
+
+    /// The client's deadline passed while nothing of the request had been scored.
+    pub fn deadline_passed() -> Self {
+        Self::new(
+            ErrorCode::DeadlinePassed,
+            "the deadline in `x-request-timeout-ms` passed while the request waited",
+        )
     }
 
     /// The model is still loading.

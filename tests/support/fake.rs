@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use rerankd::batch::Batch;
+use rerankd::batch::cost::Costs;
+use rerankd::batch::plan::BatchLimits;
 use rerankd::encoder::PairEncoder;
 use rerankd::http::app::AppState;
 use rerankd::rerank::Activation;
@@ -26,6 +28,8 @@ pub struct Model {
     pub max_length: usize,
     /// Workers that run this model at the same time.
     pub workers: usize,
+    /// What batches are taken to cost at first.
+    pub costs: Option<Costs>,
     /// Each batch waits here.
     pub gate: Option<Gate>,
     /// What has reached the model.
@@ -41,6 +45,7 @@ impl Default for Model {
             fails: |_| false,
             max_length: MAX_LENGTH,
             workers: 1,
+            costs: None,
             gate: None,
             seen: Seen::default(),
         }
@@ -149,9 +154,11 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     };
     let batching = &state.config().batching;
     let capacity = Capacity {
-        max_batch_tokens: batching.max_batch_tokens,
+        batch: BatchLimits::of(batching),
         max_queue_tokens: batching.max_queue_tokens,
         encode_threads: 1,
+        cache: state.config().cache.clone(),
+        costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),
     };
     let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };
     Arc::new(Reranker::start(
@@ -163,8 +170,16 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     ))
 }
 
+/// Words that the fake tokenizer tells apart: `w0`, `w1`, … All others are the same to it, and texts of
+/// the same words are scored once.
+pub const WORDS: usize = 4096;
+
 /// A token for each word, and pairs in BERT's form.
 fn encoder(max_length: usize) -> PairEncoder {
+    let mut vocab = serde_json::json!({ "[UNK]": 0, "[CLS]": 1, "[SEP]": 2 });
+    for word in 0..WORDS {
+        vocab[format!("w{word}")] = (word + 3).into();
+    }
     let tokenizer = serde_json::json!({
         "version": "1.0",
         "truncation": null,
@@ -180,7 +195,7 @@ fn encoder(max_length: usize) -> PairEncoder {
         "decoder": null,
         "model": {
             "type": "WordLevel",
-            "vocab": { "[UNK]": 0, "[CLS]": 1, "[SEP]": 2 },
+            "vocab": vocab,
             "unk_token": "[UNK]",
         },
     });

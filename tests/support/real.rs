@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rerankd::config::{BatchConfig, Precision};
+use rerankd::config::{BatchConfig, CacheConfig, Precision};
 use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::service::Reranker;
 
 /// Loads `model` as the server does; the embedded one where there is none.
 pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
-    let batching = BatchConfig::default();
     let config = LoadConfig {
         model: model.map(Path::to_owned),
         served_model_name: None,
@@ -18,8 +17,8 @@ pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> 
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
         precision: Precision::Fp32,
-        max_batch_tokens: batching.max_batch_tokens,
-        max_queue_tokens: batching.max_queue_tokens,
+        batching: BatchConfig::default(),
+        cache: CacheConfig::default(),
     };
     Arc::new(load(&config, metrics).unwrap_or_else(|error| panic!("{error}")))
 }

@@ -11,12 +11,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::echo::{Document, Echo};
-use super::field::{Count, Flag, Item, Items, Name, StringList, Text};
+use super::field::{Count, Flag, Item, Items, Name, StringList, Text, Urgency};
 use super::request::request;
 use super::usage::Usage;
 use super::{Answer, Dialect, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Texts};
+use crate::rerank::{
+    Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, Texts,
+};
 
 request! {
     /// A reranking as Cohere, Jina and their kin ask for it.
@@ -37,6 +39,9 @@ request! {
         max_chunks_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
         /// Tokens of a document that are read.
         max_tokens_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1 },
+        /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
+        /// the share of one of priority 0.
+        priority: Urgency => Priority as Option<u64> { maximum = 999 },
     }
 }
 
@@ -45,6 +50,10 @@ impl RerankDialect for Request {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {

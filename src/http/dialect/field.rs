@@ -23,7 +23,7 @@ pub use loose::{Contents, Name, OneContent, OptionalText};
 pub use pairs::{Ids, Inputs, Pairs, PredictInputs, TokenIds};
 pub use tensors::{InferParameters, Names, Parameters, Tensor, Tensors};
 
-use crate::rerank::RerankError;
+use crate::rerank::{Priority, RerankError};
 
 /// A request that reads itself field by field. It starts empty; what is missing is said later.
 pub trait Fields: Default + Send + 'static {
@@ -211,6 +211,49 @@ impl<'de> Visitor<'de> for Count<'_> {
     fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
         Err(E::custom(format_args!(
             "`{}` is {number}; send at least 1, or leave it out",
+            self.0
+        )))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+/// A priority, or null, at this path.
+pub struct Urgency<'a>(pub &'a str);
+
+seed!(Urgency<'a> -> Option<Priority>);
+
+impl<'de> Visitor<'de> for Urgency<'_> {
+    type Value = Option<Priority>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "`{}` to be a whole number from 0 to {}",
+            self.0,
+            Priority::MAX
+        )
+    }
+
+    refuse_strings!();
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        let priority = u16::try_from(number).ok().and_then(Priority::new);
+        match priority {
+            Some(priority) => Ok(Some(priority)),
+            None => Err(E::custom(format_args!(
+                "`{}` is {number}; the least urgent is {}",
+                self.0,
+                Priority::MAX
+            ))),
+        }
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        Err(E::custom(format_args!(
+            "`{}` is {number}; the most urgent is 0",
             self.0
         )))
     }

@@ -10,14 +10,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::echo::Echo;
-use super::field::{Count, Documents, Flag, Name, Pairs, Text, direction, strategy};
+use super::field::{Count, Documents, Flag, Name, Pairs, Text, Urgency, direction, strategy};
 use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
 use crate::rerank::{
-    Fit, Limits, Pair, PredictCommand, Prediction, RerankCommand, RerankError, Scale, ScoreOptions,
-    Side, Strategy, Truncate,
+    Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
+    ScoreOptions, Side, Strategy, Truncate,
 };
 
 request! {
@@ -45,6 +45,9 @@ request! {
         max_tokens_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1 },
         /// Parts a long document may be read in; it is as good as its best. Without, one.
         max_chunks_per_doc: Count => NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
+        /// the share of one of priority 0.
+        priority: Urgency => Priority as Option<u64> { maximum = 999 },
     }
 }
 
@@ -103,6 +106,10 @@ impl RerankDialect for RerankRequest {
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {

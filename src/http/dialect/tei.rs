@@ -153,7 +153,9 @@ pub fn error(failure: &Failure) -> Response {
             ErrorCode::Unsupported | ErrorCode::Internal => {
                 (StatusCode::FAILED_DEPENDENCY, ErrorType::Backend)
             }
-            ErrorCode::Overloaded => (native, ErrorType::Overloaded),
+            ErrorCode::Overloaded | ErrorCode::TooLate | ErrorCode::DeadlinePassed => {
+                (native, ErrorType::Overloaded)
+            }
             ErrorCode::NotReady | ErrorCode::Draining => (native, ErrorType::Unhealthy),
         },
     };

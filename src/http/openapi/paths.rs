@@ -17,7 +17,7 @@ const TOLD_BY_KEYS: [Dialect; 6] = [
 ];
 
 /// What a request that reaches the model can meet. TEI's clients know 422 and 424.
-const STATUSES: [(&str, &str); 12] = [
+const STATUSES: [(&str, &str); 13] = [
     (
         "400",
         "Something in the request is wrong; the text says what to change",
@@ -44,10 +44,15 @@ const STATUSES: [(&str, &str); 12] = [
     ),
     (
         "429",
-        "The queue is full; `Retry-After` says when it may have room",
+        "The queue is full, or the answer would come after the deadline; `Retry-After` says when a \
+         retry can succeed",
     ),
     ("500", "The server failed; the request was not at fault"),
     ("503", "The model is loading, or the server is stopping"),
+    (
+        "504",
+        "The time in `x-request-timeout-ms` passed while the request waited",
+    ),
 ];
 
 /// All paths; what they name is added to `schemas`.
@@ -333,6 +338,11 @@ fn post(path: &str, tag: &str, summary: &str, forms: Vec<Form>) -> Value {
     }
     json!({
         "operationId": operation_id("post", path), "tags": [tag], "summary": summary,
+        "parameters": [{
+            "name": "x-request-timeout-ms", "in": "header", "required": false,
+            "description": "Milliseconds after which the answer is of no use. Instead of `--request-timeout`.",
+            "schema": { "type": "integer", "minimum": 1 },
+        }],
         "requestBody": {
             "required": true,
             "content": content(&forms, |form| &form.request, |form| &form.example["request"]["body"]),

@@ -1,0 +1,504 @@
+//! What a batch costs, in seconds: `base + per_token * T + per_square * sum(S_i^2)` for sequences of
+//! `S_i` tokens, `T` in all. Nothing is padded, so there is no other term. Pure arithmetic: no clock.
+//!
+//! Everything but attention is linear in the tokens; attention is a square for each sequence; a run
+//! costs a little however small it is. The model is measured at start and follows live batches.
+
+use std::array::from_fn;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::time::Duration;
+
+/// How much there is to compute for some sequences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens of all of them.
+    pub tokens: usize,
+    /// Sum of the squares of their lengths.
+    pub squares: u64,
+}
+
+impl Work {
+    /// The work of one sequence of `length` tokens.
+    pub fn of(length: usize) -> Self {
+        Self {
+            sequences: 1,
+            tokens: length,
+            squares: (length as u64).pow(2),
+        }
+    }
+
+    /// The work of sequences of these `lengths`.
+    pub fn all(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let sum = |sum: Self, length| sum + Self::of(length);
+        lengths.into_iter().fold(Self::default(), sum)
+    }
+}
+
+impl Add for Work {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            sequences: self.sequences + other.sequences,
+            tokens: self.tokens + other.tokens,
+            squares: self.squares + other.squares,
+        }
+    }
+}
+
+impl Sub for Work {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            sequences: self.sequences - other.sequences,
+            tokens: self.tokens - other.tokens,
+            squares: self.squares - other.squares,
+        }
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Work {
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}
+
+/// Coefficients, in seconds; none is negative.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// Of any run.
+    pub base: f64,
+    /// Of each token.
+    pub per_token: f64,
+    /// Of each pair of tokens of one sequence.
+    pub per_square: f64,
+}
+
+impl Cost {
+    /// Before anything is measured: a small model on one slow core.
+    pub const GUESS: Self = Self {
+        base: 1e-2,
+        per_token: 1e-3,
+        per_square: 5e-7,
+    };
+
+    /// Seconds that one batch of `work` takes; 0 when there is none.
+    pub fn seconds(&self, work: Work) -> f64 {
+        match work.sequences {
+            0 => 0.0,
+            _ => self.base + self.marginal(work),
+        }
+    }
+
+    /// Seconds that `work` adds to a batch which runs anyway.
+    pub fn marginal(&self, work: Work) -> f64 {
+        self.per_token * work.tokens as f64 + self.per_square * work.squares as f64
+    }
+
+    fn times(self, factor: f64) -> Self {
+        Self {
+            base: self.base * factor,
+            per_token: self.per_token * factor,
+            per_square: self.per_square * factor,
+        }
+    }
+
+    fn array(self) -> [f64; 3] {
+        [self.base, self.per_token, self.per_square]
+    }
+}
+
+/// `seconds` as a duration that can be added to any time of day.
+pub fn duration(seconds: f64) -> Duration {
+    const MOST: Duration = Duration::from_secs(100 * 24 * 3600);
+    Duration::try_from_secs_f64(seconds.max(0.0)).map_or(MOST, |duration| duration.min(MOST))
+}
+
+/// What is kept of the past when a batch is learnt from: a hundred batches weigh.
+const FORGETTING: f64 = 0.99;
+/// Weight of the newest batch in how fast the machine is as a whole.
+const LEVEL_WEIGHT: f64 = 0.05;
+/// A batch that is so many times off the estimate counts as this far off: one that the system held up
+/// says little, but a machine that became slower for good is followed within a few dozen.
+const OUTLIER: f64 = 2.0;
+/// How strongly what live batches cannot tell apart is held to the proportions that were measured at
+/// start, in batches.
+const ANCHOR: f64 = 0.3;
+/// The same at start itself, where there is only a guess to be held to.
+const ANCHOR_AT_START: f64 = 0.02;
+
+/// Follows the cost of batches as they are measured: recursive least squares of the relative error,
+/// with forgetting, held to coefficients that are not negative.
+#[derive(Debug, Clone)]
+pub struct Estimator {
+    /// What was measured at start.
+    start: Cost,
+    /// How much slower than that the machine is at present.
+    level: f64,
+    /// Sums of products of what was seen: `[features, features]`, and features with seconds.
+    products: [[f64; 3]; 3],
+    seconds: [f64; 3],
+    anchor: f64,
+    cost: Cost,
+}
+
+impl Estimator {
+    /// Starts with `cost`.
+    pub fn new(cost: Cost) -> Self {
+        Self {
+            start: cost,
+            level: 1.0,
+            products: [[0.0; 3]; 3],
+            seconds: [0.0; 3],
+            anchor: ANCHOR,
+            cost,
+        }
+    }
+
+    /// Starts with what a few `measured` batches tell, each with its seconds. With none it is a guess.
+    pub fn calibrated(measured: &[(Work, f64)]) -> Self {
+        let mut ratios: Vec<f64> = measured
+            .iter()
+            .map(|(work, seconds)| seconds / Cost::GUESS.seconds(*work))
+            .filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+            .collect();
+        if ratios.is_empty() {
+            return Self::new(Cost::GUESS);
+        }
+        ratios.sort_by(f64::total_cmp);
+        let mut estimator = Self {
+            anchor: ANCHOR_AT_START,
+            ..Self::new(Cost::GUESS.times(ratios[ratios.len() / 2]))
+        };
+        // Several times, as the weight of each is relative to an estimate that improves.
+        for _ in 0..4 {
+            for (work, seconds) in measured {
+                estimator.observe(*work, *seconds);
+            }
+        }
+        Self::new(estimator.cost)
+    }
+
+    /// The present estimate.
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+
+    /// Learns that a batch of `work` took so many `seconds`.
+    pub fn observe(&mut self, work: Work, seconds: f64) {
+        let expected = self.cost.seconds(work);
+        let usable = seconds.is_finite() && seconds > 0.0 && expected > 0.0;
+        if !usable {
+            return;
+        }
+        let seconds = seconds.clamp(expected / OUTLIER, expected * OUTLIER);
+        let at_start = self.start.seconds(work);
+        if at_start > 0.0 {
+            self.level += LEVEL_WEIGHT * (seconds / at_start - self.level);
+        }
+        // Divided by what was expected, so that small batches count as much as large ones.
+        let features = [1.0, work.tokens as f64, work.squares as f64].map(|x| x / expected);
+        for (row, x) in self.products.iter_mut().zip(features) {
+            for (product, y) in row.iter_mut().zip(features) {
+                *product = FORGETTING * *product + x * y;
+            }
+        }
+        for (sum, x) in self.seconds.iter_mut().zip(features) {
+            *sum = FORGETTING * *sum + x * seconds / expected;
+        }
+        self.solve();
+    }
+
+    /// The coefficients that fit best. None may be negative, so every choice of those that are not
+    /// zero is solved, and the best that is admissible counts.
+    fn solve(&mut self) {
+        let anchor = self.start.times(self.level).array();
+        // In units of the anchor, which makes all three numbers of the order of one.
+        let unit = anchor.map(|value| value.max(f64::MIN_POSITIVE));
+        let held = |i, j| if i == j { self.anchor } else { 0.0 };
+        let matrix = from_fn(|i| from_fn(|j| self.products[i][j] * unit[i] * unit[j] + held(i, j)));
+        let right = from_fn(|i| self.seconds[i] * unit[i] + self.anchor);
+        let mut best: Option<(f64, [f64; 3])> = None;
+        for chosen in 1_u8..8 {
+            let free = [0, 1, 2].map(|i| chosen >> i & 1 == 1);
+            let Some(solution) = solve(matrix, right, free) else {
+                continue;
+            };
+            if solution.iter().any(|value| *value < 0.0) {
+                continue;
+            }
+            let error = error(&matrix, &right, &solution);
+            if best.is_none_or(|(least, _)| error < least) {
+                best = Some((error, solution));
+            }
+        }
+        if let Some((_, [base, per_token, per_square])) = best {
+            self.cost = Cost {
+                base: base * unit[0],
+                per_token: per_token * unit[1],
+                per_square: per_square * unit[2],
+            };
+        }
+    }
+}
+
+/// Half of what least squares minimises, up to a constant.
+fn error(matrix: &[[f64; 3]; 3], right: &[f64; 3], at: &[f64; 3]) -> f64 {
+    let gradient = from_fn(|i| 0.5 * dot(matrix[i], *at) - right[i]);
+    dot(*at, gradient)
+}
+
+/// Solves `matrix`, which is symmetric, for the unknowns that are `free`; the others are 0. `None` when
+/// that is not possible.
+fn solve(matrix: [[f64; 3]; 3], right: [f64; 3], free: [bool; 3]) -> Option<[f64; 3]> {
+    let [a, b, c]: [[f64; 3]; 3] = from_fn(|i| {
+        from_fn(|j| match free[i] && free[j] {
+            true => matrix[i][j],
+            false => f64::from(u8::from(i == j)),
+        })
+    });
+    let right = from_fn(|i| if free[i] { right[i] } else { 0.0 });
+    let volume = dot(a, cross(b, c));
+    let solution = [cross(b, c), cross(c, a), cross(a, b)].map(|x| dot(right, x) / volume);
+    solution.iter().all(|x| x.is_finite()).then_some(solution)
+}
+
+fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+    from_fn(|i| a[(i + 1) % 3] * b[(i + 2) % 3] - a[(i + 2) % 3] * b[(i + 1) % 3])
+}
+
+/// The cost of a batch that runs alone, and of one beside which every other worker runs: cores share
+/// caches and memory, and sometimes their arithmetic. Each is learnt from its own batches, so that a
+/// quiet hour does not make the next rush look fast.
+#[derive(Debug, Clone)]
+pub struct Costs {
+    lone: Estimator,
+    loaded: Estimator,
+    workers: usize,
+}
+
+impl Costs {
+    /// Starts with what was measured for `workers` workers.
+    pub fn new(lone: Estimator, loaded: Estimator, workers: usize) -> Self {
+        Self {
+            lone,
+            loaded,
+            workers: workers.max(1),
+        }
+    }
+
+    /// Nothing was measured.
+    pub fn guess(workers: usize) -> Self {
+        let guess = Estimator::new(Cost::GUESS);
+        Self::new(guess.clone(), guess, workers)
+    }
+
+    /// Workers that score at the same time.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Whether `busy` workers count as a loaded machine.
+    pub fn is_loaded(&self, busy: usize) -> bool {
+        2 * busy > self.workers
+    }
+
+    /// Of a batch while `busy` workers run, itself among them.
+    pub fn at(&self, busy: usize) -> Cost {
+        match self.is_loaded(busy) {
+            true => self.loaded.cost(),
+            false => self.lone.cost(),
+        }
+    }
+
+    /// Of a batch while every worker runs.
+    pub fn loaded(&self) -> Cost {
+        self.loaded.cost()
+    }
+
+    /// Learns that a batch of `work` took `seconds` while `busy` workers ran.
+    pub fn observe(&mut self, work: Work, seconds: f64, busy: usize) {
+        match self.is_loaded(busy) {
+            true => self.loaded.observe(work, seconds),
+            false => self.lone.observe(work, seconds),
+        }
+    }
+
+    /// Seconds that each token of batches of `work` takes all workers together.
+    pub fn pace(&self, work: Work) -> f64 {
+        self.loaded.cost().seconds(work) / (work.tokens * self.workers) as f64
+    }
+
+    /// Seconds that all workers together take for `work`, in batches of so many tokens.
+    pub fn drain_seconds(&self, work: Work, batch_tokens: usize) -> f64 {
+        let cost = self.loaded.cost();
+        let batches = work.tokens.div_ceil(batch_tokens.max(1));
+        (cost.marginal(work) + cost.base * batches as f64) / self.workers as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TRUE: Cost = Cost {
+        base: 8e-4,
+        per_token: 7e-5,
+        per_square: 4e-8,
+    };
+
+    /// Batches as they come: many short, many long, mixed.
+    fn batches() -> Vec<Work> {
+        (0..60)
+            .map(|i| match i % 3 {
+                0 => Work::all([23; 20]),
+                1 => Work::all([100 + 7 * (i % 10), 300]),
+                _ => Work::of(16 + 8 * i),
+            })
+            .collect()
+    }
+
+    fn close(a: f64, b: f64, within: f64) -> bool {
+        (a / b - 1.0).abs() <= within
+    }
+
+    #[test]
+    fn a_few_batches_at_start_tell_the_cost() {
+        let shapes = [vec![32], vec![32; 4], vec![128], vec![16; 8], vec![256]];
+        let measured: Vec<_> = shapes
+            .into_iter()
+            .map(Work::all)
+            .map(|work| (work, TRUE.seconds(work)))
+            .collect();
+        let cost = Estimator::calibrated(&measured).cost();
+        for work in [Work::of(64), Work::all([23; 20]), Work::of(200)] {
+            assert!(
+                close(cost.seconds(work), TRUE.seconds(work), 0.1),
+                "{cost:?}"
+            );
+        }
+        // Beyond what was measured it is an estimate, but not a wild one.
+        assert!(close(
+            cost.seconds(Work::of(512)),
+            TRUE.seconds(Work::of(512)),
+            0.3
+        ));
+        assert_eq!(Estimator::calibrated(&[]).cost(), Cost::GUESS);
+    }
+
+    #[test]
+    fn live_batches_are_followed_when_the_machine_slows_down() {
+        let mut estimator = Estimator::new(TRUE);
+        for _ in 0..4 {
+            for work in batches() {
+                estimator.observe(work, 2.5 * TRUE.seconds(work));
+            }
+        }
+        for work in batches() {
+            assert!(close(
+                estimator.cost().seconds(work),
+                2.5 * TRUE.seconds(work),
+                0.05
+            ));
+        }
+    }
+
+    #[test]
+    fn an_outlier_moves_little() {
+        let mut estimator = Estimator::new(TRUE);
+        for work in batches() {
+            estimator.observe(work, TRUE.seconds(work));
+        }
+        let work = Work::all([100; 5]);
+        estimator.observe(work, 1000.0 * TRUE.seconds(work));
+        assert!(close(
+            estimator.cost().seconds(work),
+            TRUE.seconds(work),
+            0.1
+        ));
+        estimator.observe(work, f64::NAN);
+        estimator.observe(work, 0.0);
+        estimator.observe(Work::default(), 1.0);
+        assert!(close(
+            estimator.cost().seconds(work),
+            TRUE.seconds(work),
+            0.1
+        ));
+    }
+
+    /// What batches that are all alike cannot tell is kept from the start.
+    #[test]
+    fn batches_of_one_shape_do_not_spoil_the_others() {
+        let mut estimator = Estimator::new(TRUE);
+        for _ in 0..2000 {
+            let work = Work::all([23; 22]);
+            estimator.observe(work, 2.0 * TRUE.seconds(work));
+        }
+        let long = Work::of(512);
+        assert!(close(
+            estimator.cost().seconds(long),
+            2.0 * TRUE.seconds(long),
+            0.1
+        ));
+    }
+
+    #[test]
+    fn lone_and_loaded_are_learnt_apart() {
+        let mut costs = Costs::new(Estimator::new(TRUE), Estimator::new(TRUE.times(1.5)), 4);
+        for work in batches() {
+            costs.observe(work, TRUE.seconds(work), 1);
+        }
+        let work = Work::of(200);
+        assert!(close(
+            costs.at(4).seconds(work),
+            1.5 * TRUE.seconds(work),
+            0.01
+        ));
+        assert!(close(costs.at(1).seconds(work), TRUE.seconds(work), 0.01));
+        assert!(!costs.is_loaded(2) && costs.is_loaded(3));
+        assert!(Costs::guess(1).is_loaded(1));
+    }
+
+    proptest! {
+        /// Whatever is measured, no coefficient becomes negative and the estimate stays a number.
+        #[test]
+        fn no_coefficient_is_ever_negative(
+            seen in prop::collection::vec(
+                (prop::collection::vec(1_usize..600, 1..30), 1e-6_f64..10.0), 1..100),
+        ) {
+            let mut estimator = Estimator::new(TRUE);
+            for (lengths, seconds) in seen {
+                estimator.observe(Work::all(lengths), seconds);
+                let coefficients = estimator.cost().array();
+                prop_assert!(coefficients.iter().all(|c| *c >= 0.0 && c.is_finite()));
+            }
+        }
+
+        /// Two batches never take longer as one: what is shared is paid once.
+        #[test]
+        fn a_batch_is_never_slower_than_its_parts(
+            first in prop::collection::vec(1_usize..600, 1..30),
+            second in prop::collection::vec(1_usize..600, 1..30),
+            base in 0.0_f64..1.0, per_token in 0.0_f64..1.0, per_square in 0.0_f64..1.0,
+        ) {
+            let cost = Cost { base, per_token, per_square };
+            let (first, second) = (Work::all(first), Work::all(second));
+            let apart = cost.seconds(first) + cost.seconds(second);
+            prop_assert!(cost.seconds(first + second) <= apart * (1.0 + 1e-12));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Whose turn it is: weighted fair queueing by tokens, on two levels. Plain data.
+//!
+//! Tenants share evenly, and the requests of a tenant share its part by their weights. Each level has
+//! a virtual time, which advances by the tokens that are taken over the weights of all that wait. Who comes starts at the present; who is given tokens moves ahead of it by tokens over
+//! weight; who is least ahead is next. As the present moves with the work, a stream of newcomers
+//! starts ever later and so cannot keep back whoever was there before.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+/// Parts of a token that virtual time counts.
+const TICKS: u128 = 1024;
+/// The weight of one full share.
+pub(super) const FULL_SHARE: u64 = 1 << 20;
+
+/// One level.
+#[derive(Debug)]
+struct Level<K> {
+    /// Virtual time.
+    now: u64,
+    /// Of all that wait.
+    weight: u64,
+    /// By how far they are, then by key.
+    waiting: BTreeSet<(u64, K)>,
+    /// Who waits and sits out at the moment.
+    aside: BTreeSet<(u64, K)>,
+    /// Who has left ahead of the present, and would go on from there.
+    resting: BTreeSet<(u64, K)>,
+    shares: HashMap<K, Share>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    /// How far the tokens it was given have brought it.
+    reached: u64,
+    weight: u64,
+}
+
+impl<K> Default for Level<K> {
+    fn default() -> Self {
+        Self {
+            now: 0,
+            weight: 0,
+            waiting: BTreeSet::new(),
+            aside: BTreeSet::new(),
+            resting: BTreeSet::new(),
+            shares: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Copy + Ord + Hash> Level<K> {
+    /// `key` waits from now on. One that was here a moment ago goes on where it was.
+    fn join(&mut self, key: K, weight: u64) {
+        if let Some(share) = self.shares.get(&key) {
+            if self.resting.remove(&(share.reached, key)) {
+                self.weight += share.weight;
+                self.waiting.insert((share.reached, key));
+            }
+            return;
+        }
+        let share = Share {
+            reached: self.now,
+            weight: weight.max(1),
+        };
+        self.weight += share.weight;
+        self.shares.insert(key, share);
+        self.waiting.insert((share.reached, key));
+    }
+
+    /// `key`, who waits, is given `tokens`.
+    fn charge(&mut self, key: K, tokens: usize) {
+        let ticks = tokens as u128 * TICKS * u128::from(FULL_SHARE);
+        let share = self.shares.get_mut(&key).expect("who waits has a share");
+        self.waiting.remove(&(share.reached, key));
+        share.reached += (ticks / u128::from(share.weight)) as u64;
+        self.waiting.insert((share.reached, key));
+        self.now += (ticks / u128::from(self.weight)) as u64;
+        while let Some(&(reached, key)) = self.resting.first()
+            && reached <= self.now
+        {
+            self.resting.pop_first();
+            self.shares.remove(&key);
+        }
+    }
+
+    /// Nothing of `key` waits any more.
+    fn leave(&mut self, key: K) {
+        let Some(share) = self.shares.get(&key).copied() else {
+            return;
+        };
+        let entry = (share.reached, key);
+        if !self.waiting.remove(&entry) && !self.aside.remove(&entry) {
+            return;
+        }
+        self.weight -= share.weight;
+        if share.reached <= self.now {
+            self.shares.remove(&key);
+        } else {
+            self.resting.insert((share.reached, key));
+        }
+        // Nobody was kept waiting for what the last ones had too much.
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    /// `key`, who waits, sits out.
+    fn set_aside(&mut self, key: K) {
+        let entry = (self.shares[&key].reached, key);
+        if self.waiting.remove(&entry) {
+            self.aside.insert(entry);
+        }
+    }
+
+    /// Everybody takes turns again.
+    fn recall(&mut self) {
+        self.waiting.append(&mut self.aside);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.aside.is_empty()
+    }
+}
+
+/// Who waits, in the order of their turns. `T` names tenants, `F` their requests.
+#[derive(Debug)]
+pub(super) struct Turns<T, F> {
+    tenants: Level<T>,
+    flows: HashMap<T, Level<F>>,
+}
+
+impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
+    pub(super) fn new() -> Self {
+        Self {
+            tenants: Level::default(),
+            flows: HashMap::new(),
+        }
+    }
+
+    /// `flow` of `tenant` has something waiting from now on.
+    pub(super) fn join(&mut self, tenant: T, flow: F, weight: u64) {
+        self.flows.entry(tenant).or_default().join(flow, weight);
+        self.tenants.join(tenant, FULL_SHARE);
+    }
+
+    /// Whose turn it is, of those that do not sit out.
+    pub(super) fn next(&self) -> Option<(T, F)> {
+        let (_, tenant) = self.tenants.waiting.first()?;
+        let (_, flow) = self.flows[tenant].waiting.first()?;
+        Some((*tenant, *flow))
+    }
+
+    /// `flow`, whose turn it is, was given `tokens`.
+    pub(super) fn charge(&mut self, tenant: T, flow: F, tokens: usize) {
+        if let Some(flows) = self.flows.get_mut(&tenant) {
+            flows.charge(flow, tokens);
+            self.tenants.charge(tenant, tokens);
+        }
+    }
+
+    /// Nothing of `flow` waits any more.
+    pub(super) fn leave(&mut self, tenant: T, flow: F) {
+        let Some(flows) = self.flows.get_mut(&tenant) else {
+            return;
+        };
+        flows.leave(flow);
+        if flows.is_empty() {
+            self.flows.remove(&tenant);
+            self.tenants.leave(tenant);
+        } else if flows.waiting.is_empty() {
+            self.tenants.set_aside(tenant);
+        }
+    }
+
+    /// `flow`, whose turn it is, sits out until [`Turns::recall`].
+    pub(super) fn set_aside(&mut self, tenant: T, flow: F) {
+        let flows = self.flows.get_mut(&tenant).expect("it is its turn");
+        flows.set_aside(flow);
+        if flows.waiting.is_empty() {
+            self.tenants.set_aside(tenant);
+        }
+    }
+
+    /// Everybody takes turns again. Those of `aside` had been set aside.
+    pub(super) fn recall(&mut self, aside: &[(T, F)]) {
+        self.tenants.recall();
+        for (tenant, _) in aside {
+            if let Some(flows) = self.flows.get_mut(tenant) {
+                flows.recall();
+            }
+        }
+    }
+}
