@@ -57,11 +57,12 @@ def get(url: str, timeout: float = 5) -> tuple[int, str]:
         return 0, ""
 
 
-def rerank(url: str, documents: list[str], query: str = QUERY, timeout: float = 60) -> tuple[int, dict]:
+def rerank(url: str, documents: list[str], timeout: float = 60, headers: dict[str, str] | None = None) -> tuple[int, dict]:
     """Status and body of one request on a connection of its own; status 0 where the connection broke."""
-    body = json.dumps({"query": query, "documents": documents}).encode()
+    body = json.dumps({"query": QUERY, "documents": documents}).encode()
+    request = urllib.request.Request(f"{url}/rerank", body, headers or {})
     try:
-        with urllib.request.urlopen(f"{url}/rerank", data=body, timeout=timeout) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         error.read()
