@@ -204,7 +204,7 @@ class Server:
 def load(rerankd: str, arguments: list[str], seconds: float, seed: int) -> dict:
     """What `rerankd bench` finds."""
     command = [rerankd, "bench", "--json", "--target-ms", "0", "--seed", str(seed)]
-    times = ["--duration", f"{seconds}s", "--warm-up", "1s"]
+    times = ["--duration", f"{seconds}s", "--warm-up", "0s"]
     done = subprocess.run([*command, *times, *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join([*command, *arguments])} ended with code {done.returncode}")
