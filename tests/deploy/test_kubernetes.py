@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import socket
 import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
-from stack import ROOT
+from stack import ROOT, Server, get, servers, wait_until
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 MANIFESTS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
@@ -17,7 +18,7 @@ MONITOR = MANIFESTS.pop("servicemonitor.yaml")
 DEPLOYMENT = MANIFESTS["deployment.yaml"]
 POD = DEPLOYMENT["spec"]["template"]
 CONTAINER = POD["spec"]["containers"][0]
-OPERATOR = "@kubernetes-models/prometheus-operator@6.0.0"
+OPERATOR = ROOT / "tests" / "deploy" / "operator"
 VALIDATE = """
 import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor";
 new ServiceMonitor(JSON.parse(process.argv[1])).validate();
@@ -43,8 +44,18 @@ def operator(tmp_path_factory):
     if not shutil.which("npm"):
         pytest.skip("NOT RUN: npm is not installed, which the schema of ServiceMonitor comes with")
     folder = tmp_path_factory.mktemp("operator")
-    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", OPERATOR]
-    subprocess.run(install, cwd=folder, check=True)
+    for file in ("package.json", "package-lock.json"):
+        shutil.copy(OPERATOR / file, folder)
+    install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
+    try:
+        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
+        wrong = done.stderr
+    except subprocess.TimeoutExpired:
+        done, wrong = None, "it took more than two minutes"
+    # Another content than the lock says, or a lock that does not fit, is a finding; no registry is not.
+    assert "EINTEGRITY" not in wrong and "EUSAGE" not in wrong, wrong
+    if done is None or done.returncode != 0:
+        pytest.skip(f"NOT RUN: npm could not fetch the schema of ServiceMonitor: {wrong.strip()[:200]}")
     return folder
 
 
@@ -63,12 +74,33 @@ def test_kustomization_names_every_manifest():
     assert [image["name"] for image in KUSTOMIZATION["images"]] == [CONTAINER["image"]]
 
 
+def selectors(node) -> list:
+    """Every selector in `node`, in order."""
+    if isinstance(node, list):
+        return [found for part in node for found in selectors(part)]
+    if not isinstance(node, dict):
+        return []
+    own = [(name, value) for name, value in node.items() if name.lower().endswith("selector")]
+    return own + [found for name in sorted(node) for found in selectors(node[name])]
+
+
+def test_kustomization_leaves_selectors_alone():
+    # What kubectl shows where it is installed, and what else would put labels into selectors.
+    assert "commonLabels" not in KUSTOMIZATION
+    assert not any(entry.get("includeSelectors") for entry in KUSTOMIZATION["labels"])
+
+
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together")
 def test_kustomization_is_put_together():
     done = subprocess.run(["kubectl", "kustomize", FOLDER], check=True, capture_output=True, text=True)
     made = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
     assert set(made) == {manifest["kind"] for manifest in (*MANIFESTS.values(), MONITOR)}
     assert {manifest["metadata"]["namespace"] for manifest in made.values()} == {KUSTOMIZATION["namespace"]}
+    # Putting together must not narrow whom anything selects: a client carries another name than the server.
+    for raw in (*MANIFESTS.values(), MONITOR):
+        assert selectors(made[raw["kind"]]) == selectors(raw), raw["kind"]
+    (clients, _) = made["NetworkPolicy"]["spec"]["ingress"]
+    assert clients["from"] == [{"podSelector": {"matchLabels": {"rerankd-client": "true"}}}]
     made.pop("ServiceMonitor")
     for manifest in made.values():
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
@@ -90,14 +122,36 @@ def test_everything_selects_the_pods():
 
 
 def test_ports_have_one_name():
-    (port,) = CONTAINER["ports"]
-    (service,) = MANIFESTS["service.yaml"]["spec"]["ports"]
-    assert service["targetPort"] == port["name"]
-    assert MONITOR["spec"]["endpoints"][0]["port"] == service["name"]
-    for rule in MANIFESTS["networkpolicy.yaml"]["spec"]["ingress"]:
-        assert rule["ports"] == [{"port": port["name"]}]
+    http, admin = CONTAINER["ports"]
+    settings = {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
+    assert settings["RERANKD_ADMIN_LISTEN"] == f"0.0.0.0:{admin['containerPort']}"
+    assert f"RERANKD_LISTEN=0.0.0.0:{http['containerPort']}" in (ROOT / "Dockerfile").read_text()
+    for port, service in zip((http, admin), MANIFESTS["service.yaml"]["spec"]["ports"], strict=True):
+        assert service["targetPort"] == service["name"] == port["name"]
+    assert [endpoint["port"] for endpoint in MONITOR["spec"]["endpoints"]] == [admin["name"]]
+    clients, monitoring = MANIFESTS["networkpolicy.yaml"]["spec"]["ingress"]
+    assert clients["ports"] == [{"port": http["name"]}]
+    assert monitoring["ports"] == [{"port": admin["name"]}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert CONTAINER[probe]["httpGet"]["port"] == port["name"]
+        assert CONTAINER[probe]["httpGet"]["port"] == admin["name"]
+
+
+def test_clients_that_hold_every_connection_fail_no_probe():
+    place = Server()
+    connections = []
+    try:
+        with servers(1, "--max-connections", "4", "--admin-listen", place.address) as (instance,):
+            # More than are served at once; what is taken before them ends first.
+            for _ in range(16):
+                connections.append(socket.create_connection(instance.address.split(":"), timeout=5))
+            wait_until(lambda: get(f"{instance.url}/live", timeout=2)[0] != 200, 30, "every connection to be held")
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert get(place.url + CONTAINER[probe]["httpGet"]["path"])[0] == 200, probe
+            assert get(place.url + MONITOR["spec"]["endpoints"][0]["path"])[0] == 200
+    finally:
+        for connection in connections:
+            connection.close()
+        place.close()
 
 
 def test_times_fit_into_each_other():
