@@ -118,14 +118,24 @@ def test_panel_shows_something(prometheus, panel):
 
 
 def test_routes_that_rank_are_told_from_others():
-    patterns = {found for file in ("dashboard.json", "rules.yaml") for found in re.findall(r'\.\*\([a-z|]+\)', (FOLDER / file).read_text())}
+    patterns = {found for file in ("dashboard.json", "rules.yaml") for found in re.findall(r'\.\*/?\([a-z|]+\)\??', (FOLDER / file).read_text())}
     (pattern,) = patterns
+    # What the router has, as its own test holds; what else takes a body.
     paths = yaml.safe_load((ROOT / "openapi.yaml").read_text())["paths"]
-    # What else takes a body; `/` also answers probes and browsers.
-    others = {"/", "/tokenize", "/decode"}
+    others = {"/tokenize", "/decode"}
     ranking = {path for path, methods in paths.items() if "post" in methods} - others
     assert len(ranking) > 10
     assert {path for path in paths if re.fullmatch(pattern, path)} == ranking
+    assert not re.fullmatch(pattern, "other")
+
+
+def test_shares_have_the_same_routes_on_both_sides():
+    shares = [rule for rule in RULES if "/ sum by (job) (rate(rerankd_requests_total" in rule["expr"]]
+    assert len(shares) >= 4
+    for rule in shares:
+        selected = re.findall(r"rerankd_requests_total\{([^}]*\}?[^}]*)\}\[", rule["expr"])
+        routes = {found for one in selected for found in re.findall(r'route[^",]*"[^"]*"', one) or ["every route"]}
+        assert len(routes) == 1 and all(route.startswith('route=~') for route in routes), rule["alert"]
 
 
 def test_links_lead_somewhere():
