@@ -49,12 +49,12 @@ FROM scratch
 COPY --from=root /root /
 ENV PATH=/opt/rerankd \
     RERANKD_LISTEN=0.0.0.0:8080 \
-    HF_HOME=/data \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 10001:10001
+# For a model of your own: nothing is written here.
 VOLUME ["/data"]
 EXPOSE 8080
-# Ready takes about a second with the embedded model, and longer with one that is downloaded first.
+# Ready takes about a second with the embedded model, and longer with a larger one.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5m --retries=3 CMD ["/opt/rerankd/rerankd", "healthcheck"]
 ENTRYPOINT ["/opt/rerankd/rerankd"]
 CMD ["serve"]
