@@ -192,6 +192,11 @@ class Haproxy:
         rows = [line.split(",") for line in text.splitlines() if line.startswith("rerankd,s")]
         return [row[17] for row in rows]
 
+    def state(self, place: int) -> str:
+        """That of one instance; empty where HAProxy did not answer in time."""
+        states = self.states()
+        return states[place] if place < len(states) else ""
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
