@@ -29,6 +29,8 @@ if os.geteuid() == 0:
 
 # Low enough to be exceeded, high enough for a ranking of more rows than are drawn at first.
 MAX_DOCUMENTS = 80
+# What keeps the port of each server, by its process.
+HELD: dict[int, socket.socket] = {}
 
 
 def binary() -> str:
@@ -37,14 +39,17 @@ def binary() -> str:
 
 
 def start(*flags: str, **settings: str) -> tuple[subprocess.Popen, str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    # Bound without listening until the server has ended: nobody else is given this port.
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{held.getsockname()[1]}"
     library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
     # The name of the binary is no setting of the server.
     given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
     environment = {"ORT_DYLIB_PATH": str(library), **given, **settings}
     server = subprocess.Popen([binary(), "serve", "--listen", address, *flags], env=environment)
+    HELD[server.pid] = held
     for _ in range(600):
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with {server.returncode}")
@@ -59,7 +64,10 @@ def start(*flags: str, **settings: str) -> tuple[subprocess.Popen, str]:
 
 def stop(server: subprocess.Popen) -> None:
     server.terminate()
-    assert server.wait(60) == 0
+    try:
+        assert server.wait(60) == 0
+    finally:
+        HELD.pop(server.pid).close()
 
 
 def post(url: str, body: dict, headers: dict | None = None) -> dict:
