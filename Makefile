@@ -7,7 +7,7 @@ CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
-.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench onnxruntime clean
+.PHONY: serve build test test-rust test-parquet proof-ray clients lint docs audit bench onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -18,9 +18,12 @@ build: onnxruntime
 	$(CARGO) build --release --locked
 
 # Runs every test, doc tests included. Not `--all-targets`: that would run the benchmarks too.
-test: onnxruntime
-	$(CARGO) test --locked --no-fail-fast
+test:
+	$(MAKE) test-rust
 	$(MAKE) clients
+
+test-rust: onnxruntime
+	$(CARGO) test --locked --no-fail-fast
 
 # What the feature `parquet` adds; not a part of `test`, as it builds everything once more.
 test-parquet: onnxruntime
