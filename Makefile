@@ -7,7 +7,7 @@ CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
-.PHONY: serve build test test-rust test-parquet proof-ray clients lint docs audit bench onnxruntime clean
+.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -22,6 +22,7 @@ test:
 	$(MAKE) test-rust
 	$(MAKE) clients
 
+.PHONY: test-rust
 test-rust: onnxruntime
 	$(CARGO) test --locked --no-fail-fast
 
