@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
 pub use setting::{Kind, PREFIX, Setting};
-pub use value::{Listen, Value};
+pub use value::{Listen, Origins, Value};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -42,7 +42,7 @@ setting::settings! {
         admin_listen "ADDRESS": Option<Listen> = None, or "with the requests";
 
         /// Keys that clients may show, as `Authorization: Bearer KEY` or `x-api-key: KEY`: entries
-        /// `KEY` or `NAME KEY`, divided by commas or line ends. With keys, requests without one of
+        /// `KEY` or `NAME: KEY`, divided by commas or line ends. With keys, requests without one of
         /// them get 401; probes, and `/metrics`, stay open. A file of keys is read again on SIGHUP
         /// and when it changes.
         api_keys "KEYS": ApiKeys = ApiKeys::default(), or "everybody is served";
@@ -50,7 +50,7 @@ setting::settings! {
         /// Origins of web pages that may send requests from browsers, divided by commas, such as
         /// `https://search.example`; `*` stands for all. Without keys, browser requests of other
         /// pages are refused.
-        cors_origin "ORIGINS": Vec<String> = Vec::new(), or "none but the server's own pages";
+        cors_origin "ORIGINS": Origins = Origins::default(), or "none but the server's own pages";
 
         /// Certificate chain in PEM, leaf first; with it and `tls_key` the server speaks TLS only.
         /// Both are read again on SIGHUP and when they change.
@@ -77,6 +77,12 @@ setting::settings! {
         /// Largest body of a request, before and after it is expanded where it came compressed. It
         /// bounds the memory that a request costs before it is checked.
         max_body_bytes "BYTES": usize = 4 * 1024 * 1024, in 1..=1 << 30;
+
+        // Sixty-four bodies of the largest size: what a machine of 1 GiB can spare.
+        /// Most bytes that the bodies of all requests may take together; one that would go beyond is
+        /// refused with 429. It bounds what clients make the server hold, over however many
+        /// connections; a body that is alone always fits.
+        max_bodies_bytes "BYTES": usize = 256 * 1024 * 1024, in 1..=1 << 40;
 
         // On a local network, sending what is smaller costs less than compressing it.
         /// Smallest answer that is compressed for a client that takes `gzip`.

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod body;
+pub mod budget;
 pub mod claim;
 mod connection;
 pub mod dialect;

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::Request;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Value};
+use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Origins, Value};
 use serde_json::json;
 use support::fake::Model;
 use support::server::{Answer, TestApp};
@@ -23,7 +23,7 @@ fn app(change: impl FnOnce(&mut HttpConfig)) -> TestApp {
 }
 
 fn with_keys() -> TestApp {
-    let keys = format!("search {KEY}, other-key-of-two");
+    let keys = format!("search: {KEY}, other-key-of-two");
     app(|http| http.api_keys = ApiKeys::parse(&keys).unwrap())
 }
 
@@ -183,7 +183,7 @@ async fn pages_of_others_are_refused_unless_they_are_allowed() {
     let answer = post(&TestApp::default(), "/rerank", &own, RERANK).await;
     assert_eq!(answer.status, 200);
 
-    let app = app(|http| http.cors_origin = vec!["https://a.example".to_owned()]);
+    let app = app(|http| http.cors_origin = Origins::parse("https://a.example").unwrap());
     let answer = post(&app, "/rerank", &page, RERANK).await;
     assert_eq!(answer.status, 200);
     assert_eq!(
@@ -199,7 +199,7 @@ async fn pages_of_others_are_refused_unless_they_are_allowed() {
 #[tokio::test]
 async fn a_browser_is_told_beforehand_what_it_may_send() {
     let app = app(|http| {
-        http.cors_origin = vec!["https://a.example".to_owned()];
+        http.cors_origin = Origins::parse("https://a.example").unwrap();
         http.api_keys = ApiKeys::parse(KEY).unwrap();
     });
     let request = Request::options("/rerank")
@@ -310,4 +310,17 @@ async fn request_ids_are_taken_over_only_where_they_are_short_and_printable() {
 
 fn uuid_like(id: &str) -> bool {
     id.len() == 36 && id.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
+}
+
+#[tokio::test]
+async fn bodies_share_what_room_there_is() {
+    let app = app(|http| http.max_bodies_bytes = 64);
+    let mut other = app.state.bodies().begin();
+    assert!(other.take(60));
+    let body = json!({ "query": "q", "documents": ["a"] }).to_string();
+    let answer = post(&app, "/rerank", &[], &body).await;
+    assert_eq!(answer.status, 429);
+    assert_eq!(answer.header("retry-after"), "1");
+    drop(other);
+    assert_eq!(post(&app, "/rerank", &[], &body).await.status, 200);
 }

@@ -47,17 +47,16 @@ impl ApiKeys {
     }
 }
 
-/// Entries `KEY` or `NAME KEY`, divided by commas or line ends; `#` begins a comment.
+/// Entries `KEY` or `NAME: KEY`, divided by commas or line ends. A `#` at the beginning of a line or
+/// behind a space begins a comment; within a key it is part of the key. The colon keeps a key from
+/// being taken for a name, and shown.
 impl Value for ApiKeys {
     type Bound = ();
 
     const KIND: Kind = Kind::Secret;
 
     fn parse(text: &str) -> Result<Self, String> {
-        let lines = text.lines().map(|line| match line.split_once('#') {
-            Some((before, _)) => before,
-            None => line,
-        });
+        let lines = text.lines().map(without_comment);
         let entries = lines.flat_map(|line| line.split(','));
         let mut keys = Vec::<ApiKey>::new();
         for entry in entries.filter(|entry| !entry.trim().is_empty()) {
@@ -65,10 +64,12 @@ impl Value for ApiKeys {
             let words: Vec<&str> = entry.split_whitespace().collect();
             let (name, key) = match words[..] {
                 [key] => (format!("key-{number}"), key),
-                [name, key] => (name.to_owned(), key),
+                [name, key] if name.len() > 1 && name.ends_with(':') => {
+                    (name[..name.len() - 1].to_owned(), key)
+                }
                 _ => {
                     return Err(format!(
-                        "has to have a key, or a name and a key, in entry {number}"
+                        "has to have `KEY` or `NAME: KEY` in entry {number}"
                     ));
                 }
             };
@@ -121,4 +122,15 @@ impl Value for ApiKeys {
             (Some(file), _) => Some(format!("{} (in `{}`)", names.join(", "), file.display())),
         }
     }
+}
+
+fn without_comment(line: &str) -> &str {
+    let mut before = ' ';
+    for (at, character) in line.char_indices() {
+        if character == '#' && before.is_whitespace() {
+            return &line[..at];
+        }
+        before = character;
+    }
+    line
 }

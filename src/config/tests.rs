@@ -66,7 +66,8 @@ fn addresses_need_a_port() {
 
 #[test]
 fn keys_are_read_with_their_names_and_never_shown() {
-    let keys = ApiKeys::parse("search sixteen-letters!, # the shop\n\nanother-long-key\n").unwrap();
+    let keys =
+        ApiKeys::parse("search: sixteen-letters!, # the shop\n\nanother-long-key\n").unwrap();
     let named: Vec<&str> = keys.keys().iter().map(|key| key.name.as_str()).collect();
     assert_eq!(named, ["search", "key-2"]);
     assert_eq!(keys.keys()[0].key, "sixteen-letters!");
@@ -132,4 +133,31 @@ fn help_begins_with_a_sentence_and_has_no_line_breaks() {
         assert!(setting.help.ends_with('.'), "{}", setting.name);
         assert!(!setting.help.contains('\n') && !setting.help.contains("  "));
     }
+}
+
+#[test]
+fn a_number_sign_within_a_key_is_part_of_it() {
+    let keys = ApiKeys::parse("abcdefgh#rest-of-key # a comment\n# another-long-comment").unwrap();
+    assert_eq!(keys.keys().len(), 1);
+    assert_eq!(keys.keys()[0].key, "abcdefgh#rest-of-key");
+}
+
+#[test]
+fn a_key_is_never_taken_for_a_name() {
+    let refused = ApiKeys::parse("s3cret-abc123 production").unwrap_err();
+    assert!(!refused.contains("s3cret"), "{refused}");
+}
+
+#[test]
+fn origins_that_no_browser_sends_are_refused() {
+    for origin in [
+        "https://a.example/",
+        "https://A.example",
+        "a.example",
+        "https://",
+    ] {
+        assert!(Origins::parse(origin).is_err(), "{origin}");
+    }
+    let origins = Origins::parse("https://a.example, http://[::1]:8080,*").unwrap();
+    assert_eq!(origins.len(), 3);
 }

@@ -206,22 +206,48 @@ pub(super) fn secret_file(path: &Path) -> Result<String, String> {
 }
 
 /// Texts, divided by commas.
-impl Value for Vec<String> {
+/// Origins of web pages, as browsers name them; `*` stands for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origins(Vec<String>);
+
+impl std::ops::Deref for Origins {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl Value for Origins {
     type Bound = ();
 
     const KIND: Kind = Kind::List;
 
     fn parse(text: &str) -> Result<Self, String> {
         let texts = text.split(',').map(str::trim);
-        Ok(texts
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
-            .collect())
+        let origins = texts.filter(|text| !text.is_empty()).map(|origin| {
+            match origin == "*" || is_origin(origin) {
+                true => Ok(origin.to_owned()),
+                false => Err(format!(
+                    "has to have origins such as `https://search.example` or `*`; `{origin}` is none"
+                )),
+            }
+        });
+        origins.collect::<Result<_, _>>().map(Self)
     }
 
     fn show(&self) -> Option<String> {
-        (!self.is_empty()).then(|| self.join(","))
+        (!self.0.is_empty()).then(|| self.0.join(","))
     }
+}
+
+/// Whether a browser would send `text` as an origin: a scheme and a host in lower case, maybe a port,
+/// and no path.
+fn is_origin(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._~:[]+".contains(c);
+    text.split_once("://").is_some_and(|(scheme, host)| {
+        !scheme.is_empty() && !host.is_empty() && scheme.chars().chain(host.chars()).all(plain)
+    })
 }
 
 /// Where a server listens.

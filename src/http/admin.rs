@@ -19,13 +19,16 @@ pub fn is_probe(route: &str) -> bool {
     matches!(route, "/live" | "/ready" | "/metrics" | "/ping")
         || route.starts_with("/.well-known/")
         || route.starts_with("/v2/health/")
+        || route == "/v2/models/{model}/ready"
         || route.ends_with("/health")
 }
 
 /// Whether `route` is answered without a key: probes, what monitoring reads, and the files of the
 /// page, which asks for a key.
 pub fn is_open(method: &Method, route: &str) -> bool {
-    is_probe(route) || (method == Method::GET && (route == "/" || route.starts_with("/page/")))
+    is_probe(route)
+        || ((method == Method::GET || method == Method::HEAD)
+            && (route == "/" || route.starts_with("/page/")))
 }
 
 /// A yes.

@@ -17,6 +17,7 @@ use tower_http::compression::predicate::Predicate;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::auth::Keys;
+use super::budget::BodyBudget;
 use super::dialect::Dialect;
 use super::error::Failure;
 use super::rerank::{detecting, only};
@@ -42,6 +43,7 @@ struct Shared {
     /// Requests whose answer is not ready yet.
     in_flight: AtomicUsize,
     keys: Keys,
+    bodies: Arc<BodyBudget>,
 }
 
 impl AppState {
@@ -53,6 +55,7 @@ impl AppState {
         let keys = Keys::default();
         keys.replace(&config.http.api_keys);
         Self(Arc::new(Shared {
+            bodies: BodyBudget::new(config.http.max_bodies_bytes),
             keys,
             config,
             limits,
@@ -137,6 +140,11 @@ impl AppState {
         &self.0.metrics
     }
 
+    /// What the bodies of all requests may take together.
+    pub fn bodies(&self) -> &Arc<BodyBudget> {
+        &self.0.bodies
+    }
+
     /// Requests whose answer is not ready yet.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.load(Ordering::Relaxed)
@@ -159,10 +167,11 @@ impl Drop for InFlight {
 
 /// Every route, and around them the layers in their order.
 pub fn build(state: AppState) -> Router {
-    let routes = requests()
-        .merge(probes())
-        .merge(page::routes())
-        .merge(openapi::routes());
+    let routes = requests().merge(probes()).merge(openapi::routes());
+    let routes = match state.config().http.page {
+        true => routes.merge(page::routes()),
+        false => routes,
+    };
     let routes = match state.config().http.admin_listen {
         None => routes.merge(measured()),
         Some(_) => routes,
@@ -246,7 +255,7 @@ fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
         .layer(CatchPanicLayer::custom(Failure::from_panic))
         .layer(compression)
         .layer(from_fn_with_state(state.clone(), auth::check));
-    let routes = match state.config().http.cors_origin.as_slice() {
+    let routes = match &*state.config().http.cors_origin {
         [] => routes,
         origins => routes.layer(cors(origins)),
     };

@@ -161,7 +161,7 @@ fn numeric(host: &Authority) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Value;
+    use crate::config::{Origins, Value};
 
     #[test]
     fn a_key_is_known_whole_and_only_whole() {
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn an_origin_is_own_by_number_or_allowed_by_name() {
         let allowed = HttpConfig {
-            cors_origin: vec!["https://a.example".to_owned()],
+            cors_origin: Origins::parse("https://a.example").unwrap(),
             ..HttpConfig::default()
         };
         let refused = |origin: &str, host: &str| {

@@ -3,14 +3,16 @@
 
 use std::io::{Read, Take};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::app::AppState;
+use super::budget::HeldBytes;
 use super::claim;
 use super::dialect::field::{self, Fields};
 use super::error::Failure;
@@ -26,12 +28,18 @@ const PARSE_INLINE_BYTES: usize = 64 * 1024;
 /// when the connection closes sees a reset connection instead of the answer.
 const DISCARD_BYTES: usize = 64 * 1024 * 1024;
 
+/// When to come back while other bodies take up all the room: they arrive within seconds, or time
+/// out.
+const BODIES_RETRY: Duration = Duration::from_secs(1);
+
 /// A request's body, and the model that will answer it.
 pub struct Accepted {
     /// The model, loaded and not draining when the request's head arrived.
     pub reranker: Arc<Reranker>,
-    /// The body as it came.
+    /// The body, unpacked.
     pub bytes: Bytes,
+    /// What the body takes of what all bodies may take, until it is dropped.
+    pub held: HeldBytes,
     /// What it may claim of the machine.
     pub claim: Claim,
 }
@@ -46,8 +54,9 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let serving = state.serving();
     let config = &state.config().http;
     let (parts, body) = request.into_parts();
+    let mut held = state.bodies().begin();
     let claim = claim::of_head(&parts, &state.config().batching);
-    let read = read(&parts.headers, body, config);
+    let read = read(&parts.headers, body, config, &mut held);
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let reranker = serving?;
     let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
@@ -64,6 +73,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     Ok(Accepted {
         reranker,
         bytes,
+        held,
         claim: claim?,
     })
 }
@@ -80,7 +90,10 @@ impl Coding {
     /// `None` where it is one that is not read, or several at once.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
-        match (codings.next().map(HeaderValue::as_bytes), codings.next()) {
+        let coding = codings
+            .next()
+            .map(|value| value.as_bytes().to_ascii_lowercase());
+        match (coding.as_deref(), codings.next()) {
             (None | Some(b"identity" | b""), None) => Some(Self::Plain),
             (Some(b"gzip" | b"x-gzip"), None) => Some(Self::Gzip),
             (Some(b"deflate"), None) => Some(Self::Deflate),
@@ -137,7 +150,12 @@ pub async fn on_bytes<T: Send + 'static>(
         .map_err(|error| RerankError::internal(format!("parsing a body: {error}")))
 }
 
-async fn read(headers: &HeaderMap, body: Body, config: &HttpConfig) -> Result<Bytes, RerankError> {
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    config: &HttpConfig,
+    held: &mut HeldBytes,
+) -> Result<Bytes, RerankError> {
     let limit = config.max_body_bytes;
     if let Some(size) = declared_size(headers)
         && size > limit as u64
@@ -148,13 +166,32 @@ async fn read(headers: &HeaderMap, body: Body, config: &HttpConfig) -> Result<By
         }
         return Err(too_large(Some(size), limit));
     }
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(None, limit)),
-        Err(_) => Err(RerankError::invalid(
-            "the body ended early; send as much as its headers announce",
-        )),
+    collect(Limited::new(body, limit), held, limit).await
+}
+
+/// The bytes of `body`, as long as there is room for them.
+async fn collect(
+    mut body: Limited<Body>,
+    held: &mut HeldBytes,
+    limit: usize,
+) -> Result<Bytes, RerankError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+            true => too_large(None, limit),
+            false => {
+                RerankError::invalid("the body ended early; send as much as its headers announce")
+            }
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if !held.take(data.len()) {
+            return Err(RerankError::overloaded(BODIES_RETRY));
+        }
+        bytes.extend_from_slice(&data);
     }
+    Ok(bytes.into())
 }
 
 fn declared_size(headers: &HeaderMap) -> Option<u64> {

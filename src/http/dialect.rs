@@ -83,11 +83,12 @@ impl Dialect {
             "/" | "/invocations" | "/tokenize" | "/decode" => Self::Tei,
             "/score" | "/v1/score" => Self::Vllm,
             "/ranking" | "/v1/ranking" | "/v1/retrieval/nvidia/reranking" => Self::Nvidia,
+            "/v2" => Self::OpenInference,
+            _ if path.starts_with("/v2/models/") => Self::OpenInference,
             _ => match path.split('/').nth(1) {
                 Some("infinity") => Self::Infinity,
                 Some("vllm") => Self::Vllm,
                 Some("voyage") => Self::Voyage,
-                Some("v2") => Self::OpenInference,
                 _ => Self::Native,
             },
         }

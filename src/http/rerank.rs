@@ -12,6 +12,7 @@ use axum::routing::{MethodRouter, post};
 use super::admin::unix_seconds;
 use super::app::AppState;
 use super::body::{self, Accepted};
+use super::budget::HeldBytes;
 use super::dialect::detect::Keys;
 use super::dialect::{
     Answer, Dialect, RerankDialect, cohere, infinity, llamacpp, mixedbread, native, nvidia, tei,
@@ -55,6 +56,8 @@ pub struct Exchange {
     pub reranker: Arc<Reranker>,
     /// The body.
     pub bytes: Bytes,
+    /// Given back when the exchange ends, as the body is.
+    _held: HeldBytes,
     /// What its head lets it claim of the machine.
     pub claim: Claim,
 }
@@ -67,6 +70,7 @@ impl Exchange {
             id,
             reranker: accepted.reranker,
             bytes: accepted.bytes,
+            _held: accepted.held,
             claim: accepted.claim,
         }
     }

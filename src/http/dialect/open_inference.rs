@@ -127,7 +127,18 @@ impl Request {
                     )));
                 }
             };
+            if slot.is_some() {
+                return Err(RerankError::invalid(format!(
+                    "`inputs` has two tensors `{name}`; send one"
+                )));
+            }
             *slot = Some(texts(name, tensor, &mut behind)?);
+        }
+        if !behind.is_empty() {
+            return Err(RerankError::invalid(format!(
+                "{} bytes behind the body belong to no tensor; announce them as `binary_data_size`",
+                behind.len()
+            )));
         }
         let query = query.ok_or_else(|| missing_tensor(QUERY))?;
         let documents = documents.ok_or_else(|| missing_tensor(DOCUMENTS))?;

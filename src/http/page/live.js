@@ -13,7 +13,7 @@ const RATE = 5;
 /** Samples that a quantile looks back: 30 s. */
 const QUANTILE = 15;
 /** Requests that reach the model; probes would make every latency look good. */
-const WORK = /rerank|predict|score|invocations/;
+const WORK = /rerank|ranking|predict|score|infer$|invocations/;
 
 const unescape = (text) => text.replace(/\\(.)/g, (_, c) => (c === "n" ? "\n" : c));
 
