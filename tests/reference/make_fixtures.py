@@ -1,7 +1,8 @@
 """Make the reference fixtures: tiny seeded models, and what sentence-transformers answers for them.
 
     python make_fixtures.py                    # the four tiny models and their answers
-    python make_fixtures.py --model DIR        # the answers for one more model, named after its folder
+    python make_fixtures.py --model DIR        # the answers for one more model, named after its folder,
+                                               # and its logits for the pairs of quality.tsv
 
 The models are random but made to fail: before anything is written the script perturbs each one
 (tanh GELU, a missing bias, no token types, positions off by one, another epsilon ...) and stops if a
@@ -380,6 +381,19 @@ def answers(folder, plain):
     return result
 
 
+def quality(folder):
+    """The fp32 logits of the pairs that eight-bit weights are held against."""
+    model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    lines = (HERE / "quality.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(line.split("\t")) for line in lines]
+    assert len(set(pairs)) == len(pairs) == 300 and all(len(pair) == 2 for pair in pairs)
+    return {
+        "model": folder.name,
+        "made_with": {name: version(name) for name in ("sentence-transformers", "transformers", "tokenizers", "torch")},
+        "logits": numbers(logits_of(model, pairs)),
+    }
+
+
 # ---------------------------------------------------------------- would a mistake show?
 
 def check_visible(name, model, pairs, logits):
@@ -485,7 +499,9 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(1)
     if args.model:
-        write(HERE / f"{args.model.resolve().name}.json", answers(args.model.resolve(), plain=True))
+        folder = args.model.resolve()
+        write(HERE / f"{folder.name}.json", answers(folder, plain=True))
+        write(HERE / f"{folder.name}-quality.json", quality(folder))
         return
     for name in KINDS:
         write(HERE / f"{name}.json", answers(make_model(name), plain=False))

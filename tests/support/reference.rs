@@ -83,7 +83,7 @@ impl OneOrMany {
 
 impl Reference {
     pub fn read(name: &str) -> Self {
-        let path = root().join(format!("tests/reference/{name}.json"));
+        let path = fixture(&format!("{name}.json"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"))
     }
@@ -115,6 +115,11 @@ impl Reference {
 fn flat(rows: &[OneOrMany]) -> Vec<f32> {
     let values = rows.iter().flat_map(|row| row.values());
     values.copied().collect()
+}
+
+/// A file beside the reference answers.
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/reference").join(name)
 }
 
 pub fn model_dir(name: &str) -> PathBuf {
