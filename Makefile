@@ -7,7 +7,7 @@ CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
-.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench onnxruntime clean
+.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench quality onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -112,6 +112,10 @@ audit:
 
 bench: onnxruntime
 	$(CARGO) bench --locked
+
+# What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
+quality: onnxruntime
+	$(CARGO) test --locked --test int8 -- --nocapture --test-threads 1
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:

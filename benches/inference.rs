@@ -1,33 +1,40 @@
-//! What a request's steps cost with the embedded model: tokenising, planning, and running batches
-//! of three length mixes, packed against padded.
+//! Pairs a second of one session, on one thread if not told otherwise: models of two widths with weights
+//! from a seed, mixes of lengths, each precision, packed against padded.
+//!
+//! All variants run in turns, so that a machine that slows down slows them alike; each figure is the
+//! median of the rounds.
 //!
 //! ```sh
-//! make bench
+//! cargo bench --bench inference [-- ROUNDS [WIDTH [MIX [THREADS]]]]
 //! ```
 
-use std::hint::black_box;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use rerankd::batch::cost::{Cost, Work};
-use rerankd::batch::plan::{BatchLimits, Plan};
 use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::Model;
-use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
+use rerankd::scorer::isa::Path;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use support::saved::Bert;
+
+#[allow(dead_code)]
+#[path = "../tests/support"]
+mod support {
+    pub mod reference;
+    pub mod saved;
+}
 
 /// Tokens of a packed batch, as the server's default is.
 const BATCH_TOKENS: usize = 512;
-/// Sequences of a padded batch: of 32 pairs sorted by length, small enough that neighbours are alike.
+/// Sequences of a padded batch: of pairs sorted by length, small enough that neighbours are alike.
 const PADDED_BATCH: usize = 8;
+const WIDTHS: [usize; 2] = [384, 768];
+const MIXES: [&str; 5] = ["short", "passage", "mixed", "long", "lone"];
 
-/// Lengths of pairs in tokens, drawn once: sentences as in STS-B, passages as abstracts are.
+/// Lengths of pairs in tokens, drawn once: sentences as in STS-B, passages as abstracts are, and
+/// what fills a model.
 fn lengths(mix: &str) -> Vec<usize> {
     let mut state = 7_u64;
     let mut draw = |from: usize, to: usize| {
@@ -36,13 +43,15 @@ fn lengths(mix: &str) -> Vec<usize> {
             .wrapping_add(1);
         from + (state >> 33) as usize % (to - from)
     };
-    let short: Vec<usize> = (0..32).map(|_| draw(14, 40)).collect();
+    let short: Vec<usize> = (0..32).map(|_| draw(14, 33)).collect();
     // Two draws make the middle likelier than the ends.
-    let passages: Vec<usize> = (0..32).map(|_| draw(60, 230) + draw(0, 230)).collect();
+    let passages: Vec<usize> = (0..16).map(|_| draw(60, 230) + draw(0, 230)).collect();
     match mix {
         "short" => short,
         "passage" => passages,
-        "mixed" => short[..16].iter().chain(&passages[..16]).copied().collect(),
+        "mixed" => short[..8].iter().chain(&passages[..8]).copied().collect(),
+        "long" => vec![512; 4],
+        "lone" => vec![512],
         _ => unreachable!("{mix}"),
     }
 }
@@ -51,7 +60,8 @@ fn encodings(mix: &str) -> Vec<Encoding> {
     let mut lengths = lengths(mix);
     lengths.sort_unstable();
     let encoding = |length| Encoding {
-        ids: (0..length).map(|i| 1000 + 37 * i as u32 % 20_000).collect(),
+        // Words that the model has, after the special ones.
+        ids: (0..length).map(|i| 4 + i as u32 % 2).collect(),
         type_ids: vec![0; length],
     };
     lengths.into_iter().map(encoding).collect()
@@ -92,121 +102,143 @@ fn padded(encodings: &[Encoding]) -> Vec<Batch> {
         .collect()
 }
 
-fn scorer(model: &Model, last_layer: Rows, threads: usize) -> OnnxScorer {
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
-    let graph = graph::build(model, last_layer, Precision::Fp32).unwrap();
-    let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
-    onnx.session(threads).unwrap()
-}
-
-fn inference(criterion: &mut Criterion) {
-    let model = Model::embedded().unwrap();
-    let mut ours = scorer(&model, Rows::FirstOfEach, 1);
-    let mut whole = scorer(&model, Rows::All, 1);
-    let mut group = criterion.benchmark_group("inference");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3));
-    for mix in ["short", "passage", "mixed"] {
-        let encodings = encodings(mix);
-        group.throughput(Throughput::Elements(encodings.len() as u64));
-        let batches = packed(&encodings);
-        group.bench_function(format!("packed/{mix}"), |bencher| {
-            bencher.iter(|| batches.iter().for_each(|b| drop(ours.score(b).unwrap())));
-        });
-        let batches = padded(&encodings);
-        group.bench_function(format!("padded/{mix}"), |bencher| {
-            bencher.iter(|| batches.iter().for_each(|b| drop(whole.score(b).unwrap())));
-        });
+fn model(width: usize, heads: usize, layers: usize) -> Model {
+    let directory = Bert {
+        layers,
+        hidden: width,
+        heads,
+        intermediate: 4 * width,
+        positions: 512,
+        vocabulary: 30_522,
     }
-    group.finish();
+    .write();
+    Model::open(directory.path()).unwrap()
 }
 
-/// Whether a session of two threads is worth having for a lone pair, and what a batch gains by being
-/// larger.
-fn shapes(criterion: &mut Criterion) {
-    let model = Model::embedded().unwrap();
-    let batch = |lengths: &[usize]| {
-        let encoding = |&length: &usize| Encoding {
-            ids: vec![2000; length],
-            type_ids: vec![0; length],
-        };
-        Batch::pack(&lengths.iter().map(encoding).collect::<Vec<_>>())
-    };
-    let mut group = criterion.benchmark_group("shapes");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(2));
-    for threads in [1, 2] {
-        let mut session = scorer(&model, Rows::FirstOfEach, threads);
-        for length in [32, 128, 512] {
-            let batch = batch(&[length]);
-            group.bench_function(
-                format!("a pair of {length}, {threads} threads"),
-                |bencher| {
-                    bencher.iter(|| session.score(&batch).unwrap());
-                },
-            );
+/// How pairs become batches.
+type Batching = fn(&[Encoding]) -> Vec<Batch>;
+
+/// One way to score the pairs of a mix.
+struct Variant {
+    name: String,
+    scorer: OnnxScorer,
+    batches: Batching,
+}
+
+impl Variant {
+    fn open(
+        model: &Model,
+        name: String,
+        (rows, precision, path): (Rows, Precision, Path),
+        batches: Batching,
+        threads: usize,
+    ) -> Self {
+        let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+        let graph = graph::build(model, rows, precision).unwrap();
+        let layout = Layout::of(&model.manifest);
+        let onnx = OnnxModel::with_path(&library, graph, layout, path).unwrap();
+        Self {
+            name,
+            scorer: onnx.session(threads).unwrap(),
+            batches,
         }
     }
-    let mut session = scorer(&model, Rows::FirstOfEach, 1);
-    for sequences in [1, 2, 4, 8, 16, 32, 64] {
-        let batch = batch(&vec![64; sequences]);
-        group.throughput(Throughput::Elements(batch.tokens() as u64));
-        group.bench_function(format!("{sequences} pairs of 64"), |bencher| {
-            bencher.iter(|| session.score(&batch).unwrap());
-        });
+
+    /// Seconds that all batches take.
+    fn time(&mut self, batches: &[Batch]) -> f64 {
+        let start = Instant::now();
+        for batch in batches {
+            drop(self.scorer.score(batch).unwrap());
+        }
+        start.elapsed().as_secs_f64()
     }
-    group.finish();
 }
 
-fn tokenising(criterion: &mut Criterion) {
-    let encoder = PairEncoder::for_model(&Model::embedded().unwrap()).unwrap();
-    let query: Arc<str> = "what makes an aircraft stall at low speed".into();
-    let sentence =
-        "the flow separates from the upper surface when the angle of attack is too large ";
-    let pairs: Vec<Pair> = (0..32)
-        .map(|i| Pair {
-            query: query.clone(),
-            document: sentence.repeat(1 + i % 16).into(),
-        })
-        .collect();
-    let bytes: usize = pairs.iter().map(|pair| pair.document.len()).sum();
-    let mut group = criterion.benchmark_group("tokenising");
-    group.throughput(Throughput::Bytes(bytes as u64));
-    let go_on = AtomicBool::new(false);
-    group.bench_function("32 documents", |bencher| {
-        bencher.iter(|| encoder.encode(black_box(&pairs), &go_on).unwrap());
-    });
-    group.finish();
-}
-
-fn planning(criterion: &mut Criterion) {
-    let lengths = lengths("mixed").repeat(32);
-    let limits = BatchLimits {
-        max_tokens: BATCH_TOKENS,
-        max_seconds: 0.1,
+/// Microseconds that a layer costs when it has next to nothing to compute: what its nodes cost.
+fn overhead(precision: Precision) -> f64 {
+    const RUNS: u32 = 2000;
+    const LAYERS: [usize; 2] = [2, 26];
+    let token = Encoding {
+        ids: vec![4],
+        type_ids: vec![0],
     };
-    let waiting = Work::all(lengths.iter().copied());
-    let plan = Plan::new(limits, Cost::GUESS, waiting, &[0.0]);
-    let mut group = criterion.benchmark_group("planning");
-    group.throughput(Throughput::Elements(lengths.len() as u64));
-    group.bench_function("1024 sequences", |bencher| {
-        bencher.iter(|| {
-            let mut draft = Work::default();
-            for &length in black_box(&lengths) {
-                draft = match plan.accepts(draft, length) {
-                    true => draft + Work::of(length),
-                    false => Work::of(length),
-                };
-            }
-            draft
-        });
+    let batch = [Batch::pack([&token])];
+    let [few, many] = LAYERS.map(|layers| {
+        let how = (Rows::FirstOfEach, precision, Path::best());
+        let mut variant = Variant::open(&model(16, 1, layers), String::new(), how, packed, 1);
+        let mut times: Vec<f64> = (0..RUNS).map(|_| variant.time(&batch)).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        times[times.len() / 2]
     });
-    group.finish();
+    (many - few) / (LAYERS[1] - LAYERS[0]) as f64 * 1e6
 }
 
-criterion_group!(benches, planning, tokenising, inference, shapes);
-criterion_main!(benches);
+fn main() {
+    // Cargo adds `--bench` to what follows its own `--`.
+    let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+    let rounds: usize = arguments.next().map_or(7, |n| n.parse().unwrap());
+    let width: Option<usize> = arguments.next().map(|n| n.parse().unwrap());
+    let mix = arguments.next();
+    let threads: usize = arguments.next().map_or(1, |n| n.parse().unwrap());
+
+    println!(
+        "one session, threads: {threads}, median of {rounds} rounds in turns \
+         (smallest to largest)\n"
+    );
+    println!("| width | mix | tokens | variant | pairs/s | of packed fp32 |");
+    println!("|---|---|---|---|---|---|");
+    for width in WIDTHS.into_iter().filter(|&w| width.is_none_or(|x| x == w)) {
+        let model = model(width, 12, 6);
+        let open = |name: &str, how, batches: Batching| {
+            Variant::open(&model, name.to_owned(), how, batches, threads)
+        };
+        let best = Path::best();
+        let first = Rows::FirstOfEach;
+        let mut variants = vec![
+            open("padded fp32", (Rows::All, Precision::Fp32, best), padded),
+            open("packed fp32", (first, Precision::Fp32, best), packed),
+        ];
+        for path in Path::available() {
+            if path.favours_int8() {
+                let name = format!("packed int8 ({})", path.name());
+                variants.push(open(&name, (first, Precision::Int8, path), packed));
+            }
+        }
+        let mixes = MIXES.into_iter();
+        for mix in mixes.filter(|m| mix.as_deref().is_none_or(|x| x == *m)) {
+            let encodings = encodings(mix);
+            let tokens: usize = encodings.iter().map(Encoding::len).sum();
+            let mut seconds = vec![Vec::new(); variants.len()];
+            for round in 0..=rounds {
+                for (variant, seconds) in variants.iter_mut().zip(&mut seconds) {
+                    let time = variant.time(&(variant.batches)(&encodings));
+                    // The first round touches the memory.
+                    if round > 0 {
+                        seconds.push(time);
+                    }
+                }
+            }
+            let rate = |seconds: f64| encodings.len() as f64 / seconds;
+            for seconds in &mut seconds {
+                seconds.sort_unstable_by(f64::total_cmp);
+            }
+            let fp32 = seconds[1][rounds / 2];
+            for (variant, seconds) in variants.iter().zip(&seconds) {
+                let median = seconds[rounds / 2];
+                println!(
+                    "| {width} | {mix} | {tokens} | {} | {:.1} ({:.1} to {:.1}) | {:.2} |",
+                    variant.name,
+                    rate(median),
+                    rate(seconds[rounds - 1]),
+                    rate(seconds[0]),
+                    fp32 / median,
+                );
+            }
+        }
+    }
+    println!(
+        "\nmicroseconds that the nodes of a layer cost: fp32 {:.1}, int8 {:.1}",
+        overhead(Precision::Fp32),
+        overhead(Precision::Int8)
+    );
+}

@@ -189,7 +189,7 @@ fn main() {
         truncation: rerankd::rerank::Strategy::default(),
         runtime_library: runtime_library(),
         threads,
-        precision: Precision::Fp32,
+        precision: rerankd::config::Precision::Fp32,
         batching: batching.clone(),
         // The rounds are the same.
         cache: CacheConfig {

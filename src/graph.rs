@@ -11,7 +11,6 @@ pub mod onnx;
 
 pub use builder::{Data, Graph, Weight};
 
-pub use crate::config::Precision;
 use crate::model::{Architecture, Model, ModelError};
 
 /// Names of the graph's inputs and its output.
@@ -28,7 +27,7 @@ pub mod io {
     pub const LOGITS: &str = "logits";
 }
 
-/// The operator that a graph needs beside those of ONNX Runtime.
+/// The operators that a graph needs beside those of ONNX Runtime.
 pub mod operator {
     /// Domain of the operator.
     pub const DOMAIN: &str = "rerankd";
@@ -41,13 +40,38 @@ pub mod operator {
     pub const PACKED_ATTENTION: &str = "PackedAttention";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
-    /// A dense layer with weights of eight bits, rows quantised each on its own.
+    /// Hidden states before the first layer, with words of eight bits.
     ///
-    /// Inputs: `x` `[rows, inputs]`; panels of weights, 8-bit; scales `[outputs]`; bias `[outputs]`
-    /// or `[0]`. Output: `[rows, outputs]`.
-    pub const QUANTIZED_DENSE: &str = "QuantizedDense";
-    /// Attribute: 1 for a GELU after the bias.
-    pub const GELU: &str = "gelu";
+    /// Inputs: token ids and rows of the position table `[tokens]`, 64-bit; words `[vocabulary,
+    /// width]`, 8-bit, and their scales `[vocabulary]`; positions `[rows, width]`; gamma and beta
+    /// `[width]`. Output: `[tokens, width]`.
+    pub const QUANTIZED_EMBEDDINGS: &str = "QuantizedEmbeddings";
+    /// A layer of the encoder with weights of eight bits.
+    ///
+    /// Inputs: hidden state `[tokens, width]`; lengths `[sequences]`, 32-bit; then [`MATRICES`] times
+    /// the strips, scales and sums of [`crate::quantize::Quantized`] and a bias `[outputs]`: queries,
+    /// already divided by the root of the size of a head; keys and values; the projection of what
+    /// attention gives; up; down. Then [`NORMS`] times gamma and beta `[width]`: after attention, and
+    /// after all. Output: `[tokens or sequences, width]`.
+    pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
+    /// Dense layers of a [`QUANTIZED_LAYER`].
+    pub const MATRICES: usize = 5;
+    /// LayerNorms of a [`QUANTIZED_LAYER`].
+    pub const NORMS: usize = 2;
+    /// Inputs of a [`QUANTIZED_LAYER`].
+    pub const LAYER_INPUTS: usize = 2 + 4 * MATRICES + 2 * NORMS;
+    /// Attribute: 1 when the output is of the first token of each sequence only.
+    pub const FIRST_OF_EACH: &str = "first_of_each";
+    /// Attribute: what is added to a variance.
+    pub const EPSILON: &str = "epsilon";
+    /// Attribute: [`GELU`], [`GELU_TANH`] or [`RELU`].
+    pub const ACTIVATION: &str = "activation";
+    /// By the error function.
+    pub const GELU: i64 = 0;
+    /// By a hyperbolic tangent.
+    pub const GELU_TANH: i64 = 1;
+    /// What is above zero.
+    pub const RELU: i64 = 2;
 }
 
 /// The tokens that a layer is computed for.
@@ -57,6 +81,25 @@ pub enum Rows {
     All,
     /// The first of each sequence. In the last layer nothing else is read, so this is exact.
     FirstOfEach,
+}
+
+/// Arithmetic of the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As the reference computes.
+    Fp32,
+    /// Weights, hidden states and attention in eight bits.
+    Int8,
+}
+
+impl Precision {
+    /// The name shown to operators and clients.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 /// Builds the packed graph of `model`, reading its weights. `last_layer` is

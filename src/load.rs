@@ -11,12 +11,13 @@ use std::time::Instant;
 use self::calibrate::Sample;
 use crate::batch::cost::Work;
 use crate::batch::plan::BatchLimits;
-use crate::config::{BatchConfig, CacheConfig};
+use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::encoder::PairEncoder;
-use crate::graph::{self, Precision, Rows};
+use crate::graph::{self, Rows};
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelError};
 use crate::rerank::Strategy;
+use crate::scorer::isa::Path;
 use crate::scorer::library::{Library, LibraryError};
 use crate::scorer::onnx::{Layout, OnnxModel};
 use crate::scorer::{ScoreError, Scorer};
@@ -74,7 +75,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let info = info(config, &model, &library);
     let manifest = model.manifest.clone();
-    let graph = graph::build(&model, Rows::FirstOfEach, config.precision)?;
+    let graph = graph::build(&model, Rows::FirstOfEach, precision(config))?;
     // The source is not needed any more, and its memory is wanted for the sessions.
     drop(model);
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
@@ -119,7 +120,7 @@ pub fn sessions(config: &LoadConfig) -> Result<(PairEncoder, Vec<Box<dyn Scorer>
     let model = open(config)?;
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let layout = Layout::of(&model.manifest);
-    let graph = graph::build(&model, Rows::FirstOfEach, config.precision)?;
+    let graph = graph::build(&model, Rows::FirstOfEach, precision(config))?;
     let onnx = OnnxModel::new(&library, graph, layout)?;
     let sessions = (0..config.threads)
         .map(|_| Ok(Box::new(onnx.session(1)?) as Box<dyn Scorer>))
@@ -140,6 +141,18 @@ fn open(config: &LoadConfig) -> Result<Model, ModelError> {
     }
 }
 
+/// The arithmetic that a model is run with. `auto` trusts eight bits with the embedded model alone: of
+/// others nobody has measured what becomes of their scores.
+pub fn precision(config: &LoadConfig) -> graph::Precision {
+    let measured = config.model.is_none();
+    match config.precision {
+        Precision::Fp32 => graph::Precision::Fp32,
+        Precision::Int8 => graph::Precision::Int8,
+        Precision::Auto if measured && Path::best().favours_int8() => graph::Precision::Int8,
+        Precision::Auto => graph::Precision::Fp32,
+    }
+}
+
 fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
     let manifest = &model.manifest;
     ModelInfo {
@@ -151,7 +164,8 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
         activation: manifest.activation,
-        precision: config.precision.name(),
+        precision: precision(config).name(),
+        instructions: Path::best().name(),
         parameters: model.weights.parameters(),
         threads: config.threads,
         sessions: config.threads,

@@ -2,6 +2,7 @@
 
 pub mod attention;
 mod elementary;
+pub mod isa;
 pub mod library;
 pub mod onnx;
 mod operators;

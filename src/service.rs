@@ -36,6 +36,8 @@ pub struct ModelInfo {
     pub activation: Activation,
     /// Arithmetic of the matrix products, such as `fp32`.
     pub precision: &'static str,
+    /// Which of the processor's instructions the kernels of this server use.
+    pub instructions: &'static str,
     /// Numbers in the model.
     pub parameters: usize,
     /// Threads that score: sessions times threads of each.

@@ -586,6 +586,7 @@ async fn info_says_what_is_served() {
         "max_length": MAX_LENGTH,
         "activation": "identity",
         "precision": "fp32",
+        "instructions": "portable",
         "parameters": 7,
         "threads": 1,
         "sessions": 1,

@@ -286,7 +286,7 @@ fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
     };
     let info = json!({
         "model_id": load_config.model,
-        "precision": load_config.precision.name(),
+        "precision": load::precision(&load_config).name(),
         "threads": load_config.threads,
     });
     show(

@@ -262,6 +262,7 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
         architecture = model.architecture,
         parameters = model.parameters,
         precision = model.precision,
+        instructions = model.instructions,
         max_length_tokens = model.max_length,
         threads = model.threads,
         sessions = model.sessions,

@@ -52,6 +52,8 @@ pub enum Data {
     F32(Vec<f32>),
     /// 8-bit whole numbers.
     I8(Vec<i8>),
+    /// 32-bit whole numbers.
+    I32(Vec<i32>),
 }
 
 impl Data {
@@ -59,6 +61,7 @@ impl Data {
         match self {
             Self::F32(data) => data.len(),
             Self::I8(data) => data.len(),
+            Self::I32(data) => data.len(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Data {
         match self {
             Self::F32(_) => DataType::Float,
             Self::I8(_) => DataType::Int8,
+            Self::I32(_) => DataType::Int32,
         }
     }
 }

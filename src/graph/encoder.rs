@@ -5,7 +5,7 @@ use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Va
 use super::onnx::DataType;
 use super::{Precision, Rows, io, operator};
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
-use crate::quantize::Quantized;
+use crate::quantize::{self, Quantized};
 
 const TOKENS: Dim = Dim::Named("tokens");
 const SEQUENCES: Dim = Dim::Named("sequences");
@@ -105,11 +105,43 @@ impl<'a> EncoderGraph<'a> {
             .model
             .weights
             .read(&words, &[vocab_size, hidden_size])?;
+        if self.precision == Precision::Int8 {
+            return self.quantized_embeddings(&base, &data);
+        }
         let words = self.floats(&words, &[vocab_size, hidden_size], data);
         let positions = self.position_table(&base)?;
         let word = self.gather("word", &words, &self.inputs.input_ids.clone());
         let position = self.gather("position", &positions, &self.inputs.position_ids.clone());
         self.layer_norm(&format!("{base}.LayerNorm"), &word, &position, None)
+    }
+
+    fn quantized_embeddings(&mut self, base: &str, words: &[f32]) -> Result<Value, ModelError> {
+        let size = self.config.hidden_size;
+        let (numbers, scales) = quantize::by_row(words, size);
+        let shape = [scales.len(), size];
+        let words = self
+            .graph
+            .weight(&format!("{base}.words"), &shape, Data::I8(numbers));
+        let scales = self.floats(&format!("{base}.scales"), &shape[..1], scales);
+        let positions = self.position_table(base)?;
+        let norm = format!("{base}.LayerNorm");
+        let gamma = self.vector(&format!("{norm}.weight"), size)?;
+        let beta = self.vector(&format!("{norm}.bias"), size)?;
+        Ok(self.graph.node(
+            base,
+            operator::DOMAIN,
+            operator::QUANTIZED_EMBEDDINGS,
+            &[
+                &self.inputs.input_ids,
+                &self.inputs.position_ids,
+                &words,
+                &scales,
+                &positions,
+                &gamma,
+                &beta,
+            ],
+            &[Attr::Float(operator::EPSILON, self.config.layer_norm_eps)],
+        ))
     }
 
     /// One row for each segment and position, so that both cost a single look-up.
@@ -140,6 +172,9 @@ impl<'a> EncoderGraph<'a> {
     }
 
     fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
+        if self.precision == Precision::Int8 {
+            return self.quantized_layer(index, hidden, rows);
+        }
         let base = format!("{}.encoder.layer.{index}", self.prefix);
         // What the layer's output is computed for, and added to.
         let residual = match rows {
@@ -161,20 +196,112 @@ impl<'a> EncoderGraph<'a> {
         let inner = self.config.intermediate_size;
         let up = format!("{base}.intermediate.dense");
         let matrix = self.matrix(&up, inner, size)?;
-        let activated =
-            if self.precision == Precision::Int8 && self.config.hidden_act == HiddenAct::Gelu {
-                let bias = self.model.weights.read(&format!("{up}.bias"), &[inner])?;
-                self.quantized(&up, &attended, size, &[&matrix], bias, true)
-            } else {
-                let expanded = self.linear(&up, &attended, size, &[&matrix]);
-                self.activation(&up, &expanded, inner)?
-            };
+        let expanded = self.linear(&up, &attended, size, &[&matrix]);
+        let activated = self.activation(&up, &expanded, inner)?;
         let down = format!("{base}.output.dense");
         let matrix = self.matrix(&down, size, inner)?;
         let contracted = self.linear(&down, &activated, inner, &[&matrix]);
         let bias = self.vector(&format!("{down}.bias"), size)?;
         let norm = format!("{base}.output.LayerNorm");
         self.layer_norm(&norm, &contracted, &attended, Some(&bias))
+    }
+
+    /// A whole layer in eight bits, as one node.
+    fn quantized_layer(
+        &mut self,
+        index: usize,
+        hidden: &Value,
+        rows: Rows,
+    ) -> Result<Value, ModelError> {
+        let &EncoderConfig {
+            hidden_size: size,
+            intermediate_size: inner,
+            heads,
+            layer_norm_eps,
+            hidden_act,
+            ..
+        } = self.config;
+        let weights = &self.model.weights;
+        let base = format!("{}.encoder.layer.{index}", self.prefix);
+        let part = |name: &str| format!("{base}.attention.self.{name}");
+        let scale = ((size / heads) as f32).sqrt().recip();
+        let scaled = |mut numbers: Vec<f32>| {
+            numbers.iter_mut().for_each(|number| *number *= scale);
+            numbers
+        };
+        let query = scaled(self.matrix(&part("query"), size, size)?);
+        let query_bias = scaled(weights.read(&part("query.bias"), &[size])?);
+        let key = self.matrix(&part("key"), size, size)?;
+        let value = self.matrix(&part("value"), size, size)?;
+        let projection = format!("{base}.attention.output.dense");
+        let projected = self.matrix(&projection, size, size)?;
+        let projection_bias = self.attention_output_bias(&base)?;
+        let up = format!("{base}.intermediate.dense");
+        let upward = self.matrix(&up, inner, size)?;
+        let up_bias = weights.read(&format!("{up}.bias"), &[inner])?;
+        let down = format!("{base}.output.dense");
+        let downward = self.matrix(&down, size, inner)?;
+        let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
+
+        let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
+        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
+            inputs.extend(self.quantized(name, input, matrices, bias));
+        };
+        matrix(&part("query"), size, &[&query], query_bias);
+        matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
+        matrix(&projection, size, &[&projected], projection_bias);
+        matrix(&up, size, &[&upward], up_bias);
+        matrix(&down, inner, &[&downward], down_bias);
+        for norm in ["attention.output", "output"] {
+            for part in ["weight", "bias"] {
+                inputs.push(self.vector(&format!("{base}.{norm}.LayerNorm.{part}"), size)?);
+            }
+        }
+        let activation = match hidden_act {
+            HiddenAct::Gelu => operator::GELU,
+            HiddenAct::GeluTanh => operator::GELU_TANH,
+            HiddenAct::Relu => operator::RELU,
+        };
+        Ok(self.graph.node(
+            &base,
+            operator::DOMAIN,
+            operator::QUANTIZED_LAYER,
+            &inputs.iter().collect::<Vec<_>>(),
+            &[
+                Attr::Int(operator::HEADS, heads as i64),
+                Attr::Int(operator::ACTIVATION, activation),
+                Attr::Int(
+                    operator::FIRST_OF_EACH,
+                    i64::from(rows == Rows::FirstOfEach),
+                ),
+                Attr::Float(operator::EPSILON, layer_norm_eps),
+            ],
+        ))
+    }
+
+    /// Matrices `[out, input]` side by side in eight bits, as a [`operator::QUANTIZED_LAYER`] takes
+    /// them.
+    fn quantized(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> [Value; 4] {
+        let Quantized {
+            strips,
+            scales,
+            sums,
+        } = Quantized::new(matrices, input);
+        let mut weight = |part: &str, count: usize, data: Data| {
+            self.graph.weight(&format!("{name}.{part}"), &[count], data)
+        };
+        [
+            weight("strips", strips.len(), Data::I8(strips)),
+            weight("scales", scales.len(), Data::F32(scales)),
+            weight("sums", sums.len(), Data::I32(sums)),
+            weight("bias", bias.len(), Data::F32(bias)),
+        ]
     }
 
     /// Self-attention of `queries` over all tokens of their sequence: one row for each query.
@@ -284,40 +411,9 @@ impl<'a> EncoderGraph<'a> {
 
     /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
     fn linear(&mut self, name: &str, x: &Value, input: usize, matrices: &[&[f32]]) -> Value {
-        if self.precision == Precision::Int8 {
-            return self.quantized(name, x, input, matrices, Vec::new(), false);
-        }
         let weight = self.transposed(name, input, matrices);
         self.graph
             .node(name, STANDARD, "MatMul", &[x, &weight], &[])
-    }
-
-    /// As [`Self::linear`] in eight bits, with an optional bias and GELU in the same pass.
-    fn quantized(
-        &mut self,
-        name: &str,
-        x: &Value,
-        input: usize,
-        matrices: &[&[f32]],
-        bias: Vec<f32>,
-        gelu: bool,
-    ) -> Value {
-        let Quantized { panels, scales } = Quantized::new(matrices, input);
-        let shape = [panels.len()];
-        let panels = self
-            .graph
-            .weight(&format!("{name}.panels"), &shape, Data::I8(panels));
-        let shape = [scales.len()];
-        let scales = self.floats(&format!("{name}.scales"), &shape, scales);
-        let shape = [bias.len()];
-        let bias = self.floats(&format!("{name}.quantized.bias"), &shape, bias);
-        self.graph.node(
-            name,
-            operator::DOMAIN,
-            operator::QUANTIZED_DENSE,
-            &[x, &panels, &scales, &bias],
-            &[Attr::Int(operator::GELU, i64::from(gelu))],
-        )
     }
 
     /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.

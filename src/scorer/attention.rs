@@ -4,16 +4,15 @@
 //! and softmax needs no sum across a register. The keys and values of a head are laid out once in the
 //! order in which every block reads them, because rows of the whole model lie so far apart that they
 //! would fall into few sets of the first-level cache.
-#![allow(
-    unsafe_code,
-    reason = "calls functions compiled for wider registers, after asking the processor"
-)]
 
 use super::elementary::{exp, multiply_add};
+use super::isa::{Isa, Path, Step};
 
+/// Queries of one block where registers are wide: two registers of AVX-512.
+const WIDE_LANES: usize = 32;
 /// Queries of one block: two registers of AVX2.
 const LANES: usize = 16;
-/// Queries of the last block of a sequence, when no more are left.
+/// Queries of the last block of a sequence, when no more are left: one register.
 const FEW_LANES: usize = 8;
 /// Keys, or dimensions of the values, that are worked on at once: with [`LANES`], eight independent
 /// sums, what it takes to keep two multipliers of latency four busy.
@@ -83,29 +82,38 @@ pub struct Scratch {
 }
 
 /// Writes the context of every query to `output`, `[queries, heads * size]`.
-pub fn attend(attention: &Attention<'_>, scratch: &mut Scratch, output: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has just said that it has both features.
-        unsafe { attend_avx2(attention, scratch, output) };
-        return;
+pub fn attend(path: Path, attention: &Attention<'_>, scratch: &mut Scratch, output: &mut [f32]) {
+    path.perform(Attend {
+        attention,
+        scratch,
+        output,
+    });
+}
+
+struct Attend<'a> {
+    attention: &'a Attention<'a>,
+    scratch: &'a mut Scratch,
+    output: &'a mut [f32],
+}
+
+impl Step for Attend<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        match I::WIDE {
+            true => attend_any::<I, WIDE_LANES, LANES>(self),
+            false => attend_any::<I, LANES, FEW_LANES>(self),
+        }
     }
-    attend_any::<{ cfg!(target_arch = "aarch64") }>(attention, scratch, output);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn attend_avx2(attention: &Attention<'_>, scratch: &mut Scratch, output: &mut [f32]) {
-    attend_any::<true>(attention, scratch, output);
-}
-
-/// `FUSED` says that `mul_add` is one instruction here, and not a call.
+/// `LANES` queries are worked on at once, or `FEW` where there are no more.
 #[inline(always)]
-fn attend_any<const FUSED: bool>(
-    attention: &Attention<'_>,
-    scratch: &mut Scratch,
-    output: &mut [f32],
-) {
+fn attend_any<I: Isa, const LANES: usize, const FEW: usize>(step: Attend<'_>) {
+    let Attend {
+        attention,
+        scratch,
+        output,
+    } = step;
     let mut block = Block {
         first_token: 0,
         tokens: 0,
@@ -127,12 +135,12 @@ fn attend_any<const FUSED: bool>(
             block.first_query = next_query;
             while block.first_query < end {
                 let left = end - block.first_query;
-                if left > FEW_LANES {
+                if left > FEW {
                     block.queries = left.min(LANES);
-                    block.attend::<FUSED, LANES>(attention, scratch, output);
+                    block.attend::<I, LANES>(attention, scratch, output);
                 } else {
                     block.queries = left;
-                    block.attend::<FUSED, FEW_LANES>(attention, scratch, output);
+                    block.attend::<I, FEW>(attention, scratch, output);
                 }
                 block.first_query += block.queries;
             }
@@ -153,17 +161,17 @@ struct Block {
 
 impl Block {
     #[inline(always)]
-    fn attend<const FUSED: bool, const LANES: usize>(
+    fn attend<I: Isa, const LANES: usize>(
         &self,
         attention: &Attention<'_>,
         scratch: &mut Scratch,
         output: &mut [f32],
     ) {
         self.load_queries::<LANES>(attention, &mut scratch.queries);
-        score::<FUSED, LANES>(&scratch.queries, &scratch.keys, &mut scratch.scores);
+        score::<I, LANES>(&scratch.queries, &scratch.keys, &mut scratch.scores);
         scratch.scores.truncate(self.tokens * LANES);
-        let scales = softmax::<FUSED, LANES>(&mut scratch.scores);
-        self.mix::<FUSED, LANES>(attention, scratch, &scales, output);
+        let scales = softmax::<I, LANES>(&mut scratch.scores);
+        self.mix::<I, LANES>(attention, scratch, &scales, output);
     }
 
     #[inline(always)]
@@ -214,7 +222,7 @@ impl Block {
 
     /// Writes the context of all queries.
     #[inline(always)]
-    fn mix<const FUSED: bool, const LANES: usize>(
+    fn mix<I: Isa, const LANES: usize>(
         &self,
         attention: &Attention<'_>,
         scratch: &Scratch,
@@ -225,7 +233,7 @@ impl Block {
         let width = attention.heads * size;
         let panels = scratch.values.chunks_exact(self.tokens * STEP);
         for (panel, dimension) in panels.zip((0..size).step_by(STEP)) {
-            let sums = products::<FUSED, LANES>(panel, &scratch.scores);
+            let sums = products::<I, LANES>(panel, &scratch.scores);
             let count = STEP.min(size - dimension);
             for lane in 0..self.queries {
                 let at = (self.first_query + lane) * width + self.head * size + dimension;
@@ -239,16 +247,12 @@ impl Block {
 
 /// Scores `[tokens, lanes]` of queries `[size, lanes]` against the panels of keys.
 #[inline(always)]
-fn score<const FUSED: bool, const LANES: usize>(
-    queries: &[f32],
-    keys: &[f32],
-    scores: &mut Vec<f32>,
-) {
+fn score<I: Isa, const LANES: usize>(queries: &[f32], keys: &[f32], scores: &mut Vec<f32>) {
     let size = queries.len() / LANES;
     scores.resize(keys.len() / size * LANES, 0.0);
     let panels = keys.chunks_exact(size * STEP);
     for (panel, scores) in panels.zip(scores.chunks_exact_mut(STEP * LANES)) {
-        let sums = products::<FUSED, LANES>(panel, queries);
+        let sums = products::<I, LANES>(panel, queries);
         for (scores, sums) in scores.chunks_exact_mut(LANES).zip(&sums) {
             scores.copy_from_slice(sums);
         }
@@ -258,7 +262,7 @@ fn score<const FUSED: bool, const LANES: usize>(
 /// Turns scores `[tokens, lanes]` into weights, and says by what to multiply each lane's so that
 /// they sum to one.
 #[inline(always)]
-fn softmax<const FUSED: bool, const LANES: usize>(scores: &mut [f32]) -> [f32; LANES] {
+fn softmax<I: Isa, const LANES: usize>(scores: &mut [f32]) -> [f32; LANES] {
     let mut largest = [f32::NEG_INFINITY; LANES];
     for scores in scores.chunks_exact(LANES) {
         for (largest, &score) in largest.iter_mut().zip(scores) {
@@ -268,7 +272,7 @@ fn softmax<const FUSED: bool, const LANES: usize>(scores: &mut [f32]) -> [f32; L
     let mut sums = [0.0_f32; LANES];
     for scores in scores.chunks_exact_mut(LANES) {
         for ((score, &largest), sum) in scores.iter_mut().zip(&largest).zip(&mut sums) {
-            *score = exp::<FUSED>(*score - largest);
+            *score = exp::<I>(*score - largest);
             *sum += *score;
         }
     }
@@ -277,15 +281,12 @@ fn softmax<const FUSED: bool, const LANES: usize>(scores: &mut [f32]) -> [f32; L
 
 /// `panel^T x lanes` for a panel `[n, STEP]` and lanes `[n, LANES]`.
 #[inline(always)]
-fn products<const FUSED: bool, const LANES: usize>(
-    panel: &[f32],
-    lanes: &[f32],
-) -> [[f32; LANES]; STEP] {
+fn products<I: Isa, const LANES: usize>(panel: &[f32], lanes: &[f32]) -> [[f32; LANES]; STEP] {
     let mut sums = [[0.0_f32; LANES]; STEP];
     for (numbers, lanes) in panel.chunks_exact(STEP).zip(lanes.chunks_exact(LANES)) {
         for (sums, &number) in sums.iter_mut().zip(numbers) {
             for (sum, &lane) in sums.iter_mut().zip(lanes) {
-                *sum = multiply_add::<FUSED>(number, lane, *sum);
+                *sum = multiply_add::<I>(number, lane, *sum);
             }
         }
     }
@@ -383,13 +384,13 @@ mod tests {
             let expected = reference(&attention);
             // Whatever a call before left in the memory must not show.
             let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
-            let mut fused = vec![f32::NAN; expected.len()];
-            attend(&attention, &mut scratch, &mut fused);
-            let mut plain = vec![f32::NAN; expected.len()];
-            attend_any::<false>(&attention, &mut scratch, &mut plain);
-            for ((fused, plain), expected) in fused.iter().zip(&plain).zip(&expected) {
-                prop_assert!((fused - expected).abs() < 2e-5, "{} for {}", fused, expected);
-                prop_assert!((plain - expected).abs() < 2e-5, "{} for {}", plain, expected);
+            for path in Path::available() {
+                let mut ours = vec![f32::NAN; expected.len()];
+                attend(path, &attention, &mut scratch, &mut ours);
+                for (ours, expected) in ours.iter().zip(&expected) {
+                    let off = (ours - expected).abs();
+                    prop_assert!(off < 2e-5, "{}: {} for {}", path.name(), ours, expected);
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
+use super::isa::Path;
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
@@ -56,8 +57,21 @@ impl OnnxModel {
     ///
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime refuses a weight.
-    #[expect(clippy::arc_with_non_send_sync, reason = "sessions take an `Arc`")]
     pub fn new(library: &Library, graph: Graph, layout: Layout) -> Result<Self, ScoreError> {
+        Self::with_path(library, graph, layout, Path::best())
+    }
+
+    /// As [`Self::new`], with the instructions of `path` in place of the fastest.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[expect(clippy::arc_with_non_send_sync, reason = "sessions take an `Arc`")]
+    pub fn with_path(
+        library: &Library,
+        graph: Graph,
+        layout: Layout,
+        path: Path,
+    ) -> Result<Self, ScoreError> {
         let weights = graph
             .weights
             .into_iter()
@@ -65,6 +79,7 @@ impl OnnxModel {
                 let tensor = match weight.data {
                     Data::F32(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
                     Data::I8(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
+                    Data::I32(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
                 };
                 Ok((weight.name, Arc::new(tensor)))
             })
@@ -74,7 +89,7 @@ impl OnnxModel {
             graph: graph.model,
             weights,
             prepacked: PrepackedWeights::new(),
-            operators: Arc::new(operators::domain()?),
+            operators: Arc::new(operators::domain(path)?),
             layout,
         })
     }

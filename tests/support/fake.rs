@@ -147,6 +147,7 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         max_length: model.max_length,
         activation: model.activation,
         precision: "fp32",
+        instructions: "portable",
         parameters: 7,
         threads: model.workers,
         sessions: model.workers,

@@ -1,0 +1,137 @@
+//! What single steps cost with the embedded model: tokenising, planning, and running batches of various
+//! shapes.
+//!
+//! ```sh
+//! make bench
+//! ```
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rerankd::batch::cost::{Cost, Work};
+use rerankd::batch::plan::{BatchLimits, Plan};
+use rerankd::batch::{Batch, Encoding};
+use rerankd::encoder::PairEncoder;
+use rerankd::graph::{self, Precision, Rows};
+use rerankd::model::Model;
+use rerankd::rerank::Pair;
+use rerankd::scorer::Scorer;
+use rerankd::scorer::library::Library;
+use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+
+/// Tokens of a packed batch, as the server's default is.
+const BATCH_TOKENS: usize = 512;
+/// Lengths of pairs in tokens, drawn once: half of them sentences, half passages.
+fn lengths(count: usize) -> Vec<usize> {
+    let mut state = 7_u64;
+    let mut draw = |from: usize, to: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        from + (state >> 33) as usize % (to - from)
+    };
+    (0..count)
+        .map(|i| match i % 2 {
+            0 => draw(14, 40),
+            _ => draw(60, 460),
+        })
+        .collect()
+}
+
+fn scorer(model: &Model, threads: usize) -> OnnxScorer {
+    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let graph = graph::build(model, Rows::FirstOfEach, Precision::Fp32).unwrap();
+    let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
+    onnx.session(threads).unwrap()
+}
+
+/// Whether a session of two threads is worth having for a lone pair, and what a batch gains by being
+/// larger.
+fn shapes(criterion: &mut Criterion) {
+    let model = Model::embedded().unwrap();
+    let batch = |lengths: &[usize]| {
+        let encoding = |&length: &usize| Encoding {
+            ids: vec![2000; length],
+            type_ids: vec![0; length],
+        };
+        Batch::pack(&lengths.iter().map(encoding).collect::<Vec<_>>())
+    };
+    let mut group = criterion.benchmark_group("shapes");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(2));
+    for threads in [1, 2] {
+        let mut session = scorer(&model, threads);
+        for length in [32, 128, 512] {
+            let batch = batch(&[length]);
+            group.bench_function(
+                format!("a pair of {length}, {threads} threads"),
+                |bencher| {
+                    bencher.iter(|| session.score(&batch).unwrap());
+                },
+            );
+        }
+    }
+    let mut session = scorer(&model, 1);
+    for sequences in [1, 2, 4, 8, 16, 32, 64] {
+        let batch = batch(&vec![64; sequences]);
+        group.throughput(Throughput::Elements(batch.tokens() as u64));
+        group.bench_function(format!("{sequences} pairs of 64"), |bencher| {
+            bencher.iter(|| session.score(&batch).unwrap());
+        });
+    }
+    group.finish();
+}
+
+fn tokenising(criterion: &mut Criterion) {
+    let encoder = PairEncoder::for_model(&Model::embedded().unwrap()).unwrap();
+    let query: Arc<str> = "what makes an aircraft stall at low speed".into();
+    let sentence =
+        "the flow separates from the upper surface when the angle of attack is too large ";
+    let pairs: Vec<Pair> = (0..32)
+        .map(|i| Pair {
+            query: query.clone(),
+            document: sentence.repeat(1 + i % 16).into(),
+        })
+        .collect();
+    let bytes: usize = pairs.iter().map(|pair| pair.document.len()).sum();
+    let mut group = criterion.benchmark_group("tokenising");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    let go_on = AtomicBool::new(false);
+    group.bench_function("32 documents", |bencher| {
+        bencher.iter(|| encoder.encode(black_box(&pairs), &go_on).unwrap());
+    });
+    group.finish();
+}
+
+fn planning(criterion: &mut Criterion) {
+    let lengths = lengths(1024);
+    let limits = BatchLimits {
+        max_tokens: BATCH_TOKENS,
+        max_seconds: 0.1,
+    };
+    let waiting = Work::all(lengths.iter().copied());
+    let plan = Plan::new(limits, Cost::GUESS, waiting, &[0.0]);
+    let mut group = criterion.benchmark_group("planning");
+    group.throughput(Throughput::Elements(lengths.len() as u64));
+    group.bench_function("1024 sequences", |bencher| {
+        bencher.iter(|| {
+            let mut draft = Work::default();
+            for &length in black_box(&lengths) {
+                draft = match plan.accepts(draft, length) {
+                    true => draft + Work::of(length),
+                    false => Work::of(length),
+                };
+            }
+            draft
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, planning, tokenising, shapes);
+criterion_main!(benches);

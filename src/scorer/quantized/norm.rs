@@ -1,0 +1,66 @@
+//! LayerNorm of a sum, row by row.
+
+use crate::scorer::elementary::{LANES, Lanes, fold, multiply_add};
+use crate::scorer::isa::{Isa, Step};
+
+/// Weights of a LayerNorm.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// Multiplied in last but one, `[width]`.
+    pub gamma: &'a [f32],
+    /// Added last, `[width]`.
+    pub beta: &'a [f32],
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// Replaces `x`, `[rows, width]`, by the LayerNorm of `x + residual`.
+pub(super) struct Normalize<'a> {
+    pub x: &'a mut [f32],
+    pub residual: &'a [f32],
+    pub norm: LayerNorm<'a>,
+}
+
+impl Step for Normalize<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let width = self.norm.gamma.len();
+        let rows = self.x.chunks_exact_mut(width);
+        for (x, residual) in rows.zip(self.residual.chunks_exact(width)) {
+            self.norm.apply::<I>(x, residual);
+        }
+    }
+}
+
+impl LayerNorm<'_> {
+    /// Replaces a row by the LayerNorm of `x + residual`.
+    #[inline(always)]
+    pub(super) fn apply<I: Isa>(&self, x: &mut [f32], residual: &[f32]) {
+        let width = self.gamma.len();
+        for (x, residual) in x.iter_mut().zip(residual) {
+            *x += residual;
+        }
+        let mean = sum(x, |x| x) / width as f32;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
+        let factor = 1.0 / (variance + self.epsilon).sqrt();
+        for ((x, gamma), beta) in x.iter_mut().zip(self.gamma).zip(self.beta) {
+            *x = multiply_add::<I>((*x - mean) * factor, *gamma, *beta);
+        }
+    }
+}
+
+/// The sum of `term` over a row.
+#[inline(always)]
+fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sums: Lanes = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += term(x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += term(x);
+    }
+    fold(sums, |a, b| a + b)
+}
