@@ -24,6 +24,7 @@ use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
 
 /// Tokens of a packed batch, as the server's default is.
 const BATCH_TOKENS: usize = 512;
+
 /// Lengths of pairs in tokens, drawn once: half of them sentences, half passages.
 fn lengths(count: usize) -> Vec<usize> {
     let mut state = 7_u64;
