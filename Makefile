@@ -8,6 +8,7 @@ DEPLOY := target/deploy
 BROWSER := target/browser
 
 .PHONY: serve build test test-parquet proof-ray clients lint docs audit bench quality onnxruntime clean
+.PHONY: serve build test test-parquet proof-ray clients lint docs audit sbom bench onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -109,6 +110,13 @@ audit:
 	$(CARGO) deny check --hide-inclusion-graph bans licenses sources
 	@if $(CARGO) deny fetch db; then $(CARGO) deny --offline check advisories; \
 	else echo "advisories: NOT CHECKED, their database could not be had"; fi
+
+# What the binary is made of, in CycloneDX. Needs cargo-cyclonedx: cargo install --locked cargo-cyclonedx
+sbom:
+	mkdir -p target/sbom
+	$(CARGO) cyclonedx --format json --spec-version 1.5 --override-filename rerankd.cdx
+	mv rerankd.cdx.json target/sbom/
+	@echo "target/sbom/rerankd.cdx.json"
 
 bench: onnxruntime
 	$(CARGO) bench --locked

@@ -25,6 +25,7 @@ use crate::cache::ScoreCache;
 use crate::metrics::Metrics;
 use crate::rerank::Claim;
 use crate::scorer::Scorer;
+use crate::trace::Timeline;
 
 /// Why a submitted request has no logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,12 +144,14 @@ impl Batcher {
         permit: Permit,
     ) -> Result<Vec<f32>, BatchError> {
         let (reply, mut receiver) = reply::channel();
+        let (timeline, now) = (Timeline::current(), Instant::now().into_std());
         let arrival = Arrival {
             claim,
             encodings,
             reply,
             permit,
-            now: Instant::now().into_std(),
+            timeline: timeline.clone(),
+            now,
         };
         let (id, shared) = self.shared.change(|state| {
             let pushed = state.queue.push(arrival);
@@ -176,6 +179,7 @@ impl Batcher {
             }
         };
         ticket.answered = answer.is_ok();
+        timeline.complete(now, Instant::now().into_std());
         answer.unwrap_or_else(|_| Err(BatchError::Failed("the worker was lost".into())))
     }
 

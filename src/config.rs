@@ -7,6 +7,7 @@
 mod choice;
 pub mod document;
 mod keys;
+mod secret;
 mod setting;
 mod value;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
+pub use secret::Secret;
 pub use setting::{Kind, PREFIX, Setting};
 pub use value::{Listen, Origins, Value};
 
@@ -205,6 +207,20 @@ setting::settings! {
         /// `RUST_LOG` takes them. `RUST_LOG` counts where `RERANKD_LOG_LEVEL` is not set. Texts of
         /// requests are never logged.
         filter as log_level "LEVEL": String = "info".to_owned();
+    }
+
+    /// Where traces are sent.
+    traces: TraceConfig {
+        /// Collector of OpenTelemetry that traces are sent to, by OTLP over HTTP, such as
+        /// `http://127.0.0.1:4318`. A request that carries a `traceparent` is a part of its caller's
+        /// trace.
+        endpoint as otlp_endpoint "URL": Option<String> = None, or "no traces are sent";
+
+        /// Headers for the collector, as `NAME=VALUE`, divided by commas.
+        headers as otlp_headers "HEADERS": Secret = Secret::default(), or "none";
+
+        /// How many of a hundred requests are traced. Where a caller has decided, that counts.
+        sample_percent as trace_sample_percent "PERCENT": usize = 100, in 0..=100;
     }
 
     /// What `rerankd healthcheck` does.

@@ -25,4 +25,5 @@ pub mod scorer;
 pub mod service;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;
 pub mod verify;

@@ -71,6 +71,13 @@ pub enum LoadError {
 /// [`LoadError`], in words for the person who starts the server.
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
+    tracing::info!(
+        model = config
+            .model
+            .as_ref()
+            .map(|dir| tracing::field::display(dir.display())),
+        "loading the model"
+    );
     let model = open(config)?;
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
     let info = info(config, &model, &library);
@@ -81,6 +88,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
     // It also warms the session up: no client pays for the first touch of its memory.
     let self_test = SelfTest::new(&encoder, manifest.labels.len())?;
+    tracing::info!(sessions = config.threads, "opening sessions");
     let mut scorers = (0..config.threads)
         .map(|_| {
             let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);

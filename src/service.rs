@@ -20,6 +20,7 @@ use crate::rerank::{
     RerankCommand, RerankError, Scale, ScoreOptions, Truncate, rank,
 };
 use crate::scorer::Scorer;
+use crate::trace::{Step, Timeline};
 
 /// What is served, for `/info`, logs and responses.
 #[derive(Debug, Clone, PartialEq)]
@@ -276,11 +277,13 @@ impl Reranker {
     }
 
     async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
+        let (timeline, started) = (Timeline::current(), Instant::now());
         let permit = self
             .admission
             .admit(pairs, terms.options.fit.chunks())
             .inspect_err(|_| self.refused("overloaded"))?;
         self.check_time(&permit, terms.claim)?;
+        timeline.record(Step::Admission, started, Instant::now());
         let unanswered = Unanswered(&self.metrics);
         let scored = self.score_admitted(pairs, terms, permit).await;
         unanswered.settle();
@@ -429,9 +432,11 @@ impl Reranker {
             self.admission.observe_density(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
+        let ended = Instant::now();
         self.metrics
             .tokenize_seconds
-            .observe(started.elapsed().as_secs_f64());
+            .observe((ended - started).as_secs_f64());
+        Timeline::current().record(Step::Tokenize, started, ended);
         Ok((prepared, permit))
     }
 

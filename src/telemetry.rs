@@ -1,6 +1,8 @@
-//! Log lines: text for people on a terminal, JSON for machines.
+//! Log lines: text for people on a terminal, JSON for machines. Spans for a collector.
 //!
 //! Lines go to the standard error, so that commands keep the standard output for their results.
+
+pub mod spans;
 
 use std::io::IsTerminal;
 

@@ -98,6 +98,10 @@ fn wrong_settings_are_told_before_anything_starts() {
     let (code, _, error) = run(&["serve", "--tls-cert", "/nowhere"], &[]);
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains("hint: set both"), "{error}");
+    let endpoint = ["serve", "--otlp-endpoint", "https://collector.example"];
+    let (code, _, error) = run(&endpoint, &[]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("hint: name a collector"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 mod support;
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::Request;
@@ -10,7 +12,7 @@ use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Origins, Value};
 use serde_json::json;
-use support::fake::Model;
+use support::fake::{Gate, Model};
 use support::server::{Answer, TestApp};
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
@@ -168,6 +170,53 @@ async fn metrics_move_to_the_admin_listener() {
         assert_eq!(admin.get(open).await.status, 200, "{open}");
     }
     assert_eq!(post(&admin, "/rerank", &[], RERANK).await.status, 404);
+}
+
+/// One key asks five times at once, the other once: it has half of the machine, and not a sixth.
+#[tokio::test]
+async fn keys_share_the_machine_however_much_each_asks() {
+    let gate = Gate::new();
+    let model = Model {
+        gate: Some(gate.clone()),
+        ..Model::default()
+    };
+    let seen = model.seen.clone();
+    let mut config = Config::default();
+    config.http.api_keys = ApiKeys::parse("many-requests-key,single-request-key").unwrap();
+    // A sequence or two a batch.
+    config.batching.max_batch_tokens = 12;
+    let app = Arc::new(TestApp::new(model, config));
+    let ask = |key: &'static str, document: &'static str| {
+        let app = app.clone();
+        tokio::spawn(async move {
+            // Other documents each time: the same ones would be computed once.
+            static NUMBER: AtomicUsize = AtomicUsize::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let documents: Vec<String> = (0..8)
+                .map(|place| format!("{document} {number}-{place}"))
+                .collect();
+            let body = json!({"query": "q", "documents": documents}).to_string();
+            post(&app, "/rerank", &[("x-api-key", key)], &body)
+                .await
+                .status
+        })
+    };
+    // Holds the worker while the others come.
+    let mut asked = vec![ask("many-requests-key", "a")];
+    gate.entered().await;
+    asked.extend((0..5).map(|_| ask("many-requests-key", "a")));
+    let single = ask("single-request-key", "a b c");
+    while app.state.metrics().pairs.get() < 7 * 8 {
+        tokio::task::yield_now().await;
+    }
+    gate.open_for_good();
+    assert_eq!(single.await.unwrap(), 200);
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), 200);
+    }
+    let words = seen.batches().concat();
+    let last = words.iter().rposition(|&words| words == 4).unwrap();
+    assert!(last < 24, "{words:?}");
 }
 
 // Pages.

@@ -15,6 +15,7 @@ use crate::batch::cost::{Cost, Work, duration};
 use crate::batch::plan::Plan;
 use crate::batch::{Encoding, PairKey};
 use crate::rerank::{Claim, Tenant};
+use crate::trace::{self, Timeline};
 
 /// Identifies a request in the queue. Later requests have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +32,8 @@ pub(super) struct Job {
     pub key: PairKey,
     pub encoding: Encoding,
     pub queued_at: Instant,
+    /// Requests that want it, where traces are sent.
+    pub requests: Vec<Timeline>,
 }
 
 /// A sequence that waits or runs.
@@ -61,6 +64,7 @@ struct Flow {
     logits: Vec<f32>,
     reply: Reply,
     permit: Permit,
+    timeline: Timeline,
     queued_at: Instant,
 }
 
@@ -70,6 +74,7 @@ pub(super) struct Arrival {
     pub encodings: Vec<(PairKey, Encoding)>,
     pub reply: Reply,
     pub permit: Permit,
+    pub timeline: Timeline,
     pub now: Instant,
 }
 
@@ -168,6 +173,7 @@ impl Queue {
                 logits: vec![0.0; unscored * self.labels],
                 reply: arrival.reply,
                 permit: arrival.permit,
+                timeline: arrival.timeline,
                 queued_at: arrival.now,
             },
         );
@@ -228,6 +234,7 @@ impl Queue {
             }
             draft += Work::of(tokens);
             let queued_at = flow.queued_at;
+            flow.timeline.take(queued_at, now);
             self.flows.get_mut(&id).expect("it was just there").begun = true;
             self.turns.charge(tenant, id, tokens);
             let (key, encoding) = self.start(job);
@@ -236,10 +243,20 @@ impl Queue {
                 key,
                 encoding,
                 queued_at,
+                requests: self.traced(job),
             });
         }
         self.turns.recall(&aside);
         (jobs, outcome)
+    }
+
+    /// The requests that want `job`, where somebody will ask.
+    fn traced(&self, job: JobId) -> Vec<Timeline> {
+        if !trace::is_on() {
+            return Vec::new();
+        }
+        let by = self.jobs[&job].by.iter();
+        by.map(|(id, _)| self.flows[id].timeline.clone()).collect()
     }
 
     /// Takes `job` out of all requests in which it waits.

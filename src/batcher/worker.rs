@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::batch::cost::{Work, duration};
 use crate::batch::plan::Plan;
 use crate::scorer::{ScoreError, Scorer};
+use crate::trace::{BatchRecord, Timeline};
 
 pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
     // The queue's times are those of the runtime, wherever they are read.
@@ -23,7 +24,29 @@ pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
         }
         let started = std::time::Instant::now();
         let scored = score(scorer.as_mut(), &batch.jobs, shared.labels);
-        finish(shared, number, batch, scored, started.elapsed());
+        let took = started.elapsed();
+        send_span(&batch.jobs, now, took);
+        finish(shared, number, batch, scored, took);
+    }
+}
+
+/// Tells a collector of a batch, where there is one.
+fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
+    let mut requests: Vec<Timeline> = Vec::new();
+    for request in jobs.iter().flat_map(|job| &job.requests) {
+        if !requests.iter().any(|other| other.is(request)) {
+            requests.push(request.clone());
+        }
+    }
+    if !requests.is_empty() {
+        let record = BatchRecord {
+            requests: &requests,
+            started,
+            ended: started + took,
+            pairs: jobs.len(),
+            tokens: work(jobs).tokens,
+        };
+        record.send();
     }
 }
 

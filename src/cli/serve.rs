@@ -25,6 +25,7 @@ use crate::load::{LoadConfig, LoadError};
 use crate::metrics::Metrics;
 use crate::service::Reranker;
 use crate::shutdown::{Phase, Stopped};
+use crate::telemetry::spans::Spans;
 use crate::{http, load, shutdown, telemetry};
 
 /// Runs the server until it is told to stop.
@@ -37,6 +38,14 @@ pub fn run(flags: &Flags) -> Exit {
         eprintln!("rerankd: {error}");
         return Exit::Usage;
     }
+    // Dropped last, so that the spans of the last requests are sent.
+    let _spans = match Spans::start(&config.traces) {
+        Ok(spans) => spans,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return Exit::Usage;
+        }
+    };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -285,6 +285,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             header::CONTENT_TYPE,
             name("x-api-key"),
             name("x-request-id"),
+            name("x-request-timeout-ms"),
             name("traceparent"),
         ])
         .expose_headers([

@@ -15,8 +15,12 @@ use super::app::{AppState, InFlight};
 use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
+use crate::trace::{self, Timeline};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Longest request id that is taken over from a client: ids end up in every log line.
 const REQUEST_ID_CHARS: usize = 128;
@@ -65,6 +69,13 @@ impl FromRequestParts<AppState> for RequestId {
     }
 }
 
+/// The timeline of `request`, a part of what its caller traces.
+fn timeline(request: &Request, route: &str) -> Timeline {
+    let text = |name: HeaderName| request.headers().get(name)?.to_str().ok();
+    let caller = text(TRACEPARENT).and_then(|span| trace::caller(span, text(TRACESTATE)));
+    Timeline::begin(format!("{} {route}", request.method()), caller)
+}
+
 /// What a request cost, travelling with its answer to the log line.
 #[derive(Debug, Clone, Copy)]
 pub struct Work {
@@ -91,6 +102,7 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
         method: request.method().clone(),
         // Never the raw path: it is the client's text, and as a label it has no bound.
         route: route.map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned()),
+        timeline: timeline(&request, route.map_or("other", MatchedPath::as_str)),
         start: Instant::now(),
         answered: false,
         _in_flight: state.enter(),
@@ -98,8 +110,17 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     };
     let span = tracing::info_span!("request", request_id = id.as_str());
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).instrument(span).await;
-    response.headers_mut().insert(X_REQUEST_ID, id.header());
+    let answering = next.run(request).instrument(span);
+    let mut response = record.timeline.scope(answering).await;
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, id.header());
+    headers.insert(SERVER_TIMING, record.server_timing());
+    if let Some(span) = record.timeline.traceparent() {
+        headers.insert(
+            TRACEPARENT,
+            HeaderValue::from_str(&span).expect("hexadecimal digits"),
+        );
+    }
     record.answered(&response);
     response
 }
@@ -111,12 +132,24 @@ struct Record {
     id: RequestId,
     method: Method,
     route: String,
+    timeline: Timeline,
     start: Instant,
     answered: bool,
     _in_flight: InFlight,
 }
 
 impl Record {
+    /// How long each step has taken, in milliseconds, as browsers and clients show it.
+    fn server_timing(&self) -> HeaderValue {
+        let steps = self.timeline.spent().into_iter();
+        let steps = steps.map(|(step, spent)| (step.name(), spent));
+        let all = steps.chain([("total", self.start.elapsed())]);
+        let entries: Vec<String> = all
+            .map(|(name, spent)| format!("{name};dur={:.3}", spent.as_secs_f64() * 1e3))
+            .collect();
+        HeaderValue::from_str(&entries.join(", ")).expect("names and numbers")
+    }
+
     fn answered(mut self, response: &Response) {
         self.answered = true;
         let extensions = response.extensions();
@@ -138,6 +171,9 @@ impl Record {
         key: Option<&str>,
     ) {
         let elapsed = self.start.elapsed();
+        self.timeline
+            .end(self.method.as_str(), &self.route, status, self.id.as_str());
+        let trace_id = self.timeline.trace_id();
         let metrics = self.state.metrics();
         metrics
             .requests
@@ -156,6 +192,7 @@ impl Record {
                     status,
                     latency_ms = elapsed.as_secs_f64() * 1e3,
                     request_id = self.id.as_str(),
+                    trace_id,
                     pairs = work.map(|work| work.pairs),
                     tokens = work.map(|work| work.tokens),
                     dialect,

@@ -77,6 +77,7 @@ impl Bench {
             encodings,
             reply,
             permit: admission().admit(&[], 1).unwrap(),
+            timeline: Timeline::default(),
             now: self.now,
         };
         (self.queue.push(arrival).0, receiver)
