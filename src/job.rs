@@ -248,6 +248,10 @@ pub fn run(
     let mut rejects = Rejects::open(job.rejects.as_deref(), mark.rejects)?;
     source.skip(mark.rows)?;
     let mut rows = mark.rows;
+    progress(Done {
+        rows,
+        input_bytes: 0,
+    });
     let mut summary = Summary {
         resumed: mark.rows,
         ..Summary::default()
@@ -411,7 +415,8 @@ impl Pairing {
 
 /// A score as text: the shortest that reads back as the same number.
 fn number(score: f32) -> String {
-    serde_json::Value::from(score).to_string()
+    // Through a `Value` it would be an `f64`, and get digits that it does not have.
+    serde_json::to_string(&score).unwrap_or_default()
 }
 
 fn too_short(rows: u64) -> JobError {
@@ -424,4 +429,18 @@ fn name_taken(name: &str) -> JobError {
     JobError::Unusable(format!(
         "the input has a column `{name}` already; hint: `--score-field` gives the new one another name"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn a_score_has_the_digits_of_an_f32_and_no_more() {
+        for (score, text) in [(0.1, "0.1"), (1.0, "1.0"), (-3.25, "-3.25"), (1e-9, "1e-9")] {
+            assert_eq!(number(score), text);
+            assert_eq!(number(score).parse::<f32>().unwrap(), score);
+        }
+        assert_eq!(number(0.831_831), "0.831831");
+    }
 }

@@ -92,7 +92,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let mut scorers = (0..config.threads)
         .map(|_| {
             let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);
-            self_test.check(&scorer.score(&self_test.batch)?)?;
+            self_test.run(&mut *scorer)?;
             Ok(scorer)
         })
         .collect::<Result<Vec<_>, LoadError>>()?;

@@ -86,6 +86,10 @@ fn a_model_whose_scores_mean_nothing_is_refused() {
         fill("classifier.weight", 0.0),
         &["every pair the same score"],
     );
+    check_model(
+        fill("bert.embeddings.LayerNorm.weight", f32::MAX),
+        &["the model fails on plain text", "is NaN"],
+    );
 }
 
 #[test]

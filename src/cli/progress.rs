@@ -72,15 +72,14 @@ impl Progress {
         });
     }
 
-    /// So many `rows` are done, up to so many `bytes` of the input.
+    /// So many `rows` are done, up to so many `bytes` of the input. The first time says what an
+    /// earlier run had done, which tells no rate.
     pub fn at(&mut self, rows: u64, bytes: u64) {
-        // The first news is of what an earlier run had done, and of a chunk: it tells no rate.
-        let first = self.rows.map_or(rows, |(first, _)| first);
-        if self.rows.is_none() {
+        let Some((first, _)) = self.rows else {
+            self.rows = Some((rows, rows));
             self.started = Instant::now();
-            self.bar.set_position(bytes);
-            self.bar.reset_eta();
-        }
+            return;
+        };
         self.rows = Some((first, rows));
         self.bar.set_position(bytes);
         let rate = (rows - first) as f64 / self.started.elapsed().as_secs_f64().max(1e-3);

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::batch::{Batch, Encoding};
 use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
 use crate::rerank::Pair;
+use crate::scorer::Scorer;
 
 /// Pairs that are alike, unlike, short, long, and in several scripts: no model that reads has one
 /// score for all. Together they are as long as a batch of a small request, so that scoring them also
@@ -42,6 +43,12 @@ pub enum SelfTestError {
     /// The tokenizer gave up on plain text.
     #[error("the tokenizer fails on plain text: {0}\nhint: is `tokenizer.json` of this model?")]
     Encode(String),
+    /// The model could not be run, or its scorer noticed what it gave.
+    #[error(
+        "the model fails on plain text: {0}\nhint: its weights are damaged, or do not fit its \
+         configuration; download it again"
+    )]
+    Score(String),
     /// A score is no number.
     #[error(
         "the model gives scores that are no finite numbers\nhint: its weights are damaged, or do not \
@@ -64,8 +71,7 @@ impl From<EncodeError> for SelfTestError {
 
 /// The pairs as one model reads them.
 pub struct SelfTest {
-    /// What every session has to score.
-    pub batch: Batch,
+    batch: Batch,
     labels: usize,
 }
 
@@ -88,11 +94,17 @@ impl SelfTest {
         })
     }
 
-    /// Judges `logits`, `[pairs, labels]` row by row.
+    /// Has `scorer` score the pairs.
     ///
     /// # Errors
-    /// [`SelfTestError::NotFinite`] or [`SelfTestError::Constant`].
-    pub fn check(&self, logits: &[f32]) -> Result<(), SelfTestError> {
+    /// Any [`SelfTestError`] but [`SelfTestError::Encode`].
+    pub fn run(&self, scorer: &mut dyn Scorer) -> Result<(), SelfTestError> {
+        let logits = scorer.score(&self.batch);
+        self.check(&logits.map_err(|error| SelfTestError::Score(error.to_string()))?)
+    }
+
+    /// Judges `logits`, `[pairs, labels]` row by row.
+    fn check(&self, logits: &[f32]) -> Result<(), SelfTestError> {
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(SelfTestError::NotFinite);
         }
