@@ -7,8 +7,7 @@ CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
-.PHONY: serve build test test-parquet proof-ray clients lint docs audit bench quality onnxruntime clean
-.PHONY: serve build test test-parquet proof-ray clients lint docs audit sbom bench onnxruntime clean
+.PHONY: serve build test test-parquet proof-ray clients lint docs audit sbom bench quality onnxruntime clean
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.

@@ -244,7 +244,8 @@ fn open_inference(paths: &mut Map<String, Value>, schemas: &mut Schemas) {
     let forms = vec![rerank(Dialect::OpenInference, schemas)];
     let summary = "Score documents, in the order of the request";
     let mut operation = post(path, tag, summary, forms);
-    operation["parameters"] = name;
+    let parameters = operation["parameters"].as_array_mut().expect("a list");
+    parameters.extend(name.as_array().cloned().unwrap_or_default());
     paths.insert(path.into(), json!({ "post": operation }));
 }
 
