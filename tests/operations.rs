@@ -61,7 +61,7 @@ fn the_effective_settings_are_shown_with_their_origin() {
         ],
         &[
             ("RERANKD_THREADS", "3"),
-            ("RERANKD_API_KEYS", "search sixteen-letters!"),
+            ("RERANKD_API_KEYS", "search: sixteen-letters!"),
         ],
     );
     assert_eq!(code, Some(0));

@@ -532,7 +532,8 @@ mod tests {
                 Kind::Time => ["7s", "8s", "9s"],
                 Kind::Switch => ["true", "false", "true"],
                 Kind::Choice(names) => [names[0], names[1], names[0]],
-                Kind::Text | Kind::List => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
+                Kind::List => ["https://a.example", "https://b.example", "*"],
+                Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
                 // No flag, and not shown: below.
                 Kind::Secret => continue,
             };
@@ -609,7 +610,7 @@ mod tests {
     fn a_secret_comes_from_text_or_a_file_and_is_never_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
-        std::fs::write(&path, "search first-secret-key\n").unwrap();
+        std::fs::write(&path, "search: first-secret-key\n").unwrap();
         let path = path.to_str().unwrap();
         let key = |file: &str, environment: &[(&str, &str)], line: &str| {
             let effective = layered(Some(file), environment, line).unwrap();

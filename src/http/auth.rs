@@ -167,7 +167,7 @@ mod tests {
     fn a_key_is_known_whole_and_only_whole() {
         let keys = Keys::default();
         assert!(keys.open());
-        keys.replace(&ApiKeys::parse("search sixteen-letters!, other-key-of-two").unwrap());
+        keys.replace(&ApiKeys::parse("search: sixteen-letters!, other-key-of-two").unwrap());
         assert!(!keys.open());
         let owner = |key: &str| keys.owner(key.as_bytes()).map(|name| name.0.to_string());
         assert_eq!(owner("sixteen-letters!").as_deref(), Some("search"));
