@@ -16,8 +16,8 @@ use crate::batch::{Encoding, PairKey};
 use crate::config::CacheConfig;
 use crate::rerank::Tenant;
 
-/// What a kept score costs beside its logits: key, links, counters, and its part of the tables. Measured
-/// as the growth of the process over a million scores.
+/// What a kept score costs beside its logits: key, links, counters, and its part of the tables. An
+/// estimate, on the safe side of the sum of their sizes.
 const ENTRY_BYTES: u32 = 240;
 
 /// Names pairs.
