@@ -87,7 +87,7 @@ def url():
 def keyed():
     """A server that answers those who have a key: its address, and the key."""
     key = "k-0123456789abcdef0123456789abcdef"
-    server, address = start(RERANKD_API_KEYS=f"browser {key}")
+    server, address = start(RERANKD_API_KEYS=f"browser: {key}")
     yield address, key
     stop(server)
 
