@@ -110,7 +110,7 @@ pub async fn budget<T: Target>(
     Ok(search)
 }
 
-/// A small client by itself, then beside one that sends [`BULK_DOCUMENTS`] abstracts at a time.
+/// A small client by itself, then beside one that sends a great many abstracts at a time.
 pub async fn fairness<T: Target>(
     target: &T,
     times: Times,

@@ -2,7 +2,7 @@
 //! kill without losing or repeating a row.
 //!
 //! Rows are read in chunks, scored by a [`Line`](crate::bulk::Line) and written in their order. Now
-//! and then what is written is made safe and the [journal](journal) says how far that is. Whoever
+//! and then what is written is made safe and the [journal] says how far that is. Whoever
 //! goes on cuts off what came after the last entry, and reads on behind the rows that it counts.
 
 mod appended;
