@@ -29,7 +29,7 @@ from teach import groups
 STS_TOKENS, RANK_TOKENS = 128, 320  # the longest of each that is seen in training
 HEAD_SEED = 12  # every run starts from the same head, so that the weights of several can be averaged
 SAVE_EVERY = 50  # steps between states to go on from
-CHOOSE_QUERIES = 24  # of Cranfield's even ids, at each checkpoint
+CHOOSE_QUERIES = 112  # of Cranfield's even ids, at each checkpoint: all that have judgements
 
 
 def packaged_base():
