@@ -4,16 +4,15 @@ import json
 import os
 import pathlib
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
+import sys
 import urllib.request
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from instance import ROOT, started  # noqa: E402, F401
+
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 # Chromium's own traffic would only fail where nothing but this machine is reached.
 FLAGS = [
@@ -29,45 +28,6 @@ if os.geteuid() == 0:
 
 # Low enough to be exceeded, high enough for a ranking of more rows than are drawn at first.
 MAX_DOCUMENTS = 80
-# What keeps the port of each server, by its process.
-HELD: dict[int, socket.socket] = {}
-
-
-def binary() -> str:
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return os.environ.get("RERANKD_BIN", str(target / "debug" / "rerankd"))
-
-
-def start(*flags: str, **settings: str) -> tuple[subprocess.Popen, str]:
-    # Bound without listening until the server has ended: nobody else is given this port.
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{held.getsockname()[1]}"
-    library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
-    # The name of the binary is no setting of the server.
-    given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
-    environment = {"ORT_DYLIB_PATH": str(library), **given, **settings}
-    server = subprocess.Popen([binary(), "serve", "--listen", address, *flags], env=environment)
-    HELD[server.pid] = held
-    for _ in range(600):
-        if server.poll() is not None:
-            raise RuntimeError(f"the server ended with {server.returncode}")
-        try:
-            urllib.request.urlopen(f"http://{address}/ready", timeout=1).close()
-            return server, f"http://{address}"
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    server.kill()
-    raise RuntimeError("the server did not become ready in a minute")
-
-
-def stop(server: subprocess.Popen) -> None:
-    server.terminate()
-    try:
-        assert server.wait(60) == 0
-    finally:
-        HELD.pop(server.pid).close()
 
 
 def post(url: str, body: dict, headers: dict | None = None) -> dict:
@@ -78,18 +38,18 @@ def post(url: str, body: dict, headers: dict | None = None) -> dict:
 
 @pytest.fixture(scope="session")
 def url():
-    server, address = start("--max-documents", str(MAX_DOCUMENTS))
-    yield address
-    stop(server)
+    server = started("--max-documents", str(MAX_DOCUMENTS))
+    yield server.url
+    server.end()
 
 
 @pytest.fixture
 def keyed():
     """A server that answers those who have a key: its address, and the key."""
     key = "k-0123456789abcdef0123456789abcdef"
-    server, address = start(RERANKD_API_KEYS=f"browser: {key}")
-    yield address, key
-    stop(server)
+    server = started(RERANKD_API_KEYS=f"browser: {key}")
+    yield server.url, key
+    server.end()
 
 
 @pytest.fixture(scope="session")

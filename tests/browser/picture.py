@@ -13,7 +13,7 @@ import time
 
 from playwright.sync_api import sync_playwright
 
-from conftest import CHROMIUM, FLAGS, ROOT, post, start, stop
+from conftest import CHROMIUM, FLAGS, ROOT, post, started
 
 SECONDS = 125
 SENTENCES = [
@@ -34,7 +34,8 @@ def client(url: str, ends: float, number: int) -> None:
 
 def main(file: pathlib.Path) -> None:
     os.environ.setdefault("RERANKD_BIN", str(ROOT / "target" / "release" / "rerankd"))
-    server, url = start("--log-level", "error")
+    server = started("--log-level", "error")
+    url = server.url
     ends = time.monotonic() + SECONDS
     clients = [threading.Thread(target=client, args=(url, ends, number)) for number in range(3)]
     with sync_playwright() as playwright:
@@ -53,7 +54,7 @@ def main(file: pathlib.Path) -> None:
         browser.close()
     for one in clients:
         one.join()
-    stop(server)
+    server.end()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """The real server with its embedded model, started once for all clients."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import time
-import urllib.error
+import sys
 import urllib.request
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from instance import ROOT, started  # noqa: E402, F401
+
 QUERY = "A man is eating food."
 DOCUMENTS = [
     "A monkey is playing the drums.",
@@ -25,44 +23,11 @@ MAX_DOCUMENTS = 8
 TOO_MANY = [f"Document {number}." for number in range(MAX_DOCUMENTS + 1)]
 
 
-def binary() -> str:
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return os.environ.get("RERANKD_BIN", str(target / "debug" / "rerankd"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start(*flags: str) -> tuple[subprocess.Popen, str]:
-    address = f"127.0.0.1:{free_port()}"
-    library = ROOT / "target" / "onnxruntime" / "libonnxruntime.so"
-    # The name of the binary is no setting of the server.
-    given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
-    environment = {"ORT_DYLIB_PATH": str(library), **given}
-    server = subprocess.Popen(
-        [binary(), "serve", "--listen", address, *flags], env=environment
-    )
-    for _ in range(600):
-        if server.poll() is not None:
-            raise RuntimeError(f"the server ended with {server.returncode}")
-        try:
-            urllib.request.urlopen(f"http://{address}/ready", timeout=1).close()
-            return server, f"http://{address}"
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    server.kill()
-    raise RuntimeError("the server did not become ready in a minute")
-
-
 @pytest.fixture(scope="session")
 def url():
-    server, address = start("--max-documents", str(MAX_DOCUMENTS))
-    yield address
-    server.terminate()
-    assert server.wait(60) == 0
+    server = started("--max-documents", str(MAX_DOCUMENTS))
+    yield server.url
+    server.end()
 
 
 def rank(url: str, **options) -> list[tuple[int, float]]:

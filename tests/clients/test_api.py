@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.request
 
-from conftest import ROOT, start
+from conftest import ROOT, started
 
 # A deadline that is made up has passed before anything is scored.
 NOT_MADE_UP = "x-request-timeout-ms"
@@ -16,7 +16,8 @@ LEAST_ANSWERED = 0.3
 
 
 def test_answers_are_as_described(tmp_path):
-    server, url = start()
+    server = started()
+    url = server.url
     report = tmp_path / "report.ndjson"
     schemathesis = pathlib.Path(sys.executable).with_name("schemathesis")
     here = pathlib.Path(__file__).parent
@@ -26,8 +27,7 @@ def test_answers_are_as_described(tmp_path):
         (tmp_path / "openapi.json").write_text(json.dumps(described(url)))
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     finally:
-        server.terminate()
-        server.wait(60)
+        server.end()
     (ROOT / "target" / "schemathesis.log").write_text(run.stdout + run.stderr)
     assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-2000:]
     statuses = collections.Counter(posted(report))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what the choice of an instance is worth: two of them behind HAProxy, requests of mixed sizes.
 
-    balance.py [--seconds S] [--rounds N] [--load SHARE] [--policies P …]
+    balance.py [--seconds S] [--rounds N] [--load SHARE] [--policies P …] [--raw FILE]
 
 Nine requests in ten have 8 short documents, one has 96. They arrive at random (Poisson) at SHARE of
 what both instances can do, which is measured first; each policy meets the same arrivals. Latencies
@@ -10,6 +10,7 @@ count from when a request was due.
 
 import argparse
 import concurrent.futures
+import json
 import pathlib
 import random
 import statistics
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--load", type=float, default=0.7)
     parser.add_argument("--policies", nargs="+", default=POLICIES, help="`balance` of HAProxy")
+    parser.add_argument("--raw", type=pathlib.Path, help="writes every latency, in seconds, as JSON")
     arguments = parser.parse_args()
     with servers(2, "--threads", "1") as instances:
         chance = random.Random(0)
@@ -87,6 +89,12 @@ def main() -> None:
                         latencies = run(proxy.url, arrivals(rate, arguments.seconds, seed))
                 for count, values in latencies.items():
                     measured[policy][count] += values
+    if arguments.raw:
+        rounded = {
+            policy: {count: [round(value, 4) for value in values] for count, values in sizes.items()}
+            for policy, sizes in measured.items()
+        }
+        arguments.raw.write_text(json.dumps({"requests_per_second": rate, "seconds": rounded}) + "\n")
     print("| policy | documents | requests | median | p95 | p99 |\n|---|---|---|---|---|---|")
     for policy, sizes in measured.items():
         for count, values in sizes.items():

@@ -1,7 +1,6 @@
 """What the checks of a deployment start: servers, HAProxy in front of them, Prometheus beside them.
 
-Nothing has a fixed port. A server's port is held by a socket that is bound and does not listen, so
-that a server that stops and starts again finds it free.
+Nothing has a fixed port.
 """
 
 import contextlib
@@ -9,19 +8,19 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
-import time
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import yaml
 
-ROOT = pathlib.Path(__file__).parents[2]
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-BINARY = os.environ.get("RERANKD_BIN", str(TARGET / "debug" / "rerankd"))
+# Shared with the other tests in Python.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from instance import ROOT, Server, get, wait_until  # noqa: E402, F401
+
 MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 QUERY = "A man is eating food."
@@ -38,25 +37,6 @@ def which(tool: str) -> str | None:
     return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-def wait_until(holds, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.02)
-
-
-def get(url: str, timeout: float = 5) -> tuple[int, str]:
-    """Status and body; status 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
-
-
 def rerank(url: str, documents: list[str], timeout: float = 60, headers: dict[str, str] | None = None) -> tuple[int, dict]:
     """Status and body of one request on a connection of its own; status 0 where the connection broke."""
     body = json.dumps({"query": QUERY, "documents": documents}).encode()
@@ -69,50 +49,6 @@ def rerank(url: str, documents: list[str], timeout: float = 60, headers: dict[st
         return error.code, {}
     except (OSError, ValueError):
         return 0, {}
-
-
-class Server:
-    """One instance, on a port that stays its own."""
-
-    def __init__(self, *flags: str):
-        self.flags = flags
-        self.held = socket.socket()
-        self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.held.bind(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.held.getsockname()[1]}"
-        self.url = f"http://{self.address}"
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        library = TARGET / "onnxruntime" / "libonnxruntime.so"
-        # The server refuses variables of its prefix that are no settings.
-        given = {name: value for name, value in os.environ.items() if name != "RERANKD_BIN"}
-        self.process = subprocess.Popen(
-            [BINARY, "serve", "--listen", self.address, *self.flags],
-            env={"ORT_DYLIB_PATH": str(library), "RERANKD_LOG_LEVEL": "warn", **given},
-        )
-
-    def wait_ready(self) -> None:
-        wait_until(lambda: get(f"{self.url}/ready")[0] == 200, 120, f"{self.url}/ready")
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def wait_stopped(self) -> int:
-        return self.process.wait(120)
-
-    def metric(self, line: str) -> float:
-        """The value of a metric, named with its labels as `/metrics` writes them; 0 where there is none yet."""
-        for found in get(f"{self.url}/metrics")[1].splitlines():
-            if found.startswith(f"{line} "):
-                return float(found.rsplit(" ", 1)[1])
-        return 0.0
-
-    def close(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.held.close()
 
 
 @contextlib.contextmanager
