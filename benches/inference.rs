@@ -197,8 +197,17 @@ fn main() {
         let mut variants = vec![
             open("padded fp32", (Rows::All, Precision::Fp32, best), padded),
             open("packed fp32", (first, Precision::Fp32, best), packed),
+            open(
+                "packed fp32 by ONNX Runtime's products",
+                (first, Precision::Fp32Nodes, best),
+                packed,
+            ),
         ];
         for path in Path::available() {
+            if path != best && path.favours_own_fp32() {
+                let name = format!("packed fp32 ({})", path.name());
+                variants.push(open(&name, (first, Precision::Fp32, path), packed));
+            }
             if path.favours_int8() {
                 let name = format!("packed int8 ({})", path.name());
                 variants.push(open(&name, (first, Precision::Int8, path), packed));

@@ -1,5 +1,5 @@
-//! What single steps cost with the embedded model: tokenising, planning, and running batches of various
-//! shapes.
+//! What single steps cost with the embedded model: tokenising, planning, matrix products, and running
+//! batches of various shapes.
 //!
 //! ```sh
 //! make bench
@@ -15,10 +15,14 @@ use rerankd::batch::cost::{Cost, Work};
 use rerankd::batch::plan::{BatchLimits, Plan};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
+use rerankd::graph::strips::strips;
 use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
+use rerankd::scorer::fp32::{Fp32, Matrix};
+use rerankd::scorer::isa::Path;
+use rerankd::scorer::layer::{Finish, Operand, Products};
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
 
@@ -88,6 +92,47 @@ fn shapes(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Products of fp32 on each kind of processor, with what is done to them as they are written. An element
+/// is a floating-point operation.
+fn products(criterion: &mut Criterion) {
+    /// Rows that a layer works on at once.
+    const ROWS: usize = 48;
+    let mut group = criterion.benchmark_group("products");
+    group
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    for (inputs, outputs, finish) in [
+        (384, 768, Finish::Nothing),
+        (384, 1536, Finish::Nothing),
+        (384, 1536, Finish::Gelu),
+        (1536, 384, Finish::Nothing),
+        (3072, 768, Finish::Nothing),
+    ] {
+        let weights: Vec<f32> = (0..inputs * outputs)
+            .map(|i| (i % 101) as f32 * 1e-3 - 0.05)
+            .collect();
+        let matrix = Matrix {
+            strips: &strips(&[&weights], inputs),
+            bias: &vec![0.1; outputs],
+        };
+        let rows: Vec<f32> = (0..ROWS * inputs).map(|i| (i % 89) as f32 * 0.02).collect();
+        let x = Operand {
+            rows: &rows,
+            inputs,
+        };
+        let mut output = vec![0.0; ROWS * outputs];
+        group.throughput(Throughput::Elements((2 * ROWS * inputs * outputs) as u64));
+        for path in Path::available() {
+            let name = format!("{inputs} x {outputs}, {finish:?}, {}", path.name());
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| Fp32.multiply(path, x, matrix, finish, black_box(&mut output)));
+            });
+        }
+    }
+    group.finish();
+}
+
 fn tokenising(criterion: &mut Criterion) {
     let encoder = PairEncoder::for_model(&Model::embedded().unwrap()).unwrap();
     let query: Arc<str> = "what makes an aircraft stall at low speed".into();
@@ -134,5 +179,5 @@ fn planning(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, planning, tokenising, shapes);
+criterion_group!(benches, planning, tokenising, products, shapes);
 criterion_main!(benches);

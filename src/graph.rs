@@ -8,6 +8,7 @@ pub mod arch;
 pub mod builder;
 mod encoder;
 pub mod onnx;
+pub mod strips;
 
 pub use builder::{Data, Graph, Weight};
 
@@ -46,20 +47,21 @@ pub mod operator {
     /// width]`, 8-bit, and their scales `[vocabulary]`; positions `[rows, width]`; gamma and beta
     /// `[width]`. Output: `[tokens, width]`.
     pub const QUANTIZED_EMBEDDINGS: &str = "QuantizedEmbeddings";
-    /// A layer of the encoder with weights of eight bits.
+    /// A layer of the encoder in fp32.
     ///
     /// Inputs: hidden state `[tokens, width]`; lengths `[sequences]`, 32-bit; then [`MATRICES`] times
-    /// the strips, scales and sums of [`crate::quantize::Quantized`] and a bias `[outputs]`: queries,
-    /// already divided by the root of the size of a head; keys and values; the projection of what
-    /// attention gives; up; down. Then [`NORMS`] times gamma and beta `[width]`: after attention, and
-    /// after all. Output: `[tokens or sequences, width]`.
+    /// [`super::strips::strips`] and a bias `[outputs]`: queries, already divided by the root of the
+    /// size of a head; keys and values; the projection of what attention gives; up; down. Then
+    /// [`NORMS`] times gamma and beta `[width]`: after attention, and after all. Output: `[tokens or
+    /// sequences, width]`.
+    pub const LAYER: &str = "Layer";
+    /// The same with weights of eight bits: each matrix is the strips, scales and sums of
+    /// [`crate::quantize::Quantized`] and a bias.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
-    /// Dense layers of a [`QUANTIZED_LAYER`].
+    /// Dense layers of a [`LAYER`].
     pub const MATRICES: usize = 5;
-    /// LayerNorms of a [`QUANTIZED_LAYER`].
+    /// LayerNorms of a [`LAYER`].
     pub const NORMS: usize = 2;
-    /// Inputs of a [`QUANTIZED_LAYER`].
-    pub const LAYER_INPUTS: usize = 2 + 4 * MATRICES + 2 * NORMS;
     /// Attribute: 1 when the output is of the first token of each sequence only.
     pub const FIRST_OF_EACH: &str = "first_of_each";
     /// Attribute: what is added to a variance.
@@ -88,6 +90,9 @@ pub enum Rows {
 pub enum Precision {
     /// As the reference computes.
     Fp32,
+    /// The same by ONNX Runtime's own products, for processors that [`operator::LAYER`] is not
+    /// written for.
+    Fp32Nodes,
     /// Weights, hidden states and attention in eight bits.
     Int8,
 }
@@ -96,7 +101,7 @@ impl Precision {
     /// The name shown to operators and clients.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Fp32 => "fp32",
+            Self::Fp32 | Self::Fp32Nodes => "fp32",
             Self::Int8 => "int8",
         }
     }

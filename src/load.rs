@@ -153,11 +153,12 @@ fn open(config: &LoadConfig) -> Result<Model, ModelError> {
 /// others nobody has measured what becomes of their scores.
 pub fn precision(config: &LoadConfig) -> graph::Precision {
     let measured = config.model.is_none();
+    let path = Path::best();
     match config.precision {
-        Precision::Fp32 => graph::Precision::Fp32,
         Precision::Int8 => graph::Precision::Int8,
-        Precision::Auto if measured && Path::best().favours_int8() => graph::Precision::Int8,
-        Precision::Auto => graph::Precision::Fp32,
+        Precision::Auto if measured && path.favours_int8() => graph::Precision::Int8,
+        _ if path.favours_own_fp32() => graph::Precision::Fp32,
+        _ => graph::Precision::Fp32Nodes,
     }
 }
 

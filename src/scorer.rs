@@ -2,11 +2,14 @@
 
 pub mod attention;
 mod elementary;
+pub mod fp32;
 pub mod isa;
+pub mod layer;
 pub mod library;
+mod norm;
 pub mod onnx;
 mod operators;
-pub mod quantized;
+mod quantized;
 
 use crate::batch::Batch;
 

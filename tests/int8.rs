@@ -1,5 +1,5 @@
 //! Eight-bit weights keep the order of the embedded model's scores, on every kind of processor, and a
-//! score is the same bits whatever shares its batch.
+//! score is the same bits whatever shares its batch; in fp32 too.
 //!
 //! `make quality` runs this and prints the figures of docs/bench/int8.md.
 #![cfg(feature = "embedded-model")]
@@ -214,15 +214,18 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
     let model = Model::embedded().unwrap();
     let encodings = encodings(&model, &Reference::read(EMBEDDED).pairs());
     let encodings: Vec<&Encoding> = encodings.iter().filter(|e| e.len() < 64).take(28).collect();
-    for path in Path::available() {
-        let mut scorer = open(&model, Precision::Int8, path);
+    let precisions = [Precision::Fp32, Precision::Int8].into_iter();
+    let ways = precisions.flat_map(|p| Path::available().into_iter().map(move |path| (p, path)));
+    for (precision, path) in ways {
+        let mut scorer = open(&model, precision, path);
         for chunk in encodings.chunks(7) {
             let together = scorer.score(&Batch::pack(chunk.iter().copied())).unwrap();
             for (encoding, together) in chunk.iter().zip(together) {
                 assert_eq!(
                     scorer.score(&Batch::pack([*encoding])).unwrap(),
                     [together],
-                    "{}",
+                    "{}, {}",
+                    precision.name(),
                     path.name()
                 );
             }

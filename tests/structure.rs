@@ -51,6 +51,7 @@ const LEAVES: [&str; 3] = ["trace", "metrics", "config"];
 const UNSAFE: &[&str] = &[
     "scorer/isa.rs",
     "scorer/isa/avx2.rs",
+    "scorer/isa/avx512.rs",
     "scorer/isa/avx512_vnni.rs",
     "scorer/isa/avx_vnni.rs",
     "scorer/library.rs",

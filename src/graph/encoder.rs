@@ -3,6 +3,7 @@
 
 use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::onnx::DataType;
+use super::strips::strips;
 use super::{Precision, Rows, io, operator};
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
 use crate::quantize::{self, Quantized};
@@ -172,8 +173,8 @@ impl<'a> EncoderGraph<'a> {
     }
 
     fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
-        if self.precision == Precision::Int8 {
-            return self.quantized_layer(index, hidden, rows);
+        if self.precision != Precision::Fp32Nodes {
+            return self.whole_layer(index, hidden, rows);
         }
         let base = format!("{}.encoder.layer.{index}", self.prefix);
         // What the layer's output is computed for, and added to.
@@ -206,8 +207,8 @@ impl<'a> EncoderGraph<'a> {
         self.layer_norm(&norm, &contracted, &attended, Some(&bias))
     }
 
-    /// A whole layer in eight bits, as one node.
-    fn quantized_layer(
+    /// A whole layer as one node.
+    fn whole_layer(
         &mut self,
         index: usize,
         hidden: &Value,
@@ -244,9 +245,11 @@ impl<'a> EncoderGraph<'a> {
         let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
 
         let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
-        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
-            inputs.extend(self.quantized(name, input, matrices, bias));
-        };
+        let mut matrix =
+            |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| match self.precision {
+                Precision::Int8 => inputs.extend(self.quantized(name, input, matrices, bias)),
+                _ => inputs.extend(self.strips(name, input, matrices, bias)),
+            };
         matrix(&part("query"), size, &[&query], query_bias);
         matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
         matrix(&projection, size, &[&projected], projection_bias);
@@ -265,7 +268,10 @@ impl<'a> EncoderGraph<'a> {
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
-            operator::QUANTIZED_LAYER,
+            match self.precision {
+                Precision::Int8 => operator::QUANTIZED_LAYER,
+                _ => operator::LAYER,
+            },
             &inputs.iter().collect::<Vec<_>>(),
             &[
                 Attr::Int(operator::HEADS, heads as i64),
@@ -301,6 +307,21 @@ impl<'a> EncoderGraph<'a> {
             weight("scales", scales.len(), Data::F32(scales)),
             weight("sums", sums.len(), Data::I32(sums)),
             weight("bias", bias.len(), Data::F32(bias)),
+        ]
+    }
+
+    /// Matrices `[out, input]` side by side, as a [`operator::LAYER`] takes them.
+    fn strips(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> [Value; 2] {
+        let strips = strips(matrices, input);
+        [
+            self.floats(&format!("{name}.strips"), &[strips.len()], strips),
+            self.floats(&format!("{name}.bias"), &[bias.len()], bias),
         ]
     }
 

@@ -1,7 +1,8 @@
-//! What each kind of processor does its own way: products of whole numbers.
+//! What each kind of processor does its own way: products of matrices.
 //!
-//! Every path takes the same operands and gives the same sums, so a model is quantised once for all
-//! of them and what differs between machines is speed.
+//! Every path takes the same operands. Whole numbers give the same sums on all of them, so a model is
+//! quantised once and what differs between machines is speed. Of fp32, every sum is made in the order of
+//! the inputs, so it is the same bits whatever rows are multiplied beside it.
 #![allow(
     unsafe_code,
     reason = "calls instructions that not every processor has, after asking it"
@@ -9,6 +10,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +31,9 @@ enum Kind {
     /// See [`avx512_vnni`].
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// See [`avx512`].
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     /// See [`avx_vnni`].
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
@@ -51,6 +57,9 @@ impl Path {
             if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
                 paths.push(Kind::Avx512Vnni);
             }
+            if avx2 && avx512 {
+                paths.push(Kind::Avx512);
+            }
             if avx2 && is_x86_feature_detected!("avxvnni") {
                 paths.push(Kind::AvxVnni);
             }
@@ -73,6 +82,8 @@ impl Path {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
             Kind::AvxVnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
@@ -85,12 +96,20 @@ impl Path {
         self.0 != Kind::Portable
     }
 
+    /// Whether fp32 has products written for it here; elsewhere those of ONNX Runtime are faster.
+    pub fn favours_own_fp32(self) -> bool {
+        self.0 != Kind::Portable
+    }
+
     /// Runs `step` with the instructions of this path.
     pub(super) fn perform<S: Step>(self, step: S) {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: only `available` makes one, after it has asked the processor.
             Kind::Avx512Vnni => unsafe { avx512_vnni::perform(step) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: likewise.
+            Kind::Avx512 => unsafe { avx512::perform(step) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             Kind::AvxVnni => unsafe { avx_vnni::perform(step) },
@@ -130,6 +149,48 @@ impl Tile<'_> {
     }
 }
 
+/// Room for the sums of one tile of fp32.
+pub(super) type FloatSums = [f32; MAX_ROWS * MAX_STRIPS * COLUMNS];
+
+/// Some rows of fp32 and some strips of weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FloatTile<'a> {
+    /// `[count, inputs]`, from 1 to `FLOAT_ROWS` of them.
+    pub rows: &'a [f32],
+    /// `[strips, inputs, COLUMNS]`.
+    pub strips: &'a [f32],
+    /// Numbers of a row.
+    pub inputs: usize,
+}
+
+impl FloatTile<'_> {
+    /// Number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len() / self.inputs
+    }
+
+    /// Number of strips, from 1 to `FLOAT_STRIPS`.
+    pub(super) fn strip_count(&self) -> usize {
+        self.strips.len() / (self.inputs * COLUMNS)
+    }
+}
+
+/// Evaluates an expression in which a number, one of a few, is a constant.
+#[cfg(target_arch = "x86_64")]
+macro_rules! with_constant {
+    ($name:ident in [$($number:literal)+], $count:expr, $result:expr) => {
+        match $count {
+            $($number => {
+                const $name: usize = $number;
+                $result
+            })+
+            other => unreachable!("a tile is made with no more than a path takes, and has {other}"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use with_constant;
+
 /// One kind of processor. Holding a value proves that this is one.
 pub(super) trait Isa: Copy {
     /// Rows of a block.
@@ -138,6 +199,10 @@ pub(super) trait Isa: Copy {
     const STRIPS: usize;
     /// 32-bit words that a group of a row takes in memory.
     const WORDS: usize;
+    /// Rows of a tile of fp32.
+    const FLOAT_ROWS: usize;
+    /// Strips of a tile of fp32.
+    const FLOAT_STRIPS: usize;
     /// Whether a register holds sixteen numbers, and there are thirty-two of them.
     const WIDE: bool;
     /// Whether `mul_add` is one instruction, and not a call.
@@ -148,6 +213,10 @@ pub(super) trait Isa: Copy {
 
     /// Multiplies a tile: `[count, strips, COLUMNS]`. Has to be inlined always, as [`Step::run`].
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]);
+
+    /// Multiplies a tile of fp32, likewise: `[count, strips, COLUMNS]`, each sum in the order of the
+    /// inputs.
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]);
 }
 
 /// Something that is compiled once for each kind of processor. `run` has to be inlined always: that

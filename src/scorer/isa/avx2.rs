@@ -1,16 +1,18 @@
-//! AVX2: pairs of sixteen bits, which no product can saturate, whatever the weights.
+//! AVX2: pairs of sixteen bits, which no product can saturate, whatever the weights. With FMA, eight
+//! lanes for fp32.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_hadd_epi32,
-    _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi64x, _mm256_setzero_si256,
+    __m128i, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_fmadd_ps,
+    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_permute4x64_epi64,
+    _mm256_set1_epi64x, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_ps,
     _mm256_storeu_si256,
 };
 
-use super::{Isa, Step, Tile};
+use super::{FloatTile, Isa, Step, Tile, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Avx2(());
+pub(in crate::scorer) struct Avx2(pub(super) ());
 
 /// Registers that are worked on at once: half a strip, two sums for each of four columns.
 const REGISTERS: usize = 2;
@@ -21,6 +23,8 @@ impl Isa for Avx2 {
     const STRIPS: usize = 1;
     /// Numbers are kept in sixteen bits.
     const WORDS: usize = 2;
+    const FLOAT_ROWS: usize = FLOAT_ROWS;
+    const FLOAT_STRIPS: usize = 1;
     const WIDE: bool = false;
     const FUSED: bool = true;
 
@@ -34,15 +38,14 @@ impl Isa for Avx2 {
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
         // SAFETY: only `perform` makes one, and its caller promises what is needed.
         unsafe {
-            match tile.count {
-                6 => multiply::<6>(tile, sums),
-                5 => multiply::<5>(tile, sums),
-                4 => multiply::<4>(tile, sums),
-                3 => multiply::<3>(tile, sums),
-                2 => multiply::<2>(tile, sums),
-                _ => multiply::<1>(tile, sums),
-            }
+            with_constant!(ROWS in [1 2 3 4 5 6], tile.count, multiply::<ROWS>(tile, sums));
         }
+    }
+
+    #[inline(always)]
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
+        // SAFETY: likewise.
+        unsafe { multiply_floats(tile, sums) }
     }
 }
 
@@ -81,6 +84,47 @@ fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
             let sums = &mut sums[half * HALF..(half + 1) * HALF];
             // SAFETY: the slice holds eight numbers of 32 bits; the store needs no alignment.
             unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
+/// With two registers a strip, twelve sums.
+pub(super) const FLOAT_ROWS: usize = 6;
+/// Numbers of a register.
+const FLOATS: usize = COLUMNS / REGISTERS;
+
+/// See [`Isa::multiply_floats`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
+    with_constant!(ROWS in [1 2 3 4 5 6], tile.count(), floats::<ROWS>(tile, sums));
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
+    let inputs = tile.inputs;
+    assert!(tile.rows.len() >= ROWS * inputs && tile.strips.len() >= inputs * COLUMNS);
+    let mut block = [[_mm256_setzero_ps(); REGISTERS]; ROWS];
+    let rows = tile.rows.as_ptr();
+    let strip = tile.strips.as_ptr();
+    for input in 0..inputs {
+        // SAFETY: the assertion holds `inputs` times `REGISTERS` registers; the loads need no
+        // alignment.
+        let weights: [_; REGISTERS] = std::array::from_fn(|register| unsafe {
+            _mm256_loadu_ps(strip.add(input * COLUMNS + register * FLOATS))
+        });
+        for (row, sums) in block.iter_mut().enumerate() {
+            // SAFETY: `row * inputs + input < ROWS * inputs <= rows.len()` by the assertion.
+            let number = _mm256_set1_ps(unsafe { *rows.add(row * inputs + input) });
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = _mm256_fmadd_ps(number, weights, *sum);
+            }
+        }
+    }
+    for (sums, block) in sums.chunks_exact_mut(COLUMNS).zip(block) {
+        for (sums, sum) in sums.chunks_exact_mut(FLOATS).zip(block) {
+            // SAFETY: the chunk holds eight numbers; the store needs no alignment.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), sum) };
         }
     }
 }

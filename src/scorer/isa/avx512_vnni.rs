@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm512_storeu_si512,
 };
 
-use super::{Isa, Step, Tile};
+use super::{FloatTile, Isa, Step, Tile, avx512, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +16,8 @@ impl Isa for Avx512Vnni {
     const ROWS: usize = 8;
     const STRIPS: usize = 3;
     const WORDS: usize = 1;
+    const FLOAT_ROWS: usize = avx512::FLOAT_ROWS;
+    const FLOAT_STRIPS: usize = avx512::FLOAT_STRIPS;
     const WIDE: bool = true;
     const FUSED: bool = true;
 
@@ -26,30 +28,22 @@ impl Isa for Avx512Vnni {
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
-        let strips = tile.strip_count();
         // SAFETY: only `perform` makes one, and its caller promises what is needed.
-        unsafe {
-            match tile.count {
-                8 => with_rows::<8>(tile, strips, sums),
-                7 => with_rows::<7>(tile, strips, sums),
-                6 => with_rows::<6>(tile, strips, sums),
-                5 => with_rows::<5>(tile, strips, sums),
-                4 => with_rows::<4>(tile, strips, sums),
-                3 => with_rows::<3>(tile, strips, sums),
-                2 => with_rows::<2>(tile, strips, sums),
-                _ => with_rows::<1>(tile, strips, sums),
-            }
-        }
+        unsafe { multiply_any(tile, sums) }
+    }
+
+    #[inline(always)]
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
+        // SAFETY: likewise.
+        unsafe { avx512::multiply_floats(tile, sums) }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn with_rows<const ROWS: usize>(tile: &Tile<'_>, strips: usize, sums: &mut [i32]) {
-    match strips {
-        3 => multiply::<ROWS, 3>(tile, sums),
-        2 => multiply::<ROWS, 2>(tile, sums),
-        _ => multiply::<ROWS, 1>(tile, sums),
-    }
+fn multiply_any(tile: &Tile<'_>, sums: &mut [i32]) {
+    with_constant!(ROWS in [1 2 3 4 5 6 7 8], tile.count, {
+        with_constant!(STRIPS in [1 2 3], tile.strip_count(), multiply::<ROWS, STRIPS>(tile, sums))
+    });
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]

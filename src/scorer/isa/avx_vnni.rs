@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::{Isa, Step, Tile};
+use super::{FloatTile, Isa, Step, Tile, avx2, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,8 @@ impl Isa for AvxVnni {
     const ROWS: usize = 6;
     const STRIPS: usize = 1;
     const WORDS: usize = 1;
+    const FLOAT_ROWS: usize = avx2::FLOAT_ROWS;
+    const FLOAT_STRIPS: usize = 1;
     const WIDE: bool = false;
     const FUSED: bool = true;
 
@@ -31,15 +33,14 @@ impl Isa for AvxVnni {
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
         // SAFETY: only `perform` makes one, and its caller promises what is needed.
         unsafe {
-            match tile.count {
-                6 => multiply::<6>(tile, sums),
-                5 => multiply::<5>(tile, sums),
-                4 => multiply::<4>(tile, sums),
-                3 => multiply::<3>(tile, sums),
-                2 => multiply::<2>(tile, sums),
-                _ => multiply::<1>(tile, sums),
-            }
+            with_constant!(ROWS in [1 2 3 4 5 6], tile.count, multiply::<ROWS>(tile, sums));
         }
+    }
+
+    #[inline(always)]
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
+        // SAFETY: likewise.
+        unsafe { avx2::multiply_floats(tile, sums) }
     }
 }
 

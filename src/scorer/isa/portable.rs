@@ -1,7 +1,8 @@
 //! Any processor: what the other paths have to agree with.
 
-use super::{Isa, Step, Tile};
+use super::{FloatTile, Isa, Step, Tile};
 use crate::quantize::{COLUMNS, GROUP};
+use crate::scorer::elementary::multiply_add;
 
 #[derive(Debug, Clone, Copy)]
 pub(in crate::scorer) struct Portable(());
@@ -10,6 +11,8 @@ impl Isa for Portable {
     const ROWS: usize = 4;
     const STRIPS: usize = 1;
     const WORDS: usize = 1;
+    const FLOAT_ROWS: usize = 4;
+    const FLOAT_STRIPS: usize = 1;
     const WIDE: bool = false;
     const FUSED: bool = cfg!(target_arch = "aarch64");
 
@@ -33,6 +36,20 @@ impl Isa for Portable {
             }
         }
         for (sums, block) in sums.chunks_exact_mut(COLUMNS).zip(block).take(tile.count) {
+            sums.copy_from_slice(&block);
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
+        let rows = tile.rows.chunks_exact(tile.inputs);
+        for (sums, row) in sums.chunks_exact_mut(COLUMNS).zip(rows) {
+            let mut block = [0.0_f32; COLUMNS];
+            for (&number, weights) in row.iter().zip(tile.strips.chunks_exact(COLUMNS)) {
+                for (sum, &weight) in block.iter_mut().zip(weights) {
+                    *sum = multiply_add::<Self>(number, weight, *sum);
+                }
+            }
             sums.copy_from_slice(&block);
         }
     }

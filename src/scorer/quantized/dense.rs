@@ -2,21 +2,8 @@
 
 use super::rows::Rows;
 use crate::quantize::{COLUMNS, GROUP, strip_size};
-use crate::scorer::elementary::{gelu_tanh, multiply_add, rough_gelu};
+use crate::scorer::elementary::{Finish, gelu_tanh, multiply_add, relu, rough_gelu};
 use crate::scorer::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
-
-/// What is done to a product before it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// Nothing.
-    Nothing,
-    /// `x -> x (1 + erf(x / sqrt 2)) / 2`.
-    Gelu,
-    /// The same by way of a hyperbolic tangent.
-    GeluTanh,
-    /// `x -> max(x, 0)`.
-    Relu,
-}
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +34,7 @@ impl Step for Dense<'_> {
             Finish::Nothing => self.finished(isa, |x| x),
             Finish::Gelu => self.finished(isa, rough_gelu::<I>),
             Finish::GeluTanh => self.finished(isa, gelu_tanh::<I>),
-            Finish::Relu => self.finished(isa, |x| if x > 0.0 { x } else { x * 0.0 }),
+            Finish::Relu => self.finished(isa, relu),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Hidden states before the first layer, from word embeddings in eight bits.
 
-use super::norm::LayerNorm;
 use crate::scorer::isa::{Isa, Path, Step};
+use crate::scorer::norm::LayerNorm;
 
 /// What tokens are looked up in.
 #[derive(Debug, Clone, Copy)]

@@ -3,12 +3,13 @@
 use proptest::prelude::*;
 
 use super::attention::{self, Attend};
-use super::dense::{Dense, Finish, Matrix};
+use super::dense::{Dense, Matrix};
 use super::embeddings::{Embeddings, embed};
-use super::norm::{LayerNorm, Normalize};
 use super::rows::{Quantize, Rows};
 use crate::quantize::{self, GROUP, Quantized};
+use crate::scorer::elementary::Finish;
 use crate::scorer::isa::Path;
+use crate::scorer::norm::{LayerNorm, Normalize};
 
 fn numbers(seed: u64, count: usize, spread: f32) -> Vec<f32> {
     let mut state = seed | 1;

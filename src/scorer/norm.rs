@@ -1,7 +1,7 @@
 //! LayerNorm of a sum, row by row.
 
-use crate::scorer::elementary::{LANES, Lanes, fold, multiply_add};
-use crate::scorer::isa::{Isa, Step};
+use super::elementary::{LANES, Lanes, fold, multiply_add};
+use super::isa::{Isa, Step};
 
 /// Weights of a LayerNorm.
 #[derive(Debug, Clone, Copy)]
