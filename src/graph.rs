@@ -1,18 +1,20 @@
 //! From a model's weights to the ONNX graph that scores packed batches.
 //!
 //! The graph works on the real tokens of a batch laid end to end, with no padding anywhere, and the
-//! last layer is computed for the first token of each sequence alone, the only one the
-//! classification head reads.
+//! last layer is computed for the first token of each sequence alone where the classification head
+//! reads no other.
 
-pub mod arch;
 pub mod builder;
 mod encoder;
+mod gated;
+mod head;
 pub mod onnx;
 pub mod strips;
 
 pub use builder::{Data, Graph, Weight};
 
-use crate::model::{Architecture, Model, ModelError};
+use self::encoder::EncoderGraph;
+use crate::model::{Model, ModelError};
 
 /// Names of the graph's inputs and its output.
 pub mod io {
@@ -37,10 +39,36 @@ pub mod operator {
     /// Inputs: queries `[queries, _]`, of which the first `width` columns are read; keys and values
     /// `[tokens, _]`, the last `2 x width` columns; query bias `[width]`; lengths `[sequences]`,
     /// 32-bit. There is one query a token, or one a sequence. Queries and their bias are already
-    /// divided by the root of the size of a head. Output: `[queries, width]`.
+    /// divided by the root of the size of a head. Two inputs may be missing, [`ROTARY_INPUT`] and
+    /// [`BIAS_INPUT`] places behind these: cosines and sines that turn queries and keys, `[places, size of
+    /// a head]`; and what is added to scores by distance, `[heads, 2 x reach + 1]`. Output: `[queries,
+    /// width]`.
     pub const PACKED_ATTENTION: &str = "PackedAttention";
+    /// See [`PACKED_ATTENTION`].
+    pub const ROTARY_INPUT: usize = 0;
+    /// See [`PACKED_ATTENTION`].
+    pub const BIAS_INPUT: usize = 1;
+    /// Attribute: how far before and behind its place a query sees; all of its sequence where it is missing.
+    pub const WINDOW: &str = "window";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
+    /// One vector for each sequence.
+    ///
+    /// Inputs: hidden states `[tokens, width]`; lengths `[sequences]`, 32-bit. Output: `[sequences,
+    /// width]`.
+    pub const PACKED_POOLING: &str = "PackedPooling";
+    /// Attribute: [`MAX`], [`MEAN`], [`MEAN_SQRT`], [`WEIGHTED_MEAN`] or [`LAST`].
+    pub const MODE: &str = "mode";
+    /// The largest number of each dimension.
+    pub const MAX: i64 = 0;
+    /// The mean of all tokens.
+    pub const MEAN: i64 = 1;
+    /// Their sum over the root of their number.
+    pub const MEAN_SQRT: i64 = 2;
+    /// Their mean, where the n-th counts n times.
+    pub const WEIGHTED_MEAN: i64 = 3;
+    /// The last token.
+    pub const LAST: i64 = 4;
     /// Hidden states before the first layer, with words of eight bits.
     ///
     /// Inputs: token ids and rows of the position table `[tokens]`, 64-bit; words `[vocabulary,
@@ -52,8 +80,8 @@ pub mod operator {
     /// Inputs: hidden state `[tokens, width]`; lengths `[sequences]`, 32-bit; then [`MATRICES`] times
     /// [`super::strips::strips`] and a bias `[outputs]`: queries, already divided by the root of the
     /// size of a head; keys and values; the projection of what attention gives; up; down. Then
-    /// [`NORMS`] times gamma and beta `[width]`: after attention, and after all. Output: `[tokens or
-    /// sequences, width]`.
+    /// [`NORMS`] times gamma and beta `[width]`: after attention, and after all. Behind them what may be
+    /// missing, as in [`PACKED_ATTENTION`]. Output: `[tokens or sequences, width]`.
     pub const LAYER: &str = "Layer";
     /// The same with weights of eight bits: each matrix is the strips, scales and sums of
     /// [`crate::quantize::Quantized`] and a bias.
@@ -108,14 +136,29 @@ impl Precision {
 }
 
 /// Builds the packed graph of `model`, reading its weights. `last_layer` is
-/// [`Rows::FirstOfEach`] but for a comparison with what is saved by it.
+/// [`Rows::FirstOfEach`] but for a comparison with what is saved by it; a head that reads more than
+/// first tokens has all of them computed.
 ///
 /// # Errors
 /// [`ModelError`] when a weight is missing, has another shape than the configuration says, or
 /// cannot be read.
 pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Graph, ModelError> {
-    match model.manifest.architecture {
-        Architecture::Bert => arch::bert::build(model, last_layer, precision),
-        Architecture::Roberta => arch::roberta::build(model, last_layer, precision),
+    let last_layer = match model.manifest.head.reads_first_token_only() {
+        true => last_layer,
+        false => Rows::All,
+    };
+    if precision == Precision::Int8 && model.manifest.encoder.gated.is_some() {
+        return Err(ModelError::new(
+            format!(
+                "the architecture `{}` is not served in eight bits",
+                model.manifest.architecture
+            ),
+            "use `--precision fp32`, or `auto`, which takes it",
+        ));
     }
+    let mut graph = EncoderGraph::new(model, last_layer, precision);
+    let hidden = graph.encode()?;
+    let pooled = graph.pooled(&hidden, last_layer);
+    let logits = graph.head(pooled)?;
+    Ok(graph.finish(&logits))
 }

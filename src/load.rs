@@ -169,7 +169,7 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
             .served_model_name
             .clone()
             .unwrap_or_else(|| manifest.id.clone()),
-        architecture: manifest.architecture.name(),
+        architecture: manifest.architecture,
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
         activation: manifest.activation,

@@ -3,8 +3,11 @@
 //! Everything is checked here, once, so that a wrong directory fails at start-up and not in the
 //! middle of a request.
 
+pub mod arch;
+pub mod head;
 mod json;
 pub mod manifest;
+mod modules;
 pub mod weights;
 
 #[cfg(feature = "embedded-model")]
@@ -15,10 +18,12 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use manifest::{
-    Architecture, EncoderConfig, HiddenAct, Manifest, TokenizerClass, TokenizerConfig,
-};
+pub use arch::{EncoderConfig, Gated, HiddenAct};
+pub use head::Head;
+pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
 pub use weights::Weights;
+
+use weights::Source;
 
 /// Why a model cannot be served, in words for the person who starts the server.
 ///
@@ -98,7 +103,7 @@ impl Model {
     }
 
     fn load(id: String, files: &Files) -> Result<Self, ModelError> {
-        let manifest = Manifest::read(id, files)?;
+        let mut manifest = Manifest::read(id, files)?;
         let tokenizer = files.read("tokenizer.json")?.ok_or_else(|| {
             ModelError::new(
                 format!("{} is missing", files.place("tokenizer.json")),
@@ -108,8 +113,14 @@ impl Model {
                 ),
             )
         })?;
-        let weights = files.weights()?;
-        manifest.check_head(&weights)?;
+        let mut weights = files.weights()?;
+        for folder in &manifest.head.folders {
+            files.add_folder(&mut weights, folder)?;
+        }
+        manifest.encoder.tensors.settle(&weights);
+        manifest
+            .head
+            .check(&weights, manifest.encoder.hidden_size)?;
         Ok(Self {
             manifest,
             tokenizer: tokenizer.into_owned(),
@@ -124,6 +135,9 @@ fn directory_name(dir: &Path) -> String {
     real.file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
+
+/// The file of the weights, where it is one.
+const SINGLE: &str = "model.safetensors";
 
 /// Where the files of a model come from; one code reads both kinds.
 pub(crate) enum Files {
@@ -179,7 +193,6 @@ impl Files {
     }
 
     fn weights(&self) -> Result<Weights, ModelError> {
-        const SINGLE: &str = "model.safetensors";
         const INDEX: &str = "model.safetensors.index.json";
         match self {
             Self::Memory(_) => match self.in_memory(SINGLE) {
@@ -189,6 +202,22 @@ impl Files {
             Self::Directory(dir) if self.contains(SINGLE) => Weights::open(&dir.join(SINGLE)),
             Self::Directory(dir) if self.contains(INDEX) => Weights::open_sharded(dir, INDEX),
             Self::Directory(_) => Err(self.no_weights()),
+        }
+    }
+
+    /// Adds the tensors of a module that lies in a folder of its own.
+    fn add_folder(&self, weights: &mut Weights, folder: &str) -> Result<(), ModelError> {
+        let name = format!("{folder}/{SINGLE}");
+        let source = match self {
+            Self::Memory(_) => self.in_memory(&name).map(Source::Memory),
+            Self::Directory(dir) => open_file(&dir.join(&name))?.map(Source::File),
+        };
+        match source {
+            Some(source) => weights.add_folder(folder, source, self.place(&name)),
+            None => Err(ModelError::new(
+                format!("{} is missing", self.place(&name)),
+                "save the model with `CrossEncoder.save_pretrained`, or download the files in its folders too",
+            )),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod library;
 mod norm;
 pub mod onnx;
 mod operators;
+pub mod pooling;
 mod quantized;
 
 use crate::batch::Batch;

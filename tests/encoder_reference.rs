@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::AtomicBool;
 
 use rerankd::encoder::PairEncoder;
-use rerankd::model::{Architecture, HiddenAct, Model, TokenizerClass};
+use rerankd::model::{HiddenAct, Model, TokenizerClass};
 use rerankd::rerank::Activation;
 use support::reference::{Reference, model_dir};
 
@@ -54,12 +54,37 @@ fn xlm_roberta_ids() {
 }
 
 #[test]
+fn distilbert_ids() {
+    check_ids("tiny-distilbert");
+}
+
+#[test]
+fn electra_ids() {
+    check_ids("tiny-electra");
+}
+
+#[test]
+fn modular_ids() {
+    check_ids("tiny-modular");
+}
+
+#[test]
+fn mpnet_ids() {
+    check_ids("tiny-mpnet");
+}
+
+#[test]
+fn modernbert_ids() {
+    check_ids("tiny-modernbert");
+}
+
+#[test]
 fn bert_manifest() {
     let Model {
         manifest, weights, ..
     } = open("tiny-bert");
     assert_eq!(manifest.id, "tiny-bert");
-    assert_eq!(manifest.architecture, Architecture::Bert);
+    assert_eq!(manifest.architecture, "bert");
     assert_eq!(manifest.labels, ["LABEL_0"]);
     assert_eq!(manifest.activation, Activation::Sigmoid);
     assert_eq!(manifest.prompt, None);
@@ -101,7 +126,7 @@ fn manifest_of_three_labels() {
 #[test]
 fn roberta_manifest() {
     let manifest = open("tiny-roberta").manifest;
-    assert_eq!(manifest.architecture, Architecture::Roberta);
+    assert_eq!(manifest.architecture, "roberta");
     assert_eq!(manifest.activation, Activation::Sigmoid);
     assert_eq!(manifest.encoder.max_positions, 514);
     assert_eq!(manifest.max_length, 512);
@@ -112,7 +137,7 @@ fn roberta_manifest() {
 #[test]
 fn xlm_roberta_manifest() {
     let manifest = open("tiny-xlm-roberta").manifest;
-    assert_eq!(manifest.architecture, Architecture::Roberta);
+    assert_eq!(manifest.architecture, "roberta");
     assert_eq!(manifest.activation, Activation::Identity, "stored");
     assert_eq!(
         manifest.prompt, None,
@@ -124,7 +149,7 @@ fn xlm_roberta_manifest() {
 #[test]
 fn the_embedded_model_opens() {
     let model = Model::embedded().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(model.manifest.architecture, Architecture::Bert);
+    assert_eq!(model.manifest.architecture, "bert");
     assert_eq!(model.manifest.labels.len(), 1);
     let encoder = PairEncoder::for_model(&model).unwrap_or_else(|error| panic!("{error}"));
     let pair = encoder.pair(&encoder.query("a").unwrap(), "b").unwrap();

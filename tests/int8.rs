@@ -19,12 +19,14 @@ use rerankd::scorer::isa::Path;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
 use serde::Deserialize;
-use support::reference::{Reference, fixture};
+use support::reference::{Reference, fixture, model_dir};
 
 /// The least correlation between the order of eight bits and that of fp32.
 const LEAST_CORRELATION: f64 = 0.997;
 /// The most that the correlation with what people said may lose.
 const MOST_LOST: f64 = 0.002;
+/// The same for models of random weights, made so that small changes show, and not to rank.
+const LEAST_RANDOM_CORRELATION: f64 = 0.98;
 /// What the embedded model's answers are named after.
 const EMBEDDED: &str = "stsb-minilm-l6";
 
@@ -129,6 +131,47 @@ fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
     }
 }
 
+#[test]
+fn every_architecture_keeps_the_order_of_its_reference() {
+    for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-xlm-roberta",
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-modular",
+        "tiny-mpnet",
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let reference = Reference::read(name);
+        let encodings = encodings(&model, &reference.pairs());
+        let logits = logits(&mut open(&model, Precision::Int8, Path::best()), &encodings);
+        let exact = reference.logits();
+        let correlation = rank_correlation(&logits, &exact);
+        println!(
+            "{name}, {} pairs, int8: rank correlation {correlation:.5}, worst logit off by {:.3}",
+            encodings.len(),
+            worst(&logits, &exact)
+        );
+        assert!(
+            correlation >= LEAST_RANDOM_CORRELATION,
+            "{name}: {correlation}"
+        );
+    }
+}
+
+#[test]
+fn layers_with_gates_are_refused_with_a_hint() {
+    let model = Model::open(&model_dir("tiny-modernbert")).unwrap();
+    let refused = graph::build(&model, Rows::FirstOfEach, Precision::Int8).unwrap_err();
+    assert!(
+        refused
+            .message()
+            .contains("`modernbert` is not served in eight bits")
+    );
+    assert!(refused.hint().contains("`--precision fp32`"));
+}
+
 /// Sentences and what people said of them, from the test set of the STS Benchmark; `None` where it
 /// is not at hand.
 fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
@@ -211,13 +254,24 @@ fn the_sts_benchmark_loses_next_to_nothing() {
 
 #[test]
 fn a_score_is_the_same_bits_whatever_shares_its_batch() {
-    let model = Model::embedded().unwrap();
-    let encodings = encodings(&model, &Reference::read(EMBEDDED).pairs());
+    check_company(&Model::embedded().unwrap(), EMBEDDED);
+    for name in [
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-modular",
+        "tiny-mpnet",
+    ] {
+        check_company(&Model::open(&model_dir(name)).unwrap(), name);
+    }
+}
+
+fn check_company(model: &Model, name: &str) {
+    let encodings = encodings(model, &Reference::read(name).pairs());
     let encodings: Vec<&Encoding> = encodings.iter().filter(|e| e.len() < 64).take(28).collect();
     let precisions = [Precision::Fp32, Precision::Int8].into_iter();
     let ways = precisions.flat_map(|p| Path::available().into_iter().map(move |path| (p, path)));
     for (precision, path) in ways {
-        let mut scorer = open(&model, precision, path);
+        let mut scorer = open(model, precision, path);
         for chunk in encodings.chunks(7) {
             let together = scorer.score(&Batch::pack(chunk.iter().copied())).unwrap();
             for (encoding, together) in chunk.iter().zip(together) {

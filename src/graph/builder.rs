@@ -99,6 +99,13 @@ pub struct GraphBuilder {
     weights: Vec<Weight>,
 }
 
+impl Value {
+    /// In place of an input that is left out.
+    pub fn missing() -> Self {
+        Self(String::new())
+    }
+}
+
 impl GraphBuilder {
     /// An input that the caller feeds.
     pub fn input(&mut self, name: &str, data_type: DataType, dims: &[Dim]) -> Value {

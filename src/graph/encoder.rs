@@ -1,5 +1,5 @@
-//! The transformer encoder that BERT and RoBERTa share, packed, with its last layer computed only
-//! where it is read.
+//! The transformer encoder of BERT and its descendants, packed, with its last layer computed only where
+//! it is read.
 
 use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::onnx::DataType;
@@ -12,31 +12,26 @@ const TOKENS: Dim = Dim::Named("tokens");
 const SEQUENCES: Dim = Dim::Named("sequences");
 
 /// A graph under construction, with the model it is built from.
-pub(crate) struct EncoderGraph<'a> {
-    graph: GraphBuilder,
+pub(super) struct EncoderGraph<'a> {
+    pub(super) graph: GraphBuilder,
     model: &'a Model,
-    config: &'a EncoderConfig,
-    last_layer: Rows,
+    pub(super) config: &'a EncoderConfig,
+    pub(super) last_layer: Rows,
     precision: Precision,
-    /// What the names of the encoder's tensors begin with.
-    prefix: &'static str,
-    inputs: Inputs,
+    pub(super) inputs: Inputs,
+    /// What is added to attention's scores by distance.
+    relative_bias: Option<Value>,
 }
 
-struct Inputs {
-    input_ids: Value,
+pub(super) struct Inputs {
+    pub(super) input_ids: Value,
     position_ids: Value,
     lengths: Value,
     cls_index: Value,
 }
 
 impl<'a> EncoderGraph<'a> {
-    pub(crate) fn new(
-        model: &'a Model,
-        last_layer: Rows,
-        precision: Precision,
-        prefix: &'static str,
-    ) -> Self {
+    pub(super) fn new(model: &'a Model, last_layer: Rows, precision: Precision) -> Self {
         let mut graph = GraphBuilder::default();
         let inputs = Inputs {
             input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
@@ -50,14 +45,27 @@ impl<'a> EncoderGraph<'a> {
             config: &model.manifest.encoder,
             last_layer,
             precision,
-            prefix,
             inputs,
+            relative_bias: None,
         }
     }
 
-    /// Embeddings and all layers; the last hidden state of each sequence's first token,
-    /// `[sequences, hidden]`.
-    pub(crate) fn encode(&mut self) -> Result<Value, ModelError> {
+    pub(super) fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// Tokens of each sequence.
+    pub(super) fn lengths(&self) -> Value {
+        self.inputs.lengths.clone()
+    }
+
+    /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
+    /// for.
+    pub(super) fn encode(&mut self) -> Result<Value, ModelError> {
+        if let Some(gated) = &self.config.gated {
+            return self.encode_gated(gated);
+        }
+        self.relative_bias = self.relative_bias()?;
         let mut hidden = self.embeddings()?;
         for layer in 0..self.config.layers {
             let rows = if layer + 1 == self.config.layers {
@@ -67,27 +75,52 @@ impl<'a> EncoderGraph<'a> {
             };
             hidden = self.layer(layer, &hidden, rows)?;
         }
-        Ok(match self.last_layer {
-            Rows::All => self.first_of_each("first", &hidden),
-            Rows::FirstOfEach => hidden,
-        })
+        Ok(hidden)
     }
 
-    /// `x W^T + b` with the bias inside, for the small head: `[rows, out]`.
-    pub(crate) fn dense(&mut self, name: &str, x: &Value, out: usize) -> Result<Value, ModelError> {
-        let input = self.config.hidden_size;
+    /// `x W^T + b` with the bias inside, for few rows: `[rows, out]`.
+    pub(super) fn dense(
+        &mut self,
+        name: &str,
+        x: &Value,
+        input: usize,
+        out: usize,
+        bias: bool,
+    ) -> Result<Value, ModelError> {
         let matrix = self.matrix(name, out, input)?;
+        if !bias {
+            return Ok(self.linear(name, x, input, &[&matrix]));
+        }
         let weight = self.transposed(name, input, &[&matrix]);
         let bias = self.vector(&format!("{name}.bias"), out)?;
         let inputs = [x, &weight, &bias];
         Ok(self.graph.node(name, STANDARD, "Gemm", &inputs, &[]))
     }
 
-    pub(crate) fn tanh(&mut self, name: &str, x: &Value) -> Value {
-        self.graph.node(name, STANDARD, "Tanh", &[x], &[])
+    /// `LayerNorm(x)`, with nothing added.
+    pub(super) fn plain_norm(
+        &mut self,
+        name: &str,
+        x: &Value,
+        size: usize,
+        bias: bool,
+        epsilon: f32,
+    ) -> Result<Value, ModelError> {
+        let gamma = self.vector(&format!("{name}.weight"), size)?;
+        let mut inputs = vec![x.clone(), gamma];
+        if bias {
+            inputs.push(self.vector(&format!("{name}.bias"), size)?);
+        }
+        Ok(self.graph.node(
+            name,
+            STANDARD,
+            "LayerNormalization",
+            &inputs.iter().collect::<Vec<_>>(),
+            &[Attr::Int("axis", -1), Attr::Float("epsilon", epsilon)],
+        ))
     }
 
-    pub(crate) fn finish(mut self, logits: &Value) -> Graph {
+    pub(super) fn finish(mut self, logits: &Value) -> Graph {
         let dims = [SEQUENCES, Dim::Fixed(self.model.manifest.labels.len())];
         self.graph
             .output(io::LOGITS, logits, DataType::Float, &dims);
@@ -97,39 +130,45 @@ impl<'a> EncoderGraph<'a> {
     fn embeddings(&mut self) -> Result<Value, ModelError> {
         let EncoderConfig {
             hidden_size,
+            embedding_size: size,
             vocab_size,
+            ref tensors,
             ..
         } = *self.config;
-        let base = format!("{}.embeddings", self.prefix);
-        let words = format!("{base}.word_embeddings.weight");
-        let data = self
-            .model
-            .weights
-            .read(&words, &[vocab_size, hidden_size])?;
-        if self.precision == Precision::Int8 {
-            return self.quantized_embeddings(&base, &data);
+        let words = format!("{}.weight", tensors.name(tensors.words));
+        let norm = tensors.name(tensors.norm);
+        let data = self.model.weights.read(&words, &[vocab_size, size])?;
+        let embedded = match self.precision {
+            Precision::Int8 => self.quantized_embeddings(&norm, &data)?,
+            Precision::Fp32 | Precision::Fp32Nodes => {
+                let words = self.floats(&words, &[vocab_size, size], data);
+                let positions = self.position_table()?;
+                let word = self.gather("word", &words, &self.inputs.input_ids.clone());
+                let index = self.inputs.position_ids.clone();
+                let position = self.gather("position", &positions, &index);
+                self.layer_norm(&norm, size, &word, &position, None)?
+            }
+        };
+        if size == hidden_size {
+            return Ok(embedded);
         }
-        let words = self.floats(&words, &[vocab_size, hidden_size], data);
-        let positions = self.position_table(&base)?;
-        let word = self.gather("word", &words, &self.inputs.input_ids.clone());
-        let position = self.gather("position", &positions, &self.inputs.position_ids.clone());
-        self.layer_norm(&format!("{base}.LayerNorm"), &word, &position, None)
+        let projection = tensors.name(tensors.projection);
+        self.dense(&projection, &embedded, size, hidden_size, true)
     }
 
-    fn quantized_embeddings(&mut self, base: &str, words: &[f32]) -> Result<Value, ModelError> {
-        let size = self.config.hidden_size;
+    fn quantized_embeddings(&mut self, norm: &str, words: &[f32]) -> Result<Value, ModelError> {
+        let size = self.config.embedding_size;
         let (numbers, scales) = quantize::by_row(words, size);
         let shape = [scales.len(), size];
         let words = self
             .graph
-            .weight(&format!("{base}.words"), &shape, Data::I8(numbers));
-        let scales = self.floats(&format!("{base}.scales"), &shape[..1], scales);
-        let positions = self.position_table(base)?;
-        let norm = format!("{base}.LayerNorm");
+            .weight("embeddings.words", &shape, Data::I8(numbers));
+        let scales = self.floats("embeddings.scales", &shape[..1], scales);
+        let positions = self.position_table()?;
         let gamma = self.vector(&format!("{norm}.weight"), size)?;
         let beta = self.vector(&format!("{norm}.bias"), size)?;
         Ok(self.graph.node(
-            base,
+            "embeddings",
             operator::DOMAIN,
             operator::QUANTIZED_EMBEDDINGS,
             &[
@@ -146,37 +185,45 @@ impl<'a> EncoderGraph<'a> {
     }
 
     /// One row for each segment and position, so that both cost a single look-up.
-    fn position_table(&mut self, base: &str) -> Result<Value, ModelError> {
+    fn position_table(&mut self) -> Result<Value, ModelError> {
         let EncoderConfig {
-            hidden_size,
+            embedding_size: size,
             max_positions,
             type_vocab_size,
+            ref tensors,
             ..
         } = *self.config;
-        let weights = &self.model.weights;
-        let positions = weights.read(
-            &format!("{base}.position_embeddings.weight"),
-            &[max_positions, hidden_size],
-        )?;
-        let types = weights.read(
-            &format!("{base}.token_type_embeddings.weight"),
-            &[type_vocab_size, hidden_size],
-        )?;
-        let mut table = Vec::with_capacity(type_vocab_size * positions.len());
-        for segment in types.chunks_exact(hidden_size) {
-            for position in positions.chunks_exact(hidden_size) {
-                table.extend(position.iter().zip(segment).map(|(p, s)| p + s));
+        let read = |part: &str, rows: usize| {
+            let name = format!("{}.weight", tensors.name(part));
+            self.model.weights.read(&name, &[rows, size])
+        };
+        let positions = match tensors.positions {
+            Some(positions) => read(positions, max_positions)?,
+            None => vec![0.0; max_positions * size],
+        };
+        let table = match tensors.types {
+            None => positions,
+            Some(types) => {
+                let types = read(types, type_vocab_size)?;
+                let mut table = Vec::with_capacity(type_vocab_size * positions.len());
+                for segment in types.chunks_exact(size) {
+                    for position in positions.chunks_exact(size) {
+                        table.extend(position.iter().zip(segment).map(|(p, s)| p + s));
+                    }
+                }
+                table
             }
-        }
-        let shape = [type_vocab_size * max_positions, hidden_size];
-        Ok(self.floats(&format!("{base}.position_table"), &shape, table))
+        };
+        let shape = [type_vocab_size * max_positions, size];
+        Ok(self.floats("embeddings.position_table", &shape, table))
     }
 
     fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
         if self.precision != Precision::Fp32Nodes {
             return self.whole_layer(index, hidden, rows);
         }
-        let base = format!("{}.encoder.layer.{index}", self.prefix);
+        let tensors = &self.config.tensors;
+        let base = tensors.layer(index);
         // What the layer's output is computed for, and added to.
         let residual = match rows {
             Rows::All => hidden.clone(),
@@ -185,26 +232,25 @@ impl<'a> EncoderGraph<'a> {
         let context = self.attention(&base, hidden, &residual, rows)?;
 
         let size = self.config.hidden_size;
-        let output = format!("{base}.attention.output");
-        let dense = format!("{output}.dense");
+        let dense = format!("{base}.{}", tensors.output);
         let matrix = self.matrix(&dense, size, size)?;
         let projected = self.linear(&dense, &context, size, &[&matrix]);
         let bias = self.attention_output_bias(&base)?;
         let bias = self.floats(&format!("{dense}.bias"), &[size], bias);
-        let norm = format!("{output}.LayerNorm");
-        let attended = self.layer_norm(&norm, &projected, &residual, Some(&bias))?;
+        let norm = format!("{base}.{}", tensors.attention_norm);
+        let attended = self.layer_norm(&norm, size, &projected, &residual, Some(&bias))?;
 
         let inner = self.config.intermediate_size;
-        let up = format!("{base}.intermediate.dense");
+        let up = format!("{base}.{}", tensors.up);
         let matrix = self.matrix(&up, inner, size)?;
         let expanded = self.linear(&up, &attended, size, &[&matrix]);
         let activated = self.activation(&up, &expanded, inner)?;
-        let down = format!("{base}.output.dense");
+        let down = format!("{base}.{}", tensors.down);
         let matrix = self.matrix(&down, size, inner)?;
         let contracted = self.linear(&down, &activated, inner, &[&matrix]);
         let bias = self.vector(&format!("{down}.bias"), size)?;
-        let norm = format!("{base}.output.LayerNorm");
-        self.layer_norm(&norm, &contracted, &attended, Some(&bias))
+        let norm = format!("{base}.{}", tensors.output_norm);
+        self.layer_norm(&norm, size, &contracted, &attended, Some(&bias))
     }
 
     /// A whole layer as one node.
@@ -220,27 +266,29 @@ impl<'a> EncoderGraph<'a> {
             heads,
             layer_norm_eps,
             hidden_act,
+            ref tensors,
             ..
         } = self.config;
         let weights = &self.model.weights;
-        let base = format!("{}.encoder.layer.{index}", self.prefix);
-        let part = |name: &str| format!("{base}.attention.self.{name}");
+        let base = tensors.layer(index);
+        let part = |name: &str| format!("{base}.{name}");
         let scale = ((size / heads) as f32).sqrt().recip();
         let scaled = |mut numbers: Vec<f32>| {
             numbers.iter_mut().for_each(|number| *number *= scale);
             numbers
         };
-        let query = scaled(self.matrix(&part("query"), size, size)?);
-        let query_bias = scaled(weights.read(&part("query.bias"), &[size])?);
-        let key = self.matrix(&part("key"), size, size)?;
-        let value = self.matrix(&part("value"), size, size)?;
-        let projection = format!("{base}.attention.output.dense");
+        let query = scaled(self.matrix(&part(tensors.query), size, size)?);
+        let query_bias = format!("{}.bias", part(tensors.query));
+        let query_bias = scaled(weights.read(&query_bias, &[size])?);
+        let key = self.matrix(&part(tensors.key), size, size)?;
+        let value = self.matrix(&part(tensors.value), size, size)?;
+        let projection = part(tensors.output);
         let projected = self.matrix(&projection, size, size)?;
         let projection_bias = self.attention_output_bias(&base)?;
-        let up = format!("{base}.intermediate.dense");
+        let up = format!("{base}.{}", tensors.up);
         let upward = self.matrix(&up, inner, size)?;
         let up_bias = weights.read(&format!("{up}.bias"), &[inner])?;
-        let down = format!("{base}.output.dense");
+        let down = format!("{base}.{}", tensors.down);
         let downward = self.matrix(&down, size, inner)?;
         let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
 
@@ -250,16 +298,17 @@ impl<'a> EncoderGraph<'a> {
                 Precision::Int8 => inputs.extend(self.quantized(name, input, matrices, bias)),
                 _ => inputs.extend(self.strips(name, input, matrices, bias)),
             };
-        matrix(&part("query"), size, &[&query], query_bias);
+        matrix(&part(tensors.query), size, &[&query], query_bias);
         matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
         matrix(&projection, size, &[&projected], projection_bias);
         matrix(&up, size, &[&upward], up_bias);
         matrix(&down, inner, &[&downward], down_bias);
-        for norm in ["attention.output", "output"] {
+        for norm in [tensors.attention_norm, tensors.output_norm] {
             for part in ["weight", "bias"] {
-                inputs.push(self.vector(&format!("{base}.{norm}.LayerNorm.{part}"), size)?);
+                inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
             }
         }
+        inputs.extend(self.places());
         let activation = match hidden_act {
             HiddenAct::Gelu => operator::GELU,
             HiddenAct::GeluTanh => operator::GELU_TANH,
@@ -336,36 +385,67 @@ impl<'a> EncoderGraph<'a> {
         let EncoderConfig {
             hidden_size: size,
             heads,
+            ref tensors,
             ..
         } = *self.config;
-        let part = |name: &str| format!("{base}.attention.self.{name}");
+        let part = |name: &str| format!("{base}.{name}");
         let scale = ((size / heads) as f32).sqrt().recip();
-        let mut query = self.matrix(&part("query"), size, size)?;
+        let mut query = self.matrix(&part(tensors.query), size, size)?;
         query.iter_mut().for_each(|weight| *weight *= scale);
-        let key = self.matrix(&part("key"), size, size)?;
-        let value = self.matrix(&part("value"), size, size)?;
+        let key = self.matrix(&part(tensors.key), size, size)?;
+        let value = self.matrix(&part(tensors.value), size, size)?;
         let (query, keys) = match rows {
             Rows::All => {
                 let all = self.linear(&part("qkv"), hidden, size, &[&query, &key, &value]);
                 (all.clone(), all)
             }
             Rows::FirstOfEach => (
-                self.linear(&part("query"), queries, size, &[&query]),
+                self.linear(&part(tensors.query), queries, size, &[&query]),
                 self.linear(&part("kv"), hidden, size, &[&key, &value]),
             ),
         };
-        let name = part("query.bias");
+        let name = format!("{}.bias", part(tensors.query));
         let mut bias = self.model.weights.read(&name, &[size])?;
         bias.iter_mut().for_each(|weight| *weight *= scale);
         let bias = self.floats(&name, &[size], bias);
-        let lengths = self.inputs.lengths.clone();
+        let mut inputs = vec![query, keys, bias, self.lengths()];
+        inputs.extend(self.places());
         Ok(self.graph.node(
             &part("context"),
             operator::DOMAIN,
             operator::PACKED_ATTENTION,
-            &[&query, &keys, &bias, &lengths],
+            &inputs.iter().collect::<Vec<_>>(),
             &[Attr::Int(operator::HEADS, heads as i64)],
         ))
+    }
+
+    /// What attention is given beside its other inputs.
+    fn places(&self) -> Vec<Value> {
+        match &self.relative_bias {
+            Some(bias) => vec![Value::missing(), bias.clone()],
+            None => Vec::new(),
+        }
+    }
+
+    /// What is added to attention's scores by distance, `[heads, 2 * reach + 1]`.
+    fn relative_bias(&mut self) -> Result<Option<Value>, ModelError> {
+        let EncoderConfig {
+            heads,
+            relative_bias: Some(ref bias),
+            ref tensors,
+            ..
+        } = *self.config
+        else {
+            return Ok(None);
+        };
+        let name = format!("{}.weight", tensors.name(bias.table));
+        let table = self.model.weights.read(&name, &[bias.buckets, heads])?;
+        let by_distance: Vec<f32> = (0..heads)
+            .flat_map(|head| bias.rows.iter().map(move |row| (head, row)))
+            .map(|(head, row)| table[row * heads + head])
+            .collect();
+        let shape = [heads, bias.rows.len()];
+        Ok(Some(self.floats(&name, &shape, by_distance)))
     }
 
     /// The bias of attention's output projection and, projected like every value, that of the
@@ -373,10 +453,14 @@ impl<'a> EncoderGraph<'a> {
     ///
     /// The bias of the keys is read nowhere: it adds the same to all scores of a query.
     fn attention_output_bias(&self, base: &str) -> Result<Vec<f32>, ModelError> {
-        let size = self.config.hidden_size;
+        let EncoderConfig {
+            hidden_size: size,
+            ref tensors,
+            ..
+        } = *self.config;
         let weights = &self.model.weights;
-        let values = weights.read(&format!("{base}.attention.self.value.bias"), &[size])?;
-        let output = format!("{base}.attention.output.dense");
+        let values = weights.read(&format!("{base}.{}.bias", tensors.value), &[size])?;
+        let output = format!("{base}.{}", tensors.output);
         let mut bias = weights.read(&format!("{output}.bias"), &[size])?;
         let projection = self.matrix(&output, size, size)?;
         for (bias, row) in bias.iter_mut().zip(projection.chunks_exact(size)) {
@@ -412,11 +496,11 @@ impl<'a> EncoderGraph<'a> {
     fn layer_norm(
         &mut self,
         name: &str,
+        size: usize,
         x: &Value,
         residual: &Value,
         bias: Option<&Value>,
     ) -> Result<Value, ModelError> {
-        let size = self.config.hidden_size;
         let gamma = self.vector(&format!("{name}.weight"), size)?;
         let beta = self.vector(&format!("{name}.bias"), size)?;
         let mut inputs = vec![x, residual, &gamma, &beta];
@@ -431,14 +515,20 @@ impl<'a> EncoderGraph<'a> {
     }
 
     /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
-    fn linear(&mut self, name: &str, x: &Value, input: usize, matrices: &[&[f32]]) -> Value {
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        x: &Value,
+        input: usize,
+        matrices: &[&[f32]],
+    ) -> Value {
         let weight = self.transposed(name, input, matrices);
         self.graph
             .node(name, STANDARD, "MatMul", &[x, &weight], &[])
     }
 
     /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.
-    fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
+    pub(super) fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
         let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
         let mut joined = vec![0.0; input * width];
         let rows = matrices
@@ -453,27 +543,32 @@ impl<'a> EncoderGraph<'a> {
     }
 
     /// The weights of a dense layer as they are stored, `[out, input]`.
-    fn matrix(&self, name: &str, out: usize, input: usize) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        out: usize,
+        input: usize,
+    ) -> Result<Vec<f32>, ModelError> {
         self.model
             .weights
             .read(&format!("{name}.weight"), &[out, input])
     }
 
-    fn floats(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
+    pub(super) fn floats(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
         self.graph.weight(name, shape, Data::F32(data))
     }
 
-    fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
+    pub(super) fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
         let data = self.model.weights.read(name, &[size])?;
         Ok(self.floats(name, &[size], data))
     }
 
-    fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {
+    pub(super) fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {
         let index = self.inputs.cls_index.clone();
         self.gather(name, hidden, &index)
     }
 
-    fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
+    pub(super) fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
         self.graph
             .node(name, STANDARD, "Gather", &[rows, index], &[])
     }

@@ -33,6 +33,34 @@ impl Saved {
         }
     }
 
+    /// As sentence-transformers 6 saves BERT with modules behind it; only `model.safetensors` has tensors.
+    fn modular() -> Self {
+        let module = |name: &str, path: &str| json!({"type": format!("sentence_transformers.{name}"), "path": path});
+        let mut saved = Self::bert()
+            .with("config.json", "architectures", json!(["BertModel"]))
+            .cross_encoder()
+            .with(
+                "sentence_bert_config.json",
+                "transformer_task",
+                json!("feature-extraction"),
+            )
+            .with("1_Pooling/config.json", "pooling_mode", json!("mean"))
+            .with("2_Dense/config.json", "out_features", json!(2))
+            .with("2_Dense/config.json", "module_output_name", json!("scores"));
+        saved.set_modules(json!([
+            module("base.modules.transformer.Transformer", ""),
+            module("sentence_transformer.modules.pooling.Pooling", "1_Pooling"),
+            module("base.modules.dense.Dense", "2_Dense"),
+        ]));
+        saved.head = Some(("embeddings.word_embeddings.weight", vec![30, 8]));
+        saved
+    }
+
+    fn set_modules(&mut self, modules: Value) {
+        self.files.retain(|(name, _)| *name != "modules.json");
+        self.files.push(("modules.json", modules));
+    }
+
     fn roberta() -> Self {
         let mut saved = Self::bert()
             .with(
@@ -88,7 +116,9 @@ impl Saved {
     fn write(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, content) in &self.files {
-            fs::write(dir.path().join(name), content.to_string()).unwrap();
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content.to_string()).unwrap();
         }
         if let Some((name, shape)) = &self.head {
             let data = vec![0; 4 * shape.iter().product::<usize>()];
@@ -116,7 +146,7 @@ impl Saved {
 #[test]
 fn a_plain_checkpoint_is_read() {
     let manifest = Saved::bert().open();
-    assert_eq!(manifest.architecture, Architecture::Bert);
+    assert_eq!(manifest.architecture, "bert");
     assert_eq!(manifest.labels, ["relevance"]);
     assert_eq!(manifest.activation, Activation::Sigmoid);
     assert_eq!(manifest.max_length, 64);
@@ -125,6 +155,7 @@ fn a_plain_checkpoint_is_read() {
         manifest.encoder,
         EncoderConfig {
             hidden_size: 8,
+            embedding_size: 8,
             layers: 1,
             heads: 2,
             intermediate_size: 16,
@@ -134,6 +165,11 @@ fn a_plain_checkpoint_is_read() {
             layer_norm_eps: 1e-12,
             pad_token_id: 0,
             hidden_act: HiddenAct::Gelu,
+            first_position: 0,
+            uncounted: None,
+            relative_bias: None,
+            gated: None,
+            tensors: manifest.encoder.tensors.clone(),
         }
     );
     assert!(manifest.tokenizer.uses_type_ids);
@@ -150,7 +186,7 @@ fn relatives_of_roberta_share_its_graph() {
             .with("config.json", "model_type", json!(model_type))
             .with("config.json", "architectures", json!([class]))
             .open();
-        assert_eq!(manifest.architecture, Architecture::Roberta);
+        assert_eq!(manifest.architecture, "roberta");
         assert_eq!(manifest.encoder.pad_token_id, 1);
         assert!(!manifest.tokenizer.uses_type_ids);
     }
@@ -159,7 +195,7 @@ fn relatives_of_roberta_share_its_graph() {
 #[test]
 fn the_kind_is_told_by_the_class_where_there_is_no_model_type() {
     let saved = Saved::roberta().with("config.json", "model_type", Value::Null);
-    assert_eq!(saved.open().architecture, Architecture::Roberta);
+    assert_eq!(saved.open().architecture, "roberta");
 }
 
 #[test]
@@ -453,6 +489,102 @@ fn other_modules_are_refused_by_name() {
 }
 
 #[test]
+fn modules_that_do_not_fit_together_are_refused() {
+    const DENSE: &str = "2_Dense/config.json";
+    let module = |name: &str, path: &str| json!({"type": format!("sentence_transformers.models.{name}"), "path": path});
+    let behind = |modules: &[Value]| {
+        let mut saved = Saved::modular();
+        saved.set_modules(json!([&[module("Transformer", "")], modules].concat()));
+        saved
+    };
+    let (pooling, dense) = (module("Pooling", "1_Pooling"), module("Dense", "2_Dense"));
+    for (modules, what) in [
+        (
+            vec![dense.clone()],
+            "`Dense` at path `2_Dense` is not supported in this place",
+        ),
+        (vec![pooling.clone()], "none writes `scores`"),
+        (
+            vec![pooling.clone(), module("Normalize", "2_Normalize")],
+            "`Normalize` at path",
+        ),
+        (
+            vec![pooling.clone(), module("Dense", "../2_Dense")],
+            "path `../2_Dense` is not",
+        ),
+        (
+            vec![pooling.clone(), module("Dense", "/2_Dense")],
+            "path `/2_Dense` is not",
+        ),
+        (
+            vec![pooling.clone(), dense.clone(), module("LayerNorm", "3_N")],
+            "comes after the scores",
+        ),
+        (
+            vec![module("LogitScore", "1_LogitScore")],
+            "`LogitScore` at path",
+        ),
+    ] {
+        let what = what.replace("`Dense` at", "`sentence_transformers.models.Dense` at");
+        let what = what.replace(
+            "`Normalize` at",
+            "`sentence_transformers.models.Normalize` at",
+        );
+        let what = what.replace(
+            "`LogitScore` at",
+            "`sentence_transformers.models.LogitScore` at",
+        );
+        behind(&modules).refused(&["modules.json`", &what]);
+    }
+    let saved = || behind(&[pooling.clone(), dense.clone()]);
+    saved().refused(&["2_Dense/model.safetensors` is missing"]);
+    let refused =
+        |file, field, value, what: &str| saved().with(file, field, value).refused(&[file, what]);
+    refused(
+        DENSE,
+        "module_input_name",
+        json!("token_embeddings"),
+        "`module_input_name` is",
+    );
+    refused(
+        DENSE,
+        "activation_function",
+        json!("my.Own"),
+        "`activation_function` is `my.Own`",
+    );
+    refused(
+        DENSE,
+        "out_features",
+        Value::Null,
+        "`out_features` is missing",
+    );
+    refused(
+        "1_Pooling/config.json",
+        "include_prompt",
+        json!(false),
+        "`include_prompt`",
+    );
+    refused(
+        "1_Pooling/config.json",
+        "pooling_mode",
+        json!("median"),
+        "is `median`",
+    );
+    refused(
+        "1_Pooling/config.json",
+        "pooling_mode",
+        json!([]),
+        "names nothing",
+    );
+    refused(
+        "sentence_bert_config.json",
+        "transformer_task",
+        json!("sequence-classification"),
+        "only `feature-extraction`",
+    );
+}
+
+#[test]
 fn settings_that_change_how_a_pair_is_read_are_refused() {
     for (field, value) in [
         ("transformer_task", json!("text-generation")),
@@ -468,6 +600,107 @@ fn settings_that_change_how_a_pair_is_read_are_refused() {
             .cross_encoder()
             .with("sentence_bert_config.json", field, value)
             .refused(&["sentence_bert_config.json`", field]);
+    }
+}
+
+/// A plain checkpoint of ModernBERT with one label.
+fn modernbert() -> Saved {
+    Saved::bert()
+        .with(
+            "config.json",
+            "architectures",
+            json!(["ModernBertForSequenceClassification"]),
+        )
+        .with("config.json", "model_type", json!("modernbert"))
+        .with("config.json", "num_hidden_layers", json!(4))
+        .with("config.json", "pad_token_id", json!(3))
+}
+
+#[test]
+fn layers_with_gates_are_read_in_both_forms() {
+    let gated = |saved: Saved| saved.open().encoder.gated.unwrap();
+    let plain = gated(modernbert());
+    assert_eq!(plain.local, [false, true, true, false]);
+    assert_eq!(plain.window, 64);
+    assert_eq!(
+        (plain.global_theta, plain.local_theta),
+        (160_000.0, 10_000.0)
+    );
+    let old = gated(
+        modernbert()
+            .with("config.json", "global_rope_theta", json!(80_000.0))
+            .with("config.json", "local_rope_theta", json!(5_000.0))
+            .with("config.json", "local_attention", json!(32))
+            .with("config.json", "global_attn_every_n_layers", json!(2)),
+    );
+    assert_eq!(old.local, [false, true, false, true]);
+    assert_eq!(old.window, 16);
+    assert_eq!((old.global_theta, old.local_theta), (80_000.0, 5_000.0));
+    let new = gated(
+        modernbert()
+            .with(
+                "config.json",
+                "rope_parameters",
+                json!({"full_attention": {"rope_type": "default", "rope_theta": 70_000.0},
+                       "sliding_attention": {"rope_theta": 6_000.0}}),
+            )
+            .with(
+                "config.json",
+                "layer_types",
+                json!([
+                    "sliding_attention",
+                    "sliding_attention",
+                    "full_attention",
+                    "full_attention"
+                ]),
+            ),
+    );
+    assert_eq!(new.local, [true, true, false, false]);
+    assert_eq!((new.global_theta, new.local_theta), (70_000.0, 6_000.0));
+    // The class that a published model names is not believed.
+    let named = modernbert().with(
+        "tokenizer_config.json",
+        "tokenizer_class",
+        json!("BertTokenizer"),
+    );
+    assert_eq!(named.open().tokenizer.class, TokenizerClass::AsSaved);
+}
+
+#[test]
+fn layers_with_gates_that_are_not_understood_are_refused() {
+    for (field, value, what) in [
+        (
+            "rope_scaling",
+            json!({"factor": 2}),
+            "`rope_scaling` is set",
+        ),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "yarn"}}),
+            "`rope_type` is `yarn`",
+        ),
+        (
+            "layer_types",
+            json!(["full_attention"]),
+            "has 1 entries for 4 layers",
+        ),
+        (
+            "layer_types",
+            json!(["full_attention", "none", "full_attention", "full_attention"]),
+            "has \"none\"",
+        ),
+        (
+            "classifier_pooling",
+            json!("max"),
+            "`classifier_pooling` is `max`",
+        ),
+        ("classifier_activation", json!("mish"), "is `mish`"),
+        ("num_attention_heads", json!(8), "odd size"),
+        ("global_rope_theta", json!(0), "must be above 1"),
+    ] {
+        modernbert()
+            .with("config.json", field, value)
+            .refused(&["config.json`", what]);
     }
 }
 

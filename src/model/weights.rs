@@ -41,8 +41,9 @@ struct Shard {
     source: Source,
 }
 
+/// Where the bytes of a file are.
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     File(File),
     Memory(&'static [u8]),
 }
@@ -66,7 +67,7 @@ impl Weights {
     /// [`ModelError`] when the file cannot be read, or its header does not fit it.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(format!("`{}`", path.display()));
-        weights.add(Shard::open(path)?)?;
+        weights.add(Shard::open(path)?, modern_name)?;
         Ok(weights)
     }
 
@@ -77,10 +78,11 @@ impl Weights {
     pub fn from_static(bytes: &'static [u8], place: impl Into<String>) -> Result<Self, ModelError> {
         let place = place.into();
         let mut weights = Self::empty(place.clone());
-        weights.add(Shard {
+        let shard = Shard {
             place,
             source: Source::Memory(bytes),
-        })?;
+        };
+        weights.add(shard, modern_name)?;
         Ok(weights)
     }
 
@@ -94,7 +96,7 @@ impl Weights {
         let mut weights = Self::empty(files.place(index));
         let shards = read_index(&files, index)?;
         for (file, tensors) in &shards {
-            weights.add(Shard::open(&dir.join(file))?)?;
+            weights.add(Shard::open(&dir.join(file))?, modern_name)?;
             for tensor in tensors {
                 if !weights.tensors.contains_key(modern_name(tensor).as_str()) {
                     return Err(ModelError::new(
@@ -177,7 +179,17 @@ impl Weights {
         }
     }
 
-    fn add(&mut self, shard: Shard) -> Result<(), ModelError> {
+    /// Adds what another file holds, each of its tensors under `folder/name`.
+    pub(super) fn add_folder(
+        &mut self,
+        folder: &str,
+        source: Source,
+        place: String,
+    ) -> Result<(), ModelError> {
+        self.add(Shard { place, source }, |name| format!("{folder}/{name}"))
+    }
+
+    fn add(&mut self, shard: Shard, rename: impl Fn(&str) -> String) -> Result<(), ModelError> {
         let (data_start, metadata) = shard.header()?;
         for (name, info) in metadata.tensors() {
             let tensor = Tensor {
@@ -187,7 +199,7 @@ impl Weights {
                 start: data_start + info.data_offsets.0 as u64,
                 elements: info.shape.iter().product(),
             };
-            self.tensors.insert(modern_name(&name), tensor);
+            self.tensors.insert(rename(&name), tensor);
         }
         self.shards.push(shard);
         Ok(())
@@ -320,7 +332,7 @@ fn read_index(files: &Files, index: &str) -> Result<BTreeMap<String, Vec<String>
 }
 
 /// Whether `name` stays in its directory: one ordinary component, no root and no `..`.
-fn is_file_name(name: &str) -> bool {
+pub(super) fn is_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(components.next(), Some(Component::Normal(part)) if part == name)
         && components.next().is_none()

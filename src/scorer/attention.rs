@@ -5,6 +5,8 @@
 //! order in which every block reads them, because rows of the whole model lie so far apart that they
 //! would fall into few sets of the first-level cache.
 
+use std::ops::Range;
+
 use super::elementary::{exp, multiply_add};
 use super::isa::{Isa, Path, Step};
 
@@ -45,6 +47,19 @@ pub enum Queries {
     OnePerSequence,
 }
 
+/// What attention makes of where tokens stand, in some architectures.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Places<'a> {
+    /// What turns the queries and keys of each place: cosines, then sines, `[places, size]`. The size of
+    /// a head is even.
+    pub rotary: Option<&'a [f32]>,
+    /// What is added to a score, by how far behind its query a key stands: `[heads, 2 * reach + 1]`, of
+    /// which the middle is for a query's own place; farther keys are as far as the last.
+    pub bias: Option<&'a [f32]>,
+    /// How far before and behind its place a query sees.
+    pub window: Option<usize>,
+}
+
 /// One call's operands.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
@@ -66,6 +81,8 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Numbers of one head.
     pub size: usize,
+    /// What is made of the places of tokens.
+    pub places: Places<'a>,
 }
 
 /// Memory that one call leaves to the next.
@@ -77,6 +94,8 @@ pub struct Scratch {
     values: Vec<f32>,
     /// Queries of one block: `[size, lanes]`.
     queries: Vec<f32>,
+    /// One query or key that is turned: `[size]`.
+    turned: Vec<f32>,
     /// Their scores: `[tokens, lanes]`.
     scores: Vec<f32>,
 }
@@ -118,6 +137,7 @@ fn attend_any<I: Isa, const LANES: usize, const FEW: usize>(step: Attend<'_>) {
         first_token: 0,
         tokens: 0,
         first_query: 0,
+        place: 0,
         queries: 0,
         head: 0,
     };
@@ -134,6 +154,7 @@ fn attend_any<I: Isa, const LANES: usize, const FEW: usize>(step: Attend<'_>) {
             block.load_head(attention, scratch);
             block.first_query = next_query;
             while block.first_query < end {
+                block.place = block.first_query - next_query;
                 let left = end - block.first_query;
                 if left > FEW {
                     block.queries = left.min(LANES);
@@ -155,6 +176,8 @@ struct Block {
     first_token: usize,
     tokens: usize,
     first_query: usize,
+    /// Of the first query, in its sequence.
+    place: usize,
     queries: usize,
     head: usize,
 }
@@ -167,19 +190,75 @@ impl Block {
         scratch: &mut Scratch,
         output: &mut [f32],
     ) {
-        self.load_queries::<LANES>(attention, &mut scratch.queries);
-        score::<I, LANES>(&scratch.queries, &scratch.keys, &mut scratch.scores);
-        scratch.scores.truncate(self.tokens * LANES);
+        self.load_queries::<LANES>(attention, scratch);
+        let seen = self.seen(attention.places.window);
+        let panel = attention.size * STEP;
+        let keys = seen.start / STEP * panel..seen.end.div_ceil(STEP) * panel;
+        score::<I, LANES>(&scratch.queries, &scratch.keys[keys], &mut scratch.scores);
+        scratch.scores.truncate(seen.len() * LANES);
+        if let Some(table) = attention.places.bias {
+            let width = table.len() / attention.heads;
+            let table = &table[self.head * width..(self.head + 1) * width];
+            self.add_bias::<LANES>(table, &seen, &mut scratch.scores);
+        }
+        if let Some(window) = attention.places.window {
+            self.hide::<LANES>(window, &seen, &mut scratch.scores);
+        }
         let scales = softmax::<I, LANES>(&mut scratch.scores);
-        self.mix::<I, LANES>(attention, scratch, &scales, output);
+        self.mix::<I, LANES>(attention, scratch, &seen, &scales, output);
+    }
+
+    /// The tokens that some query of the block sees, from the first of a step on.
+    #[inline(always)]
+    fn seen(&self, window: Option<usize>) -> Range<usize> {
+        let Some(window) = window else {
+            return 0..self.tokens;
+        };
+        let first = self.place.saturating_sub(window) / STEP * STEP;
+        let end = (self.place + self.queries).saturating_add(window);
+        first..end.min(self.tokens)
+    }
+
+    /// Adds what a key's distance is worth to scores `[seen, lanes]`.
+    #[inline(always)]
+    fn add_bias<const LANES: usize>(&self, table: &[f32], seen: &Range<usize>, scores: &mut [f32]) {
+        let reach = table.len() / 2;
+        for (token, scores) in seen.clone().zip(scores.chunks_exact_mut(LANES)) {
+            for (lane, score) in scores.iter_mut().enumerate() {
+                let ahead = token + reach;
+                let at = ahead.saturating_sub(self.place + lane).min(2 * reach);
+                *score += table[at];
+            }
+        }
+    }
+
+    /// Takes from scores `[seen, lanes]` what their queries do not see. Lanes without a query see all.
+    #[inline(always)]
+    fn hide<const LANES: usize>(&self, window: usize, seen: &Range<usize>, scores: &mut [f32]) {
+        for (token, scores) in seen.clone().zip(scores.chunks_exact_mut(LANES)) {
+            for (lane, score) in scores[..self.queries].iter_mut().enumerate() {
+                if token.abs_diff(self.place + lane) > window {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 
     #[inline(always)]
     fn load_head(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
         let &Attention {
-            size, key, value, ..
+            size,
+            key,
+            value,
+            places,
+            ..
         } = attention;
-        let Scratch { keys, values, .. } = scratch;
+        let Scratch {
+            keys,
+            values,
+            turned,
+            ..
+        } = scratch;
         keys.clear();
         keys.resize(self.tokens.next_multiple_of(STEP) * size, 0.0);
         values.clear();
@@ -187,7 +266,13 @@ impl Block {
         for (step, panel) in keys.chunks_exact_mut(size * STEP).enumerate() {
             for place in 0..STEP.min(self.tokens - step * STEP) {
                 let token = self.first_token + step * STEP + place;
-                let row = key.row(token, self.head, size);
+                let mut row = key.row(token, self.head, size);
+                if let Some(table) = places.rotary {
+                    turned.clear();
+                    turned.extend_from_slice(row);
+                    turn(turned, table, step * STEP + place);
+                    row = turned;
+                }
                 for (cell, &number) in panel.chunks_exact_mut(STEP).zip(row) {
                     cell[place] = number;
                 }
@@ -204,7 +289,10 @@ impl Block {
 
     /// Transposes the queries; lanes without one are zero.
     #[inline(always)]
-    fn load_queries<const LANES: usize>(&self, attention: &Attention<'_>, queries: &mut Vec<f32>) {
+    fn load_queries<const LANES: usize>(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
+        let Scratch {
+            queries, turned, ..
+        } = scratch;
         let size = attention.size;
         let bias = &attention.query_bias[self.head * size..(self.head + 1) * size];
         queries.clear();
@@ -214,6 +302,15 @@ impl Block {
                 .query
                 .row(self.first_query + lane, self.head, size);
             let columns = queries.chunks_exact_mut(LANES);
+            if let Some(table) = attention.places.rotary {
+                turned.clear();
+                turned.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
+                turn(turned, table, self.place + lane);
+                for (column, &number) in columns.zip(&*turned) {
+                    column[lane] = number;
+                }
+                continue;
+            }
             for ((column, &number), &bias) in columns.zip(query).zip(bias) {
                 column[lane] = number + bias;
             }
@@ -226,6 +323,7 @@ impl Block {
         &self,
         attention: &Attention<'_>,
         scratch: &Scratch,
+        seen: &Range<usize>,
         scales: &[f32; LANES],
         output: &mut [f32],
     ) {
@@ -233,6 +331,7 @@ impl Block {
         let width = attention.heads * size;
         let panels = scratch.values.chunks_exact(self.tokens * STEP);
         for (panel, dimension) in panels.zip((0..size).step_by(STEP)) {
+            let panel = &panel[seen.start * STEP..seen.end * STEP];
             let sums = products::<I, LANES>(panel, &scratch.scores);
             let count = STEP.min(size - dimension);
             for lane in 0..self.queries {
@@ -242,6 +341,18 @@ impl Block {
                 }
             }
         }
+    }
+}
+
+/// Turns a query or key `[size]` by the angles of its place: the first half are one side of a plane each,
+/// the second the other.
+#[inline(always)]
+fn turn(numbers: &mut [f32], table: &[f32], place: usize) {
+    let size = numbers.len();
+    let (cosines, sines) = table[place * size..(place + 1) * size].split_at(size / 2);
+    let (x, y) = numbers.split_at_mut(size / 2);
+    for (((x, y), cosine), sine) in x.iter_mut().zip(y).zip(cosines).zip(sines) {
+        (*x, *y) = (*x * cosine - *y * sine, *y * cosine + *x * sine);
     }
 }
 
@@ -311,7 +422,29 @@ mod tests {
 
     /// The definition, in `f64`.
     fn reference(attention: &Attention<'_>) -> Vec<f32> {
-        let &Attention { heads, size, .. } = attention;
+        let &Attention {
+            heads,
+            size,
+            places,
+            ..
+        } = attention;
+        let turned = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
+            let Some(table) = places.rotary else {
+                return numbers;
+            };
+            let half = size / 2;
+            let angle = |i: usize| {
+                let row = &table[place * size..];
+                (f64::from(row[i % half]), f64::from(row[half + i % half]))
+            };
+            let other = |i: usize| match i < half {
+                true => -numbers[i + half],
+                false => numbers[i - half],
+            };
+            (0..size)
+                .map(|i| numbers[i] * angle(i).0 + other(i) * angle(i).1)
+                .collect()
+        };
         let mut output = Vec::new();
         let (mut first, mut query) = (0, 0);
         for &length in attention.lengths {
@@ -320,19 +453,30 @@ mod tests {
                 Queries::EveryToken => length,
                 Queries::OnePerSequence => 1,
             };
-            for row in query..query + queries {
+            for place in 0..queries {
                 for head in 0..heads {
-                    let q = attention.query.row(row, head, size);
+                    let q = attention.query.row(query + place, head, size);
                     let bias = &attention.query_bias[head * size..];
-                    let scores: Vec<f64> = (first..first + length)
-                        .map(|token| {
-                            let key = attention.key.row(token, head, size);
-                            let pairs = q.iter().zip(bias).zip(key);
-                            pairs
-                                .map(|((q, b), k)| f64::from(q + b) * f64::from(*k))
-                                .sum()
-                        })
-                        .collect();
+                    let q = q.iter().zip(bias).map(|(q, b)| f64::from(q + b));
+                    let q = turned(q.collect(), place);
+                    let score = |token: usize| -> f64 {
+                        if places
+                            .window
+                            .is_some_and(|window| token.abs_diff(place) > window)
+                        {
+                            return f64::NEG_INFINITY;
+                        }
+                        let key = attention.key.row(first + token, head, size);
+                        let key = turned(key.iter().map(|&k| f64::from(k)).collect(), token);
+                        let added = places.bias.map_or(0.0, |table| {
+                            let width = table.len() / heads;
+                            let reach = (width / 2) as i64;
+                            let distance = (token as i64 - place as i64).clamp(-reach, reach);
+                            f64::from(table[head * width + (distance + reach) as usize])
+                        });
+                        q.iter().zip(&key).map(|(q, k)| q * k).sum::<f64>() + added
+                    };
+                    let scores: Vec<f64> = (0..length).map(score).collect();
                     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                     let sum: f64 = weights.iter().sum();
@@ -363,8 +507,20 @@ mod tests {
             size in prop::sample::select(vec![1_usize, 8, 20, 32, 64]),
             every_token in any::<bool>(),
             spread in 0.1_f32..8.0,
+            rotary in any::<bool>(),
+            reach in prop::option::of(0_usize..40),
+            window in prop::option::of(0_usize..50),
             seed in any::<u64>(),
         ) {
+            let rotary = rotary && size % 2 == 0;
+            let table: Vec<f32> = (0..80 * size)
+                .map(|at| {
+                    let (place, i) = (at / size, at % size);
+                    let angle = place as f32 / (1 + i % (size / 2).max(1)) as f32;
+                    if i < size / 2 { angle.cos() } else { angle.sin() }
+                })
+                .collect();
+            let distances = reach.map(|reach| numbers(seed ^ 0x99, heads * (2 * reach + 1)));
             let tokens: i32 = lengths.iter().sum();
             let width = heads * size;
             let queries = if every_token { Queries::EveryToken } else { Queries::OnePerSequence };
@@ -380,6 +536,11 @@ mod tests {
                 queries,
                 heads,
                 size,
+                places: Places {
+                    rotary: rotary.then_some(&table),
+                    bias: distances.as_deref(),
+                    window,
+                },
             };
             let expected = reference(&attention);
             // Whatever a call before left in the memory must not show.

@@ -1,7 +1,7 @@
 //! A layer of the encoder: attention and feed-forward, with everything that lies between its matrix
 //! products. It is the same in every arithmetic.
 
-use super::attention::{self, Attention, Columns, Queries};
+use super::attention::{self, Attention, Columns, Places, Queries};
 pub use super::elementary::Finish;
 use super::isa::Path;
 pub use super::norm::LayerNorm;
@@ -78,6 +78,8 @@ pub struct Layer<'a, Matrix> {
     pub output_norm: LayerNorm<'a>,
     /// Number of heads.
     pub heads: usize,
+    /// What attention makes of the places of tokens.
+    pub places: Places<'a>,
 }
 
 /// Memory that one call leaves to the next.
@@ -185,6 +187,7 @@ pub fn forward<P: Products>(
         queries,
         heads: layer.heads,
         size: width / layer.heads,
+        places: layer.places,
     };
     products.attend(path, &attend, attention, context);
 

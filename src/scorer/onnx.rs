@@ -12,7 +12,7 @@ use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
 use crate::graph::{Data, Graph, io};
-use crate::model::{Architecture, Manifest};
+use crate::model::Manifest;
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
 pub struct OnnxModel {
@@ -39,15 +39,11 @@ pub struct Layout {
 impl Layout {
     /// Reads the layout off a model's configuration.
     pub fn of(manifest: &Manifest) -> Self {
-        let pad = manifest.encoder.pad_token_id;
-        let (first_position, uncounted) = match manifest.architecture {
-            Architecture::Bert => (0, None),
-            Architecture::Roberta => (pad as usize + 1, Some(pad)),
-        };
+        let encoder = &manifest.encoder;
         Self {
-            first_position,
-            positions: manifest.encoder.max_positions,
-            uncounted,
+            first_position: encoder.first_position,
+            positions: encoder.max_positions,
+            uncounted: encoder.uncounted,
         }
     }
 }

@@ -8,10 +8,11 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
 use self::layer::EncoderLayer;
-use super::attention::{Attention, Columns, Queries, Scratch, attend};
+use super::attention::{Attention, Columns, Places, Queries, Scratch, attend};
 use super::fp32::Fp32;
 use super::isa::Path;
 use super::norm::LayerNorm;
+use super::pooling::{self, Mode};
 use super::quantized::{self, Embeddings, Int8};
 use crate::graph::operator;
 
@@ -19,6 +20,7 @@ use crate::graph::operator;
 pub(super) fn domain(path: Path) -> ort::Result<OperatorDomain> {
     OperatorDomain::new(operator::DOMAIN)?
         .add(PackedAttention(path))?
+        .add(PackedPooling)?
         .add(QuantizedEmbeddings(path))?
         .add(EncoderLayer::<Int8>::new(path))?
         .add(EncoderLayer::<Fp32>::new(path))
@@ -27,6 +29,59 @@ pub(super) fn domain(path: Path) -> ort::Result<OperatorDomain> {
 /// Inputs that an operator does not work without.
 fn required(types: impl IntoIterator<Item = TensorElementType>) -> Vec<OperatorInput> {
     types.into_iter().map(OperatorInput::required).collect()
+}
+
+/// What may be missing behind the other inputs of an operator with attention.
+fn place_inputs() -> [OperatorInput; 2] {
+    [const { OperatorInput::optional(TensorElementType::Float32) }; 2]
+}
+
+/// What was fed there.
+struct PlaceInputs<'a>([Option<ValueRef<'a>>; 2]);
+
+impl<'a> PlaceInputs<'a> {
+    /// Reads what is behind so many `others`.
+    fn read(context: &'a ComputeContext, others: usize) -> ort::Result<Self> {
+        Ok(Self([
+            context.input(others + operator::ROTARY_INPUT)?,
+            context.input(others + operator::BIAS_INPUT)?,
+        ]))
+    }
+
+    /// Refuses tables that do not fit heads of so many numbers, and the lengths.
+    fn places(
+        &self,
+        window: Option<usize>,
+        (heads, size): (usize, usize),
+        lengths: &[i32],
+    ) -> ort::Result<Places<'_>> {
+        let table = |index: usize| -> ort::Result<Option<&[f32]>> {
+            match &self.0[index] {
+                Some(value) => Ok(Some(value.try_extract_tensor::<f32>()?.1)),
+                None => Ok(None),
+            }
+        };
+        let rotary = table(operator::ROTARY_INPUT)?;
+        let bias = table(operator::BIAS_INPUT)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let turned = rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
+        let biased = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
+        if !turned || !biased {
+            return Err(ort::Error::new(format!(
+                "tables of places do not fit {heads} heads of {size} and {longest} tokens"
+            )));
+        }
+        Ok(Places {
+            rotary,
+            bias,
+            window,
+        })
+    }
+}
+
+fn window(context: &KernelContext<'_>) -> Option<usize> {
+    let window = context.get::<i64>(operator::WINDOW);
+    window.map(|window| window as usize)
 }
 
 /// The output of every operator here.
@@ -87,7 +142,9 @@ impl Operator for PackedAttention {
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
         let float = TensorElementType::Float32;
-        required([float, float, float, TensorElementType::Int32])
+        let mut inputs = required([float, float, float, TensorElementType::Int32]);
+        inputs.extend(place_inputs());
+        inputs
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -104,6 +161,7 @@ impl Operator for PackedAttention {
         Ok(PackedAttentionKernel {
             path: self.0,
             heads: heads as usize,
+            window: window(context),
             scratch: Scratch::default(),
         })
     }
@@ -112,12 +170,14 @@ impl Operator for PackedAttention {
 struct PackedAttentionKernel {
     path: Path,
     heads: usize,
+    window: Option<usize>,
     scratch: Scratch,
 }
 
 impl Kernel for PackedAttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let inputs = inputs(context, 4)?;
+        let places = PlaceInputs::read(context, inputs.len())?;
         let (query_shape, query) = inputs[0].try_extract_tensor::<f32>()?;
         let (keys_shape, keys) = inputs[1].try_extract_tensor::<f32>()?;
         let query_bias = floats(&inputs, 2)?;
@@ -151,10 +211,61 @@ impl Kernel for PackedAttentionKernel {
             },
             heads: self.heads,
             size: width / self.heads,
+            places: places.places(self.window, (self.heads, width / self.heads), lengths)?,
         };
         let mut output = output(context, [rows, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         attend(self.path, &attention, &mut self.scratch, output);
+        Ok(())
+    }
+}
+
+/// See [`operator::PACKED_POOLING`].
+struct PackedPooling;
+
+impl Operator for PackedPooling {
+    type Kernel<'attr> = PackedPoolingKernel;
+
+    fn name(&self) -> &str {
+        operator::PACKED_POOLING
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        required([TensorElementType::Float32, TensorElementType::Int32])
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        one_output()
+    }
+
+    fn create_kernel<'attr>(
+        &self,
+        context: &KernelContext<'attr>,
+    ) -> ort::Result<Self::Kernel<'attr>> {
+        Ok(PackedPoolingKernel(
+            match context.get::<i64>(operator::MODE) {
+                Some(operator::MAX) => Mode::Max,
+                Some(operator::MEAN) => Mode::Mean,
+                Some(operator::MEAN_SQRT) => Mode::MeanSqrt,
+                Some(operator::WEIGHTED_MEAN) => Mode::WeightedMean,
+                Some(operator::LAST) => Mode::Last,
+                other => return Err(ort::Error::new(format!("pooling {other:?} is unknown"))),
+            },
+        ))
+    }
+}
+
+struct PackedPoolingKernel(Mode);
+
+impl Kernel for PackedPoolingKernel {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let inputs = inputs(context, 2)?;
+        let (shape, hidden) = inputs[0].try_extract_tensor::<f32>()?;
+        let (_, lengths) = inputs[1].try_extract_tensor::<i32>()?;
+        check_lengths(lengths, shape[0] as usize)?;
+        let mut output = output(context, [lengths.len(), shape[1] as usize])?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        pooling::pool(self.0, hidden, lengths, output);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ mod rows;
 pub use dense::Matrix;
 pub use embeddings::{Embeddings, embed};
 
-use super::attention::{self as exact, Attention, Queries};
+use super::attention::{self as exact, Attention, Places, Queries};
 use super::elementary::Finish;
 use super::isa::Path;
 use super::layer::{NotFinite, Operand, Products};
@@ -72,7 +72,8 @@ impl Products for Int8 {
         output: &mut [f32],
     ) {
         let &Attention { heads, size, .. } = attention;
-        if attention.queries == Queries::OnePerSequence || !size.is_multiple_of(GROUP) {
+        let plain = attention.places == Places::default();
+        if attention.queries == Queries::OnePerSequence || !size.is_multiple_of(GROUP) || !plain {
             return exact::attend(path, attention, scratch, output);
         }
         let width = heads * size;

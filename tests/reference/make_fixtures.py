@@ -1,6 +1,7 @@
 """Make the reference fixtures: tiny seeded models, and what sentence-transformers answers for them.
 
-    python make_fixtures.py                    # the four tiny models and their answers
+    python make_fixtures.py                    # the tiny models and their answers
+    python make_fixtures.py --only tiny-bert   # one of them
     python make_fixtures.py --model DIR        # the answers for one more model, named after its folder,
                                                # and its logits for the pairs of quality.tsv
 
@@ -26,9 +27,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from tokenizers import Tokenizer
 from transformers import (
-    BertConfig, BertForSequenceClassification, BertTokenizer,
+    BertConfig, BertForSequenceClassification, BertModel, BertTokenizer,
+    DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer,
+    ElectraConfig, ElectraForSequenceClassification,
+    ModernBertConfig, ModernBertForSequenceClassification,
+    MPNetConfig, MPNetForSequenceClassification, MPNetTokenizer,
+    PreTrainedTokenizerFast,
     RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer,
     XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizer,
 )
@@ -43,7 +51,7 @@ EPSILONS = (1e-12, 1e-5, 1e-3)
 
 # ---------------------------------------------------------------- tokenizers
 
-def wordpiece(lowercase):
+def wordpiece(lowercase, kind=BertTokenizer, specials=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")):
     """Counted, not trained: the library's trainer breaks ties differently in every run."""
     from tokenizers import normalizers, pre_tokenizers
 
@@ -64,26 +72,45 @@ def wordpiece(lowercase):
 
     # Rare letters become [UNK], every third word is left to be put together from its parts.
     words = [word for i, word in enumerate(commonest(words, 900)) if len(word) > 1 and i % 3 != 2]
-    pieces = list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + commonest(letters, 380) + words
+    pieces = list(dict.fromkeys(list(specials) + commonest(letters, 380) + words
                                 + commonest(parts, 1200)))[:1200]
-    return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=lowercase,
-                         model_max_length=MAX_LENGTH)
+    return kind(vocab={piece: i for i, piece in enumerate(pieces)}, do_lower_case=lowercase,
+                model_max_length=MAX_LENGTH)
 
 
-def byte_bpe():
+def trained_bpe(specials):
     from tokenizers import models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.train_from_iterator(
         texts.corpus(random.Random(7)),
-        trainers.BpeTrainer(vocab_size=1300, show_progress=False, special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        trainers.BpeTrainer(vocab_size=1300, show_progress=False, special_tokens=specials,
                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
     )
+    return raw
+
+
+def byte_bpe():
+    raw = trained_bpe(["<s>", "<pad>", "</s>", "<unk>"])
     trained = json.loads(raw.to_str())["model"]
     vocab = dict(trained["vocab"])
     vocab["<mask>"] = len(vocab)
     return RobertaTokenizer(vocab=vocab, merges=[tuple(m) for m in trained["merges"]], model_max_length=MAX_LENGTH)
+
+
+def template_bpe():
+    """As ModernBERT: byte-level BPE between BERT's special tokens, and no class of its own."""
+    from tokenizers import processors
+
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+             "mask_token": "[MASK]"}
+    raw = trained_bpe(list(names.values()))
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(piece, raw.token_to_id(piece)) for piece in ("[CLS]", "[SEP]")])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=MAX_LENGTH,
+                                   model_input_names=["input_ids", "attention_mask"], **names)
 
 
 def unigram():
@@ -112,6 +139,10 @@ SHAPE = dict(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, interme
 # The fairseq numbering of both RoBERTa kinds: the first position is pad + 1, so 514 rows hold 512 tokens.
 FAIRSEQ = dict(max_position_embeddings=514, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1)
 
+# Windows so narrow that short texts are longer, too.
+MODERN = dict(max_position_embeddings=512, local_attention=24, norm_eps=1e-5, pad_token_id=3, cls_token_id=1,
+              sep_token_id=2, bos_token_id=1, eos_token_id=2)
+
 KINDS = {
     "tiny-bert": dict(
         tokenizer=lambda: wordpiece(lowercase=True), config=BertConfig, network=BertForSequenceClassification,
@@ -126,6 +157,38 @@ KINDS = {
         tokenizer=unigram, config=XLMRobertaConfig, network=XLMRobertaForSequenceClassification,
         settings=dict(**FAIRSEQ, layer_norm_eps=1e-5, num_labels=1), seed=117,
         activation=torch.nn.Identity(), prompts={"search": "search query: "}),
+    "tiny-distilbert": dict(
+        tokenizer=lambda: wordpiece(lowercase=True, kind=DistilBertTokenizer), config=DistilBertConfig,
+        network=DistilBertForSequenceClassification,
+        shape=dict(n_layers=3, dim=32, n_heads=4, hidden_dim=64, activation="gelu", initializer_range=0.4),
+        settings=dict(max_position_embeddings=512, num_labels=1), seed=118),
+    "tiny-electra": dict(
+        tokenizer=lambda: wordpiece(lowercase=True), config=ElectraConfig, network=ElectraForSequenceClassification,
+        settings=dict(max_position_embeddings=512, embedding_size=16, layer_norm_eps=1e-5, num_labels=1), seed=118),
+    "tiny-modular": dict(
+        tokenizer=lambda: wordpiece(lowercase=True), config=BertConfig, network=BertModel,
+        settings=dict(max_position_embeddings=512, layer_norm_eps=1e-5), seed=118,
+        modules=lambda: [
+            Pooling(32, ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]),
+            Dense(192, 24, activation_function=torch.nn.GELU(), use_residual=True),
+            Dropout(0.1),
+            LayerNorm(24),
+            Dense(24, 24, bias=False, activation_function=torch.nn.Tanh(), use_residual=True),
+            Dense(24, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+        ]),
+    "tiny-mpnet": dict(
+        tokenizer=lambda: wordpiece(lowercase=True, kind=MPNetTokenizer,
+                                    specials=("<s>", "<pad>", "</s>", "[UNK]", "<mask>")),
+        config=MPNetConfig, network=MPNetForSequenceClassification,
+        settings=dict(max_position_embeddings=514, layer_norm_eps=1e-5, num_labels=1), seed=118),
+    "tiny-modernbert": dict(
+        tokenizer=template_bpe, config=ModernBertConfig, network=ModernBertForSequenceClassification,
+        settings=dict(**MODERN, classifier_pooling="mean", num_labels=1), seed=118),
+    # Everything that may have a bias has one, and the first token is read, as of a local layer.
+    "tiny-modernbert-biased": dict(
+        tokenizer=template_bpe, config=ModernBertConfig, network=ModernBertForSequenceClassification,
+        settings=dict(**MODERN, classifier_pooling="cls", num_labels=1, norm_bias=True, attention_bias=True,
+                      mlp_bias=True, classifier_bias=True), seed=118),
 }
 
 
@@ -134,15 +197,17 @@ def randomise(network, seed):
     rng = np.random.default_rng(seed)
     for name, parameter in sorted(network.named_parameters()):
         shape = tuple(parameter.shape)
-        if name.endswith("LayerNorm.weight"):
+        if name.lower().endswith("norm.weight"):
             value = rng.uniform(0.5, 1.5, shape)
         elif name.endswith("bias"):
             value = rng.normal(0, 0.5, shape)
-        elif "embeddings" in name:
+        elif name.endswith("relative_attention_bias.weight"):
+            value = rng.normal(0, 1.0, shape)
+        elif "embeddings." in name:
             # Rows of small variance: a wrong LayerNorm epsilon shows. Token types as large as the words.
             value = rng.normal(0, 0.02 if "position" in name else 0.03, shape)
         else:
-            head = name.endswith("out_proj.weight") or name == "classifier.weight"
+            head = name.endswith("out_proj.weight") or name in ("classifier.weight", "6.linear.weight")
             value = rng.normal(0, 1.0 if head else SHAPE["initializer_range"], shape)
         parameter.data = torch.tensor(value, dtype=torch.float32)
 
@@ -157,20 +222,29 @@ def clean(folder):
     for key in ("name_or_path", "is_local", "local_files_only"):
         settings.pop(key, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.chmod(folder / "model.safetensors", 0o644)
+    for weights in folder.rglob("model.safetensors"):
+        os.chmod(weights, 0o644)
 
 
 def make_model(name):
     kind = KINDS[name]
     tokenizer = kind["tokenizer"]()
-    network = kind["network"](kind["config"](vocab_size=len(tokenizer), **SHAPE, **kind["settings"]))
+    shape = kind.get("shape", {**SHAPE, **({"hidden_activation": "gelu"} if "modern" in name else {})})
+    if "modern" in name:
+        shape.pop("hidden_act")
+    network = kind["network"](kind["config"](vocab_size=len(tokenizer), **shape, **kind["settings"]))
     randomise(network, kind["seed"])
     folder = HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as draft:
         network.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        model = CrossEncoder(draft, device="cpu", activation_fn=kind.get("activation"), prompts=kind.get("prompts"))
+        if "modules" in kind:
+            behind = kind["modules"]()
+            randomise(torch.nn.Sequential(torch.nn.Identity(), *behind), kind["seed"] + 1)
+            model = CrossEncoder(modules=[Transformer(draft), *behind], device="cpu")
+        else:
+            model = CrossEncoder(draft, device="cpu", activation_fn=kind.get("activation"), prompts=kind.get("prompts"))
         model.save_pretrained(str(folder), create_model_card=False)
     clean(folder)
     size = sum((folder / file).stat().st_size for file in ("model.safetensors", "tokenizer.json"))
@@ -342,14 +416,14 @@ def answers(folder, plain):
         pair_types = encoded["token_type_ids"][0].tolist() if "token_type_ids" in encoded else [0] * len(pair_ids)
         alone = raw.encode(a, b)
         assert alone.ids == pair_ids, f"tokenizer.json alone disagrees on {(a[:40], b[:40])}"
-        assert alone.type_ids == pair_types, (a[:40], b[:40])
+        assert "token_type_ids" not in encoded or alone.type_ids == pair_types, (a[:40], b[:40])
         ids.append(pair_ids)
         type_ids.append(pair_types)
 
     logits = logits_of(model, expanded)
     alone = np.concatenate([logits_of(model, [pair]) for pair in expanded])
     double = copy.deepcopy(model)
-    double.model.double()
+    double.double()
     exact = np.asarray(double.predict(expanded, activation_fn=torch.nn.Identity(), show_progress_bar=False,
                                       convert_to_numpy=False, convert_to_tensor=True).double()).reshape(logits.shape)
     noise = {"padding": number(np.abs(logits - alone).max()), "float64": number(np.abs(logits - exact).max())}
@@ -412,68 +486,133 @@ def check_visible(name, model, pairs, logits):
 
     def moved(change):
         other = copy.deepcopy(model)
-        change(other.model)
+        change(other)
         return np.abs(logits_of(other, short) - before).max()
 
     def zero(parameter):
-        def change(network):
-            network.get_parameter(parameter).data.zero_()
+        def change(other):
+            other.get_parameter(parameter).data.zero_()
         return change
 
     def ones(parameter):
-        def change(network):
-            network.get_parameter(parameter).data.fill_(1)
+        def change(other):
+            other.get_parameter(parameter).data.fill_(1)
         return change
 
-    def tanh_gelu(network):
-        for layer in network.base_model.encoder.layer:
-            layer.intermediate.intermediate_act_fn = torch.nn.GELU(approximate="tanh")
+    def layers(other):
+        base = other.model.base_model
+        if hasattr(base, "layers"):
+            return base.layers
+        return (base.encoder if hasattr(base, "encoder") else base.transformer).layer
 
-    def no_types(network):
-        forward = network.base_model.embeddings.token_type_embeddings.forward
-        network.base_model.embeddings.token_type_embeddings.forward = lambda ids: forward(ids) * 0
+    def tanh_gelu(other):
+        for layer in layers(other):
+            for part in layer.modules():
+                for name in ("intermediate_act_fn", "activation", "act"):
+                    if hasattr(part, name):
+                        setattr(part, name, torch.nn.GELU(approximate="tanh"))
 
-    def all_types_zero(network):
-        forward = network.base_model.embeddings.token_type_embeddings.forward
-        network.base_model.embeddings.token_type_embeddings.forward = lambda ids: forward(ids * 0)
-
-    def shift(by):
-        def change(network):
-            table = network.base_model.embeddings.position_embeddings
+    def table(name, change_ids):
+        def change(other):
+            table = getattr(other.model.base_model.embeddings, name)
             forward, last = table.forward, table.num_embeddings - 1
-            table.forward = lambda ids: forward((ids + by).clamp(0, last))
+            table.forward = lambda ids: forward(change_ids(ids).clamp(0, last))
         return change
+
+    def no_types(other):
+        table = other.model.base_model.embeddings.token_type_embeddings
+        forward = table.forward
+        table.forward = lambda ids: forward(ids) * 0
 
     def epsilon(value):
-        def change(network):
-            for module in network.modules():
+        def change(other):
+            for module in other.modules():
                 if isinstance(module, torch.nn.LayerNorm):
                     module.eps = value
         return change
 
-    def scaling(network):
-        for layer in network.base_model.encoder.layer:
-            layer.attention.self.scaling *= 0.9
+    def scaling(other):
+        for name, parameter in other.named_parameters():
+            if any(part in name for part in (".query.", ".q_lin.", ".attn.q.")):
+                parameter.data *= 0.9
+            elif ".Wqkv." in name:
+                parameter.data[: len(parameter) // 3] *= 0.9
 
-    mistakes = {"tanh GELU": tanh_gelu, "no token types": no_types, "positions + 1": shift(1), "positions - 1": shift(-1),
-                "attention scale": scaling}
-    if model.model.config.type_vocab_size > 1:
-        mistakes["all token types 0"] = all_types_zero
+    mistakes = {"tanh GELU": tanh_gelu, "attention scale": scaling}
+    config, embeddings = model.model.config, model.model.base_model.embeddings
+    if hasattr(embeddings, "position_embeddings"):
+        for by in (1, -1):
+            mistakes[f"positions + {by}"] = table("position_embeddings", lambda ids, by=by: ids + by)
+    if hasattr(embeddings, "token_type_embeddings"):
+        mistakes["no token types"] = no_types
+        if config.type_vocab_size > 1:
+            mistakes["all token types 0"] = table("token_type_embeddings", lambda ids: ids * 0)
+    mistakes |= mistakes_of(config.model_type)
+    usual = next(m.eps for m in model.model.modules() if isinstance(m, torch.nn.LayerNorm))
     for value in EPSILONS:
-        if value != model.model.config.layer_norm_eps:
+        if value != usual:
             mistakes[f"epsilon {value}"] = epsilon(value)
-    for parameter, _ in model.model.named_parameters():
-        if parameter.endswith("key.bias"):
-            continue  # adds the same to every score of a query: softmax cannot see it
+    for parameter, _ in model.named_parameters():
+        if parameter.endswith(("key.bias", "k_lin.bias", "attn.k.bias")) or ("modules" in KINDS.get(name, {}) and ".pooler." in parameter):
+            continue  # adds the same to every score of a query: softmax cannot see it; nor is that pooler used
         if parameter.endswith("bias"):
             mistakes[f"no {parameter}"] = zero(parameter)
-        elif parameter.endswith("LayerNorm.weight"):
+        elif parameter.lower().endswith("norm.weight"):
             mistakes[f"no {parameter}"] = ones(parameter)
+        elif "residual" in parameter or "relative_attention_bias" in parameter:
+            mistakes[f"no {parameter}"] = zero(parameter)
     sizes = {what: moved(change) for what, change in mistakes.items()}
     least = sorted(sizes.items(), key=lambda item: item[1])[:4]
     print(f"{name}: {len(sizes)} mistakes show, least: " + ", ".join(f"{what} {size:.4f}" for what, size in least))
     hidden = {what: size for what, size in sizes.items() if size <= VISIBLE}
     assert not hidden, f"{name}: these mistakes would not show: {hidden}"
+
+
+def mistakes_of(model_type):
+    """What can go wrong in one architecture only."""
+
+    def attribute(find, name, value):
+        def change(other):
+            found = find(other.model)
+            setattr(found, name, value(getattr(found, name)))
+        return change
+
+    if model_type == "electra":
+        return {"tanh in the head": attribute(lambda m: m.classifier, "activation", lambda _: torch.nn.Tanh())}
+    if model_type == "mpnet":
+        def buckets(change_position):
+            def change(other):
+                encoder = other.model.base_model.encoder
+                bucket = encoder.relative_position_bucket
+                encoder.relative_position_bucket = lambda position, **kw: bucket(change_position(position), **kw)
+            return change
+        return {"bias of the next place": buckets(lambda p: p + 1), "bias mirrored": buckets(lambda p: -p),
+                "bias of few places": buckets(lambda p: p.clamp(-90, 90))}
+    if model_type == "modernbert":
+        def theta(kind, factor):
+            def change(other):
+                name = f"{kind}_inv_freq"
+                rotary = other.model.base_model.rotary_emb
+                setattr(rotary, name, getattr(rotary, name) * factor)
+            return change
+        def gate(other):
+            for layer in other.model.base_model.layers:
+                weight = layer.mlp.Wi.weight.data
+                layer.mlp.Wi.weight.data = torch.cat([weight[len(weight) // 2:], weight[: len(weight) // 2]])
+        def local(index):
+            def change(other):
+                layer = other.model.base_model.layers[index]
+                both = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
+                layer.attention_type = both[layer.attention_type]
+            return change
+        config = lambda m: m.config
+        return {"window + 1": attribute(config, "local_attention", lambda x: x + 2),
+                "window - 1": attribute(config, "local_attention", lambda x: x - 2),
+                "global theta": theta("full_attention", 1.1), "local theta": theta("sliding_attention", 1.1),
+                "gate and input swapped": gate,
+                "pooling": attribute(config, "classifier_pooling", lambda x: {"cls": "mean", "mean": "cls"}[x]),
+                **{f"layer {i} local or global": local(i) for i in range(3)}}
+    return {}
 
 
 # ---------------------------------------------------------------- files
@@ -495,6 +634,7 @@ def write(path, result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=KINDS, help="one of the tiny models")
     parser.add_argument("--model", type=Path, help="a saved model: only its answers are made")
     args = parser.parse_args()
     torch.manual_seed(1)
@@ -503,7 +643,7 @@ def main():
         write(HERE / f"{folder.name}.json", answers(folder, plain=True))
         write(HERE / f"{folder.name}-quality.json", quality(folder))
         return
-    for name in KINDS:
+    for name in [args.only] if args.only else KINDS:
         write(HERE / f"{name}.json", answers(make_model(name), plain=False))
 
 

@@ -10,7 +10,8 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef};
 
 use super::{
-    check_lengths, epsilon, floats, inputs, missing_attribute, one_output, output, required,
+    PlaceInputs, check_lengths, epsilon, floats, inputs, missing_attribute, one_output, output,
+    place_inputs, required, window,
 };
 use crate::graph::operator;
 use crate::scorer::attention::Queries;
@@ -114,7 +115,9 @@ impl<P: Named> Operator for EncoderLayer<P> {
             types.extend(P::MATRIX);
         }
         types.resize(Self::INPUTS, TensorElementType::Float32);
-        required(types)
+        let mut inputs = required(types);
+        inputs.extend(place_inputs());
+        inputs
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -134,6 +137,7 @@ impl<P: Named> Operator for EncoderLayer<P> {
             path: self.path,
             products: PhantomData,
             heads: number(operator::HEADS)? as usize,
+            window: window(context),
             activation: match number(operator::ACTIVATION)? {
                 operator::GELU => Finish::Gelu,
                 operator::GELU_TANH => Finish::GeluTanh,
@@ -153,6 +157,7 @@ pub(super) struct EncoderLayerKernel<P> {
     path: Path,
     products: PhantomData<fn() -> P>,
     heads: usize,
+    window: Option<usize>,
     activation: Finish,
     queries: Queries,
     epsilon: f32,
@@ -161,6 +166,11 @@ pub(super) struct EncoderLayerKernel<P> {
 impl<P: Named> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let inputs = inputs(context, EncoderLayer::<P>::INPUTS)?;
+        let places = PlaceInputs::read(context, inputs.len())?;
+        let (shape, hidden) = inputs[0].try_extract_tensor::<f32>()?;
+        let (_, lengths) = inputs[1].try_extract_tensor::<i32>()?;
+        let (tokens, width) = (shape[0] as usize, shape[1] as usize);
+        check_lengths(lengths, tokens)?;
         let matrix = |index: usize| {
             let first = EncoderLayer::<P>::ROWS + index * P::MATRIX.len();
             P::matrix(&inputs[first..first + P::MATRIX.len()])
@@ -183,11 +193,8 @@ impl<P: Named> Kernel for EncoderLayerKernel<P> {
             output_norm: norm(1)?,
             activation: self.activation,
             heads: self.heads,
+            places: places.places(self.window, (self.heads, width / self.heads), lengths)?,
         };
-        let (shape, hidden) = inputs[0].try_extract_tensor::<f32>()?;
-        let (_, lengths) = inputs[1].try_extract_tensor::<i32>()?;
-        let (tokens, width) = (shape[0] as usize, shape[1] as usize);
-        check_lengths(lengths, tokens)?;
         let rows = match self.queries {
             Queries::EveryToken => tokens,
             Queries::OnePerSequence => lengths.len(),
