@@ -86,6 +86,17 @@ pub mod operator {
     /// The same with weights of eight bits: each matrix is the strips, scales and sums of
     /// [`crate::quantize::Quantized`] and a bias.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
+    /// A layer that normalises before each part and has a gate, in fp32.
+    ///
+    /// Inputs as of a [`LAYER`], but [`GATED_MATRICES`] matrices: queries; keys and values; the projection
+    /// of what attention gives; up; gate; down. LayerNorm stands before attention, and before up and gate.
+    pub const GATED_LAYER: &str = "GatedLayer";
+    /// The same with weights of eight bits.
+    pub const QUANTIZED_GATED_LAYER: &str = "QuantizedGatedLayer";
+    /// Dense layers of a [`GATED_LAYER`].
+    pub const GATED_MATRICES: usize = 6;
+    /// Attribute of a [`GATED_LAYER`]: 1 when its input is normalised already.
+    pub const NORMED: &str = "normed";
     /// Dense layers of a [`LAYER`].
     pub const MATRICES: usize = 5;
     /// LayerNorms of a [`LAYER`].
@@ -147,15 +158,6 @@ pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Gr
         true => last_layer,
         false => Rows::All,
     };
-    if precision == Precision::Int8 && model.manifest.encoder.gated.is_some() {
-        return Err(ModelError::new(
-            format!(
-                "the architecture `{}` is not served in eight bits",
-                model.manifest.architecture
-            ),
-            "use `--precision fp32`, or `auto`, which takes it",
-        ));
-    }
     let mut graph = EncoderGraph::new(model, last_layer, precision);
     let hidden = graph.encode()?;
     let pooled = graph.pooled(&hidden, last_layer);

@@ -141,6 +141,8 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-electra",
         "tiny-modular",
         "tiny-mpnet",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
     ] {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
@@ -158,18 +160,6 @@ fn every_architecture_keeps_the_order_of_its_reference() {
             "{name}: {correlation}"
         );
     }
-}
-
-#[test]
-fn layers_with_gates_are_refused_with_a_hint() {
-    let model = Model::open(&model_dir("tiny-modernbert")).unwrap();
-    let refused = graph::build(&model, Rows::FirstOfEach, Precision::Int8).unwrap_err();
-    assert!(
-        refused
-            .message()
-            .contains("`modernbert` is not served in eight bits")
-    );
-    assert!(refused.hint().contains("`--precision fp32`"));
 }
 
 /// Sentences and what people said of them, from the test set of the STS Benchmark; `None` where it
@@ -260,6 +250,8 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
         "tiny-electra",
         "tiny-modular",
         "tiny-mpnet",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
     ] {
         check_company(&Model::open(&model_dir(name)).unwrap(), name);
     }

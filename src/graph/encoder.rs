@@ -54,6 +54,10 @@ impl<'a> EncoderGraph<'a> {
         self.model
     }
 
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Tokens of each sequence.
     pub(super) fn lengths(&self) -> Value {
         self.inputs.lengths.clone()
@@ -293,11 +297,9 @@ impl<'a> EncoderGraph<'a> {
         let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
 
         let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
-        let mut matrix =
-            |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| match self.precision {
-                Precision::Int8 => inputs.extend(self.quantized(name, input, matrices, bias)),
-                _ => inputs.extend(self.strips(name, input, matrices, bias)),
-            };
+        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
+            inputs.extend(self.product(name, input, matrices, bias));
+        };
         matrix(&part(tensors.query), size, &[&query], query_bias);
         matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
         matrix(&projection, size, &[&projected], projection_bias);
@@ -309,11 +311,6 @@ impl<'a> EncoderGraph<'a> {
             }
         }
         inputs.extend(self.places());
-        let activation = match hidden_act {
-            HiddenAct::Gelu => operator::GELU,
-            HiddenAct::GeluTanh => operator::GELU_TANH,
-            HiddenAct::Relu => operator::RELU,
-        };
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
@@ -324,7 +321,7 @@ impl<'a> EncoderGraph<'a> {
             &inputs.iter().collect::<Vec<_>>(),
             &[
                 Attr::Int(operator::HEADS, heads as i64),
-                Attr::Int(operator::ACTIVATION, activation),
+                Attr::Int(operator::ACTIVATION, activation(hidden_act)),
                 Attr::Int(
                     operator::FIRST_OF_EACH,
                     i64::from(rows == Rows::FirstOfEach),
@@ -332,6 +329,21 @@ impl<'a> EncoderGraph<'a> {
                 Attr::Float(operator::EPSILON, layer_norm_eps),
             ],
         ))
+    }
+
+    /// Matrices `[out, input]` side by side, as the operator of a whole layer takes them in this
+    /// precision.
+    pub(super) fn product(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> Vec<Value> {
+        match self.precision {
+            Precision::Int8 => self.quantized(name, input, matrices, bias).to_vec(),
+            _ => self.strips(name, input, matrices, bias).to_vec(),
+        }
     }
 
     /// Matrices `[out, input]` side by side in eight bits, as a [`operator::QUANTIZED_LAYER`] takes
@@ -571,5 +583,14 @@ impl<'a> EncoderGraph<'a> {
     pub(super) fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
         self.graph
             .node(name, STANDARD, "Gather", &[rows, index], &[])
+    }
+}
+
+/// How an operator is told the function of the feed-forward part.
+pub(super) fn activation(function: HiddenAct) -> i64 {
+    match function {
+        HiddenAct::Gelu => operator::GELU,
+        HiddenAct::GeluTanh => operator::GELU_TANH,
+        HiddenAct::Relu => operator::RELU,
     }
 }

@@ -2,14 +2,27 @@
 //! their places, attention to everything or to what is near, and a gate in the feed-forward part.
 
 use super::builder::{Attr, CONTRIB, STANDARD, Value};
-use super::encoder::EncoderGraph;
-use super::{Rows, operator};
+use super::encoder::{EncoderGraph, activation};
+use super::{Precision, Rows, operator};
 use crate::model::{EncoderConfig, Gated, HiddenAct, ModelError};
 
 /// Tables of cosines and sines.
 struct Rotary {
     global: Value,
     local: Value,
+}
+
+impl Rotary {
+    /// The table of a layer; its window becomes an attribute.
+    fn of(&self, gated: &Gated, index: usize, attributes: &mut Vec<Attr>) -> Value {
+        match gated.local[index] {
+            true => {
+                attributes.push(Attr::Int(operator::WINDOW, gated.window as i64));
+                self.local.clone()
+            }
+            false => self.global.clone(),
+        }
+    }
 }
 
 impl EncoderGraph<'_> {
@@ -57,6 +70,9 @@ impl EncoderGraph<'_> {
         rows: Rows,
         rotary: &Rotary,
     ) -> Result<Value, ModelError> {
+        if self.precision() != Precision::Fp32Nodes {
+            return self.whole_gated_layer(gated, index, hidden, rows, rotary);
+        }
         let EncoderConfig {
             hidden_size: size,
             intermediate_size: inner,
@@ -88,6 +104,100 @@ impl EncoderGraph<'_> {
         let contracted = self.linear(&down, &expanded, inner, &[&matrix]);
         let contracted = self.biased(&down, contracted, size, gated.feed_forward_bias)?;
         Ok(self.add(&base, &contracted, &attended))
+    }
+
+    /// A whole layer as one node.
+    fn whole_gated_layer(
+        &mut self,
+        gated: &Gated,
+        index: usize,
+        hidden: &Value,
+        rows: Rows,
+        rotary: &Rotary,
+    ) -> Result<Value, ModelError> {
+        let &EncoderConfig {
+            hidden_size: size,
+            intermediate_size: inner,
+            heads,
+            layer_norm_eps,
+            hidden_act,
+            ref tensors,
+            ..
+        } = self.config;
+        let weights = &self.model().weights;
+        let base = tensors.layer(index);
+        let part = |name: &str| format!("{base}.{name}");
+        let bias = |name: &str, there: bool, size: usize| match there {
+            true => weights.read(&format!("{name}.bias"), &[size]),
+            false => Ok(vec![0.0; size]),
+        };
+        let asking = part(tensors.query);
+        let scale = ((size / heads) as f32).sqrt().recip();
+        let mut matrix = self.matrix(&asking, 3 * size, size)?;
+        let mut query_bias = bias(&asking, gated.attention_bias, 3 * size)?;
+        let key_bias = query_bias.split_off(size);
+        let (query, keys) = matrix.split_at_mut(size * size);
+        query.iter_mut().for_each(|weight| *weight *= scale);
+        query_bias.iter_mut().for_each(|weight| *weight *= scale);
+        let output = part(tensors.output);
+        let projection = self.matrix(&output, size, size)?;
+        let projection_bias = bias(&output, gated.attention_bias, size)?;
+        let up = part(tensors.up);
+        let expanding = self.matrix(&up, 2 * inner, size)?;
+        let (input, gate) = expanding.split_at(inner * size);
+        let mut input_bias = bias(&up, gated.feed_forward_bias, 2 * inner)?;
+        let gate_bias = input_bias.split_off(inner);
+        let down = part(tensors.down);
+        let contracting = self.matrix(&down, size, inner)?;
+        let down_bias = bias(&down, gated.feed_forward_bias, size)?;
+
+        let mut inputs = vec![hidden.clone(), self.lengths()];
+        let mut matrix = |name: String, input: usize, matrix: &[f32], bias: Vec<f32>| {
+            inputs.extend(self.product(&name, input, &[matrix], bias));
+        };
+        matrix(format!("{asking}.query"), size, query, query_bias);
+        matrix(format!("{asking}.kv"), size, keys, key_bias);
+        matrix(output, size, &projection, projection_bias);
+        matrix(format!("{up}.input"), size, input, input_bias);
+        matrix(format!("{up}.gate"), size, gate, gate_bias);
+        matrix(down, inner, &contracting, down_bias);
+        for (name, there) in [
+            (tensors.attention_norm, index > 0),
+            (tensors.output_norm, true),
+        ] {
+            let name = part(name);
+            let gamma = match there {
+                true => self.vector(&format!("{name}.weight"), size)?,
+                // Never read.
+                false => self.floats(&format!("{name}.weight"), &[size], vec![1.0; size]),
+            };
+            let beta = match there && gated.norm_bias {
+                true => self.vector(&format!("{name}.bias"), size)?,
+                false => self.floats(&format!("{name}.bias"), &[size], vec![0.0; size]),
+            };
+            inputs.extend([gamma, beta]);
+        }
+        let mut attributes = vec![
+            Attr::Int(operator::HEADS, heads as i64),
+            Attr::Int(operator::ACTIVATION, activation(hidden_act)),
+            Attr::Int(
+                operator::FIRST_OF_EACH,
+                i64::from(rows == Rows::FirstOfEach),
+            ),
+            Attr::Int(operator::NORMED, i64::from(index == 0)),
+            Attr::Float(operator::EPSILON, layer_norm_eps),
+        ];
+        inputs.push(rotary.of(gated, index, &mut attributes));
+        Ok(self.graph.node(
+            &base,
+            operator::DOMAIN,
+            match self.precision() {
+                Precision::Int8 => operator::QUANTIZED_GATED_LAYER,
+                _ => operator::GATED_LAYER,
+            },
+            &inputs.iter().collect::<Vec<_>>(),
+            &attributes,
+        ))
     }
 
     /// Attention of queries that are turned by their places to keys that are: a row for each query.
@@ -138,19 +248,13 @@ impl EncoderGraph<'_> {
         };
         let query = self.linear(&name, &asking, size, &[query]);
         let mut attributes = vec![Attr::Int(operator::HEADS, heads as i64)];
-        let table = match gated.local[index] {
-            true => {
-                attributes.push(Attr::Int(operator::WINDOW, gated.window as i64));
-                &rotary.local
-            }
-            false => &rotary.global,
-        };
+        let table = rotary.of(gated, index, &mut attributes);
         let lengths = self.lengths();
         Ok(self.graph.node(
             &format!("{base}.context"),
             operator::DOMAIN,
             operator::PACKED_ATTENTION,
-            &[&query, &keys, &bias, &lengths, table],
+            &[&query, &keys, &bias, &lengths, &table],
             &attributes,
         ))
     }

@@ -1,5 +1,9 @@
 //! A layer of the encoder: attention and feed-forward, with everything that lies between its matrix
-//! products. It is the same in every arithmetic.
+//! products. It is the same in every arithmetic. [`GatedLayer`] is the other form.
+
+mod gated;
+
+pub use gated::{GatedLayer, forward as forward_gated};
 
 use super::attention::{self, Attention, Columns, Places, Queries};
 pub use super::elementary::Finish;
@@ -86,13 +90,23 @@ pub struct Layer<'a, Matrix> {
 #[derive(Debug, Default)]
 pub struct Scratch<P> {
     products: P,
-    attention: attention::Scratch,
+    asked: Asked,
     first: Vec<f32>,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
+    normed: Vec<f32>,
+    normed_first: Vec<f32>,
     context: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,
+    gate: Vec<f32>,
+    zeros: Vec<f32>,
+}
+
+/// The part of it that attention needs.
+#[derive(Debug, Default)]
+struct Asked {
+    attention: attention::Scratch,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
     zeros: Vec<f32>,
 }
 
@@ -112,66 +126,72 @@ pub struct Input<'a> {
     pub queries: Queries,
 }
 
-/// Runs a layer: `output` is `[tokens or sequences, width]`.
-///
-/// # Errors
-/// [`NotFinite`], with whatever in `output`.
-pub fn forward<P: Products>(
+impl<'a> Input<'a> {
+    /// The rows that the output is wanted of, if need be in `first`.
+    fn wanted(self, width: usize, first: &'a mut Vec<f32>) -> &'a [f32] {
+        if self.queries == Queries::EveryToken {
+            return self.hidden;
+        }
+        first.clear();
+        let mut start = 0;
+        for &length in self.lengths {
+            first.extend_from_slice(&self.hidden[start * width..][..width]);
+            start += length as usize;
+        }
+        first
+    }
+}
+
+/// What a layer asks of its tokens, and how.
+struct Asking<'a, Matrix> {
+    query: Matrix,
+    keys: Matrix,
+    heads: usize,
+    places: Places<'a>,
+}
+
+/// Writes the context of every query to `context`. Queries are made of `wanted`, which is all of the
+/// input's rows or the first of each sequence; keys and values of all rows.
+fn attend<P: Products>(
     path: Path,
-    layer: &Layer<'_, P::Matrix<'_>>,
+    asking: &Asking<'_, P::Matrix<'_>>,
     input: Input<'_>,
-    scratch: &mut Scratch<P>,
-    output: &mut [f32],
+    wanted: &[f32],
+    (products, asked): (&mut P, &mut Asked),
+    context: &mut Vec<f32>,
 ) -> Result<(), NotFinite> {
-    let width = P::outputs(layer.query);
+    let width = P::outputs(asking.query);
     let Input {
         hidden,
         lengths,
         queries,
     } = input;
-    let Scratch {
-        products,
+    let Asked {
         attention,
-        first,
         queries: asked,
         keys,
-        context,
-        attended,
-        inner: expanded,
         zeros,
-    } = scratch;
-    let residual = match queries {
-        Queries::EveryToken => hidden,
-        Queries::OnePerSequence => {
-            first.clear();
-            let mut start = 0;
-            for &length in lengths {
-                first.extend_from_slice(&hidden[start * width..][..width]);
-                start += length as usize;
-            }
-            first
-        }
-    };
+    } = asked;
     let nothing = Finish::Nothing;
-    asked.resize(residual.len(), 0.0);
+    asked.resize(wanted.len(), 0.0);
     keys.resize(2 * hidden.len(), 0.0);
     let chunks = hidden.chunks(CHUNK * width);
     for (chunk, (hidden, keys)) in chunks.zip(keys.chunks_mut(CHUNK * 2 * width)).enumerate() {
         let x = operand(hidden, width);
         products.prepare(path, x)?;
-        products.multiply(path, x, layer.keys, nothing, keys);
+        products.multiply(path, x, asking.keys, nothing, keys);
         if queries == Queries::EveryToken {
             let asked = &mut asked[chunk * CHUNK * width..][..hidden.len()];
-            products.multiply(path, x, layer.query, nothing, asked);
+            products.multiply(path, x, asking.query, nothing, asked);
         }
     }
     if queries == Queries::OnePerSequence {
-        let x = operand(residual, width);
+        let x = operand(wanted, width);
         products.prepare(path, x)?;
-        products.multiply(path, x, layer.query, nothing, asked);
+        products.multiply(path, x, asking.query, nothing, asked);
     }
 
-    context.resize(residual.len(), 0.0);
+    context.resize(wanted.len(), 0.0);
     zeros.resize(width, 0.0);
     let columns = |data, stride, offset| Columns {
         data,
@@ -185,12 +205,45 @@ pub fn forward<P: Products>(
         value: columns(keys, 2 * width, width),
         lengths,
         queries,
-        heads: layer.heads,
-        size: width / layer.heads,
-        places: layer.places,
+        heads: asking.heads,
+        size: width / asking.heads,
+        places: asking.places,
     };
     products.attend(path, &attend, attention, context);
+    Ok(())
+}
 
+/// Runs a layer: `output` is `[tokens or sequences, width]`.
+///
+/// # Errors
+/// [`NotFinite`], with whatever in `output`.
+pub fn forward<P: Products>(
+    path: Path,
+    layer: &Layer<'_, P::Matrix<'_>>,
+    input: Input<'_>,
+    scratch: &mut Scratch<P>,
+    output: &mut [f32],
+) -> Result<(), NotFinite> {
+    let width = P::outputs(layer.query);
+    let Scratch {
+        products,
+        asked,
+        first,
+        context,
+        attended,
+        inner: expanded,
+        ..
+    } = scratch;
+    let residual = input.wanted(width, first);
+    let asking = Asking {
+        query: layer.query,
+        keys: layer.keys,
+        heads: layer.heads,
+        places: layer.places,
+    };
+    attend(path, &asking, input, residual, (products, asked), context)?;
+
+    let nothing = Finish::Nothing;
     let inner = P::outputs(layer.up);
     let chunks = context.chunks(CHUNK * width);
     let outputs = output.chunks_mut(CHUNK * width);

@@ -1,5 +1,6 @@
 //! Operators of this crate's own, for graphs that run in ONNX Runtime.
 
+mod gated;
 mod layer;
 
 use ort::operator::{
@@ -7,6 +8,7 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
+use self::gated::GatedEncoderLayer;
 use self::layer::EncoderLayer;
 use super::attention::{Attention, Columns, Places, Queries, Scratch, attend};
 use super::fp32::Fp32;
@@ -23,6 +25,8 @@ pub(super) fn domain(path: Path) -> ort::Result<OperatorDomain> {
         .add(PackedPooling)?
         .add(QuantizedEmbeddings(path))?
         .add(EncoderLayer::<Int8>::new(path))?
+        .add(GatedEncoderLayer::<Int8>::new(path))?
+        .add(GatedEncoderLayer::<Fp32>::new(path))?
         .add(EncoderLayer::<Fp32>::new(path))
 }
 

@@ -26,6 +26,8 @@ use crate::scorer::quantized::{self, Int8};
 pub(super) trait Named: Products + 'static {
     /// The operator.
     const NAME: &'static str;
+    /// The one of the form with a gate.
+    const GATED_NAME: &'static str;
     /// What its inputs have of each dense layer.
     const MATRIX: &'static [TensorElementType];
 
@@ -38,6 +40,7 @@ pub(super) trait Named: Products + 'static {
 
 impl Named for Int8 {
     const NAME: &'static str = operator::QUANTIZED_LAYER;
+    const GATED_NAME: &'static str = operator::QUANTIZED_GATED_LAYER;
     const MATRIX: &'static [TensorElementType] = &[
         TensorElementType::Int8,
         TensorElementType::Float32,
@@ -62,6 +65,7 @@ impl Named for Int8 {
 
 impl Named for Fp32 {
     const NAME: &'static str = operator::LAYER;
+    const GATED_NAME: &'static str = operator::GATED_LAYER;
     const MATRIX: &'static [TensorElementType] =
         &[TensorElementType::Float32, TensorElementType::Float32];
 
@@ -75,6 +79,22 @@ impl Named for Fp32 {
     fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>> {
         thread_local!(static SCRATCH: RefCell<Scratch<Fp32>> = RefCell::default());
         &SCRATCH
+    }
+}
+
+pub(super) fn activation(number: i64) -> ort::Result<Finish> {
+    Ok(match number {
+        operator::GELU => Finish::Gelu,
+        operator::GELU_TANH => Finish::GeluTanh,
+        operator::RELU => Finish::Relu,
+        other => return Err(ort::Error::new(format!("activation {other} is unknown"))),
+    })
+}
+
+pub(super) fn queries(first_of_each: i64) -> Queries {
+    match first_of_each {
+        0 => Queries::EveryToken,
+        _ => Queries::OnePerSequence,
     }
 }
 
@@ -138,16 +158,8 @@ impl<P: Named> Operator for EncoderLayer<P> {
             products: PhantomData,
             heads: number(operator::HEADS)? as usize,
             window: window(context),
-            activation: match number(operator::ACTIVATION)? {
-                operator::GELU => Finish::Gelu,
-                operator::GELU_TANH => Finish::GeluTanh,
-                operator::RELU => Finish::Relu,
-                other => return Err(ort::Error::new(format!("activation {other} is unknown"))),
-            },
-            queries: match number(operator::FIRST_OF_EACH)? {
-                0 => Queries::EveryToken,
-                _ => Queries::OnePerSequence,
-            },
+            activation: activation(number(operator::ACTIVATION)?)?,
+            queries: queries(number(operator::FIRST_OF_EACH)?),
             epsilon: epsilon(context)?,
         })
     }

@@ -1,0 +1,122 @@
+//! A layer that normalises before each part, and multiplies the feed-forward part by a gate.
+
+use super::{
+    Asking, CHUNK, Finish, Input, LayerNorm, Normalize, NotFinite, Path, Places, Products, Scratch,
+    attend, operand,
+};
+
+/// Weights of such a layer.
+#[derive(Debug, Clone, Copy)]
+pub struct GatedLayer<'a, Matrix> {
+    /// Before attention; none where the hidden state is normalised already.
+    pub attention_norm: Option<LayerNorm<'a>>,
+    /// Queries, divided by the root of the size of a head: `[width]` outputs.
+    pub query: Matrix,
+    /// Keys and values: `[2 * width]`.
+    pub keys: Matrix,
+    /// What attention gives, projected: `[width]`.
+    pub projection: Matrix,
+    /// Before the feed-forward part.
+    pub inner_norm: LayerNorm<'a>,
+    /// `[inner]` outputs.
+    pub up: Matrix,
+    /// What comes after `up`.
+    pub activation: Finish,
+    /// What it is multiplied by: `[inner]` outputs.
+    pub gate: Matrix,
+    /// `[width]` outputs.
+    pub down: Matrix,
+    /// Number of heads.
+    pub heads: usize,
+    /// What attention makes of the places of tokens.
+    pub places: Places<'a>,
+}
+
+/// Runs a layer: `output` is `[tokens or sequences, width]`.
+///
+/// # Errors
+/// [`NotFinite`], with whatever in `output`.
+pub fn forward<P: Products>(
+    path: Path,
+    layer: &GatedLayer<'_, P::Matrix<'_>>,
+    input: Input<'_>,
+    scratch: &mut Scratch<P>,
+    output: &mut [f32],
+) -> Result<(), NotFinite> {
+    let width = P::outputs(layer.query);
+    let Scratch {
+        products,
+        asked,
+        first,
+        normed,
+        normed_first,
+        context,
+        attended,
+        inner: expanded,
+        gate,
+        zeros,
+    } = scratch;
+    zeros.resize(input.hidden.len(), 0.0);
+    let asking = Asking {
+        query: layer.query,
+        keys: layer.keys,
+        heads: layer.heads,
+        places: layer.places,
+    };
+    let hidden = match layer.attention_norm {
+        None => input.hidden,
+        Some(norm) => {
+            normalize(path, input.hidden, norm, zeros, normed);
+            &*normed
+        }
+    };
+    let normal = Input { hidden, ..input };
+    let wanted = normal.wanted(width, normed_first);
+    attend(path, &asking, normal, wanted, (products, asked), context)?;
+    let residual = input.wanted(width, first);
+
+    let nothing = Finish::Nothing;
+    let inner = P::outputs(layer.up);
+    let chunks = context.chunks(CHUNK * width);
+    let outputs = output.chunks_mut(CHUNK * width);
+    for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs) {
+        let rows = context.len() / width;
+        attended.resize(context.len(), 0.0);
+        expanded.resize(rows * inner, 0.0);
+        gate.resize(rows * inner, 0.0);
+        let x = operand(context, width);
+        products.prepare(path, x)?;
+        products.multiply(path, x, layer.projection, nothing, attended);
+        add(attended, residual);
+        normalize(path, attended, layer.inner_norm, zeros, normed);
+        let x = operand(normed, width);
+        products.prepare(path, x)?;
+        products.multiply(path, x, layer.up, layer.activation, expanded);
+        products.multiply(path, x, layer.gate, nothing, gate);
+        for (x, gate) in expanded.iter_mut().zip(&*gate) {
+            *x *= gate;
+        }
+        let x = operand(expanded, inner);
+        products.prepare(path, x)?;
+        products.multiply(path, x, layer.down, nothing, output);
+        add(output, attended);
+    }
+    Ok(())
+}
+
+/// Writes the LayerNorm of `x`, which is not longer than `zeros`, to `output`.
+fn normalize(path: Path, x: &[f32], norm: LayerNorm<'_>, zeros: &[f32], output: &mut Vec<f32>) {
+    output.clear();
+    output.extend_from_slice(x);
+    path.perform(Normalize {
+        x: output,
+        residual: &zeros[..x.len()],
+        norm,
+    });
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
