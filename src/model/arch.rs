@@ -1,7 +1,7 @@
 //! The architectures that can be served, one file each: what its `config.json` says, what its tensors
 //! are called, and how its head reads the encoder.
 //!
-//! A new one is a file here and its line in [`ALL`]. The graph is put together from what the file says.
+//! A new one is a file here and its line in `ALL`. The graph is put together from what the file says.
 
 mod bert;
 mod distilbert;
