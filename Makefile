@@ -3,11 +3,13 @@
 PYTHON ?= python3
 CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
+ONNXRUNTIME_GPU := target/onnxruntime-gpu
 CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
 
 .PHONY: serve build test test-parquet proof-ray clients lint docs audit sbom bench quality onnxruntime clean
+.PHONY: onnxruntime-gpu test-cuda bench-cuda
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -127,6 +129,19 @@ quality: onnxruntime
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:
 	@test -n "$$ORT_DYLIB_PATH" || $(PYTHON) scripts/fetch-onnxruntime.py $(ONNXRUNTIME)
+
+# The same, built for CUDA: ORT_DYLIB_PATH=$(pwd)/target/onnxruntime-gpu/libonnxruntime.so. It needs CUDA 13
+# and cuDNN 9, which are not fetched.
+onnxruntime-gpu:
+	$(PYTHON) scripts/fetch-onnxruntime.py --cuda $(ONNXRUNTIME_GPU)
+
+# On a machine with an NVIDIA GPU, CUDA 13 and cuDNN 9: its tests, and what it does beside torch.
+test-cuda: onnxruntime-gpu
+	RERANKD_TEST_CUDA=1 ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so \
+		$(CARGO) test --locked --test cuda -- --nocapture --test-threads 1
+
+bench-cuda: build onnxruntime-gpu
+	ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so $(PYTHON) benches/cuda.py
 
 clean:
 	$(CARGO) clean

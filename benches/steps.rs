@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rerankd::batch::cost::{Cost, Work};
-use rerankd::batch::plan::{BatchLimits, Plan};
+use rerankd::batch::plan::{BatchLimits, Plan, SHARE_ABOVE};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::strips::strips;
@@ -159,6 +159,7 @@ fn planning(criterion: &mut Criterion) {
     let limits = BatchLimits {
         max_tokens: BATCH_TOKENS,
         max_seconds: 0.1,
+        share_above: SHARE_ABOVE,
     };
     let waiting = Work::all(lengths.iter().copied());
     let plan = Plan::new(limits, Cost::GUESS, waiting, &[0.0]);

@@ -190,6 +190,8 @@ fn main() {
         runtime_library: runtime_library(),
         threads,
         precision: rerankd::config::Precision::Fp32,
+        device: rerankd::config::Device::Cpu,
+        library_path: None,
         batching: batching.clone(),
         // The rounds are the same.
         cache: CacheConfig {

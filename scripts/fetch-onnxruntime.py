@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Puts libonnxruntime.so of the pinned version into a folder.
+"""Puts the ONNX Runtime library of the pinned version into a folder.
 
-    fetch-onnxruntime.py FOLDER [--machine x86_64|aarch64]
+    fetch-onnxruntime.py FOLDER [--cuda] [--machine x86_64|aarch64]
 
-pip downloads the wheel and checks its sha256 against onnxruntime.txt beside this file; the library
-inside is unpacked and nothing is installed. Does nothing when the folder already holds it.
+pip downloads the wheel and checks its sha256 against onnxruntime.txt beside this file; the libraries
+inside are unpacked and nothing is installed. With `--cuda` it is the build for CUDA, whose provider
+lies beside it; CUDA and cuDNN themselves are not fetched. Does nothing when the folder already holds
+it.
 """
 
 import argparse
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,21 +20,26 @@ import zipfile
 from pathlib import Path
 
 PINS = Path(__file__).with_name("onnxruntime.txt")
+# What the build for CUDA loads from the folder it lies in.
+PROVIDERS = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 
 
-def pinned_version() -> str:
-    match = re.search(r"^onnxruntime==(\S+)", PINS.read_text(), re.MULTILINE)
+def pin(package: str) -> tuple[str, str]:
+    """The pinned version of `package`, and its lines."""
+    match = re.search(rf"^{re.escape(package)}==(\S+)(?: .*\\\n)*.*$", PINS.read_text(), re.MULTILINE)
     if match is None:
-        sys.exit(f"{PINS}: no line `onnxruntime==VERSION`")
-    return match.group(1)
+        sys.exit(f"{PINS}: no line `{package}==VERSION`")
+    return match[1], match[0]
 
 
-def download(machine: str, folder: Path) -> Path:
+def download(pinned: str, machine: str, folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(pinned + "\n")
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
         *("--only-binary", ":all:", "--implementation", "cp", "--python-version", "3.11"),
         *("--platform", f"manylinux_2_28_{machine}", "--platform", f"manylinux_2_27_{machine}"),
-        *("--dest", str(folder), "--requirement", str(PINS)),
+        *("--dest", str(folder), "--requirement", str(requirements)),
     ]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
@@ -41,23 +49,30 @@ def download(machine: str, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--cuda", action="store_true", help="the build for CUDA; x86_64 only")
     parser.add_argument("--machine", default=platform.machine(), choices=["x86_64", "aarch64"])
     arguments = parser.parse_args()
+    if arguments.cuda and arguments.machine != "x86_64":
+        sys.exit(f"no ONNX Runtime for CUDA is pinned for {arguments.machine}")
 
-    version = pinned_version()
+    version, pinned = pin("onnxruntime-gpu" if arguments.cuda else "onnxruntime")
     library = arguments.folder / f"libonnxruntime.so.{version}"
+    # The library comes last: where it lies, the providers lie too.
+    names = [*(PROVIDERS if arguments.cuda else ()), library.name]
     if library.exists():
         return
-    print(f"fetching ONNX Runtime {version} for {arguments.machine}", file=sys.stderr)
+    what = "ONNX Runtime for CUDA" if arguments.cuda else "ONNX Runtime"
+    print(f"fetching {what} {version} for {arguments.machine}", file=sys.stderr)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = download(arguments.machine, Path(scratch))
+        wheel = download(pinned, arguments.machine, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
-            data = archive.read(f"onnxruntime/capi/{library.name}")
-    # Written beside and renamed, so that an interrupted run leaves no half a library.
-    partial = library.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.rename(library)
+            for name in names:
+                # Written beside and renamed, so that an interrupted run leaves no half a library.
+                partial = arguments.folder / f"{name}.partial"
+                with archive.open(f"onnxruntime/capi/{name}") as packed, partial.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+                partial.rename(arguments.folder / name)
     link = arguments.folder / "libonnxruntime.so"
     link.unlink(missing_ok=True)
     link.symlink_to(library.name)

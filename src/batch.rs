@@ -54,6 +54,32 @@ impl Batch {
         batch
     }
 
+    /// Two batches of about as many tokens each, which together are this one, in its order. The first
+    /// has at least one sequence, and so has the second where there are two.
+    pub fn halves(&self) -> (Self, Self) {
+        let (mut tokens, mut count) = (0, 0);
+        for &length in &self.lengths {
+            let closer = 2 * tokens + length <= self.tokens();
+            if count > 0 && (!closer || count + 1 == self.sequences()) {
+                break;
+            }
+            tokens += length;
+            count += 1;
+        }
+        let part = |ids: &[u32], type_ids: &[u8], lengths: &[usize]| Self {
+            ids: ids.to_vec(),
+            type_ids: type_ids.to_vec(),
+            lengths: lengths.to_vec(),
+        };
+        let (ids, more_ids) = self.ids.split_at(tokens);
+        let (types, more_types) = self.type_ids.split_at(tokens);
+        let (lengths, more_lengths) = self.lengths.split_at(count);
+        (
+            part(ids, types, lengths),
+            part(more_ids, more_types, more_lengths),
+        )
+    }
+
     /// Token ids of all sequences, `[tokens]`.
     pub fn ids(&self) -> &[u32] {
         &self.ids
@@ -82,5 +108,30 @@ impl Batch {
     /// Tokens of the longest sequence; 0 when there is none.
     pub fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Both together are the batch, and neither is empty.
+        #[test]
+        fn halves_are_all_of_it(lengths in prop::collection::vec(1_usize..50, 2..20)) {
+            let encoding = |(i, &length): (usize, &usize)| Encoding {
+                ids: vec![i as u32; length],
+                type_ids: vec![(i % 2) as u8; length],
+            };
+            let encodings: Vec<Encoding> = lengths.iter().enumerate().map(encoding).collect();
+            let (first, second) = Batch::pack(&encodings).halves();
+            prop_assert!(first.sequences() > 0 && second.sequences() > 0);
+            let (a, b) = encodings.split_at(first.sequences());
+            prop_assert_eq!(first.clone(), Batch::pack(a));
+            prop_assert_eq!(second.clone(), Batch::pack(b));
+            let longest = lengths.iter().max().unwrap();
+            prop_assert!(first.tokens().abs_diff(second.tokens()) <= *longest);
+        }
     }
 }

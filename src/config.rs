@@ -5,6 +5,7 @@
 //! in `config/rerankd.toml` are all made of it. Nothing here reads flags, files or the environment.
 
 mod choice;
+mod device;
 pub mod document;
 mod keys;
 mod secret;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
+pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
 pub use secret::Secret;
 pub use setting::{Kind, PREFIX, Setting};
@@ -134,10 +136,17 @@ setting::settings! {
         threads "N": Option<usize> = None, in 1..=1024,
             or "the cores that affinity mask and cgroup allow";
 
+        // What a server runs on, and with it the digits of its scores, should not change by itself.
+        /// What runs the model: `cpu`, `cuda` or `cuda:N` for an NVIDIA GPU, or `auto` for a GPU where
+        /// one can be used. A GPU that was asked for and cannot be used is an error at start, with
+        /// what is missing; `auto` says in the log and in `/info` what it took, and why.
+        device "DEVICE": Device = Device::Cpu;
+
         /// Arithmetic of the matrix products. `fp32` computes as the reference does; `int8` is
         /// faster and needs less memory, and moves scores a little. `auto` takes `int8` for the
         /// embedded model, where its effect was measured, if the processor has AVX2 or better, and
-        /// `fp32` for every other: measure your model before you choose `int8` for it.
+        /// `fp32` for every other: measure your model before you choose `int8` for it. On a GPU it
+        /// is `fp16`, which no processor is run with, and there is no `int8`.
         precision "PRECISION": Precision = Precision::Fp32;
     }
 
@@ -148,6 +157,11 @@ setting::settings! {
         /// Most tokens of one batch. It bounds the memory of a run; smaller batches give away
         /// throughput.
         max_batch_tokens "TOKENS": usize = 512, in 1..=1 << 24;
+
+        // Enough rows to keep a large GPU busy with a small model.
+        /// Most tokens of one batch on a GPU, in place of `max_batch_tokens`. What the GPU's memory
+        /// does not hold is less by itself.
+        cuda_batch_tokens "TOKENS": usize = 16_384, in 1..=1 << 24;
 
         // What people do not notice.
         /// Longest that one batch may take by the server's own estimate, unless a single pair takes

@@ -5,6 +5,7 @@
 //! reads no other.
 
 pub mod builder;
+pub mod cuda;
 mod encoder;
 mod gated;
 mod head;

@@ -1,6 +1,7 @@
 //! From files to a running [`Reranker`].
 
 mod calibrate;
+mod engine;
 mod self_test;
 
 use std::ffi::OsString;
@@ -8,27 +9,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::calibrate::Sample;
+use self::engine::{Engine, Plan};
 use crate::batch::cost::Work;
-use crate::batch::plan::BatchLimits;
-use crate::config::{BatchConfig, CacheConfig, Precision};
+use crate::config::{BatchConfig, CacheConfig, Device, Precision};
 use crate::encoder::PairEncoder;
-use crate::graph::{self, Rows};
 use crate::metrics::Metrics;
-use crate::model::{Model, ModelError};
+use crate::model::{Manifest, Model, ModelError};
 use crate::rerank::Strategy;
+use crate::scorer::device::DeviceError;
 use crate::scorer::isa::Path;
 use crate::scorer::library::{Library, LibraryError};
-use crate::scorer::onnx::{Layout, OnnxModel};
 use crate::scorer::{ScoreError, Scorer};
 use crate::service::{Capacity, ModelInfo, Reranker};
 
+pub use engine::PrecisionError;
 pub use self_test::SelfTestError;
 
 use self_test::SelfTest;
 
 /// What to load, and how much of the machine to give it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadConfig {
     /// Directory of the model; `None` for the embedded one.
     pub model: Option<PathBuf>,
@@ -42,6 +42,10 @@ pub struct LoadConfig {
     pub threads: usize,
     /// Arithmetic of the matrix products.
     pub precision: Precision,
+    /// What runs the model.
+    pub device: Device,
+    /// Where the system's loader looks first, as `LD_LIBRARY_PATH` gives it.
+    pub library_path: Option<OsString>,
     /// How pairs become batches, and how many may wait.
     pub batching: BatchConfig,
     /// Which scores are kept.
@@ -54,6 +58,12 @@ pub enum LoadError {
     /// ONNX Runtime is missing, broken or too old.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The device that was asked for cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device has not the arithmetic that was asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
     /// The model cannot be served.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -78,62 +88,70 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
             .map(|dir| tracing::field::display(dir.display())),
         "loading the model"
     );
+    let plan = Plan::new(config, &library)?;
     let model = open(config)?;
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
-    let info = info(config, &model, &library);
-    let manifest = model.manifest.clone();
-    let graph = graph::build(&model, Rows::FirstOfEach, precision(config))?;
-    // The source is not needed any more, and its memory is wanted for the sessions.
-    drop(model);
-    let onnx = OnnxModel::new(&library, graph, Layout::of(&manifest))?;
-    // It also warms the session up: no client pays for the first touch of its memory.
+    let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
+    let mut engine = plan.open(config, &library, model)?;
+    // It also warms the sessions up: no client pays for the first touch of their memory.
     let self_test = SelfTest::new(&encoder, manifest.labels.len())?;
-    tracing::info!(sessions = config.threads, "opening sessions");
-    let mut scorers = (0..config.threads)
-        .map(|_| {
-            let mut scorer: Box<dyn Scorer> = Box::new(onnx.session(1)?);
-            self_test.run(&mut *scorer)?;
-            Ok(scorer)
-        })
-        .collect::<Result<Vec<_>, LoadError>>()?;
-    let sample = Sample {
-        token: manifest.encoder.pad_token_id,
-        max_length: manifest.max_length,
-    };
+    for scorer in &mut engine.opened.scorers {
+        self_test.run(&mut **scorer)?;
+    }
+    let sample = engine.sample(manifest.encoder.pad_token_id, manifest.max_length);
     let started = Instant::now();
-    let costs = calibrate::calibrate(&mut scorers, sample)?;
-    let full = Work::of(config.batching.max_batch_tokens.min(manifest.max_length));
+    let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
+    let limits = engine.opened.limits;
+    let full = Work::of(limits.max_tokens.min(manifest.max_length));
     tracing::info!(
         took_ms = started.elapsed().as_millis() as u64,
         tokens_per_second = (1.0 / costs.pace(full)) as u64,
         longest_pair_ms = costs.loaded().seconds(Work::of(manifest.max_length)) * 1e3,
         "sessions are warm, and the cost of batches is measured"
     );
+    let info = info(config, &manifest, parameters, &library, &engine);
     let capacity = Capacity {
-        batch: BatchLimits::of(&config.batching),
+        batch: limits,
         max_queue_tokens: config.batching.max_queue_tokens,
         encode_threads: config.threads,
         cache: config.cache.clone(),
         costs,
     };
+    let scorers = engine.opened.scorers;
     Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
 }
 
-/// Opens the encoder and the sessions that [`load`] would run, with nothing around them. Blocks.
+/// What [`load`] would run, with nothing around it.
+pub struct Bare {
+    /// Makes token ids of pairs.
+    pub encoder: PairEncoder,
+    /// What runs batches.
+    pub sessions: Vec<Box<dyn Scorer>>,
+    /// The arithmetic, such as `fp32`.
+    pub precision: &'static str,
+    /// The device, such as `cpu`.
+    pub device: String,
+    /// Most tokens of one batch.
+    pub batch_tokens: usize,
+}
+
+/// Opens the encoder and the sessions that [`load`] would run. Blocks.
 ///
 /// # Errors
 /// As [`load`].
-pub fn sessions(config: &LoadConfig) -> Result<(PairEncoder, Vec<Box<dyn Scorer>>), LoadError> {
+pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
+    let plan = Plan::new(config, &library)?;
     let model = open(config)?;
     let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
-    let layout = Layout::of(&model.manifest);
-    let graph = graph::build(&model, Rows::FirstOfEach, precision(config))?;
-    let onnx = OnnxModel::new(&library, graph, layout)?;
-    let sessions = (0..config.threads)
-        .map(|_| Ok(Box::new(onnx.session(1)?) as Box<dyn Scorer>))
-        .collect::<Result<_, LoadError>>()?;
-    Ok((encoder, sessions))
+    let engine = plan.open(config, &library, model)?;
+    Ok(Bare {
+        encoder,
+        sessions: engine.opened.scorers,
+        precision: engine.precision,
+        device: engine.device,
+        batch_tokens: engine.opened.limits.max_tokens,
+    })
 }
 
 fn open(config: &LoadConfig) -> Result<Model, ModelError> {
@@ -149,21 +167,13 @@ fn open(config: &LoadConfig) -> Result<Model, ModelError> {
     }
 }
 
-/// The arithmetic that a model is run with. `auto` trusts eight bits with the embedded model alone: of
-/// others nobody has measured what becomes of their scores.
-pub fn precision(config: &LoadConfig) -> graph::Precision {
-    let measured = config.model.is_none();
-    let path = Path::best();
-    match config.precision {
-        Precision::Int8 => graph::Precision::Int8,
-        Precision::Auto if measured && path.favours_int8() => graph::Precision::Int8,
-        _ if path.favours_own_fp32() => graph::Precision::Fp32,
-        _ => graph::Precision::Fp32Nodes,
-    }
-}
-
-fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
-    let manifest = &model.manifest;
+fn info(
+    config: &LoadConfig,
+    manifest: &Manifest,
+    parameters: usize,
+    library: &Library,
+    engine: &Engine,
+) -> ModelInfo {
     ModelInfo {
         id: config
             .served_model_name
@@ -173,11 +183,15 @@ fn info(config: &LoadConfig, model: &Model, library: &Library) -> ModelInfo {
         labels: manifest.labels.clone(),
         max_length: manifest.max_length,
         activation: manifest.activation,
-        precision: precision(config).name(),
+        precision: engine.precision,
         instructions: Path::best().name(),
-        parameters: model.weights.parameters(),
+        parameters,
         threads: config.threads,
-        sessions: config.threads,
+        sessions: engine.opened.sessions,
         runtime_version: library.version.clone(),
+        device: engine.device.clone(),
+        device_because: engine.device_because.clone(),
+        providers: engine.opened.providers.clone(),
+        batch_tokens: engine.opened.limits.max_tokens,
     }
 }

@@ -1,6 +1,10 @@
 //! Runs a model over a packed batch.
 
+pub mod assignment;
 pub mod attention;
+pub mod cuda;
+pub mod device;
+pub mod driver;
 mod elementary;
 pub mod fp32;
 pub mod isa;
@@ -11,6 +15,7 @@ pub mod onnx;
 mod operators;
 pub mod pooling;
 mod quantized;
+pub mod splitting;
 
 use crate::batch::Batch;
 

@@ -1,5 +1,6 @@
 //! The one place that sequences a request: admit, tokenise, score, order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +48,14 @@ pub struct ModelInfo {
     pub sessions: usize,
     /// Version of ONNX Runtime.
     pub runtime_version: String,
+    /// What runs the model, as the setting `device` spells it.
+    pub device: String,
+    /// Why it was taken.
+    pub device_because: String,
+    /// Nodes of the graph that each provider of ONNX Runtime runs.
+    pub providers: BTreeMap<String, usize>,
+    /// Most tokens of one batch.
+    pub batch_tokens: usize,
 }
 
 /// How much a [`Reranker`] takes on.

@@ -14,7 +14,13 @@ pub struct BatchLimits {
     pub max_tokens: usize,
     /// Seconds: bounds how long a newcomer waits behind it.
     pub max_seconds: f64,
+    /// Tokens below which a batch is not cut to leave idle workers their part: its weights would be
+    /// read more often than its work is shared.
+    pub share_above: usize,
 }
+
+/// [`BatchLimits::share_above`] of workers that each have a core.
+pub const SHARE_ABOVE: usize = 64;
 
 impl BatchLimits {
     /// As the settings have them.
@@ -22,6 +28,7 @@ impl BatchLimits {
         Self {
             max_tokens: config.max_batch_tokens,
             max_seconds: config.max_batch_ms as f64 * 1e-3,
+            share_above: SHARE_ABOVE,
         }
     }
 }
@@ -35,9 +42,6 @@ pub struct Plan {
     /// Seconds after which the rest is better left to the other workers.
     share: f64,
 }
-
-/// A batch is not cut below this: its weights would be read more often than its work is shared.
-const SMALLEST_SHARE_TOKENS: usize = 64;
 
 impl Plan {
     /// The plan of a worker that is free while `waiting` waits and each of the `others` is busy for so
@@ -64,7 +68,7 @@ impl Plan {
         // To the nearest: half of it may stand over the even share, and rounding is no reason.
         let half = 0.5 * self.cost.marginal(one);
         let shared = self.cost.marginal(draft) + half <= self.share * (1.0 + 1e-9);
-        shared || grown.tokens <= SMALLEST_SHARE_TOKENS
+        shared || grown.tokens <= self.limits.share_above
     }
 }
 
@@ -97,6 +101,7 @@ mod tests {
     const LIMITS: BatchLimits = BatchLimits {
         max_tokens: 1000,
         max_seconds: 0.5,
+        share_above: SHARE_ABOVE,
     };
 
     /// Sequences of `length` that a worker takes of `waiting` such.
@@ -117,6 +122,17 @@ mod tests {
         assert_eq!(taken(3, 100, &[]), 3);
         // Small ones are not worth the trouble.
         assert_eq!(taken(4, 16, &[0.0, 0.0, 0.0]), 4);
+    }
+
+    #[test]
+    fn workers_that_take_turns_on_one_device_do_not_share() {
+        let limits = BatchLimits {
+            share_above: LIMITS.max_tokens,
+            ..LIMITS
+        };
+        let plan = Plan::new(limits, COST, Work::all([100; 4]), &[0.0]);
+        assert!(plan.accepts(Work::all([100; 3]), 100));
+        assert!(!plan.accepts(Work::all([250; 4]), 1));
     }
 
     #[test]

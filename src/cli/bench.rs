@@ -231,6 +231,8 @@ pub fn run(args: &Args) -> Exit {
             let info = json!({
                 "model_id": model.id,
                 "precision": model.precision,
+                "device": model.device,
+                "providers": model.providers,
                 "threads": model.threads,
                 "sessions": model.sessions,
                 "runtime_version": model.runtime_version,
@@ -266,17 +268,17 @@ fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
         Err(exit) => return exit,
     };
     let load_config = serve::load_config(&config);
-    let (encoder, mut sessions) = match load::sessions(&load_config) {
+    let mut engine = match load::sessions(&load_config) {
         Ok(opened) => opened,
         Err(error) => {
             eprintln!("rerankd: {error}");
             return Exit::Model;
         }
     };
-    let max_tokens = config.batching.max_batch_tokens;
-    let found = bare::batches(&encoder, texts, args.clients.get(), max_tokens)
+    let (clients, max_tokens) = (args.clients.get(), engine.batch_tokens);
+    let found = bare::batches(&engine.encoder, texts, clients, max_tokens)
         .map_err(|error| error.to_string())
-        .and_then(|batches| bare::run(&mut sessions, &batches, times(args)));
+        .and_then(|batches| bare::run(&mut engine.sessions, &batches, times(args)));
     let summary = match found {
         Ok(summary) => summary,
         Err(error) => {
@@ -286,7 +288,8 @@ fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
     };
     let info = json!({
         "model_id": load_config.model,
-        "precision": load::precision(&load_config).name(),
+        "precision": engine.precision,
+        "device": engine.device,
         "threads": load_config.threads,
     });
     show(

@@ -15,7 +15,7 @@ use self::systemd::Passed;
 use super::Exit;
 use super::healthcheck::reachable;
 use super::settings::Flags;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Device, Listen};
 use crate::cores::Cores;
 use crate::http::Door;
 use crate::http::app::AppState;
@@ -271,6 +271,9 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
         architecture = model.architecture,
         parameters = model.parameters,
         precision = model.precision,
+        device = model.device,
+        device_because = model.device_because,
+        providers = ?model.providers,
         instructions = model.instructions,
         max_length_tokens = model.max_length,
         threads = model.threads,
@@ -311,6 +314,14 @@ fn cores() -> Cores {
 fn tell_threads(config: &Config) {
     let cores = cores();
     let threads = config.model.threads.unwrap_or(cores.count);
+    if config.model.device != Device::Cpu {
+        tracing::info!(
+            threads,
+            cores = cores.count,
+            "one thread a core tokenises, and runs the model where no GPU does"
+        );
+        return;
+    }
     tracing::info!(
         threads,
         cores = cores.count,
@@ -337,6 +348,8 @@ pub(super) fn load_config(config: &Config) -> LoadConfig {
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads: config.model.threads.unwrap_or_else(|| cores().count),
         precision: config.model.precision,
+        device: config.model.device,
+        library_path: std::env::var_os("LD_LIBRARY_PATH"),
         batching: config.batching.clone(),
         cache: config.cache.clone(),
     }

@@ -428,7 +428,14 @@ impl clap::Args for Flags {
 impl EngineFlags {
     /// Those that say which model runs, and how; the arithmetic is up to each command.
     fn settings() -> impl Iterator<Item = &'static Setting> {
-        const NAMES: [&str; 4] = ["model", "threads", "truncation", "max_batch_tokens"];
+        const NAMES: [&str; 6] = [
+            "model",
+            "threads",
+            "truncation",
+            "device",
+            "max_batch_tokens",
+            "cuda_batch_tokens",
+        ];
         Setting::all().iter().filter(|s| NAMES.contains(&s.name))
     }
 

@@ -67,6 +67,8 @@ choice! {
         Fp32 = "fp32",
         /// Weights in eight bits: faster, and very nearly the same scores.
         Int8 = "int8",
+        /// Sixteen bits, on a GPU.
+        Fp16 = "fp16",
         /// Eight bits where they are faster and what they do to the scores is known.
         Auto = "auto",
     }

@@ -1,5 +1,6 @@
 //! Puts an ONNX graph together, node by node. Knows the file format, nothing of models.
 
+use half::f16;
 use prost::Message;
 
 use super::onnx::{
@@ -50,6 +51,8 @@ pub struct Weight {
 pub enum Data {
     /// 32-bit floats.
     F32(Vec<f32>),
+    /// 16-bit floats.
+    F16(Vec<f16>),
     /// 8-bit whole numbers.
     I8(Vec<i8>),
     /// 32-bit whole numbers.
@@ -60,6 +63,7 @@ impl Data {
     fn len(&self) -> usize {
         match self {
             Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
             Self::I8(data) => data.len(),
             Self::I32(data) => data.len(),
         }
@@ -68,6 +72,7 @@ impl Data {
     fn data_type(&self) -> DataType {
         match self {
             Self::F32(_) => DataType::Float,
+            Self::F16(_) => DataType::Float16,
             Self::I8(_) => DataType::Int8,
             Self::I32(_) => DataType::Int32,
         }
@@ -125,24 +130,13 @@ impl GraphBuilder {
     /// When `data` does not fill `shape`: a mistake in the graph's code, not in a model.
     pub fn weight(&mut self, name: &str, shape: &[usize], data: Data) -> Value {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{name}");
-        self.graph.initializer.push(TensorProto {
-            dims: dims(shape),
-            data_type: data.data_type() as i32,
-            name: name.to_owned(),
-            // Never read: the session is given the data under this name. ONNX Runtime only checks
-            // that the path exists.
-            external_data: vec![StringStringEntryProto {
-                key: "location".into(),
-                value: ".".into(),
-            }],
-            data_location: Some(EXTERNAL),
-            ..TensorProto::default()
-        });
-        self.weights.push(Weight {
+        let weight = Weight {
             name: name.to_owned(),
             shape: shape.to_vec(),
             data,
-        });
+        };
+        self.graph.initializer.push(placeholder(&weight));
+        self.weights.push(weight);
         Value(name.to_owned())
     }
 
@@ -192,7 +186,24 @@ impl GraphBuilder {
     }
 }
 
-fn attribute(attr: &Attr) -> AttributeProto {
+/// What stands in the graph file for a weight that is kept outside.
+pub(super) fn placeholder(weight: &Weight) -> TensorProto {
+    TensorProto {
+        dims: dims(&weight.shape),
+        data_type: weight.data.data_type() as i32,
+        name: weight.name.clone(),
+        // Never read: the session is given the data under this name. ONNX Runtime only checks that
+        // the path exists.
+        external_data: vec![StringStringEntryProto {
+            key: "location".into(),
+            value: ".".into(),
+        }],
+        data_location: Some(EXTERNAL),
+        ..TensorProto::default()
+    }
+}
+
+pub(super) fn attribute(attr: &Attr) -> AttributeProto {
     match *attr {
         Attr::Float(name, value) => AttributeProto {
             name: name.into(),
@@ -213,7 +224,7 @@ fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|&d| d as i64).collect()
 }
 
-fn value_info(name: &str, data_type: DataType, dims: &[Dim]) -> ValueInfoProto {
+pub(super) fn value_info(name: &str, data_type: DataType, dims: &[Dim]) -> ValueInfoProto {
     let dim = dims
         .iter()
         .map(|dim| match *dim {

@@ -12,6 +12,7 @@ pub enum DataType {
     Int8 = 3,
     Int32 = 6,
     Int64 = 7,
+    Float16 = 10,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -96,6 +96,12 @@ pub struct Info<'a> {
     threads: usize,
     sessions: usize,
     runtime_version: &'a str,
+    /// What runs the model, such as `cpu` or `cuda:0`.
+    device: &'a str,
+    /// Why it was taken.
+    device_because: &'a str,
+    /// Nodes of the graph that each provider of ONNX Runtime runs, by its own account.
+    providers: &'a BTreeMap<String, usize>,
     max_documents: usize,
     max_body_bytes: usize,
     max_queue_tokens: usize,
@@ -155,7 +161,7 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
         model_type: ModelType::of(&model.labels),
         max_concurrent_requests: config.batching.max_queue_tokens,
         max_input_length: model.max_length,
-        max_batch_tokens: config.batching.max_batch_tokens,
+        max_batch_tokens: model.batch_tokens,
         max_batch_requests: None,
         max_client_batch_size: config.http.max_documents,
         auto_truncate: true,
@@ -173,6 +179,9 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
         threads: model.threads,
         sessions: model.sessions,
         runtime_version: &model.runtime_version,
+        device: &model.device,
+        device_because: &model.device_because,
+        providers: &model.providers,
         max_documents: config.http.max_documents,
         max_body_bytes: config.http.max_body_bytes,
         max_queue_tokens: config.batching.max_queue_tokens,

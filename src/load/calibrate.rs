@@ -13,7 +13,7 @@ const BUDGET: Duration = Duration::from_millis(180);
 const LONE_PART: f64 = 0.4;
 
 /// Sequences of each batch that is tried, small ones first: a slow machine ends after a few.
-const SHAPES: [&[usize]; 7] = [
+pub const SHAPES: [&[usize]; 7] = [
     &[32],
     &[16, 16, 16, 16],
     &[128],
@@ -30,6 +30,10 @@ pub struct Sample {
     pub token: u32,
     /// Most tokens of a sequence.
     pub max_length: usize,
+    /// Sequences of each batch that is tried, small ones first; at least one.
+    pub shapes: &'static [&'static [usize]],
+    /// Batches that each scorer runs before any is measured, beside the first shape.
+    pub warm_up: &'static [&'static [usize]],
 }
 
 impl Sample {
@@ -52,8 +56,12 @@ impl Sample {
 /// [`ScoreError`] when a session cannot score.
 pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Costs, ScoreError> {
     let workers = scorers.len();
+    for shape in sample.warm_up {
+        let (_, batch) = sample.batch(shape);
+        side_by_side(scorers, |scorer| scorer.score(&batch))?;
+    }
     let started = Instant::now();
-    let (_, first) = sample.batch(SHAPES[0]);
+    let (_, first) = sample.batch(sample.shapes[0]);
     side_by_side(scorers, |scorer| scorer.score(&first))?;
     let left = BUDGET.saturating_sub(started.elapsed());
     let Some(one) = scorers.first_mut() else {
@@ -105,7 +113,8 @@ fn try_shapes(
 ) -> Result<Vec<(Work, f64)>, ScoreError> {
     let started = Instant::now();
     let mut measured: Vec<(Work, f64)> = Vec::new();
-    for shape in SHAPES.iter().cycle().take(3 * SHAPES.len()) {
+    let shapes = sample.shapes;
+    for shape in shapes.iter().cycle().take(3 * shapes.len()) {
         let (work, batch) = sample.batch(shape);
         // By what the last one took: only to know whether there is time for another.
         let expected = measured.last().map_or(0.0, |(last, seconds)| {
@@ -140,6 +149,8 @@ mod tests {
     const SAMPLE: Sample = Sample {
         token: 0,
         max_length: 100,
+        shapes: &SHAPES,
+        warm_up: &[&[8], &[16]],
     };
 
     #[test]

@@ -1,5 +1,6 @@
 //! Runs a packed graph in ONNX Runtime.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::operator::OperatorDomain;
@@ -7,11 +8,12 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
+use super::assignment::{self, nodes_by_provider};
 use super::isa::Path;
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
-use crate::graph::{Data, Graph, io};
+use crate::graph::{Data, Graph, Weight, io};
 use crate::model::Manifest;
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
@@ -71,14 +73,7 @@ impl OnnxModel {
         let weights = graph
             .weights
             .into_iter()
-            .map(|weight| {
-                let tensor = match weight.data {
-                    Data::F32(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
-                    Data::I8(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
-                    Data::I32(data) => Tensor::from_array((weight.shape, data))?.into_dyn(),
-                };
-                Ok((weight.name, Arc::new(tensor)))
-            })
+            .map(tensor)
             .collect::<ort::Result<_>>()?;
         Ok(Self {
             library: library.clone(),
@@ -105,6 +100,7 @@ impl OnnxModel {
             .with_intra_op_spinning(false)?
             // A pattern is remembered for each shape, and shapes here hardly ever repeat.
             .with_memory_pattern(false)?
+            .with_config_entry(assignment::RECORD, "1")?
             .with_prepacked_weights(&self.prepacked)?
             .with_operators(self.operators.clone())?;
         for (name, value) in &self.weights {
@@ -121,6 +117,18 @@ impl OnnxModel {
     }
 }
 
+/// `weight` as ONNX Runtime takes it, with its name.
+pub(super) fn tensor(weight: Weight) -> ort::Result<(String, Arc<DynValue>)> {
+    let shape = weight.shape;
+    let tensor = match weight.data {
+        Data::F32(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::F16(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::I8(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::I32(data) => Tensor::from_array((shape, data))?.into_dyn(),
+    };
+    Ok((weight.name, Arc::new(tensor)))
+}
+
 /// One session. Its thread owns it.
 pub struct OnnxScorer {
     session: Session,
@@ -134,6 +142,14 @@ impl Scorer for OnnxScorer {
 }
 
 impl OnnxScorer {
+    /// Nodes that each provider of ONNX Runtime runs.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime does not tell.
+    pub fn providers(&self) -> Result<BTreeMap<String, usize>, ScoreError> {
+        nodes_by_provider(&self.session)
+    }
+
     /// Runs the graph on tensors that are already laid out.
     ///
     /// # Errors

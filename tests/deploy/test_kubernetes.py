@@ -106,6 +106,31 @@ def test_kustomization_is_put_together():
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together")
+def test_the_overlay_for_a_gpu_asks_for_one_and_changes_nothing_else():
+    def made(folder) -> dict:
+        done = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True)
+        return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
+
+    plain, gpu = made(FOLDER), made(ROOT / "deploy" / "kubernetes-cuda")
+    before, after = plain.pop("Deployment"), gpu.pop("Deployment")
+    assert gpu == plain
+    kubernetes_validate.validate(after, kubernetes_validate.latest_version(), strict=True)
+    (was,) = before["spec"]["template"]["spec"]["containers"]
+    (container,) = after["spec"]["template"]["spec"]["containers"]
+    for kind in ("requests", "limits"):
+        assert container["resources"][kind]["nvidia.com/gpu"] == "1"
+    settings = {entry["name"]: entry["value"] for entry in container["env"]}
+    documented = (ROOT / "docs" / "configuration.md").read_text()
+    assert all(f"`{name}`" in documented for name in settings)
+    # Never `auto`, which would serve from the processor where the GPU is missing.
+    assert settings["RERANKD_DEVICE"] == "cuda"
+    assert all(entry in container["env"] for entry in was["env"])
+    assert container["image"] != was["image"]
+    for part in ("securityContext", "volumeMounts", "ports", "readinessProbe", "livenessProbe"):
+        assert container[part] == was[part], part
+
+
 def test_everything_selects_the_pods():
     labels = POD["metadata"]["labels"]
     policy = MANIFESTS["networkpolicy.yaml"]["spec"]

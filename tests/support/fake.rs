@@ -152,6 +152,10 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         threads: model.workers,
         sessions: model.workers,
         runtime_version: "0.0.0".to_owned(),
+        device: "cpu".to_owned(),
+        device_because: "it is made up".to_owned(),
+        providers: [("CPUExecutionProvider".to_owned(), 3)].into(),
+        batch_tokens: state.config().batching.max_batch_tokens,
     };
     let batching = &state.config().batching;
     let capacity = Capacity {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rerankd::config::{BatchConfig, CacheConfig, Precision};
+use rerankd::config::{BatchConfig, CacheConfig, Device, Precision};
 use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::service::Reranker;
@@ -17,6 +17,8 @@ pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> 
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
         precision: Precision::Fp32,
+        device: Device::Cpu,
+        library_path: None,
         batching: BatchConfig::default(),
         cache: CacheConfig::default(),
     };

@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use super::super::reply::{self, Answer};
 use super::*;
 use crate::admission::Admission;
-use crate::batch::plan::BatchLimits;
+use crate::batch::plan::{BatchLimits, SHARE_ABOVE};
 use crate::rerank::{Deadline, DeadlineBy, Priority};
 
 const LIMITS: BatchLimits = BatchLimits {
     max_tokens: 64,
     max_seconds: f64::INFINITY,
+    share_above: SHARE_ABOVE,
 };
 /// A token is a millisecond.
 const COST: Cost = Cost {
@@ -480,7 +481,11 @@ proptest! {
         max_tokens in 1_usize..200,
         max_milliseconds in 1_u32..300,
     ) {
-        let limits = BatchLimits { max_tokens, max_seconds: f64::from(max_milliseconds) * 1e-3 };
+        let limits = BatchLimits {
+            max_tokens,
+            max_seconds: f64::from(max_milliseconds) * 1e-3,
+            share_above: SHARE_ABOVE,
+        };
         let mut bench = Bench::new();
         let mut asked: Vec<(FlowId, Vec<u8>, reply::Receiver)> = Vec::new();
         let (mut cancelled, mut failed) = (HashSet::new(), HashSet::new());
