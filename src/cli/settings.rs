@@ -540,6 +540,7 @@ mod tests {
                 Kind::Switch => ["true", "false", "true"],
                 Kind::Choice(names) => [names[0], names[1], names[0]],
                 Kind::List => ["https://a.example", "https://b.example", "*"],
+                Kind::Text if setting.name == "device" => ["cpu", "auto", "cuda:1"],
                 Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
                 // No flag, and not shown: below.
                 Kind::Secret => continue,
