@@ -37,6 +37,25 @@ pub trait Fields: Default + Send + 'static {
 /// What Windows tools begin files with.
 pub(super) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
+/// The string that an object at `path` holds under `key`; `otherwise` is what to do where it has none.
+fn text_of<'de, M: MapAccess<'de>>(
+    mut map: M,
+    path: &dyn Display,
+    key: &str,
+    otherwise: &str,
+) -> Result<String, M::Error> {
+    let mut text = None;
+    while let Some(field) = map.next_key::<String>()? {
+        if field == key {
+            let path = format_args!("{path}.{key}");
+            text = Some(map.next_value_seed(Text(&path))?);
+        } else {
+            skip(&mut map)?;
+        }
+    }
+    text.ok_or_else(|| M::Error::custom(format_args!("`{path}` has no `{key}`; {otherwise}")))
+}
+
 /// Reads a body.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{Text, refuse_strings, seed, skip};
+use super::{Text, refuse_strings, seed, text_of};
 
 /// Declares the reader of a list, each item read by another reader that knows its place.
 macro_rules! list {
@@ -164,16 +164,7 @@ impl<'de> Visitor<'de> for TextObject<'_> {
         Ok(text.to_owned())
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<String, M::Error> {
-        let mut text = None;
-        while let Some(field) = map.next_key::<String>()? {
-            if field == "text" {
-                let path = format_args!("{}.text", self.0);
-                text = Some(map.next_value_seed(Text(&path))?);
-            } else {
-                skip(&mut map)?;
-            }
-        }
-        text.ok_or_else(|| M::Error::custom(format_args!("`{}` has no `text`; add it", self.0)))
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<String, M::Error> {
+        text_of(map, self.0, "text", "add it")
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Text, refuse_strings, seed, skip};
+use super::{Text, refuse_strings, seed, skip, text_of};
 
 /// The name of a model at this path. Clients send anything, so that what is no name is one that no
 /// model has.
@@ -150,22 +150,8 @@ impl<'de> Visitor<'de> for Part<'_> {
 
     refuse_strings!();
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<String, M::Error> {
-        let mut text = None;
-        while let Some(field) = map.next_key::<String>()? {
-            if field == "text" {
-                let path = format_args!("{}.text", self.0);
-                text = Some(map.next_value_seed(Text(&path))?);
-            } else {
-                skip(&mut map)?;
-            }
-        }
-        text.ok_or_else(|| {
-            M::Error::custom(format_args!(
-                "`{}` has no `text`; this model reads nothing else",
-                self.0
-            ))
-        })
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<String, M::Error> {
+        text_of(map, self.0, "text", "this model reads nothing else")
     }
 }
 

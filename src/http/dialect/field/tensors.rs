@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::lists::list;
-use super::{Text, refuse_strings, seed, skip};
+use super::{Text, refuse_strings, seed, skip, text_of};
 
 /// A tensor as it was sent. Its texts are in the body, or lie behind it in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +30,11 @@ list! {
 list! {
     /// A list at this path, each item an object of which the `name` is read.
     Names of NameAt -> String
+}
+
+list! {
+    /// A list of whole numbers at this path.
+    Shape of Size -> u64
 }
 
 /// What the parameters of an inference may ask for.
@@ -85,18 +90,8 @@ impl<'de> Visitor<'de> for NameAt<'_> {
 
     refuse_strings!();
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<String, M::Error> {
-        let mut name = None;
-        while let Some(field) = map.next_key::<String>()? {
-            match field.as_str() {
-                "name" => {
-                    let path = format_args!("{}.name", self.0);
-                    name = Some(map.next_value_seed(Text(&path))?);
-                }
-                _ => skip(&mut map)?,
-            }
-        }
-        name.ok_or_else(|| M::Error::custom(format_args!("`{}` has no `name`; add it", self.0)))
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<String, M::Error> {
+        text_of(map, self.0, "name", "add it")
     }
 }
 
@@ -120,7 +115,7 @@ impl<'de> Visitor<'de> for TensorAt<'_> {
             match field.as_str() {
                 "name" => tensor.name = map.next_value_seed(Text(&path))?,
                 "datatype" => tensor.datatype = map.next_value_seed(Text(&path))?,
-                "shape" => tensor.shape = map.next_value_seed(Shape(&path))?,
+                "shape" => tensor.shape = map.next_value_seed(Shape(&path.to_string()))?,
                 "parameters" => tensor.binary_bytes = map.next_value_seed(BinarySize(&path))?,
                 "data" => {
                     let texts = tensor.texts.insert(Vec::new());
@@ -130,31 +125,6 @@ impl<'de> Visitor<'de> for TensorAt<'_> {
             }
         }
         Ok(tensor)
-    }
-}
-
-struct Shape<'a>(&'a dyn Display);
-
-seed!(Shape<'a> -> Vec<u64>);
-
-impl<'de> Visitor<'de> for Shape<'_> {
-    type Value = Vec<u64>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "`{}` to be a list of whole numbers", self.0)
-    }
-
-    refuse_strings!();
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Self::Value, S::Error> {
-        let mut shape = Vec::new();
-        loop {
-            let path = format_args!("{}[{}]", self.0, shape.len());
-            match items.next_element_seed(Size(&path))? {
-                Some(size) => shape.push(size),
-                None => return Ok(shape),
-            }
-        }
     }
 }
 
