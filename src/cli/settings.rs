@@ -122,6 +122,8 @@ impl Flags {
                 }),
             }
         }
+        refuse_twice(&given, &mut problems);
+        refuse_twice(&variables, &mut problems);
         given.extend(variables);
         given.extend_from_slice(&self.given);
 
@@ -225,6 +227,20 @@ fn environment(
         });
     }
     (file, given)
+}
+
+/// Refuses a secret that one layer gives both as text and in a file: neither comes before the other.
+fn refuse_twice(layer: &[Given], problems: &mut Vec<Problem>) {
+    for text in layer.iter().filter(|given| !given.in_file) {
+        let in_file = |given: &&Given| given.in_file && given.setting.name == text.setting.name;
+        if let Some(file) = layer.iter().find(in_file) {
+            let (text, file) = (&text.origin, &file.origin);
+            problems.push(Problem {
+                what: format!("{text} and {file} both set the same secret"),
+                hint: "leave one of them out".to_owned(),
+            });
+        }
+    }
 }
 
 /// Whether Kubernetes makes such a variable, of a service whose name begins with ours.
@@ -641,6 +657,25 @@ mod tests {
         assert_eq!(
             key("", &text, &format!("--api-keys-file {path}")),
             "first-secret-key"
+        );
+
+        let both = [text[0], in_file[0]];
+        for both in [both, [both[1], both[0]]] {
+            check_refused(
+                "",
+                &both,
+                "",
+                "error: `RERANKD_API_KEYS` and `RERANKD_API_KEYS_FILE` both set the same secret\n  \
+                 hint: leave one of them out",
+            );
+        }
+        let both = format!("api_keys_file = '{path}'\napi_keys = 'third-secret-key'");
+        check_refused(
+            &both,
+            &[],
+            "",
+            "error: `DIR/f.toml`, line 2 and `DIR/f.toml`, line 1 both set the same secret\n  \
+             hint: leave one of them out",
         );
 
         let wrong = layered(None, &[("RERANKD_API_KEYS", "secret")], "").unwrap_err();
