@@ -3,7 +3,8 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -129,26 +130,49 @@ fn converse(mut stream: impl Read + Write) -> io::Result<String> {
 /// A connection whose every step ends at a deadline. Timeouts of sockets are for one call: without
 /// it, a server that drips would keep us.
 struct Timed {
-    socket: Connected,
+    socket: Box<dyn Socket>,
     deadline: Instant,
 }
 
-enum Connected {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+trait Socket: Read + Write {
+    /// Lets the next calls take no longer than `time`.
+    fn limit(&self, time: Duration) -> io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    fn limit(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
+}
+
+impl Socket for UnixStream {
+    fn limit(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
 }
 
 impl Timed {
     fn connect(address: &Listen, deadline: Instant) -> io::Result<Self> {
-        let socket = match address {
-            Listen::Tcp(address) => {
-                Connected::Tcp(TcpStream::connect_timeout(address, left(deadline)?)?)
-            }
-            // Of this machine: it is accepted or refused at once.
-            Listen::Unix(path) => Connected::Unix(UnixStream::connect(path)?),
+        let left = left(deadline)?;
+        let socket: Box<dyn Socket> = match address {
+            Listen::Tcp(address) => Box::new(TcpStream::connect_timeout(address, left)?),
+            Listen::Unix(path) => Box::new(connect_unix(path, left)?),
         };
         Ok(Self { socket, deadline })
     }
+}
+
+/// Connects within `time`. Where the queue of a Unix socket is full, connecting waits for as long as
+/// nobody accepts, and there is no timeout to set: a thread waits, which ends with the process.
+fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
+    let (sender, connected) = mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || sender.send(UnixStream::connect(path)));
+    connected
+        .recv_timeout(time)
+        .map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 fn left(deadline: Instant) -> io::Result<Duration> {
@@ -160,33 +184,15 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 
 impl Read for Timed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = Some(left(self.deadline)?);
-        match &mut self.socket {
-            Connected::Tcp(socket) => {
-                socket.set_read_timeout(left)?;
-                socket.read(buffer)
-            }
-            Connected::Unix(socket) => {
-                socket.set_read_timeout(left)?;
-                socket.read(buffer)
-            }
-        }
+        self.socket.limit(left(self.deadline)?)?;
+        self.socket.read(buffer)
     }
 }
 
 impl Write for Timed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left = Some(left(self.deadline)?);
-        match &mut self.socket {
-            Connected::Tcp(socket) => {
-                socket.set_write_timeout(left)?;
-                socket.write(bytes)
-            }
-            Connected::Unix(socket) => {
-                socket.set_write_timeout(left)?;
-                socket.write(bytes)
-            }
-        }
+        self.socket.limit(left(self.deadline)?)?;
+        self.socket.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
