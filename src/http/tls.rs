@@ -1,8 +1,8 @@
 //! TLS, with certificates that can be renewed while the server runs.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, io};
 
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -50,11 +50,20 @@ struct Files {
 #[derive(Debug)]
 struct Current(RwLock<Shown>);
 
-#[derive(Debug)]
 struct Shown {
     key: Arc<CertifiedKey>,
     /// What the files held, to notice a change.
     pems: [Vec<u8>; 2],
+}
+
+/// rustls wants to be able to print what holds a certificate; the key is not for printing.
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let certificates = self.key.cert.len();
+        f.debug_struct("Shown")
+            .field("certificates", &certificates)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ResolvesServerCert for Current {
@@ -150,5 +159,26 @@ impl Files {
             key: Arc::new(certified),
             pems: [certificate, key],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_never_printed() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let pem = made.signing_key.serialize_pem();
+        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        std::fs::write(&key, &pem).unwrap();
+        let printed = format!("{:?}", Tls::load(&certificate, &key).unwrap().current);
+        assert!(printed.contains("certificates: 1"), "{printed}");
+        let bytes = format!("{:?}", &pem.as_bytes()[..40]);
+        for secret in [&pem[..40], bytes.trim_matches(['[', ']'])] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
     }
 }
