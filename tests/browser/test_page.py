@@ -364,6 +364,10 @@ def test_the_live_view_shows_what_the_server_does(open_page, url):
     assert "median" in cell("latency").inner_text()
     assert "in the model" in cell("batches").inner_text()
     assert "requests/s" in cell("throughput").inner_text()
+    assert re.search(r"[\d.]+ m?s of work · a pair waited [\d.]+ m?s", cell("queue").inner_text())
+    # The same again is known.
+    post(f"{url}/rerank", {"query": QUERY, "documents": documents})
+    cell("throughput").get_by_text(re.compile(r"[1-9]\d* % known")).wait_for()
     label = cell("throughput").locator("svg").get_attribute("aria-label")
     assert re.match(r"Throughput over two minutes: highest [\d.]+ pairs/s", label)
 

@@ -75,6 +75,9 @@ const sample = (text) => {
   return {
     at: performance.now(),
     queue: of("queue_tokens"),
+    delay: of("queue_delay_seconds"),
+    hits: of("cache_hits_total"),
+    misses: of("cache_misses_total"),
     refused: of("refused_requests_total"),
     pairs: of("pairs_total"),
     tokens: of("tokens_total"),
@@ -108,8 +111,12 @@ const figures = (samples, at) => {
   const rate = (name) => (passed > 0 ? (now[name] - recent[name]) / passed : undefined);
   const batches = now.batches - older.batches;
   const mean = (name) => (batches > 0 ? (now[name] - older[name]) / batches : undefined);
+  const known = now.hits - older.hits;
+  const looked = known + now.misses - older.misses;
   return {
     queue: now.queue,
+    delay: now.delay,
+    known: looked > 0 ? known / looked : undefined,
     wait: quantile(0.5, older.waits, now.waits),
     refused: now.refused - samples[0].refused,
     pairs: rate("pairs"),
@@ -235,14 +242,16 @@ export class Live {
     };
 
     const refused = now.refused > 0 ? ` · ${number(now.refused)} refused` : "";
-    const wait = now.wait === undefined ? "nothing waits" : `a pair waits ${duration(now.wait)}`;
-    this.#cell("queue", number(now.queue), "tokens", `${wait}${refused}`);
+    const waited = now.wait === undefined ? "nothing waited" : `a pair waited ${duration(now.wait)}`;
+    const delay = now.delay === undefined ? "" : `${duration(now.delay)} of work · `;
+    this.#cell("queue", number(now.queue), "tokens", `${delay}${waited}${refused}`);
     this.#line("queue", values("queue"), highest("queue", (v) => `${number(v)} tokens`));
 
+    const known = now.known === undefined ? "" : ` · ${Math.round(now.known * 100)} % known`;
     const more =
       now.tokens === undefined
         ? "counting"
-        : `${number(now.tokens)} tokens/s · ${number(now.requests)} requests/s`;
+        : `${number(now.tokens)} tokens/s · ${number(now.requests)} requests/s${known}`;
     this.#cell("throughput", number(now.pairs), "pairs/s", more);
     this.#line("throughput", values("pairs"), highest("pairs", (v) => `${number(v)} pairs/s`));
 
