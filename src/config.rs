@@ -41,8 +41,8 @@ setting::settings! {
         /// systemd passes comes before this.
         listen "ADDRESS": Listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 8080).into());
 
-        /// Where probes and `/metrics` are answered apart from requests, without TLS and keys.
-        /// `/metrics` is then answered nowhere else.
+        /// Where probes and `/metrics` are answered apart from requests, without TLS and keys, on 32
+        /// connections that clients cannot take. `/metrics` is then answered nowhere else.
         admin_listen "ADDRESS": Option<Listen> = None, or "with the requests";
 
         /// Keys that clients may show, as `Authorization: Bearer KEY` or `x-api-key: KEY`: entries
@@ -67,9 +67,12 @@ setting::settings! {
         /// How often the files of keys and certificates are looked at; `0s` looks on SIGHUP only.
         reload_interval "TIME": Duration = Duration::from_secs(60), in Duration::ZERO..=YEAR;
 
-        // Below the 1024 files that a process may have open where nobody raised it.
-        /// Most connections at the same time; further ones are closed at once. Each may hold one
-        /// body, or several with HTTP/2: together they bound the memory that clients can take.
+        // With those of probes and those that are refused, below the 1024 files that a process may
+        // have open where nobody raised it.
+        /// Most connections of clients at the same time; further ones get 503 and are closed. Each may
+        /// hold one body, or several with HTTP/2. `admin_listen` has 32 more of its own, and up to 32
+        /// that are refused are open for a moment: allow the process about a hundred files more than
+        /// this.
         max_connections "N": usize = 900, in 1..=1_000_000;
 
         // Well above the 100 candidates that search pipelines send.

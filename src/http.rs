@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use prometheus::IntGauge;
 use tokio::sync::{Semaphore, watch};
 
 use self::connection::Protocols;
@@ -46,9 +47,37 @@ pub struct Door {
     pub header_timeout: Duration,
     /// Connections at the same time.
     pub max_connections: usize,
+    /// Who comes in here.
+    pub listener: Listener,
     /// Counts them.
     pub metrics: Arc<Metrics>,
 }
+
+/// Which of the two doors of a server one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// That of clients.
+    Requests,
+    /// That of probes and metrics. Its connections are counted apart, so that clients cannot take them.
+    Admin,
+}
+
+impl Listener {
+    /// Its label.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Connections of the admin listener: probes and whoever reads metrics are few. With those of clients
+/// and those that are refused they stay below the 1024 files that a process commonly may open.
+const ADMIN_CONNECTIONS: usize = 32;
+
+/// Refused connections that are told so at a time; more are closed without a word.
+const REFUSALS: usize = 32;
 
 impl Door {
     /// A door with the limits of `config`.
@@ -58,7 +87,17 @@ impl Door {
             tls: None,
             header_timeout: config.header_timeout,
             max_connections: config.max_connections,
+            listener: Listener::Requests,
             metrics,
+        }
+    }
+
+    /// A door for probes and metrics.
+    pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            max_connections: ADMIN_CONNECTIONS,
+            listener: Listener::Admin,
+            ..Self::new(socket, config, metrics)
         }
     }
 }
@@ -71,6 +110,13 @@ impl Door {
 pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()>) {
     let protocols = Arc::new(Protocols::new(app, door.header_timeout));
     let slots = Arc::new(Semaphore::new(door.max_connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    let listener = [door.listener.name()];
+    let open = door.metrics.connections.with_label_values(&listener);
+    let refused = door
+        .metrics
+        .refused_connections
+        .with_label_values(&listener);
     let (close, closed) = watch::channel(false);
     tokio::pin!(closing);
     loop {
@@ -79,12 +125,19 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
             () = &mut closing => break,
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
-            door.metrics.refused_connections.inc();
+            refused.inc();
             tracing::debug!(peer, "too many connections");
-            stream.refuse(door.tls.is_none());
+            if door.tls.is_none()
+                && let Ok(place) = refusals.clone().try_acquire_owned()
+            {
+                tokio::spawn(async move {
+                    stream.refuse().await;
+                    drop(place);
+                });
+            }
             continue;
         };
-        let open = Open::new(door.metrics.clone());
+        let open = Open::new(open.clone());
         let (protocols, tls, closed) = (protocols.clone(), door.tls.clone(), closed.clone());
         tokio::spawn(async move {
             let served = match stream {
@@ -105,17 +158,17 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
 }
 
 /// Counts one connection until it is dropped.
-struct Open(Arc<Metrics>);
+struct Open(IntGauge);
 
 impl Open {
-    fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.connections.inc();
-        Self(metrics)
+    fn new(connections: IntGauge) -> Self {
+        connections.inc();
+        Self(connections)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.dec();
+        self.0.dec();
     }
 }

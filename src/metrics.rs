@@ -6,7 +6,7 @@ use std::sync::Arc;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
@@ -19,6 +19,9 @@ const PAIRS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const TOKENS: &[f64] = &[
     16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
 ];
+
+/// Where connections come in.
+const LISTENERS: Closed = ("listener", &["requests", "admin"]);
 
 /// Builds one metric from its name, help text and shape.
 trait Metric: Collector + Clone + 'static {
@@ -47,10 +50,42 @@ impl Metric for Gauge {
     }
 }
 
+/// A label with all the values it can have: they are shown from the start, at zero. A value that came
+/// with its first event would hide that event from rates.
+type Closed = (&'static str, &'static [&'static str]);
+
 impl Metric for IntCounterVec {
-    type Shape = &'static [&'static str];
+    type Shape = Labels;
     fn build(name: &str, help: &str, labels: Self::Shape) -> prometheus::Result<Self> {
-        Self::new(Opts::new(name, help), labels)
+        match labels {
+            Labels::Open(names) => Self::new(Opts::new(name, help), names),
+            Labels::Closed((label, values)) => {
+                let counter = Self::new(Opts::new(name, help), &[label])?;
+                for value in values {
+                    counter.get_metric_with_label_values(&[value])?;
+                }
+                Ok(counter)
+            }
+        }
+    }
+}
+
+/// What tells the counts of one metric apart.
+enum Labels {
+    /// Labels whose values whoever counts knows.
+    Open(&'static [&'static str]),
+    /// One label.
+    Closed(Closed),
+}
+
+impl Metric for IntGaugeVec {
+    type Shape = Closed;
+    fn build(name: &str, help: &str, (label, values): Closed) -> prometheus::Result<Self> {
+        let gauge = Self::new(Opts::new(name, help), &[label])?;
+        for value in values {
+            gauge.get_metric_with_label_values(&[value])?;
+        }
+        Ok(gauge)
     }
 }
 
@@ -98,7 +133,7 @@ macro_rules! metrics {
 
 metrics! {
     /// Requests answered, by route and status.
-    requests: IntCounterVec = "rerankd_requests_total", &["route", "status"];
+    requests: IntCounterVec = "rerankd_requests_total", Labels::Open(&["route", "status"]);
     /// Seconds from the end of a request's head to its answer, by route.
     request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
     /// Pairs admitted for scoring.
@@ -108,7 +143,8 @@ metrics! {
     /// Pairs that were cut to fit the model.
     truncated: IntCounter = "rerankd_truncated_pairs_total", ();
     /// Requests refused before they cost a token, by reason: the queue was full (`overloaded`), or they would not have been answered in time (`cannot_finish_in_time`).
-    refused: IntCounterVec = "rerankd_refused_requests_total", &["reason"];
+    refused: IntCounterVec = "rerankd_refused_requests_total",
+        Labels::Closed(("reason", &["overloaded", "cannot_finish_in_time"]));
     /// Accepted requests whose deadline passed before their answer.
     missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
     /// Requests whose client left before the answer.
@@ -139,10 +175,11 @@ metrics! {
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
     /// Seconds one batch spent in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
-    /// Connections that are open.
-    connections: IntGauge = "rerankd_connections", ();
-    /// Connections refused because there were as many as are allowed.
-    refused_connections: IntCounter = "rerankd_refused_connections_total", ();
+    /// Connections that are open, by listener: that of `requests`, and `admin`. Each has its own limit.
+    connections: IntGaugeVec = "rerankd_connections", LISTENERS;
+    /// Connections refused because there were as many as are allowed, by listener.
+    refused_connections: IntCounterVec = "rerankd_refused_connections_total",
+        Labels::Closed(LISTENERS);
     /// Memory of the process that is resident, in bytes.
     resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
 }
@@ -182,5 +219,18 @@ mod tests {
         assert!(text.contains("# HELP rerankd_pairs_total Pairs admitted for scoring."));
         assert!(text.contains("rerankd_pairs_total 3"));
         assert!(text.contains("rerankd_resident_memory_bytes "));
+    }
+
+    #[test]
+    fn closed_labels_are_there_before_anything_happens() {
+        let text = Metrics::new().render();
+        for line in [
+            r#"rerankd_refused_requests_total{reason="overloaded"} 0"#,
+            r#"rerankd_refused_requests_total{reason="cannot_finish_in_time"} 0"#,
+            r#"rerankd_connections{listener="admin"} 0"#,
+            r#"rerankd_refused_connections_total{listener="requests"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
     }
 }

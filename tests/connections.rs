@@ -9,16 +9,18 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
 use rerankd::cli::healthcheck::{Place, ask};
-use rerankd::config::{Config, HttpConfig, Listen};
+use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Value};
+use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
+use rerankd::shutdown::Stopped;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use support::fake::{Gate, Model};
 use support::server::{Server, TestApp, wire};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixSocket, UnixStream};
 use tokio_rustls::TlsConnector;
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
@@ -79,10 +81,130 @@ async fn accepted_requests_of_http2_are_answered_before_the_server_stops() {
     server.closed().await;
     gate.open();
     assert_eq!(asked.await.unwrap().0, 200);
-    assert_eq!(
-        server.stopped.await.unwrap(),
-        rerankd::shutdown::Stopped::Clean
-    );
+    assert_eq!(server.stopped.await.unwrap(), Stopped::Clean);
+}
+
+/// A request whose answer repeats three megabytes: more than the buffers of a Unix socket hold.
+fn long_request() -> (String, usize) {
+    let document = "a ".repeat(3 << 19);
+    let body = serde_json::json!({"query": "q", "documents": [document], "return_documents": true});
+    (wire("POST", "/rerank", &body.to_string()), document.len())
+}
+
+/// A server on a Unix socket with a client that has sent one long request, and read nothing of the
+/// answer that is there.
+async fn unread_answer(config: Config) -> (tempfile::TempDir, Server, UnixStream) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rerankd.sock");
+    let socket = Socket::bind(&Listen::Unix(path.clone())).await.unwrap();
+    let any = "127.0.0.1:1".parse().unwrap();
+    let server = Server::on(TestApp::new(Model::default(), config), socket, any, None);
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    stream.write_all(long_request().0.as_bytes()).await.unwrap();
+    server
+        .until(|state| counted(state, "/rerank", "200") == 1)
+        .await;
+    (dir, server, stream)
+}
+
+fn counted(state: &AppState, route: &str, status: &str) -> u64 {
+    let requests = &state.metrics().requests;
+    requests.with_label_values(&[route, status]).get()
+}
+
+#[tokio::test]
+async fn an_answer_is_in_flight_until_its_last_byte_has_left() {
+    let (_dir, server, mut stream) = unread_answer(Config::default()).await;
+    assert_eq!(server.state.in_flight(), 1);
+    server.signals.send(()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.len() > long_request().1);
+    assert_eq!(server.state.in_flight(), 0);
+    assert_eq!(server.stopped.await.unwrap(), Stopped::Clean);
+}
+
+#[tokio::test]
+async fn an_answer_that_was_not_read_in_time_is_lost_work() {
+    let mut config = Config::default();
+    config.shutdown.drain_timeout = Duration::from_millis(1);
+    let (_dir, server, _stream) = unread_answer(config).await;
+    server.signals.send(()).await.unwrap();
+    assert_eq!(server.stopped.await.unwrap(), Stopped::TimedOut);
+    assert_eq!(server.state.in_flight(), 1);
+}
+
+#[tokio::test]
+async fn a_half_sent_body_is_not_lost_work() {
+    let mut config = Config::default();
+    config.shutdown.drain_timeout = Duration::from_millis(1);
+    let server = Server::start(Model::default(), config).await;
+    let mut half = server.connect().await;
+    half.send("POST /rerank HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n{")
+        .await;
+    // One whole exchange later, the server has seen the half request too.
+    server.request("GET", "/live", "").await;
+    server.signals.send(()).await.unwrap();
+    assert_eq!(server.stopped.await.unwrap(), Stopped::TimedOut);
+    assert_eq!(server.state.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_amid_its_body_is_counted_as_one_that_left() {
+    let server = Server::start(Model::default(), Config::default()).await;
+    let mut client = server.connect().await;
+    client
+        .send("POST /rerank HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n{")
+        .await;
+    drop(client);
+    server
+        .until(|state| counted(state, "/rerank", "499") + counted(state, "/rerank", "400") == 1)
+        .await;
+    assert_eq!(counted(&server.state, "/rerank", "499"), 1);
+}
+
+#[tokio::test]
+async fn a_body_in_broken_chunks_is_a_mistake_and_no_leaving() {
+    let server = Server::start(Model::default(), Config::default()).await;
+    let request =
+        "POST /rerank HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\nwhat\r\n";
+    let answer = server.exchange(request).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("`transfer-encoding`"), "{answer}");
+    assert_eq!(counted(&server.state, "/rerank", "400"), 1);
+}
+
+// Answers that come before the body has been sent. Bodies are more than socket buffers hold: the
+// client is still writing when the server has decided.
+
+/// `megabytes` in chunks of one.
+fn chunked(path: &str, megabytes: usize) -> String {
+    let chunk = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
+    let chunks = chunk.repeat(megabytes);
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+    )
+}
+
+#[tokio::test]
+async fn an_early_refusal_arrives_whatever_is_still_sent() {
+    let keys = config(|http| http.api_keys = ApiKeys::parse("a-key-of-somebody").unwrap());
+    for (config, path, status) in [
+        (Config::default(), "/rerank", 413),
+        (Config::default(), "/nowhere", 404),
+        (Config::default(), "/live", 405),
+        (keys, "/rerank", 401),
+    ] {
+        let server = Server::start(Model::default(), config).await;
+        for request in [chunked(path, 24), wire("POST", path, &" ".repeat(24 << 20))] {
+            let mut client = server.connect().await;
+            client.send(&request).await;
+            assert_eq!(client.answer().await.status, status, "{path}");
+            // It was read to its end, so that the connection goes on.
+            client.send(&wire("GET", "/live", "")).await;
+            assert_eq!(client.answer().await.status, 200, "{path}");
+        }
+    }
 }
 
 // Unix sockets.
@@ -114,6 +236,28 @@ async fn a_unix_socket_is_served_and_asked_for_its_health() {
     server.signals.send(()).await.unwrap();
     server.stopped.await.unwrap();
     assert!(!path.exists());
+}
+
+/// Whoever connects to a Unix socket whose queue is full waits until somebody accepts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rerankd.sock");
+    let socket = UnixSocket::new_stream().unwrap();
+    socket.bind(&path).unwrap();
+    let _listener = socket.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(connection) = UnixStream::connect(&path).await {
+        waiting.push(connection);
+    }
+    let place = Place {
+        address: Listen::Unix(path),
+        tls: false,
+    };
+    let asking = tokio::task::spawn_blocking(move || ask(&place, Duration::from_millis(1)));
+    let asked = tokio::time::timeout(PATIENCE, asking).await;
+    let asked = asked.expect("it ends by itself").unwrap();
+    assert_eq!(asked, Err("no answer within 0.001 s".to_owned()));
 }
 
 // TLS.
@@ -273,7 +417,14 @@ async fn connections_that_say_nothing_whole_are_closed() {
         assert!(is_closed(server.address, text).await, "{text:?}");
     }
     server
-        .until(|state| state.metrics().connections.get() == 0)
+        .until(|state| {
+            state
+                .metrics()
+                .connections
+                .with_label_values(&["requests"])
+                .get()
+                == 0
+        })
         .await;
 }
 
@@ -306,7 +457,14 @@ async fn a_client_that_does_not_read_is_closed() {
     let ended = tokio::time::timeout(PATIENCE, written).await;
     assert!(ended.is_ok(), "the server never closed it");
     server
-        .until(|state| state.metrics().connections.get() == 0)
+        .until(|state| {
+            state
+                .metrics()
+                .connections
+                .with_label_values(&["requests"])
+                .get()
+                == 0
+        })
         .await;
 }
 
@@ -320,15 +478,28 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
         connection.send(&wire("GET", "/live", "")).await;
         assert_eq!(connection.answer().await.status, 200);
     }
-    let refused = server.connect().await.rest().await;
+    // It hears so however much it sends before it listens.
+    let mut third = server.connect().await;
+    third
+        .send(&wire("POST", "/rerank", &" ".repeat(24 << 20)))
+        .await;
+    let refused = third.rest().await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     let metrics = server.state.metrics();
-    assert_eq!(metrics.refused_connections.get(), 1);
-    assert_eq!(metrics.connections.get(), 2);
+    let of = ["requests"];
+    assert_eq!(metrics.refused_connections.with_label_values(&of).get(), 1);
+    assert_eq!(metrics.connections.with_label_values(&of).get(), 2);
 
     drop(first);
     server
-        .until(|state| state.metrics().connections.get() == 1)
+        .until(|state| {
+            state
+                .metrics()
+                .connections
+                .with_label_values(&["requests"])
+                .get()
+                == 1
+        })
         .await;
     let mut third = server.connect().await;
     third.send(&wire("GET", "/live", "")).await;

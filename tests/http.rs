@@ -925,3 +925,23 @@ async fn the_healthcheck_agrees_with_readiness() {
         "status 503, the server is stopping; retry on another instance"
     );
 }
+
+/// A rate of a counter that comes with its first event does not see that event.
+#[tokio::test]
+async fn every_route_that_scores_is_counted_from_zero() {
+    let text = TestApp::default().state.metrics().render();
+    let document = rerankd::http::openapi::value();
+    let paths = document["paths"].as_object().unwrap();
+    let takes_texts = paths.iter().filter(|(_, item)| item["post"].is_object());
+    let mut routes = 0;
+    for (path, _) in
+        takes_texts.filter(|(path, _)| !["/tokenize", "/decode"].contains(&path.as_str()))
+    {
+        for status in ["200", "429", "499", "500"] {
+            let line = format!(r#"rerankd_requests_total{{route="{path}",status="{status}"}} 0"#);
+            assert!(text.contains(&line), "{line}");
+        }
+        routes += 1;
+    }
+    assert_eq!(text.matches(r#"status="500"} 0"#).count(), routes);
+}

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use axum::body::Body;
 use axum::http::Request;
+use rerankd::config::{ApiKeys, Config, Value};
 use rerankd::http::openapi;
+use support::fake::Model;
 use support::server::TestApp;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
@@ -64,6 +66,36 @@ async fn routes_and_descriptions_are_the_same() {
             assert!(described.is_object(), "{method} {path} gave {status}");
         }
     }
+}
+
+/// Whoever may not ask is told so by every route that is not open, as its description says.
+#[tokio::test]
+async fn refusals_of_keys_and_origins_are_described() {
+    let mut config = Config::default();
+    config.http.api_keys = ApiKeys::parse("a-key-of-somebody").unwrap();
+    let (keyed, open) = (TestApp::new(Model::default(), config), TestApp::default());
+    let document = openapi::value();
+    let mut refused = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            let request = |origin: &str| {
+                Request::builder()
+                    .method(method.to_uppercase().as_str())
+                    .uri(path)
+                    .header("origin", origin)
+                    .body(Body::empty())
+                    .unwrap()
+            };
+            for app in [&keyed, &open] {
+                let answer = app.send(request("https://a.example")).await;
+                let status = answer.status.as_u16();
+                let described = &item[method]["responses"][status.to_string()];
+                assert!(described.is_object(), "{method} {path} gave {status}");
+                refused += usize::from(matches!(status, 401 | 403));
+            }
+        }
+    }
+    assert!(refused > 40, "{refused}");
 }
 
 #[tokio::test]

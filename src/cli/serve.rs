@@ -102,12 +102,12 @@ async fn live(config: Config) -> Exit {
 
     let metrics = Metrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
-    let door = |socket, tls| Door {
-        tls,
+    let door = Door {
+        tls: tls.clone(),
         ..Door::new(socket, &config.http, metrics.clone())
     };
     let server = tokio::spawn(http::serve(
-        door(socket, tls.clone()),
+        door,
         http::app::build(state.clone()),
         state.lifecycle().reached(Phase::Draining),
     ));
@@ -115,7 +115,7 @@ async fn live(config: Config) -> Exit {
         tracing::info!(admin_listen = %address, "probes and metrics");
         // It answers to the end: whoever watches the server wants to see it drain.
         tokio::spawn(http::serve(
-            door(socket, None),
+            Door::admin(socket, &config.http, metrics.clone()),
             http::app::build_admin(state.clone()),
             std::future::pending(),
         ));
@@ -244,7 +244,7 @@ fn leave(stopped: Stopped, in_flight: usize) -> Exit {
             tracing::info!("stopped");
             Exit::Success
         }
-        // What held the drain were half-sent requests: nobody was promised an answer.
+        // What held the drain were requests that were not sent to their end: nothing was accepted.
         Stopped::TimedOut if in_flight == 0 => {
             tracing::info!("stopped; some connections were still open");
             Exit::Success
@@ -287,6 +287,12 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
              `--model` at a model trained for that"
         );
     }
+    let to_try = to_try(config, model.labels.len(), address);
+    tracing::info!("try: {to_try}");
+}
+
+/// A command that the server answers, whatever kind of model it has.
+fn to_try(config: &Config, labels: usize, address: &Listen) -> String {
     let tls = config.http.tls_cert.is_some();
     let (options, scheme) = (
         if tls { "-k " } else { "" },
@@ -300,9 +306,18 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
         [] => "",
         _ => "-H 'authorization: Bearer KEY' ",
     };
-    tracing::info!(
-        r#"try: curl -s {options}{key}{place}/rerank -d '{{"query":"A man is eating food.","documents":["A monkey plays the drums.","Somebody eats a meal."]}}'"#
-    );
+    let (path, body) = match labels {
+        0 | 1 => (
+            "rerank",
+            r#"{"query":"A man is eating food.","documents":["A monkey plays the drums.","Somebody eats a meal."]}"#,
+        ),
+        // There is no order by several numbers.
+        _ => (
+            "predict",
+            r#"{"pairs":[["A man is eating food.","Somebody eats a meal."]]}"#,
+        ),
+    };
+    format!("curl -s {options}{key}{place}/{path} -d '{body}'")
 }
 
 /// The cores that this process may use.
@@ -358,6 +373,15 @@ pub(super) fn load_config(config: &Config) -> LoadConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_to_try_is_one_that_the_model_answers() {
+        let address = Listen::Tcp(([0, 0, 0, 0], 80).into());
+        let of = |labels| to_try(&Config::default(), labels, &address);
+        let start = "curl -s http://127.0.0.1:80/";
+        assert!(of(1).starts_with(&format!(r#"{start}rerank -d '{{"query""#)));
+        assert!(of(3).starts_with(&format!(r#"{start}predict -d '{{"pairs""#)));
+    }
 
     #[test]
     fn half_sent_requests_do_not_spoil_the_exit_code() {

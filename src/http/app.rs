@@ -1,6 +1,6 @@
 //! The routes, the layers around them, and what they share.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -40,7 +40,7 @@ struct Shared {
     started: SystemTime,
     /// Empty until the model has loaded: the listener answers `/live` before that.
     reranker: OnceLock<Arc<Reranker>>,
-    /// Requests whose answer is not ready yet.
+    /// Requests that were accepted and are not with their client yet.
     in_flight: AtomicUsize,
     keys: Keys,
     bodies: Arc<BodyBudget>,
@@ -145,28 +145,48 @@ impl AppState {
         &self.0.bodies
     }
 
-    /// Requests whose answer is not ready yet.
+    /// Requests that were accepted, which is once their body is there, and whose answer has not left
+    /// to its last byte.
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.load(Ordering::Relaxed)
     }
 
+    /// A request of which the head has arrived.
     pub(super) fn enter(&self) -> InFlight {
-        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+        InFlight {
+            state: self.clone(),
+            accepted: AtomicBool::new(false),
+        }
     }
 }
 
-/// Counts one request until it is dropped.
-pub(super) struct InFlight(AppState);
+/// A request, travelling with it and then with its answer. It is in flight from when it was accepted
+/// until this is dropped.
+pub(super) struct InFlight {
+    state: AppState,
+    accepted: AtomicBool,
+}
+
+impl InFlight {
+    /// All of the request is there: stopping now would lose it.
+    pub(super) fn accept(&self) {
+        if !self.accepted.swap(true, Ordering::Relaxed) {
+            self.state.0.in_flight.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if *self.accepted.get_mut() {
+            self.state.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 /// Every route, and around them the layers in their order.
 pub fn build(state: AppState) -> Router {
+    count_from_zero(state.metrics());
     let routes = requests().merge(probes()).merge(openapi::routes());
     let routes = match state.config().http.page {
         true => routes.merge(page::routes()),
@@ -205,6 +225,43 @@ fn probes() -> Router<AppState> {
         .route("/.well-known/ready", get(admin::silent_ready))
         .route("/v2/health/live", get(admin::live))
         .route("/v2/health/ready", get(admin::ready))
+}
+
+/// The routes that score texts. They are counted from the start, so that rates see the first failure.
+const SCORING: [&str; 21] = [
+    "/",
+    "/infinity/rerank",
+    "/invocations",
+    "/predict",
+    "/ranking",
+    "/rerank",
+    "/reranking",
+    "/score",
+    "/v1/ranking",
+    "/v1/rerank",
+    "/v1/reranking",
+    "/v1/retrieval/nvidia/reranking",
+    "/v1/score",
+    "/v2/models/{model}/infer",
+    "/v2/rerank",
+    "/vllm/rerank",
+    "/vllm/score",
+    "/vllm/v1/rerank",
+    "/vllm/v1/score",
+    "/vllm/v2/rerank",
+    "/voyage/v1/rerank",
+];
+
+/// The statuses that alerts are made of.
+const STATUSES: [&str; 6] = ["200", "400", "429", "499", "500", "503"];
+
+/// Shows what can be counted before it happens.
+fn count_from_zero(metrics: &Metrics) {
+    for route in SCORING {
+        for status in STATUSES {
+            metrics.requests.with_label_values(&[route, status]);
+        }
+    }
 }
 
 fn requests() -> Router<AppState> {

@@ -1,6 +1,7 @@
 //! A body on its way to a typed request: bounded in size and time, and read as JSON whatever its
 //! content type, because some clients send none.
 
+use std::error::Error;
 use std::io::{Read, Take};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use super::app::AppState;
+use super::app::{AppState, InFlight};
 use super::budget::HeldBytes;
 use super::claim;
 use super::dialect::field::{self, Fields};
@@ -23,10 +24,6 @@ use crate::service::Reranker;
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.
 const PARSE_INLINE_BYTES: usize = 64 * 1024;
-
-/// How much of a body that is too large is read and thrown away. A client that is still writing
-/// when the connection closes sees a reset connection instead of the answer.
-const DISCARD_BYTES: usize = 64 * 1024 * 1024;
 
 /// When to come back while other bodies take up all the room: they arrive within seconds, or time
 /// out.
@@ -50,7 +47,6 @@ pub struct Accepted {
 /// When the server is not serving, or the body is too large, too slow or broken.
 pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Failure> {
     // Asked now: a request that starts before the drain is served, however long its body takes.
-    // Told after the body is read: an answer to half a body can get lost with the connection.
     let serving = state.serving();
     let config = &state.config().http;
     let (parts, body) = request.into_parts();
@@ -60,6 +56,9 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let reranker = serving?;
     let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
+    if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
+        in_flight.accept();
+    }
     let bytes = match Coding::of(&parts.headers).ok_or(Failure::UnknownEncoding)? {
         Coding::Plain => bytes,
         coding => {
@@ -155,16 +154,12 @@ async fn read(
     body: Body,
     config: &HttpConfig,
     held: &mut HeldBytes,
-) -> Result<Bytes, RerankError> {
+) -> Result<Bytes, Failure> {
     let limit = config.max_body_bytes;
     if let Some(size) = declared_size(headers)
         && size > limit as u64
     {
-        // A client that asks first (`Expect: 100-continue`) has sent nothing to throw away.
-        if size <= DISCARD_BYTES as u64 && !headers.contains_key(header::EXPECT) {
-            discard(body).await;
-        }
-        return Err(too_large(Some(size), limit));
+        return Err(too_large(Some(size), limit).into());
     }
     collect(Limited::new(body, limit), held, limit).await
 }
@@ -174,33 +169,52 @@ async fn collect(
     mut body: Limited<Body>,
     held: &mut HeldBytes,
     limit: usize,
-) -> Result<Bytes, RerankError> {
-    let mut bytes = Vec::new();
+) -> Result<Bytes, Failure> {
+    // Most bodies are one frame, which is kept as it came.
+    let mut first = Bytes::new();
+    let mut all = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
-            true => too_large(None, limit),
-            false => {
-                RerankError::invalid("the body ended early; send as much as its headers announce")
-            }
+            true => too_large(None, limit).into(),
+            false if is_malformed(&*error) => Failure::from(RerankError::invalid(
+                "the body is not what its `transfer-encoding` says; send it in chunks of their size",
+            )),
+            false => Failure::BodyEnded,
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
         if !held.take(data.len()) {
-            return Err(RerankError::overloaded(BODIES_RETRY));
+            return Err(RerankError::overloaded(BODIES_RETRY).into());
         }
-        bytes.extend_from_slice(&data);
+        if first.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&data);
+        }
     }
-    Ok(bytes.into())
+    Ok(if all.is_empty() { first } else { all.into() })
+}
+
+/// Whether what came was wrong, and not only less than was announced.
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return matches!(io.kind(), InvalidData | InvalidInput);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn declared_size(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?;
     text.parse().ok()
-}
-
-async fn discard(mut body: Body) {
-    while let Some(Ok(_)) = body.frame().await {}
 }
 
 fn too_large(size: Option<u64>, limit: usize) -> RerankError {

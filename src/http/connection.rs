@@ -1,9 +1,14 @@
 //! One connection: TLS, HTTP/1.1 or HTTP/2, and an end for those that only take up room.
 
+mod leftover;
+mod traffic;
+
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -12,6 +17,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use self::leftover::Received;
+pub(super) use self::leftover::read_off;
+use self::traffic::Traffic;
+use super::app::InFlight;
 use super::tls::{H2, Tls};
 
 /// Requests of one connection at the same time. The queue is fair by requests, not by connections.
@@ -90,20 +99,23 @@ impl Protocols {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let busy = Arc::new(watch::Sender::new(0_usize));
-        let idle = idle(busy.subscribe(), self.patience);
+        let traffic = Traffic::new();
+        let io = TokioIo::new(traffic.watch(io));
         let app = self.app.clone();
+        let requests = traffic.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let under_way = UnderWay::new(busy.clone());
-            let answer = app.call(request);
+            let under_way = requests.begin();
+            let answer = app.call(Received::of(request));
             async move {
-                let answer = answer.await;
-                drop(under_way);
-                answer
+                let (mut head, body) = answer.await?.into_parts();
+                let in_flight = head.extensions.remove::<Arc<InFlight>>();
+                let body = under_way.write(body, in_flight);
+                Ok::<_, Infallible>(Response::from_parts(head, body))
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(io), service);
-        tokio::pin!(connection, idle);
+        let connection = builder.serve_connection(io, service);
+        let still = traffic.still(self.patience);
+        tokio::pin!(connection, still);
         let (mut told, mut given_up) = (false, false);
         loop {
             tokio::select! {
@@ -112,44 +124,99 @@ impl Protocols {
                     told = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = &mut idle, if !given_up => {
+                () = still.as_mut() => {
+                    // It was asked to close, and has not in the same time again. A request that
+                    // came at the last moment starts that time anew.
+                    if given_up {
+                        return Err("idle, or slow to read".to_owned());
+                    }
                     (told, given_up) = (true, true);
                     connection.as_mut().graceful_shutdown();
-                }
-                // Whoever does not read its last answer in the time of a request holds memory.
-                () = tokio::time::sleep(self.patience), if given_up => {
-                    return Err("idle, or slow to read".to_owned());
+                    still.set(traffic.still(self.patience));
                 }
             }
         }
     }
 }
 
-/// Resolves when no request has been under way for `patience`.
-async fn idle(mut busy: watch::Receiver<usize>, patience: Duration) {
-    loop {
-        if busy.wait_for(|requests| *requests == 0).await.is_err() {
-            return;
-        }
-        let begun = busy.wait_for(|requests| *requests > 0);
-        if tokio::time::timeout(patience, begun).await.is_err() {
-            return;
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::post;
+    use hyper::Request;
+    use tokio::io::duplex;
+    use tokio::time::{Instant, sleep};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    /// Of an answer: some hundred times what a stream may have open.
+    const ANSWER_BYTES: usize = 4 << 20;
+
+    /// What a slow client reads in that time.
+    const BYTES_A_PATIENCE: f64 = 160e3;
+
+    /// A client of HTTP/2 that has asked for a long answer, and how the server's side of it ends.
+    async fn asked() -> (
+        hyper::http::response::Parts,
+        h2::RecvStream,
+        tokio::task::JoinHandle<Result<(), String>>,
+    ) {
+        let app = Router::new().route("/", post(async || vec![0; ANSWER_BYTES]));
+        let (client, server) = duplex(4096);
+        let (_open, closed) = watch::channel(false);
+        let served = tokio::spawn(async move {
+            let protocols = Protocols::new(app, PATIENCE);
+            let served = protocols.serve(server, None, closed).await;
+            drop(_open);
+            served
+        });
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://test/").body(()).unwrap();
+        let (answer, _) = client.send_request(request, true).unwrap();
+        let (head, body) = answer.await.unwrap().into_parts();
+        (head, body, served)
     }
-}
 
-/// Counts one request of a connection until its answer is there.
-struct UnderWay(Arc<watch::Sender<usize>>);
-
-impl UnderWay {
-    fn new(busy: Arc<watch::Sender<usize>>) -> Self {
-        busy.send_modify(|requests| *requests += 1);
-        Self(busy)
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_of_http2_is_not_idle() {
+        let (head, mut body, served) = asked().await;
+        assert_eq!(head.status, 200);
+        let begun = Instant::now();
+        let mut read = 0;
+        while let Some(data) = body.data().await {
+            let Ok(data) = data else {
+                panic!("after {:?}: {:?}", begun.elapsed(), served.await);
+            };
+            read += data.len();
+            sleep(PATIENCE.mul_f64(data.len() as f64 / BYTES_A_PATIENCE)).await;
+            body.flow_control().release_capacity(data.len()).unwrap();
+        }
+        assert_eq!(read, ANSWER_BYTES);
+        assert!(begun.elapsed() > 4 * PATIENCE, "it was slow indeed");
     }
-}
 
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|requests| *requests -= 1);
+    #[tokio::test(start_paused = true)]
+    async fn a_client_of_http2_that_stops_reading_is_closed() {
+        let (_head, _body, served) = asked().await;
+        let begun = Instant::now();
+        assert_eq!(served.await.unwrap().unwrap_err(), "idle, or slow to read");
+        assert!(begun.elapsed() <= 3 * PATIENCE);
+    }
+
+    /// Beside an answer that nobody reads, another request is computed for longer than any patience.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_something_is_computed_is_not_idle() {
+        let traffic = Traffic::new();
+        let unread = traffic.begin().write(vec![0; 8].into(), None);
+        let computed = traffic.begin();
+        let still = traffic.still(PATIENCE);
+        tokio::pin!(still);
+        let waited = tokio::time::timeout(100 * PATIENCE, still.as_mut()).await;
+        assert!(waited.is_err());
+        drop(computed);
+        let begun = Instant::now();
+        still.await;
+        assert_eq!(begun.elapsed(), PATIENCE);
+        drop(unread);
     }
 }

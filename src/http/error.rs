@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::dialect::Dialect;
+use super::observe::Left;
 use crate::rerank::{ErrorCode, RerankError};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -24,6 +25,8 @@ pub enum Failure {
     MethodNotAllowed,
     /// The body did not arrive in time.
     BodyTimeout(Duration),
+    /// The body ended before it was whole: its client has left, or is about to.
+    BodyEnded,
     /// The body is in an encoding that is not read.
     UnknownEncoding,
     /// The server has keys, and none was shown.
@@ -57,6 +60,7 @@ impl Failure {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Self::BodyEnded => (StatusCode::BAD_REQUEST, "invalid_request"),
             Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
@@ -91,6 +95,7 @@ impl Failure {
                 "the body did not arrive within {} s; send it faster, or raise `--body-timeout`",
                 limit.as_secs_f64()
             ),
+            Self::BodyEnded => "the body ended early; send as much as its headers announce".to_owned(),
             Self::UnknownEncoding => {
                 "the body is in an encoding that is not read; send it plain, or as one of `gzip` and \
                  `deflate`"
@@ -122,11 +127,17 @@ impl Failure {
         if let Some(cause) = self.service().and_then(RerankError::cause) {
             response.extensions_mut().insert(Cause(cause.to_owned()));
         }
-        if let Self::NoKey | Self::WrongKey = self {
-            let scheme = HeaderValue::from_static("Bearer");
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, scheme);
+        let mut tell = |name, value| {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+        };
+        match self {
+            Self::NoKey | Self::WrongKey => tell(header::WWW_AUTHENTICATE, "Bearer"),
+            Self::UnknownEncoding => tell(header::ACCEPT_ENCODING, "gzip, deflate"),
+            _ => {}
+        }
+        if let Self::BodyEnded = self {
+            response.extensions_mut().insert(Left);
         }
         response.extensions_mut().insert(dialect);
         response
@@ -138,6 +149,7 @@ impl Failure {
             Self::NotFound
             | Self::MethodNotAllowed
             | Self::BodyTimeout(_)
+            | Self::BodyEnded
             | Self::UnknownEncoding
             | Self::NoKey
             | Self::WrongKey

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::HttpBody;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -11,7 +12,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
-use super::app::{AppState, InFlight};
+use super::app::AppState;
 use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
@@ -93,10 +94,19 @@ impl Work {
     }
 }
 
+/// Marks the answer to a client that has most likely left: its body ended early.
+#[derive(Debug, Clone, Copy)]
+pub struct Left;
+
 /// Names the request, then logs and counts it when it ends.
 pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let route = request.extensions().get::<MatchedPath>();
+    let in_flight = Arc::new(state.enter());
+    // What has a body is accepted when it has been read.
+    if request.body().is_end_stream() {
+        in_flight.accept();
+    }
     let record = Record {
         id: id.clone(),
         method: request.method().clone(),
@@ -105,11 +115,11 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
         timeline: timeline(&request, route.map_or("other", MatchedPath::as_str)),
         start: Instant::now(),
         answered: false,
-        _in_flight: state.enter(),
         state,
     };
     let span = tracing::info_span!("request", request_id = id.as_str());
     request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(in_flight.clone());
     let answering = next.run(request).instrument(span);
     let mut response = record.timeline.scope(answering).await;
     let headers = response.headers_mut();
@@ -122,6 +132,7 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
         );
     }
     record.answered(&response);
+    response.extensions_mut().insert(in_flight);
     response
 }
 
@@ -135,7 +146,6 @@ struct Record {
     timeline: Timeline,
     start: Instant,
     answered: bool,
-    _in_flight: InFlight,
 }
 
 impl Record {
@@ -153,8 +163,13 @@ impl Record {
     fn answered(mut self, response: &Response) {
         self.answered = true;
         let extensions = response.extensions();
+        let left = extensions.get::<Left>().is_some();
         self.end(
-            response.status().as_u16(),
+            if left {
+                CLIENT_LEFT
+            } else {
+                response.status().as_u16()
+            },
             extensions.get::<Work>().copied(),
             extensions.get::<Cause>().map(|cause| cause.0.as_str()),
             extensions.get::<Dialect>().map(|dialect| dialect.name()),

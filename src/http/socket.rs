@@ -4,11 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::connection::read_off;
 use crate::config::Listen;
 
-/// All that a connection is told that finds no room. Nothing of its request was read.
+/// All that a connection is told that finds no room. Nothing of its request is looked at.
 const NO_ROOM: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
     content-length: 0\r\n\r\n";
@@ -97,15 +99,19 @@ impl Socket {
 }
 
 impl Stream {
-    /// Closes the connection; says why where it is plain.
-    pub(super) fn refuse(self, plain: bool) {
-        if plain {
-            // A new connection has room for so few bytes; where it has not, it is closed all the same.
-            let _ = match &self {
-                Self::Tcp(stream) => stream.try_write(NO_ROOM),
-                Self::Unix(stream) => stream.try_write(NO_ROOM),
-            };
+    /// Says why it is not served, and closes the connection.
+    pub(super) async fn refuse(self) {
+        match self {
+            Self::Tcp(stream) => refuse(stream).await,
+            Self::Unix(stream) => refuse(stream).await,
         }
+    }
+}
+
+async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    // A new connection has room for so few bytes; where it has not, it is closed all the same.
+    if stream.write_all(NO_ROOM).await.is_ok() && stream.shutdown().await.is_ok() {
+        read_off(stream).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every route: what it takes, and all that it can answer.
 
+use axum::http::Method;
 use serde_json::{Map, Value, json};
 
 use super::forms::{Form, Schemas, example, list, reference, rerank};
@@ -356,7 +357,7 @@ fn post(path: &str, tag: &str, summary: &str, forms: Vec<Form>) -> Value {
 fn get(path: &str, tag: &str, summary: &str, body: Option<Value>, schemas: &mut Schemas) -> Value {
     let body = body.unwrap_or_else(|| reference::<admin::Status>(schemas));
     let error = reference::<native::ErrorBody>(schemas);
-    json!({
+    let mut operation = json!({
         "operationId": operation_id("get", path), "tags": [tag], "summary": summary,
         "responses": {
             "200": { "description": "Yes", "content": { "application/json": { "schema": body } } },
@@ -366,7 +367,19 @@ fn get(path: &str, tag: &str, summary: &str, body: Option<Value>, schemas: &mut 
                 "content": { "application/json": { "schema": error } },
             },
         },
-    })
+    });
+    if !admin::is_open(&Method::GET, path) {
+        let responses = operation["responses"].as_object_mut().expect("an object");
+        for (status, description) in STATUSES {
+            if matches!(status, "401" | "403") {
+                // Each dialect has a form of its own.
+                let content = json!({ "application/json": { "schema": { "type": "object" } } });
+                let refusal = json!({ "description": description, "content": content });
+                responses.insert(status.into(), refusal);
+            }
+        }
+    }
+    operation
 }
 
 /// `GET /`: the page for browsers, an answer as that of `/health` for everybody else.
