@@ -49,9 +49,10 @@ FROM scratch
 COPY --from=root /root /
 ENV PATH=/opt/rerankd \
     RERANKD_LISTEN=0.0.0.0:8080 \
+    HF_HOME=/data \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 10001:10001
-# For a model of your own: nothing is written here.
+# Models that are downloaded, and yours; nothing else is written.
 VOLUME ["/data"]
 EXPOSE 8080
 # Ready takes about a second with the embedded model, and longer with a larger one.

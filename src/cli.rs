@@ -4,7 +4,10 @@ pub mod bench;
 pub mod config;
 pub mod eval;
 pub mod healthcheck;
+mod hub;
+pub mod models;
 pub mod progress;
+pub mod pull;
 pub mod score;
 pub mod serve;
 pub mod settings;
@@ -48,6 +51,10 @@ pub enum Command {
     Eval(Box<eval::Args>),
     /// Score a file of pairs, of any size.
     Score(Box<score::Args>),
+    /// Download a model of a hub into the cache.
+    Pull(pull::Args),
+    /// List the models in the cache, or remove some.
+    Models(models::Args),
     /// Compare scores with golden ones: exit code 0 when all are within the tolerance, 1 when not.
     Verify(verify::Args),
 }

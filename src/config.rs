@@ -121,10 +121,11 @@ setting::settings! {
 
     /// Which model is served, and how it runs.
     model: ModelConfig {
-        /// Directory of a cross-encoder as sentence-transformers saves it. Without it the embedded
-        /// model is served, which judges how similar two sentences are; for question-to-passage
-        /// search, name a model trained for that.
-        dir as model "DIR": Option<PathBuf> = None, or "the embedded model";
+        /// Directory of a cross-encoder as sentence-transformers saves it, or `owner/name` or
+        /// `owner/name@revision` of a hub, which is downloaded once. Without it the embedded model is
+        /// served, which judges how similar two sentences are; for question-to-passage search, name a
+        /// model trained for that.
+        dir as model "MODEL": Option<PathBuf> = None, or "the embedded model";
 
         /// Name of the model in answers and in `/info`, instead of its own.
         served_name as served_model_name "NAME": Option<String> = None, or "the model's own";
@@ -151,6 +152,28 @@ setting::settings! {
         /// `fp32` for every other: measure your model before you choose `int8` for it. On a GPU it
         /// is `fp16`, which no processor is run with, and there is no `int8`.
         precision "PRECISION": Precision = Precision::Fp32;
+    }
+
+    /// Where models come from that are no directory.
+    hub: HubSettings {
+        /// Take models from the cache and open no connection for them; `HF_HUB_OFFLINE=1` says so too.
+        offline "BOOL": bool = false;
+
+        /// Hub that models are downloaded from, or a mirror of it; `HF_ENDPOINT` names it too. The
+        /// token goes to this address only.
+        endpoint as hub_endpoint "URL": String = "https://huggingface.co".to_owned();
+
+        /// Token of an account of the hub, for private and gated models. `HF_TOKEN` holds it too; else
+        /// it is in the file that `HF_TOKEN_PATH` names, or where `hf auth login` leaves it.
+        token as hub_token "TOKEN": Secret = Secret::default(), or "that of `hf auth login`, if there is one";
+
+        /// Folder that downloaded models are kept in, shared with every Hugging Face library.
+        cache as hub_cache "DIR": Option<PathBuf> = None,
+            or "`$HF_HUB_CACHE`, `$HF_HOME/hub` or `~/.cache/huggingface/hub`";
+
+        /// Certificates in PEM that are trusted beside those of the system when models are downloaded,
+        /// such as that of a proxy which opens TLS.
+        ca_file as hub_ca_file "FILE": Option<PathBuf> = None, or "those of the system";
     }
 
     /// How pairs become batches, and how many may wait.

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use rerankd::cli::{Cli, Command, bench, config, eval, healthcheck, score, serve, verify};
+use rerankd::cli::{
+    Cli, Command, bench, config, eval, healthcheck, models, pull, score, serve, verify,
+};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -13,6 +15,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args).into(),
         Command::Eval(args) => eval::run(&args).into(),
         Command::Score(args) => score::run(&args).into(),
+        Command::Pull(args) => pull::run(&args).into(),
+        Command::Models(args) => models::run(&args).into(),
         Command::Verify(args) => verify::run(&args).into(),
     }
 }

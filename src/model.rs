@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod head;
+pub mod hub;
 mod json;
 pub mod manifest;
 mod modules;
@@ -129,9 +130,13 @@ impl Model {
     }
 }
 
-/// The last component of a directory's real path, so that `--model .` has a name too.
+/// The last component of a directory's real path, so that `--model .` has a name too; for one in the
+/// cache of a hub the name of its model.
 fn directory_name(dir: &Path) -> String {
     let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    if let Some(id) = hub::ModelId::of_snapshot(&real) {
+        return id.path();
+    }
     real.file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }

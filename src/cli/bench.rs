@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::settings::Flags;
-use super::{Exit, serve};
+use super::{Exit, hub, serve};
 use crate::bench::drive::{Load, Progress};
 use crate::bench::report::{Budget, Findings, Report};
 use crate::bench::target::{Dialect, Engine, Server, Target};
@@ -217,8 +217,15 @@ pub fn run(args: &Args) -> Exit {
         }
         None => {
             let engine = match engine(&args.engine) {
-                Ok(config) => serve::load_config(&config),
+                Ok(config) => config,
                 Err(exit) => return exit,
+            };
+            let engine = match hub::load_config(&engine) {
+                Ok(engine) => engine,
+                Err(error) => {
+                    eprintln!("rerankd: {error}");
+                    return Exit::Model;
+                }
             };
             let reranker = match load::load(&engine, Metrics::new()) {
                 Ok(reranker) => Arc::new(reranker),
@@ -267,8 +274,11 @@ fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let load_config = serve::load_config(&config);
-    let mut engine = match load::sessions(&load_config) {
+    let opened = hub::load_config(&config).and_then(|load_config| {
+        let engine = load::sessions(&load_config)?;
+        Ok((load_config, engine))
+    });
+    let (load_config, mut engine) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             eprintln!("rerankd: {error}");

@@ -8,8 +8,8 @@ use std::time::Instant;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
+use super::hub::load_config;
 use super::progress::Progress;
-use super::serve::load_config;
 use super::settings::EngineFlags;
 use crate::bulk::Engine;
 use crate::config::{Config, Precision};
@@ -341,7 +341,7 @@ fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, E
     let runs = precisions.iter().map(|&precision| {
         let engine = Engine::load(&LoadConfig {
             precision,
-            ..load_config(config)
+            ..load_config(config)?
         })?;
         let labels = engine.info().labels.len();
         if labels != 1 {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
+use super::hub::load_config;
 use super::progress::Progress;
-use super::serve::load_config;
 use super::settings::EngineFlags;
 use crate::bulk::Engine;
 use crate::config::{Config, Precision, Value};
@@ -152,7 +152,7 @@ impl Args {
 }
 
 fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Summary, JobError> {
-    let load = load_config(config);
+    let load = load_config(config)?;
     let engine = Engine::load(&LoadConfig {
         precision: precision.unwrap_or(load.precision),
         ..load

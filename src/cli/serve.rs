@@ -5,6 +5,7 @@ mod systemd;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +15,7 @@ use self::reload::Reload;
 use self::systemd::Passed;
 use super::Exit;
 use super::healthcheck::reachable;
+use super::hub::{Told, placed};
 use super::settings::Flags;
 use crate::config::{Config, Device, Listen};
 use crate::cores::Cores;
@@ -77,6 +79,18 @@ async fn live(config: Config) -> Exit {
             return Exit::Usage;
         }
     };
+    // Before the port: a signal that comes early must not kill a server somebody already talks to.
+    let mut signals = match shutdown::signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be received");
+            return Exit::Failure;
+        }
+    };
+    let load_config = match place(&config, &mut signals).await {
+        Ok(load_config) => load_config,
+        Err(exit) => return exit,
+    };
     let opened = match open(&config).await {
         Ok(opened) => opened,
         Err(error) => {
@@ -90,7 +104,6 @@ async fn live(config: Config) -> Exit {
         }
     };
     let Opened {
-        mut signals,
         hangup,
         socket,
         address,
@@ -133,7 +146,7 @@ async fn live(config: Config) -> Exit {
         let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
         move || {
             let _loading = loading;
-            let reranker = Arc::new(load::load(&load_config(&config), metrics)?);
+            let reranker = Arc::new(load::load(&load_config, metrics)?);
             state.install(reranker.clone());
             announce(&config, &reranker, &address);
             systemd::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
@@ -174,9 +187,37 @@ async fn live(config: Config) -> Exit {
     leave(stopped, state.in_flight())
 }
 
+/// What to load, the model in place: one of a hub is downloaded before the port is open.
+async fn place(config: &Config, signals: &mut mpsc::Receiver<()>) -> Result<LoadConfig, Exit> {
+    let config = config.clone();
+    let placing = tokio::task::spawn_blocking(move || placed(&config, Told::ToLog));
+    let placed = tokio::select! {
+        placed = placing => placed,
+        _ = signals.recv() => {
+            tracing::info!("stopped while the model was downloaded; the next start goes on with it");
+            return Err(Exit::Success);
+        }
+    };
+    let error = match placed {
+        Ok(Ok(load_config)) => return Ok(load_config),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic.to_string(),
+    };
+    tracing::error!(error, "the model cannot be served");
+    Err(Exit::Model)
+}
+
+/// Asks systemd, where it waits, to wait so much longer.
+pub(super) fn still_starting(longer: Duration) {
+    let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
+    systemd::tell(&[
+        NotifyState::ExtendTimeoutUsec(longer),
+        NotifyState::Status("downloading the model"),
+    ]);
+}
+
 /// What a server has before it has a model.
 struct Opened {
-    signals: mpsc::Receiver<()>,
     hangup: Signal,
     socket: Socket,
     address: Listen,
@@ -184,8 +225,6 @@ struct Opened {
 }
 
 async fn open(config: &Config) -> std::io::Result<Opened> {
-    // Before the port: a signal that comes early must not kill a server somebody already talks to.
-    let signals = shutdown::signals()?;
     let hangup = signal(SignalKind::hangup())?;
     let passed = Passed::take()?;
     let socket = match passed.requests {
@@ -198,7 +237,6 @@ async fn open(config: &Config) -> std::io::Result<Opened> {
         (None, None) => None,
     };
     Ok(Opened {
-        signals,
         hangup,
         address: socket.address()?,
         socket,
@@ -354,7 +392,8 @@ fn tell_threads(config: &Config) {
     }
 }
 
-/// What the config asks the loader for. Threads not given are the cores that the process may use.
+/// What the config asks the loader for, with the model as it is named. Threads not given are the cores
+/// that the process may use.
 pub(super) fn load_config(config: &Config) -> LoadConfig {
     LoadConfig {
         model: config.model.dir.clone(),

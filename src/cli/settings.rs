@@ -13,8 +13,15 @@ use crate::config::{Config, Kind, PREFIX, Setting, document};
 
 const FILE_FLAG: &str = "config";
 const FILE_VARIABLE: &str = "RERANKD_CONFIG";
-/// What the ecosystem calls the level of logs; it stands behind our own variable.
-const RUST_LOG: &str = "RUST_LOG";
+/// What the ecosystem calls settings of ours, which these stand behind; the first of a name counts.
+const ADOPTED: [(&str, &str); 6] = [
+    ("RUST_LOG", "log_level"),
+    ("HF_ENDPOINT", "hub_endpoint"),
+    ("HF_TOKEN", "hub_token"),
+    ("HF_HUB_CACHE", "hub_cache"),
+    ("HF_HUB_OFFLINE", "offline"),
+    ("TRANSFORMERS_OFFLINE", "offline"),
+];
 
 /// The flags of every setting, as they were given.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +33,10 @@ pub struct Flags {
 /// The flags of those settings that work without a server needs; file and environment may hold all.
 #[derive(Debug, Clone, Default)]
 pub struct EngineFlags(Flags);
+
+/// The flags of those settings that say where models come from and are kept.
+#[derive(Debug, Clone, Default)]
+pub struct HubFlags(Flags);
 
 /// Where the value of a setting is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,13 +192,17 @@ fn environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     problems: &mut Vec<Problem>,
 ) -> (Option<PathBuf>, Vec<Given>) {
-    let (mut file, mut rust_log, mut given) = (None, None, Vec::<Given>::new());
+    let (mut file, mut given) = (None, Vec::<Given>::new());
+    let mut adopted: [Option<String>; ADOPTED.len()] = Default::default();
     for (name, value) in variables {
         let Ok(name) = name.into_string() else {
             continue;
         };
-        let ours = name.starts_with(PREFIX) || name == RUST_LOG;
-        if !ours || value.is_empty() || made_by_kubernetes(&name) {
+        let place = ADOPTED.iter().position(|(theirs, _)| *theirs == name);
+        if !(name.starts_with(PREFIX) || place.is_some())
+            || value.is_empty()
+            || made_by_kubernetes(&name)
+        {
             continue;
         }
         if name == FILE_VARIABLE {
@@ -201,8 +216,8 @@ fn environment(
             });
             continue;
         };
-        if name == RUST_LOG {
-            rust_log = Some(text);
+        if let Some(place) = place {
+            adopted[place] = Some(text);
         } else if let Some((setting, in_file)) = Setting::of_variable(&name) {
             given.push(Given {
                 setting,
@@ -215,16 +230,17 @@ fn environment(
             problems.push(unknown(&name, "environment", known));
         }
     }
-    if let Some(text) = rust_log
-        && let Some(setting) = Setting::all().iter().find(|s| s.name == "log_level")
-        && !given.iter().any(|given| given.setting.name == setting.name)
-    {
-        given.push(Given {
-            setting,
-            text,
-            in_file: false,
-            origin: Origin::Variable(RUST_LOG.to_owned()),
-        });
+    for ((theirs, ours), text) in ADOPTED.into_iter().zip(adopted) {
+        let setting = Setting::all().iter().find(|s| s.name == ours);
+        let known = given.iter().any(|given| given.setting.name == ours);
+        if let (Some(text), Some(setting), false) = (text, setting, known) {
+            given.push(Given {
+                setting,
+                text,
+                in_file: false,
+                origin: Origin::Variable(theirs.to_owned()),
+            });
+        }
     }
     (file, given)
 }
@@ -452,7 +468,8 @@ impl EngineFlags {
             "max_batch_tokens",
             "cuda_batch_tokens",
         ];
-        Setting::all().iter().filter(|s| NAMES.contains(&s.name))
+        let is_one = |s: &&Setting| NAMES.contains(&s.name) || s.section.name == "hub";
+        Setting::all().iter().filter(is_one)
     }
 
     /// As [`Flags::resolve`].
@@ -461,6 +478,42 @@ impl EngineFlags {
     /// The exit code for wrong settings.
     pub fn resolve(&self) -> Result<Effective, Exit> {
         self.0.resolve()
+    }
+}
+
+impl HubFlags {
+    /// Those that say where models come from and are kept.
+    fn settings() -> impl Iterator<Item = &'static Setting> {
+        Setting::all().iter().filter(|s| s.section.name == "hub")
+    }
+
+    /// As [`Flags::resolve`].
+    ///
+    /// # Errors
+    /// The exit code for wrong settings.
+    pub fn resolve(&self) -> Result<Effective, Exit> {
+        self.0.resolve()
+    }
+}
+
+impl clap::FromArgMatches for HubFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(given(matches, Self::settings())))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for HubFlags {
+    fn augment_args(command: Command) -> Command {
+        augmented(command, Self::settings())
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
     }
 }
 
@@ -714,18 +767,35 @@ mod tests {
     }
 
     #[test]
-    fn rust_log_stands_behind_our_own_variable() {
-        let filter = |environment: &[(&str, &str)]| {
-            let effective = layered(Some("log_level = 'error'"), environment, "").unwrap();
-            (
-                effective.config.log.filter.clone(),
-                origin(&effective, "log_level"),
-            )
-        };
-        let (ours, theirs) = (("RERANKD_LOG_LEVEL", "warn"), (RUST_LOG, "debug"));
-        assert_eq!(filter(&[theirs]), ("debug".into(), "`RUST_LOG`".into()));
-        let own = ("warn".into(), "`RERANKD_LOG_LEVEL`".into());
-        assert_eq!(filter(&[theirs, ours]), own);
+    fn names_of_the_ecosystem_stand_behind_our_own() {
+        for (theirs, ours) in ADOPTED {
+            let setting = Setting::find(ours).unwrap().0;
+            let [first, second, third] = match setting.kind {
+                Kind::Switch => ["0", "1", "0"],
+                _ => ["warn", "debug", "error"],
+            };
+            let value = |file: &str, environment: &[(&str, &str)]| {
+                let effective = layered(Some(file), environment, "").unwrap();
+                let secret = effective.config.hub.token.text().to_owned();
+                let shown = setting.value(&effective.config).unwrap();
+                let value = if setting.kind == Kind::Secret {
+                    secret
+                } else {
+                    shown
+                };
+                (value, origin(&effective, ours))
+            };
+            let same = |text: &str| match (setting.kind, text) {
+                (Kind::Switch, text) => (text == "1").to_string(),
+                (_, text) => text.to_owned(),
+            };
+            let file = format!("{ours} = {}", setting.toml(&same(first)));
+            let adopted = (same(second), format!("`{theirs}`"));
+            assert_eq!(value(&file, &[(theirs, second)]), adopted);
+            let both = [(theirs, second), (&*setting.variable, third)];
+            let own = (same(third), format!("`{}`", setting.variable));
+            assert_eq!(value(&file, &both), own);
+        }
     }
 
     #[test]

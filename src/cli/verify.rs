@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
-use super::serve::load_config;
+use super::hub::load_config;
 use super::settings::EngineFlags;
 use crate::bulk::Engine;
 use crate::config::{Config, Precision};
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Exit {
 /// Whether every number is within the tolerance.
 fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let golden = Golden::read(&args.reference)?;
-    let load = load_config(config);
+    let load = load_config(config)?;
     let engine = Engine::load(&LoadConfig {
         precision: args.precision.unwrap_or(load.precision),
         ..load

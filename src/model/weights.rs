@@ -307,6 +307,14 @@ impl Shard {
     }
 }
 
+/// The files that an index names.
+///
+/// # Errors
+/// As [`Weights::open_sharded`], of the index alone.
+pub(super) fn shard_names(files: &Files, index: &str) -> Result<Vec<String>, ModelError> {
+    Ok(read_index(files, index)?.into_keys().collect())
+}
+
 /// The files that an index names, each with its tensors.
 fn read_index(files: &Files, index: &str) -> Result<BTreeMap<String, Vec<String>>, ModelError> {
     let object = Object::read(files, index)?

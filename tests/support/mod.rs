@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod fake;
+pub mod hub;
 pub mod program;
 pub mod real;
 pub mod reference;

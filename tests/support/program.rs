@@ -123,7 +123,12 @@ impl Drop for Program {
 pub fn plain(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("RERANKD_") || name == "RUST_LOG" {
+        let text = name.to_string_lossy().to_ascii_uppercase();
+        let theirs = ["RERANKD_", "HF_", "HUGGING", "TRANSFORMERS_"];
+        if theirs.iter().any(|prefix| text.starts_with(prefix))
+            || text.ends_with("_PROXY")
+            || text == "RUST_LOG"
+        {
             command.env_remove(name);
         }
     }

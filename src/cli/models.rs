@@ -1,0 +1,142 @@
+//! `rerankd models`: what lies in the cache, and out with it.
+
+use std::fmt::Write;
+
+use indicatif::BinaryBytes;
+use serde_json::{Value, json};
+
+use super::Exit;
+use super::hub::kept;
+use super::settings::HubFlags;
+use crate::model::ModelError;
+use crate::model::hub::{Cache, Cached, ModelId};
+
+/// Digits of a commit that tell it apart.
+const SHORT: usize = 12;
+
+/// Flags of `models`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    hub: HubFlags,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Remove models from the cache, for every program that shares it.
+    Remove(Remove),
+}
+
+#[derive(Debug, clap::Args)]
+struct Remove {
+    /// `owner/name`, or `owner/name@revision` for one commit of it.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<String>,
+
+    #[command(flatten)]
+    hub: HubFlags,
+}
+
+/// Lists, or removes.
+pub fn run(args: &Args) -> Exit {
+    let (hub, remove) = match &args.command {
+        Some(Command::Remove(remove)) => (&remove.hub, &remove.models[..]),
+        None => (&args.hub, &[][..]),
+    };
+    let config = match hub.resolve() {
+        Ok(effective) => effective.config,
+        Err(exit) => return exit,
+    };
+    let done = kept(&config).and_then(|cache| match remove {
+        [] => list(&cache, args.json),
+        models => models.iter().try_for_each(|model| out(&cache, model)),
+    });
+    match done {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            eprintln!("rerankd: {error}");
+            Exit::Failure
+        }
+    }
+}
+
+fn list(cache: &Cache, as_json: bool) -> Result<(), ModelError> {
+    let models = cache.models()?;
+    if as_json {
+        let all: Vec<Value> = models.iter().map(json_of).collect();
+        println!("{:#}", json!({ "cache": cache.root(), "models": all }));
+        return Ok(());
+    }
+    if models.is_empty() {
+        eprintln!("no model is in `{}`", cache.root().display());
+        return Ok(());
+    }
+    print!("{}", table(&models));
+    let bytes = models.iter().map(|model| model.bytes).sum();
+    eprintln!("{} in `{}`", BinaryBytes(bytes), cache.root().display());
+    Ok(())
+}
+
+/// A line a snapshot.
+fn table(models: &[Cached]) -> String {
+    let mut rows = vec![["MODEL", "REVISION", "COMMIT", "FILES", "SIZE"].map(str::to_owned)];
+    for model in models {
+        for snapshot in &model.snapshots {
+            rows.push([
+                model.id.path(),
+                match snapshot.revisions.is_empty() {
+                    true => "-".to_owned(),
+                    false => snapshot.revisions.join(", "),
+                },
+                snapshot.commit.chars().take(SHORT).collect(),
+                snapshot.files.to_string(),
+                BinaryBytes(snapshot.bytes).to_string(),
+            ]);
+        }
+        if model.snapshots.is_empty() {
+            let size = BinaryBytes(model.bytes).to_string();
+            rows.push([model.id.path(), "-".into(), "-".into(), "0".into(), size]);
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..4).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(text, "{cell:width$}  ");
+        }
+        let _ = writeln!(text, "{}", row[4]);
+    }
+    text
+}
+
+fn json_of(model: &Cached) -> Value {
+    let snapshots: Vec<Value> = model
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            json!({
+                "commit": snapshot.commit,
+                "revisions": snapshot.revisions,
+                "files": snapshot.files,
+                "bytes": snapshot.bytes,
+            })
+        })
+        .collect();
+    json!({ "model": model.id.path(), "bytes": model.bytes, "snapshots": snapshots })
+}
+
+fn out(cache: &Cache, model: &str) -> Result<(), ModelError> {
+    let id: ModelId = model.parse()?;
+    let freed = cache.remove(&id)?;
+    println!("removed {id}: {} are free", BinaryBytes(freed));
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! Models from a hub: downloaded once into the cache that Hugging Face libraries share, checked, and
+//! found there again.
+//!
+//! Nothing here reads the environment. A hub that is off opens no connection and looks up no name.
+
+mod cache;
+mod client;
+mod digest;
+mod download;
+mod names;
+mod wanted;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+pub use cache::{Cache, Cached, Snapshot};
+pub use names::ModelId;
+pub use ureq::Proxy;
+
+use self::cache::{Shelf, broken};
+use self::client::{Client, Failure, Listing};
+use self::download::{Place, Wanted};
+use self::wanted::Weights;
+use super::weights::shard_names;
+use super::{Files, Manifest, ModelError};
+use crate::config::Secret;
+
+/// Files that are asked for or come at the same time.
+const PARALLEL: usize = 8;
+
+/// A hub, and how it is spoken to.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// Where it is, such as `https://huggingface.co`.
+    pub endpoint: String,
+    /// Who asks; sent to the origin of `endpoint` and to nobody else.
+    pub token: Option<Secret>,
+    /// Where models are kept.
+    pub cache: PathBuf,
+    /// Take what is in the cache, and open no connection.
+    pub offline: bool,
+    /// Certificates in PEM that are trusted beside those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// What every connection goes through.
+    pub proxy: Option<Proxy>,
+    /// What becomes of a request that fails.
+    pub retries: Retries,
+}
+
+/// How often and how soon something that failed is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retries {
+    /// Tries that may fail in a row.
+    pub attempts: u32,
+    /// Wait after the first of them; doubled after each.
+    pub delay: Duration,
+    /// Longest wait; a hub that asks for more is given up.
+    pub longest_wait: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            delay: Duration::from_millis(500),
+            longest_wait: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What happens while a model comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// So many files are wanted next, of which so many bytes are not here.
+    Planned {
+        /// Files.
+        files: usize,
+        /// Bytes of them that are to come.
+        bytes: u64,
+    },
+    /// So many more bytes are here.
+    Received(u64),
+    /// So many bytes that were here come again.
+    Restarted(u64),
+    /// Something failed and is tried again.
+    Waiting {
+        /// What failed.
+        what: &'a str,
+        /// How soon it is tried again.
+        wait: Duration,
+    },
+    /// The hub cannot be asked; the copy in the cache is taken.
+    Stale {
+        /// Why it cannot.
+        what: &'a str,
+        /// The commit that is taken.
+        commit: &'a str,
+    },
+}
+
+/// Who wants to know; called from several threads.
+pub type Watch<'a> = &'a (dyn Fn(Event<'_>) + Sync);
+
+/// What `--model` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory; no hub is asked about it.
+    Directory(PathBuf),
+    /// A model of a hub.
+    Hub(ModelId),
+}
+
+impl Source {
+    /// A directory where there is one, or where the text can only mean one; else a model of a hub.
+    ///
+    /// # Errors
+    /// When it can be neither.
+    pub fn of(text: &Path) -> Result<Self, ModelError> {
+        let directory = || Ok(Self::Directory(text.to_owned()));
+        let Some(name) = text.to_str() else {
+            return directory();
+        };
+        // Separators as paths have them: what a hub has no name for is a path.
+        let path = name.split('@').next().unwrap_or(name);
+        let only_path = path.starts_with(['/', '.', '~']) || path.matches('/').count() != 1;
+        if only_path || path.ends_with('/') || text.is_dir() {
+            return directory();
+        }
+        name.parse().map(Self::Hub)
+    }
+}
+
+/// The directory of a model of a hub, all of its files in place and whole.
+///
+/// # Errors
+/// [`ModelError`] when the hub does not give it, it is of a kind that cannot be served, or the cache
+/// lacks it and the hub is off. The first is told before anything large is downloaded.
+pub fn fetch(id: &ModelId, config: &HubConfig, watch: Watch<'_>) -> Result<PathBuf, ModelError> {
+    let shelf = Cache::new(&config.cache).shelf(id);
+    let here = shelf.commit(id.revision());
+    let whole = |commit: &String| lacking(&shelf, commit).is_ok_and(|lacks| lacks.is_none());
+    if config.offline {
+        return offline(id, config, &shelf, here);
+    }
+    // A commit never changes: there is nothing to ask.
+    if let Some(commit) = here.clone().filter(|commit| commit == id.revision())
+        && whole(&commit)
+    {
+        return Ok(shelf.snapshot(&commit));
+    }
+    let client = Client::new(config, watch)?;
+    let listing = match client.listing(id) {
+        Ok(listing) => listing,
+        Err(Failure::Unreachable(error)) => match here.filter(whole) {
+            Some(commit) => {
+                watch(Event::Stale {
+                    what: error.message(),
+                    commit: &commit,
+                });
+                return Ok(shelf.snapshot(&commit));
+            }
+            None => return Err(error),
+        },
+        Err(Failure::Refused(error)) => return Err(error),
+    };
+    let place = Place {
+        client: &client,
+        id,
+        shelf: &shelf,
+        commit: &listing.commit,
+        watch,
+    };
+    download(place, &listing)?;
+    // Last, so that a name never stands for what is not whole.
+    shelf
+        .name(id.revision(), &listing.commit)
+        .map_err(|error| broken(&config.cache, &error))?;
+    Ok(shelf.snapshot(&listing.commit))
+}
+
+/// What the cache has.
+fn offline(
+    id: &ModelId,
+    config: &HubConfig,
+    shelf: &Shelf,
+    here: Option<String>,
+) -> Result<PathBuf, ModelError> {
+    let refuse = |what: String| {
+        ModelError::new(
+            what,
+            format!(
+                "run `rerankd pull {id}` where the hub can be reached, or leave `--offline` (`HF_HUB_OFFLINE`) out"
+            ),
+        )
+    };
+    let Some(commit) = here else {
+        return Err(refuse(format!(
+            "`{id}` is not in the cache `{}`, and nothing is downloaded",
+            config.cache.display()
+        )));
+    };
+    let lacks = lacking(shelf, &commit).map_err(|error| broken(&config.cache, &error))?;
+    match lacks {
+        None => Ok(shelf.snapshot(&commit)),
+        Some(file) => Err(refuse(format!(
+            "`{id}` is in the cache `{}` without `{file}`, and nothing is downloaded",
+            config.cache.display()
+        ))),
+    }
+}
+
+/// A file that a commit in the cache should have and has not. Whether a model of pickles alone can be
+/// served is not for the cache to say.
+fn lacking(shelf: &Shelf, commit: &str) -> std::io::Result<Option<String>> {
+    let files = shelf.files(commit)?;
+    let has = |name: &str| files.iter().any(|file| file == name);
+    for needed in ["config.json", "tokenizer.json"] {
+        if !has(needed) {
+            return Ok(Some(needed.to_owned()));
+        }
+    }
+    let source = Files::Directory(shelf.snapshot(commit));
+    Ok(match wanted::weights(&files, true) {
+        Weights::Files(_) | Weights::Pickle(_) => None,
+        Weights::Index(index) => match shard_names(&source, &index) {
+            Ok(shards) => shards.into_iter().find(|shard| !has(shard)),
+            // Said by whoever opens it.
+            Err(_) => None,
+        },
+        Weights::None => Some("model.safetensors".to_owned()),
+    })
+}
+
+/// Brings every file that is needed, the small ones first: they tell whether the rest is of any use.
+fn download(place: Place<'_>, listing: &Listing) -> Result<(), ModelError> {
+    for file in &listing.files {
+        names::check_inner_path(file, &format!("`{}`", place.id))?;
+    }
+    let has = |name: &str| listing.files.iter().any(|file| file == name);
+    for needed in ["config.json", "tokenizer.json"] {
+        if !has(needed) {
+            return Err(missing(place.id, needed));
+        }
+    }
+    get(place, wanted::settings(&listing.files))?;
+    let files = Files::Directory(place.shelf.snapshot(place.commit));
+    let modules = super::json::read_value(&files, wanted::MODULES)?;
+    let folders = wanted::modules(&listing.files, &modules.unwrap_or_default());
+    let (weights, settings): (Vec<_>, Vec<_>) = folders
+        .into_iter()
+        .partition(|file| file.ends_with(".safetensors"));
+    get(place, settings)?;
+
+    let built = Manifest::read(place.id.path(), &files);
+    let mut rest = match wanted::weights(&listing.files, built.is_ok()) {
+        Weights::Files(files) => files,
+        Weights::Index(index) => {
+            get(place, vec![index.clone()])?;
+            let shards = shard_names(&files, &index)?;
+            match shards.iter().find(|shard| !has(shard)) {
+                Some(shard) => return Err(missing(place.id, shard)),
+                None => shards,
+            }
+        }
+        Weights::Pickle(pickle) => {
+            built?;
+            return Err(only_a_pickle(place.id, &pickle));
+        }
+        Weights::None => {
+            built?;
+            return Err(missing(place.id, "model.safetensors"));
+        }
+    };
+    rest.extend(weights);
+    get(place, rest)
+}
+
+/// Gets files, several at a time.
+fn get(place: Place<'_>, names: Vec<String>) -> Result<(), ModelError> {
+    let here = place.shelf.snapshot(place.commit);
+    let names: Vec<String> = names
+        .into_iter()
+        .filter(|name| !here.join(name).exists())
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let files: Vec<Wanted> = side_by_side(names, |name| place.ask(name))?;
+    (place.watch)(Event::Planned {
+        files: files.len(),
+        bytes: files.iter().map(|file| place.missing(file)).sum(),
+    });
+    side_by_side(files, |file| place.get(&file)).map(drop)
+}
+
+/// Does `work` with each of `items`, several at a time, and gives the results in their order. After a
+/// failure nothing new is begun.
+fn side_by_side<T: Send, R: Send>(
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<R, Failure> + Sync,
+) -> Result<Vec<R>, ModelError> {
+    let count = items.len();
+    let items: Vec<Mutex<Option<T>>> = items
+        .into_iter()
+        .map(|item| Mutex::new(Some(item)))
+        .collect();
+    let results: Mutex<Vec<Option<R>>> = Mutex::new((0..count).map(|_| None).collect());
+    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL.min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index).and_then(|item| locked(item).take()) else {
+                        return;
+                    };
+                    match work(item) {
+                        Ok(result) => locked(&results)[index] = Some(result),
+                        Err(error) => {
+                            next.store(count, Ordering::Relaxed);
+                            locked(&failure).get_or_insert(error);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(failure) => Err(failure.into()),
+        None => {
+            let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+            Ok(results.into_iter().flatten().collect())
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn missing(id: &ModelId, file: &str) -> ModelError {
+    let hint = match file {
+        "tokenizer.json" => format!(
+            "make it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('DIR')\"` and serve a directory that has it",
+            id.path()
+        ),
+        _ => "check that this is a cross-encoder, saved by sentence-transformers or transformers"
+            .to_owned(),
+    };
+    ModelError::new(format!("`{id}` has no `{file}`"), hint)
+}
+
+fn only_a_pickle(id: &ModelId, pickle: &str) -> ModelError {
+    let path = id.path();
+    ModelError::new(
+        format!(
+            "`{id}` has no `model.safetensors`; there is only `{pickle}`, a pickle, which can run code when it is read"
+        ),
+        format!(
+            "convert it with `python -c \"from sentence_transformers import CrossEncoder as M; M('{path}').save_pretrained('DIR')\"` and serve `DIR`"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_one_where_it_is_there_or_can_be_nothing_else() {
+        let directory = |text: &str| Ok(Source::Directory(text.into()));
+        for text in [
+            "/a/b",
+            "./a",
+            "../a",
+            ".",
+            "a/b/c",
+            "a",
+            "a/",
+            "/nowhere/at/all",
+            "src/model",
+        ] {
+            assert_eq!(Source::of(Path::new(text)), directory(text), "{text}");
+        }
+        let hub = |text: &str| Ok(Source::Hub(text.parse().unwrap()));
+        for text in ["a/b", "a/b@v1", "a/b@refs/pr/1"] {
+            assert_eq!(Source::of(Path::new(text)), hub(text), "{text}");
+        }
+        for text in ["a b/c", "a/b@../c", "a/b@"] {
+            assert!(Source::of(Path::new(text)).is_err(), "{text}");
+        }
+    }
+}
