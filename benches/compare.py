@@ -28,7 +28,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKENIZER = ROOT / "models" / "stsb-minilm-l6"
+TOKENIZER = ROOT / "models" / "minilm-l6-rank"
 WORKLOADS = ["short", "passage", "mixed", "long"]
 CLIENTS = 4
 BATCH = 32

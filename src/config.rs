@@ -123,8 +123,7 @@ setting::settings! {
     model: ModelConfig {
         /// Directory of a cross-encoder as sentence-transformers saves it, or `owner/name` or
         /// `owner/name@revision` of a hub, which is downloaded once. Without it the embedded model is
-        /// served, which judges how similar two sentences are; for question-to-passage search, name a
-        /// model trained for that.
+        /// served, which is small and reads English.
         dir as model "MODEL": Option<PathBuf> = None, or "the embedded model";
 
         /// Name of the model in answers and in `/info`, instead of its own.

@@ -11,7 +11,7 @@ const TOLERANCE: f32 = 1e-4;
 
 async fn serve() -> (Server, Reference) {
     let server = Server::of(TestApp::real(None)).await;
-    (server, Reference::read("stsb-minilm-l6"))
+    (server, Reference::read("minilm-l6-rank"))
 }
 
 async fn post(server: &Server, path: &str, body: Value) -> Value {
@@ -85,7 +85,7 @@ async fn it_orders_as_cross_encoder_rank_does() {
 async fn it_says_what_it_is() {
     let (server, _) = serve().await;
     let info = server.request("GET", "/info", "").await.json();
-    assert_eq!(info["model_id"], "stsb-minilm-l6");
+    assert_eq!(info["model_id"], "minilm-l6-rank");
     assert_eq!(info["architecture"], "bert");
     assert_eq!(info["labels"].as_array().unwrap().len(), 1);
     assert_eq!(info["max_length"], 512);

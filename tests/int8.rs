@@ -28,7 +28,7 @@ const MOST_LOST: f64 = 0.002;
 /// The same for models of random weights, made so that small changes show, and not to rank.
 const LEAST_RANDOM_CORRELATION: f64 = 0.98;
 /// What the embedded model's answers are named after.
-const EMBEDDED: &str = "stsb-minilm-l6";
+const EMBEDDED: &str = "minilm-l6-rank";
 
 fn open(model: &Model, precision: Precision, path: Path) -> OnnxScorer {
     let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();

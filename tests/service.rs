@@ -451,7 +451,12 @@ async fn a_time_that_is_none_is_refused_in_every_dialect() {
 #[tokio::test]
 async fn priorities_are_read_and_checked() {
     let app = TestApp::default();
-    for path in ["/rerank", "/v2/rerank"] {
+    let pairs = json!({ "pairs": [["a query", "a document"]] });
+    for (path, request) in [
+        ("/rerank", rerank(&[1, 2])),
+        ("/v2/rerank", rerank(&[1, 2])),
+        ("/predict", pairs),
+    ] {
         for (priority, status) in [
             (json!(0), 200),
             (json!(999), 200),
@@ -460,7 +465,7 @@ async fn priorities_are_read_and_checked() {
             (json!(-1), 400),
             (json!("high"), 400),
         ] {
-            let mut body = rerank(&[1, 2]);
+            let mut body = request.clone();
             body["priority"] = priority;
             let answer = app.post(path, body.to_string()).await;
             assert_eq!(answer.status, status, "{path} {body} {}", answer.body);

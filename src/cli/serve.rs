@@ -321,8 +321,7 @@ fn announce(config: &Config, reranker: &Reranker, address: &Listen) {
     );
     if config.model.dir.is_none() {
         tracing::info!(
-            "the embedded model judges sentence similarity; for question-to-passage search point \
-             `--model` at a model trained for that"
+            "the embedded model is small and reads English; a larger one, by `--model`, ranks better"
         );
     }
     let to_try = to_try(config, model.labels.len(), address);

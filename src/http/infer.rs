@@ -117,7 +117,7 @@ pub async fn answer(
     exchange.state.check_model(&exchange.reranker, asked)?;
     let request: open_inference::Request = body::parse(&exchange.bytes).await?;
     let (command, id) = request.into_command(behind, exchange.state.limits())?;
-    let (prediction, work) = scored(exchange, command).await?;
+    let (prediction, work) = scored(exchange, command.with_claim(exchange.claim)).await?;
     let model = &exchange.reranker.info().id;
     let body = open_inference::fill(model, id.as_deref(), &prediction);
     Ok(work.attach(json(StatusCode::OK, &body)))

@@ -10,7 +10,7 @@ use super::dialect::{Dialect, native, tei};
 use super::error::{Failure, json};
 use super::observe::{RequestId, Work};
 use super::rerank::{Exchange, check_finite};
-use crate::rerank::{PredictCommand, Prediction, RerankError};
+use crate::rerank::{Claim, PredictCommand, Prediction, RerankError};
 
 /// `POST /predict`, the server's own or TEI's.
 pub async fn predict(State(state): State<AppState>, id: RequestId, request: Request) -> Response {
@@ -46,8 +46,12 @@ async fn of_native(exchange: &Exchange) -> Result<Response, RerankError> {
     let request: native::PredictRequest = body::parse(&exchange.bytes).await?;
     let asked = request.model();
     exchange.state.check_model(&exchange.reranker, asked)?;
+    let claim = Claim {
+        priority: request.priority(),
+        ..exchange.claim
+    };
     let command = request.into_command(exchange.state.limits())?;
-    let (prediction, work) = scored(exchange, command).await?;
+    let (prediction, work) = scored(exchange, command.with_claim(claim)).await?;
     let model = &exchange.reranker.info().id;
     let response = native::PredictResponse::fill(model, &prediction);
     Ok(work.attach(json(StatusCode::OK, &response)))
@@ -56,6 +60,7 @@ async fn of_native(exchange: &Exchange) -> Result<Response, RerankError> {
 async fn of_tei(exchange: &Exchange) -> Result<Response, RerankError> {
     let request: tei::PredictRequest = body::parse(&exchange.bytes).await?;
     let (command, batch) = request.into_command(exchange.state.limits())?;
+    let command = command.with_claim(exchange.claim);
     let (prediction, work) = scored(exchange, command).await?;
     let labels = &exchange.reranker.info().labels;
     let response = tei::fill_prediction(labels, &prediction, batch);
@@ -71,7 +76,6 @@ pub async fn scored(
     command: PredictCommand,
 ) -> Result<(Prediction, Work), RerankError> {
     let pairs = command.pairs().len();
-    let command = command.with_claim(exchange.claim);
     let prediction = exchange.reranker.predict(command).await?;
     check_finite(prediction.scores.iter().copied())?;
     let work = Work {

@@ -36,7 +36,7 @@ async fn answer(exchange: &Exchange) -> Result<Response, RerankError> {
             model.labels.len()
         )));
     }
-    let (prediction, work) = scored(exchange, command).await?;
+    let (prediction, work) = scored(exchange, command.with_claim(exchange.claim)).await?;
     let body = vllm::fill_scores(exchange.id.as_str(), now(), &model.id, &prediction);
     Ok(work.attach(json(StatusCode::OK, &body)))
 }

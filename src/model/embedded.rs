@@ -1,7 +1,7 @@
 //! The model that is compiled in, so that the server runs with nothing to download.
 
 /// Its name in answers and logs.
-pub(super) const ID: &str = "stsb-minilm-l6";
+pub(super) const ID: &str = "minilm-l6-rank";
 
 macro_rules! files {
     ($($name:literal)+) => {
@@ -9,7 +9,7 @@ macro_rules! files {
             $name,
             include_bytes!(concat!(
                 env!("CARGO_MANIFEST_DIR"),
-                "/models/stsb-minilm-l6/",
+                "/models/minilm-l6-rank/",
                 $name
             ))
             .as_slice(),

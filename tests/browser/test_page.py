@@ -398,7 +398,7 @@ def test_a_server_that_loads_is_waited_for(open_page, complaints):
     assert page.locator("#model").inner_text() == ""
     page.unroute_all()
     page.locator("#state", has_text="ready").wait_for()
-    page.locator("#model", has_text="stsb-minilm-l6").wait_for()
+    page.locator("#model", has_text="minilm-l6-rank").wait_for()
     page.close()
     assert complaints and all("503" in said for said in complaints)
     complaints.clear()
@@ -429,7 +429,7 @@ def test_a_key_is_asked_for_and_never_stored(open_page, keyed, complaints):
     )
     check_rows(page, results["results"], DOCUMENTS)
     assert field.is_hidden()
-    page.locator("#model", has_text="stsb-minilm-l6").wait_for()
+    page.locator("#model", has_text="minilm-l6-rank").wait_for()
     command = page.locator("#curl").inner_text()
     environment = {**os.environ, "RERANKD_API_KEY": key}
     said = subprocess.run(

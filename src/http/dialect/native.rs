@@ -64,6 +64,8 @@ request! {
         softmax: Flag => bool as Option<bool>,
         /// Whether texts that are too long are cut; otherwise they are refused.
         truncate: Flag => bool as Option<bool>,
+        /// How urgent it is, as in a reranking.
+        priority: Urgency => Priority as Option<u64> { maximum = 999 },
     }
 }
 
@@ -147,6 +149,11 @@ impl PredictRequest {
     /// The model that is asked for.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    /// How urgent the request is.
+    pub fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
     }
 
     /// The command this request spells.

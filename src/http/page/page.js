@@ -20,7 +20,7 @@ const EXAMPLE = {
   ],
 };
 /** The model that is compiled in, by its own name. */
-const BUILT_IN = "stsb-minilm-l6";
+const BUILT_IN = "minilm-l6-rank";
 const READY_EVERY_MS = 5000;
 /** Characters beyond which the command and the answer are not drawn. */
 const TEXT_CHARS = 200_000;

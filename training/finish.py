@@ -1,9 +1,9 @@
 """The mean of several checkpoints, saved in F16 as sentence-transformers saves a CrossEncoder.
 
-    python finish.py --out out/minilm-l6-rank CHECKPOINT...
+    python finish.py --out DIR CHECKPOINT...
 
-The checkpoints may be of one run or of several that started from the same head. `evaluate.py` scores what
-comes out.
+`train.py` ends with this, for its last checkpoint. The checkpoints may be of one run or of several that
+started from the same head. `evaluate.py` scores what comes out.
 """
 
 import argparse
@@ -49,23 +49,29 @@ def clean(folder):
     (folder / "model.safetensors").chmod(0o644)
 
 
+def save(out, places, f32=False):
+    """Writes the mean of the checkpoints `places` to the folder `out`."""
+    model = CrossEncoder(str(places[0]), num_labels=1, max_length=MODEL_TOKENS, device="cpu",
+                         model_kwargs={"dtype": torch.float32})
+    model.model.load_state_dict(mean(places))
+    out = Path(out)
+    if f32:
+        model.save_pretrained(str(out), create_model_card=False)
+    else:
+        model.model.half()
+        model.save_pretrained(str(out), create_model_card=False)
+        clean(out)
+    saved = CrossEncoder(str(out), device="cpu", model_kwargs={"dtype": torch.float32})
+    assert saved.max_seq_length == MODEL_TOKENS, saved.max_seq_length
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     parser.add_argument("--f32", action="store_true", help="keep F32, for trials")
     parser.add_argument("checkpoints", nargs="+")
     args = parser.parse_args()
-    model = CrossEncoder(args.checkpoints[0], num_labels=1, max_length=MODEL_TOKENS, device="cpu",
-                         model_kwargs={"dtype": torch.float32})
-    model.model.load_state_dict(mean(args.checkpoints))
-    if not args.f32:
-        model.model.half()
-    out = Path(args.out)
-    model.save_pretrained(str(out), create_model_card=False)
-    if not args.f32:
-        clean(out)
-    saved = CrossEncoder(str(out), device="cpu", model_kwargs={"dtype": torch.float32})
-    assert saved.max_seq_length == MODEL_TOKENS, saved.max_seq_length
+    save(args.out, args.checkpoints, args.f32)
 
 
 if __name__ == "__main__":
