@@ -185,6 +185,7 @@ fn main() {
 
     let config = LoadConfig {
         model: None,
+        onnx_file: None,
         served_model_name: None,
         truncation: rerankd::rerank::Strategy::default(),
         runtime_library: runtime_library(),

@@ -1,6 +1,7 @@
 //! Token ids on their way to the model: one [`Encoding`] a pair, many of them packed in a [`Batch`].
 
 pub mod cost;
+pub mod padding;
 pub mod plan;
 
 /// Names what a model reads of a pair: equal keys, equal scores.

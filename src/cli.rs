@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod config;
 pub mod eval;
+pub mod export;
 pub mod healthcheck;
 mod hub;
 pub mod models;
@@ -55,6 +56,8 @@ pub enum Command {
     Pull(pull::Args),
     /// List the models in the cache, or remove some.
     Models(models::Args),
+    /// Write a model as an ONNX file that any program with ONNX Runtime can load.
+    Export(export::Args),
     /// Compare scores with golden ones: exit code 0 when all are within the tolerance, 1 when not.
     Verify(verify::Args),
 }

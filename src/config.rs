@@ -126,6 +126,12 @@ setting::settings! {
         /// served, which is small and reads English.
         dir as model "MODEL": Option<PathBuf> = None, or "the embedded model";
 
+        /// ONNX file to run as it is, by its path in the model's directory, such as
+        /// `onnx/model_quantized.onnx`. Without it, a graph is built from the weights where the
+        /// architecture is known, which packs batches without padding and is faster; else
+        /// `onnx/model.onnx` or `model.onnx` is run.
+        onnx_file "FILE": Option<PathBuf> = None, or "what the model's directory holds";
+
         /// Name of the model in answers and in `/info`, instead of its own.
         served_name as served_model_name "NAME": Option<String> = None, or "the model's own";
 

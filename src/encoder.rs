@@ -18,7 +18,7 @@ pub use tokens::TextToken;
 pub use truncate::longest_first;
 
 use crate::batch::Encoding;
-use crate::model::{Model, ModelError, TokenizerConfig};
+use crate::model::{ExportedModel, Model, ModelError, TokenizerConfig};
 use crate::rerank::{self, Fit, Pair};
 use side::{Side, SideTokenizer};
 use template::PairTemplate;
@@ -115,6 +115,21 @@ impl PairEncoder {
             manifest.encoder.vocab_size,
             manifest.encoder.type_vocab_size,
         )?;
+        Ok(encoder)
+    }
+
+    /// The encoder of a model that comes as an ONNX file.
+    ///
+    /// # Errors
+    /// As [`Self::for_model`].
+    pub fn for_exported(model: &ExportedModel) -> Result<Self, ModelError> {
+        let encoder = Self::with_config(
+            &model.tokenizer,
+            model.max_length,
+            model.prompt.as_deref(),
+            &model.tokenizer_config,
+        )?;
+        encoder.check_fit(model.vocab_size, model.type_vocab_size)?;
         Ok(encoder)
     }
 

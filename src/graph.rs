@@ -7,9 +7,11 @@
 pub mod builder;
 pub mod cuda;
 mod encoder;
+pub mod file;
 mod gated;
 mod head;
 pub mod onnx;
+pub mod standard;
 pub mod strips;
 
 pub use builder::{Data, Graph, Weight};

@@ -13,6 +13,7 @@ pub mod config;
 pub mod cores;
 pub mod encoder;
 pub mod eval;
+pub mod export;
 pub mod graph;
 pub mod http;
 pub mod job;

@@ -14,11 +14,12 @@ use crate::batch::cost::Work;
 use crate::config::{BatchConfig, CacheConfig, Device, Precision};
 use crate::encoder::PairEncoder;
 use crate::metrics::Metrics;
-use crate::model::{Manifest, Model, ModelError};
-use crate::rerank::Strategy;
+use crate::model::{AnyModel, Model, ModelError};
+use crate::rerank::{Activation, Strategy};
 use crate::scorer::device::DeviceError;
 use crate::scorer::isa::Path;
 use crate::scorer::library::{Library, LibraryError};
+use crate::scorer::padded::{PaddedError, PaddedModel};
 use crate::scorer::{ScoreError, Scorer};
 use crate::service::{Capacity, ModelInfo, Reranker};
 
@@ -32,6 +33,8 @@ use self_test::SelfTest;
 pub struct LoadConfig {
     /// Directory of the model; `None` for the embedded one.
     pub model: Option<PathBuf>,
+    /// ONNX file in that directory to run in place of what would be chosen.
+    pub onnx_file: Option<PathBuf>,
     /// Name that responses carry, in place of the model's own.
     pub served_model_name: Option<String>,
     /// Which text gives way when a pair is too long and its request does not say.
@@ -75,6 +78,15 @@ pub enum LoadError {
     SelfTest(#[from] SelfTestError),
 }
 
+impl From<PaddedError> for LoadError {
+    fn from(error: PaddedError) -> Self {
+        match error {
+            PaddedError::Model(error) => Self::Model(error),
+            PaddedError::Runtime(error) => Self::Runtime(error),
+        }
+    }
+}
+
 /// Loads the model, opens its sessions, tests each and starts the workers. Blocks.
 ///
 /// # Errors
@@ -89,27 +101,35 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         "loading the model"
     );
     let plan = Plan::new(config, &library)?;
-    let model = open(config)?;
-    let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
-    let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
-    let mut engine = plan.open(config, &library, model)?;
+    let Prepared {
+        encoder,
+        card,
+        mut engine,
+    } = prepare(config, &library, plan)?;
+    tracing::info!(
+        architecture = card.architecture,
+        format = card.format,
+        layout = card.layout,
+        precision = engine.precision,
+        "the model is read"
+    );
     // It also warms the sessions up: no client pays for the first touch of their memory.
-    let self_test = SelfTest::new(&encoder, manifest.labels.len())?;
+    let self_test = SelfTest::new(&encoder, card.labels.len())?;
     for scorer in &mut engine.opened.scorers {
         self_test.run(&mut **scorer)?;
     }
-    let sample = engine.sample(manifest.encoder.pad_token_id, manifest.max_length);
+    let sample = engine.sample(card.pad_token_id, card.max_length);
     let started = Instant::now();
     let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
     let limits = engine.opened.limits;
-    let full = Work::of(limits.max_tokens.min(manifest.max_length));
+    let full = Work::of(limits.max_tokens.min(card.max_length));
     tracing::info!(
         took_ms = started.elapsed().as_millis() as u64,
         tokens_per_second = (1.0 / costs.pace(full)) as u64,
-        longest_pair_ms = costs.loaded().seconds(Work::of(manifest.max_length)) * 1e3,
+        longest_pair_ms = costs.loaded().seconds(Work::of(card.max_length)) * 1e3,
         "sessions are warm, and the cost of batches is measured"
     );
-    let info = info(config, &manifest, parameters, &library, &engine);
+    let info = info(config, card, &library, &engine);
     let capacity = Capacity {
         batch: limits,
         max_queue_tokens: config.batching.max_queue_tokens,
@@ -142,9 +162,9 @@ pub struct Bare {
 pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     let plan = Plan::new(config, &library)?;
-    let model = open(config)?;
-    let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
-    let engine = plan.open(config, &library, model)?;
+    let Prepared {
+        encoder, engine, ..
+    } = prepare(config, &library, plan)?;
     Ok(Bare {
         encoder,
         sessions: engine.opened.scorers,
@@ -154,11 +174,87 @@ pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     })
 }
 
-fn open(config: &LoadConfig) -> Result<Model, ModelError> {
+/// A model that was read, and its sessions.
+struct Prepared {
+    encoder: PairEncoder,
+    card: Card,
+    engine: Engine,
+}
+
+/// What a model is, whatever it comes as.
+struct Card {
+    id: String,
+    architecture: String,
+    format: &'static str,
+    layout: &'static str,
+    labels: Vec<String>,
+    max_length: usize,
+    activation: Activation,
+    parameters: usize,
+    pad_token_id: u32,
+}
+
+fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepared, LoadError> {
+    match open(config)? {
+        AnyModel::Built(model) => {
+            let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
+            let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
+            let engine = plan.open(config, library, *model)?;
+            let card = Card {
+                id: manifest.id,
+                architecture: manifest.architecture.to_owned(),
+                format: "safetensors",
+                layout: "packed",
+                labels: manifest.labels,
+                max_length: manifest.max_length,
+                activation: manifest.activation,
+                parameters,
+                pad_token_id: manifest.encoder.pad_token_id,
+            };
+            Ok(Prepared {
+                encoder,
+                card,
+                engine,
+            })
+        }
+        AnyModel::Exported(model) => {
+            let encoder = PairEncoder::for_exported(&model)?.with_strategy(config.truncation);
+            let padded = PaddedModel::new(library, &model)?;
+            let parameters = padded.file().parameters;
+            let engine = plan.open_file(config, &padded)?;
+            let card = Card {
+                id: model.id,
+                architecture: model.architecture,
+                format: "onnx",
+                layout: "padded",
+                labels: model.labels,
+                max_length: model.max_length,
+                activation: model.activation,
+                parameters,
+                pad_token_id: model.pad_token_id,
+            };
+            Ok(Prepared {
+                encoder,
+                card,
+                engine,
+            })
+        }
+    }
+}
+
+/// Opens the model that is named, or else the embedded one.
+///
+/// # Errors
+/// [`ModelError`] when it cannot be served.
+pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
     match &config.model {
-        Some(directory) => Model::open(directory),
+        Some(directory) => AnyModel::open(directory, config.onnx_file.as_deref()),
+        None if config.onnx_file.is_some() => Err(ModelError::new(
+            "`onnx_file` names a file of a model, and no model is named",
+            "pass `--model` with the directory that the file lies in",
+        )),
         #[cfg(feature = "embedded-model")]
-        None => Model::embedded(),
+        None => Ok(AnyModel::Built(Box::new(Model::embedded()?))),
         #[cfg(not(feature = "embedded-model"))]
         None => Err(ModelError::new(
             "this build has no embedded model",
@@ -167,25 +263,18 @@ fn open(config: &LoadConfig) -> Result<Model, ModelError> {
     }
 }
 
-fn info(
-    config: &LoadConfig,
-    manifest: &Manifest,
-    parameters: usize,
-    library: &Library,
-    engine: &Engine,
-) -> ModelInfo {
+fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> ModelInfo {
     ModelInfo {
-        id: config
-            .served_model_name
-            .clone()
-            .unwrap_or_else(|| manifest.id.clone()),
-        architecture: manifest.architecture,
-        labels: manifest.labels.clone(),
-        max_length: manifest.max_length,
-        activation: manifest.activation,
+        id: config.served_model_name.clone().unwrap_or(card.id),
+        architecture: card.architecture,
+        format: card.format,
+        layout: card.layout,
+        labels: card.labels,
+        max_length: card.max_length,
+        activation: card.activation,
         precision: engine.precision,
         instructions: Path::best().name(),
-        parameters,
+        parameters: card.parameters,
         threads: config.threads,
         sessions: engine.opened.sessions,
         runtime_version: library.version.clone(),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use rerankd::cli::{
-    Cli, Command, bench, config, eval, healthcheck, models, pull, score, serve, verify,
+    Cli, Command, bench, config, eval, export, healthcheck, models, pull, score, serve, verify,
 };
 
 fn main() -> ExitCode {
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args).into(),
         Command::Pull(args) => pull::run(&args).into(),
         Command::Models(args) => models::run(&args).into(),
+        Command::Export(args) => export::run(&args).into(),
         Command::Verify(args) => verify::run(&args).into(),
     }
 }

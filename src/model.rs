@@ -4,6 +4,8 @@
 //! middle of a request.
 
 pub mod arch;
+mod causal;
+pub mod exported;
 pub mod head;
 pub mod hub;
 mod json;
@@ -20,6 +22,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 pub use arch::{EncoderConfig, Gated, HiddenAct};
+pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
 pub use weights::Weights;
@@ -74,13 +77,7 @@ impl Model {
     /// [`ModelError`] when a file is missing or broken, or the model is of a kind that cannot be
     /// served.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        if !dir.is_dir() {
-            return Err(ModelError::new(
-                format!("`{}` is not a directory", dir.display()),
-                "pass the directory that holds `config.json`, `tokenizer.json` and `model.safetensors`",
-            ));
-        }
-        Self::load(directory_name(dir), &Files::Directory(dir.to_owned()))
+        Self::load(directory_name(dir), &Files::of(dir)?)
     }
 
     /// A model whose files, as pairs of name and content, are part of the program.
@@ -103,17 +100,24 @@ impl Model {
         Self::from_memory(embedded::ID, embedded::FILES)
     }
 
+    /// The files beside the weights of the model in `dir`, or of the embedded one: configuration and
+    /// tokenizer, as pairs of name and content.
+    ///
+    /// # Errors
+    /// [`ModelError`] when one cannot be read.
+    pub fn companions(dir: Option<&Path>) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+        match dir {
+            Some(dir) => Files::of(dir)?.companions(),
+            #[cfg(feature = "embedded-model")]
+            None => Files::Memory(embedded::FILES).companions(),
+            #[cfg(not(feature = "embedded-model"))]
+            None => Ok(Vec::new()),
+        }
+    }
+
     fn load(id: String, files: &Files) -> Result<Self, ModelError> {
         let mut manifest = Manifest::read(id, files)?;
-        let tokenizer = files.read("tokenizer.json")?.ok_or_else(|| {
-            ModelError::new(
-                format!("{} is missing", files.place("tokenizer.json")),
-                format!(
-                    "make it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"`",
-                    files.root()
-                ),
-            )
-        })?;
+        let tokenizer = files.tokenizer()?;
         let mut weights = files.weights()?;
         for folder in &manifest.head.folders {
             files.add_folder(&mut weights, folder)?;
@@ -124,8 +128,40 @@ impl Model {
             .check(&weights, manifest.encoder.hidden_size)?;
         Ok(Self {
             manifest,
-            tokenizer: tokenizer.into_owned(),
+            tokenizer,
             weights,
+        })
+    }
+}
+
+/// A model of either kind.
+#[derive(Debug)]
+pub enum AnyModel {
+    /// Its graph is built from its weights.
+    Built(Box<Model>),
+    /// Its graph comes as an ONNX file.
+    Exported(Box<ExportedModel>),
+}
+
+impl AnyModel {
+    /// Opens a directory: the ONNX file of this name in it, or, where none is named, the weights that a
+    /// graph can be built for, and else the ONNX file that lies in one of the usual
+    /// [places](exported::PLACES).
+    ///
+    /// # Errors
+    /// [`ModelError`], as for [`Model::open`] and [`ExportedModel::open`].
+    pub fn open(dir: &Path, onnx_file: Option<&Path>) -> Result<Self, ModelError> {
+        let files = Files::of(dir)?;
+        let exported = match onnx_file {
+            Some(_) => true,
+            None => {
+                ExportedModel::find(&files).is_some()
+                    && !(files.has_weights() && manifest::is_known(&files)?)
+            }
+        };
+        Ok(match exported {
+            true => Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?)),
+            false => Self::Built(Box::new(Model::open(dir)?)),
         })
     }
 }
@@ -141,8 +177,22 @@ fn directory_name(dir: &Path) -> String {
         .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
-/// The file of the weights, where it is one.
+/// The file of the weights, where it is one, and the list of them, where there are several.
 const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Files that say how a model is used.
+const COMPANIONS: [&str; 9] = [
+    "config.json",
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+];
 
 /// Where the files of a model come from; one code reads both kinds.
 pub(crate) enum Files {
@@ -151,6 +201,31 @@ pub(crate) enum Files {
 }
 
 impl Files {
+    /// Those of a directory.
+    fn of(dir: &Path) -> Result<Self, ModelError> {
+        if !dir.is_dir() {
+            return Err(ModelError::new(
+                format!("`{}` is not a directory", dir.display()),
+                "pass the directory that holds `config.json`, `tokenizer.json` and `model.safetensors`",
+            ));
+        }
+        Ok(Self::Directory(dir.to_owned()))
+    }
+
+    /// The bytes of `tokenizer.json`.
+    fn tokenizer(&self) -> Result<Vec<u8>, ModelError> {
+        let tokenizer = self.read("tokenizer.json")?.ok_or_else(|| {
+            ModelError::new(
+                format!("{} is missing", self.place("tokenizer.json")),
+                format!(
+                    "make it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"`",
+                    self.root()
+                ),
+            )
+        })?;
+        Ok(tokenizer.into_owned())
+    }
+
     /// The content of a file, `None` when there is no such file.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
         match self {
@@ -197,8 +272,20 @@ impl Files {
         files.iter().find(|(n, _)| *n == name).map(|(_, b)| *b)
     }
 
+    /// What lies beside the weights and has to go with them, as pairs of name and content.
+    fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+        let mut found = Vec::new();
+        for name in COMPANIONS {
+            found.extend(self.read(name)?.map(|bytes| (name, bytes.into_owned())));
+        }
+        Ok(found)
+    }
+
+    fn has_weights(&self) -> bool {
+        self.contains(SINGLE) || self.contains(INDEX)
+    }
+
     fn weights(&self) -> Result<Weights, ModelError> {
-        const INDEX: &str = "model.safetensors.index.json";
         match self {
             Self::Memory(_) => match self.in_memory(SINGLE) {
                 Some(bytes) => Weights::from_static(bytes, self.place(SINGLE)),

@@ -13,6 +13,7 @@ pub mod library;
 mod norm;
 pub mod onnx;
 mod operators;
+pub mod padded;
 pub mod pooling;
 mod quantized;
 pub mod splitting;

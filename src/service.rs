@@ -29,7 +29,11 @@ pub struct ModelInfo {
     /// Name that responses carry.
     pub id: String,
     /// Kind of network, such as `bert`.
-    pub architecture: &'static str,
+    pub architecture: String,
+    /// What its graph comes from: `safetensors` where it is built from weights, or `onnx`.
+    pub format: &'static str,
+    /// How batches are laid out: `packed`, or `padded`.
+    pub layout: &'static str,
     /// Names of the outputs, in order.
     pub labels: Vec<String>,
     /// Tokens a pair may have, special tokens included.

@@ -130,6 +130,38 @@ fn models_that_cannot_be_served_are_refused() {
     );
 }
 
+/// Their weights have names that a graph could be built for, and every score would be wrong.
+#[test]
+fn language_models_that_answer_yes_or_no_are_refused() {
+    let missing = ["language model", "causal", "template", "`yes` or `no`"];
+    for (model_type, class) in [
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("gemma", "GemmaForCausalLM"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("t5", "T5ForConditionalGeneration"),
+        // Whatever `model_type` says.
+        ("bert", "BertForCausalLM"),
+    ] {
+        let change = |dir: &Path| {
+            saved::edit(dir, "config.json", |config| {
+                config["model_type"] = json!(model_type);
+                config["architectures"] = json!([class]);
+            });
+            // Neither does a file make one of it.
+            fs::write(dir.join("model.onnx"), "").unwrap();
+        };
+        check_model(change, &[&[class][..], &missing].concat());
+    }
+    let module = |name: &str| json!({"idx": 1, "name": "1", "path": "1_LogitScore", "type": name});
+    let class = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore";
+    let change = |dir: &Path| {
+        saved::edit(dir, "modules.json", |modules| {
+            modules.as_array_mut().unwrap().push(module(class));
+        });
+    };
+    check_model(change, &[&["modules.json`", class][..], &missing].concat());
+}
+
 #[test]
 fn weights_that_do_not_fit_are_refused() {
     let change = |change: fn(&mut saved::Tensors)| {

@@ -18,6 +18,7 @@ const LAYERS: &[&str] = &[
     "eval",
     "job",
     "verify",
+    "export",
     // From files to a service.
     "bulk",
     "load",

@@ -396,6 +396,7 @@ fn tell_threads(config: &Config) {
 pub(super) fn load_config(config: &Config) -> LoadConfig {
     LoadConfig {
         model: config.model.dir.clone(),
+        onnx_file: config.model.onnx_file.clone(),
         served_model_name: config.model.served_name.clone(),
         truncation: config.model.truncation,
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),

@@ -460,8 +460,9 @@ impl clap::Args for Flags {
 impl EngineFlags {
     /// Those that say which model runs, and how; the arithmetic is up to each command.
     fn settings() -> impl Iterator<Item = &'static Setting> {
-        const NAMES: [&str; 6] = [
+        const NAMES: [&str; 7] = [
             "model",
+            "onnx_file",
             "threads",
             "truncation",
             "device",

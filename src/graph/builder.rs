@@ -17,7 +17,7 @@ pub const STANDARD: &str = "";
 
 /// First IR version whose initializers are constants unless they are also inputs.
 const IR_VERSION: i64 = 8;
-const OPSET_VERSION: i64 = 17;
+pub(super) const OPSET_VERSION: i64 = 17;
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: i32 = 1;
 

@@ -9,6 +9,7 @@ use prost::Message;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataType {
     Float = 1,
+    Uint8 = 2,
     Int8 = 3,
     Int32 = 6,
     Int64 = 7,
@@ -70,6 +71,7 @@ pub struct NodeProto {
 pub enum AttributeType {
     Float = 1,
     Int = 2,
+    Ints = 7,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,6 +82,8 @@ pub struct AttributeProto {
     pub f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    #[prost(int64, repeated, tag = "8")]
+    pub ints: Vec<i64>,
     #[prost(int32, tag = "20")]
     pub r#type: i32,
 }

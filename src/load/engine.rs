@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use super::calibrate::{SHAPES, Sample};
 use super::{LoadConfig, LoadError};
 use crate::batch::plan::BatchLimits;
-use crate::config::Precision;
+use crate::config::{Device, Precision};
 use crate::graph::cuda::Floats;
 use crate::graph::{self, Rows};
-use crate::model::Model;
+use crate::model::{Model, ModelError};
 use crate::scorer::cuda::{self, CudaModel};
 use crate::scorer::device::{Choice, Gpu, Taken, ThisMachine, choose};
 use crate::scorer::isa::Path;
 use crate::scorer::library::Library;
 use crate::scorer::onnx::{Layout, OnnxModel};
+use crate::scorer::padded::{PaddedError, PaddedModel};
 use crate::scorer::{ScoreError, Scorer};
 
 /// A device that was asked for an arithmetic that it has not.
@@ -139,6 +140,59 @@ impl Plan {
             on_gpu: matches!(self.choice.device, Taken::Cuda(_)),
             precision: self.arithmetic.name(),
             opened,
+        })
+    }
+}
+
+impl Plan {
+    /// Opens every session of an ONNX file, which is run as it is, on the processor.
+    ///
+    /// # Errors
+    /// When the settings ask for what the file is not.
+    pub(super) fn open_file(
+        self,
+        config: &LoadConfig,
+        model: &PaddedModel,
+    ) -> Result<Engine, LoadError> {
+        let file = model.file();
+        let place = file.path.display();
+        if config.device != Device::Auto && matches!(self.choice.device, Taken::Cuda(_)) {
+            return Err(LoadError::Model(ModelError::new(
+                format!("`{place}` is an ONNX file, which is run on the processor"),
+                "serve it with `--device cpu`, or serve the weights of the model",
+            )));
+        }
+        if config.precision == Precision::Int8 && file.precision() != "int8" {
+            return Err(LoadError::Model(ModelError::new(
+                format!(
+                    "`{place}` computes in {}, and a file is run as it is",
+                    file.precision()
+                ),
+                "leave `precision` out, or name a file that was quantised with `onnx_file`",
+            )));
+        }
+        tracing::info!(sessions = config.threads, "opening sessions");
+        let mut providers = BTreeMap::new();
+        let sessions = (0..config.threads).map(|_| {
+            let session = model.session(1)?;
+            providers = session.providers()?;
+            Ok(Box::new(session) as Box<dyn Scorer>)
+        });
+        let scorers = sessions.collect::<Result<_, PaddedError>>()?;
+        Ok(Engine {
+            device: "cpu".to_owned(),
+            device_because: match self.choice.device {
+                Taken::Cpu => self.choice.because,
+                Taken::Cuda(_) => "an ONNX file is run on the processor".to_owned(),
+            },
+            on_gpu: false,
+            precision: file.precision(),
+            opened: Opened {
+                scorers,
+                sessions: config.threads,
+                providers,
+                limits: BatchLimits::of(&config.batching),
+            },
         })
     }
 }

@@ -11,7 +11,7 @@ use super::arch::{self, Architecture, EncoderConfig, Kind};
 use super::head::{Head, no_head};
 use super::json::Object;
 use super::modules::SavedSettings;
-use super::{Files, ModelError};
+use super::{Files, ModelError, causal};
 use crate::rerank::Activation;
 
 const CONFIG: &str = "config.json";
@@ -68,6 +68,16 @@ impl Default for TokenizerConfig {
     }
 }
 
+impl TokenizerConfig {
+    /// The same for a model that does or does not know token types.
+    fn for_types(self, known: bool) -> Self {
+        Self {
+            uses_type_ids: known && self.uses_type_ids,
+            ..self
+        }
+    }
+}
+
 /// What was read from `config.json` and its companions, resolved once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
@@ -93,31 +103,13 @@ pub struct Manifest {
 
 impl Manifest {
     pub(super) fn read(id: String, files: &Files) -> Result<Self, ModelError> {
-        let Some(config) = Object::read(files, CONFIG)? else {
-            return Err(ModelError::new(
-                format!("{} is missing", files.place(CONFIG)),
-                "pass the directory that `CrossEncoder.save_pretrained` wrote",
-            ));
-        };
-        if files.contains("adapter_config.json") {
-            return Err(ModelError::new(
-                format!(
-                    "{} makes this an adapter, which cannot be served",
-                    files.place("adapter_config.json")
-                ),
-                "merge it into its base model with `merge_and_unload()` and save that",
-            ));
-        }
-        let tokenizer = Object::read(files, TOKENIZER_CONFIG)?
-            .unwrap_or_else(|| Object::empty(files.place(TOKENIZER_CONFIG)));
+        let config = config(files)?;
+        let tokenizer = tokenizer_settings(files)?;
         let saved = SavedSettings::read(files)?;
 
         let (architecture, kind) = kind(&config, &saved)?;
         let encoder = (architecture.encoder)(&config, kind)?;
-        let labels = match &saved.head {
-            Some(head) => modular_labels(&config, head)?,
-            None => labels(&config)?,
-        };
+        let labels = all_labels(&config, &saved)?;
         let positions = encoder.usable_positions();
         let head = match &saved.head {
             Some(head) => head.clone(),
@@ -127,13 +119,57 @@ impl Manifest {
             id,
             architecture: architecture.name,
             activation: activation(&config, &saved, labels.len())?,
-            max_length: max_length(&tokenizer, &saved, &encoder)?.min(positions),
+            max_length: max_length(&tokenizer, &saved, encoder.max_positions)?.min(positions),
             prompt: prompt(&saved)?,
-            tokenizer: tokenizer_config(&config, &tokenizer, &saved, kind, &encoder)?,
+            tokenizer: tokenizer_config(&config, &tokenizer, &saved, kind.tokenizer)?
+                .for_types(encoder.tensors.types.is_some()),
             encoder,
             head,
             labels,
         })
+    }
+}
+
+/// `config.json`, of a model that is whole.
+pub(super) fn config(files: &Files) -> Result<Object, ModelError> {
+    let Some(config) = Object::read(files, CONFIG)? else {
+        return Err(ModelError::new(
+            format!("{} is missing", files.place(CONFIG)),
+            "pass the directory that `CrossEncoder.save_pretrained` wrote",
+        ));
+    };
+    if files.contains("adapter_config.json") {
+        return Err(ModelError::new(
+            format!(
+                "{} makes this an adapter, which cannot be served",
+                files.place("adapter_config.json")
+            ),
+            "merge it into its base model with `merge_and_unload()` and save that",
+        ));
+    }
+    causal::refuse(&config, files)?;
+    Ok(config)
+}
+
+/// `tokenizer_config.json`, or what its absence means.
+pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
+    let settings = Object::read(files, TOKENIZER_CONFIG)?;
+    Ok(settings.unwrap_or_else(|| Object::empty(files.place(TOKENIZER_CONFIG))))
+}
+
+/// Whether the graph of the model that `config.json` describes can be built here.
+pub(super) fn is_known(files: &Files) -> Result<bool, ModelError> {
+    Ok(kind(&config(files)?, &SavedSettings::read(files)?).is_ok())
+}
+
+/// Labels of the model that `config.json` and modules describe.
+pub(super) fn all_labels(
+    config: &Object,
+    saved: &SavedSettings,
+) -> Result<Vec<String>, ModelError> {
+    match &saved.head {
+        Some(head) => modular_labels(config, head),
+        None => labels(config),
     }
 }
 
@@ -186,7 +222,10 @@ fn unknown_architecture(config: &Object, found: Option<&str>) -> ModelError {
                 config.place()
             ),
         },
-        format!("supported are {}", supported.join(", ")),
+        format!(
+            "graphs are built for {}; any other model is served from an ONNX file, which `optimum-cli export onnx --task text-classification` makes",
+            supported.join(", ")
+        ),
     )
 }
 
@@ -237,20 +276,19 @@ fn named_labels(config: &Object) -> Result<Option<Vec<String>>, ModelError> {
     (0..count).map(label).collect::<Result<_, _>>().map(Some)
 }
 
-fn tokenizer_config(
+pub(super) fn tokenizer_config(
     config: &Object,
     tokenizer: &Object,
     saved: &SavedSettings,
-    kind: &Kind,
-    encoder: &EncoderConfig,
+    default_class: &str,
 ) -> Result<TokenizerConfig, ModelError> {
     let class = match (
         tokenizer.text("tokenizer_class")?,
         config.text("tokenizer_class")?,
     ) {
-        _ if kind.tokenizer == "TokenizersBackend" => kind.tokenizer,
+        _ if default_class == "TokenizersBackend" => default_class,
         (Some(class), _) | (None, Some(class)) => class,
-        (None, None) => kind.tokenizer,
+        (None, None) => default_class,
     };
     let class = match class.strip_suffix("Fast").unwrap_or(class) {
         "ElectraTokenizer" => "BertTokenizer",
@@ -261,7 +299,7 @@ fn tokenizer_config(
             Some(module) => module.flag("do_lower_case")?.unwrap_or(false),
             None => false,
         },
-        uses_type_ids: encoder.tensors.types.is_some() && uses_type_ids(tokenizer, class)?,
+        uses_type_ids: uses_type_ids(tokenizer, class)?,
         class: tokenizer_class(tokenizer, class)?,
         truncate_start: truncate_start(tokenizer)?,
         split_special_tokens: tokenizer.flag("split_special_tokens")?.unwrap_or(false),
@@ -270,10 +308,10 @@ fn tokenizer_config(
 
 /// The length that sentence-transformers cuts to. It would let a stored length exceed the
 /// positions and then fail on long texts; the caller takes the smaller.
-fn max_length(
+pub(super) fn max_length(
     tokenizer: &Object,
     saved: &SavedSettings,
-    encoder: &EncoderConfig,
+    max_positions: usize,
 ) -> Result<usize, ModelError> {
     if let Some(module) = &saved.module {
         if let Some(length) = call_length(module)? {
@@ -294,7 +332,7 @@ fn max_length(
         Some(length) => length,
         None => tokenizer.count("max_len")?.unwrap_or(usize::MAX),
     };
-    Ok(limit.min(encoder.max_positions))
+    Ok(limit.min(max_positions))
 }
 
 /// The length that is passed with every call, which beats all others.
@@ -309,7 +347,7 @@ fn call_length(module: &Object) -> Result<Option<usize>, ModelError> {
 }
 
 /// The text of the default prompt; an empty one is none.
-fn prompt(saved: &SavedSettings) -> Result<Option<String>, ModelError> {
+pub(super) fn prompt(saved: &SavedSettings) -> Result<Option<String>, ModelError> {
     let Some(model) = &saved.model else {
         return Ok(None);
     };
@@ -347,7 +385,10 @@ fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, Mo
 fn uses_type_ids(tokenizer: &Object, class: &str) -> Result<bool, ModelError> {
     match tokenizer.list("model_input_names")? {
         Some(inputs) => Ok(inputs.iter().any(|name| name == "token_type_ids")),
-        None => Ok(class == "BertTokenizer"),
+        None => Ok(matches!(
+            class,
+            "BertTokenizer" | "MobileBertTokenizer" | "DebertaTokenizer" | "DebertaV2Tokenizer"
+        )),
     }
 }
 
@@ -364,7 +405,7 @@ fn truncate_start(tokenizer: &Object) -> Result<Option<bool>, ModelError> {
 }
 
 /// The activation, from the first place that names one.
-fn activation(
+pub(super) fn activation(
     config: &Object,
     saved: &SavedSettings,
     labels: usize,

@@ -142,7 +142,9 @@ fn words(batch: &Batch) -> Vec<usize> {
 pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     let info = ModelInfo {
         id: "fake".to_owned(),
-        architecture: "bert",
+        architecture: "bert".to_owned(),
+        format: "safetensors",
+        layout: "packed",
         labels: (0..model.labels).map(|i| format!("LABEL_{i}")).collect(),
         max_length: model.max_length,
         activation: model.activation,

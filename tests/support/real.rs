@@ -12,6 +12,7 @@ use rerankd::service::Reranker;
 pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
     let config = LoadConfig {
         model: model.map(Path::to_owned),
+        onnx_file: None,
         served_model_name: None,
         truncation: rerankd::rerank::Strategy::default(),
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),

@@ -19,11 +19,21 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// A copy of a reference model, to be changed.
 pub fn copy(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(model_dir(name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
-    }
+    copy_folder(&model_dir(name), dir.path());
     dir
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy_folder(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 /// Changes a JSON file of a model.

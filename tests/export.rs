@@ -1,0 +1,216 @@
+//! `rerankd export`: what is written gives the scores of the model it was written from.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::AtomicBool;
+
+use rerankd::batch::{Batch, Encoding};
+use rerankd::encoder::PairEncoder;
+use rerankd::eval::metric::spearman;
+use rerankd::export::{export, export_with};
+use rerankd::graph::{self, Precision, Rows};
+use rerankd::model::{ExportedModel, Model};
+use rerankd::scorer::Scorer;
+use rerankd::scorer::library::Library;
+use rerankd::scorer::onnx::{Layout, OnnxModel};
+use rerankd::scorer::padded::PaddedModel;
+use support::program::{PROGRAM, plain};
+use support::reference::{Reference, model_dir};
+
+const TOLERANCE: f32 = 1e-4;
+/// One scale for all rows of a batch, as standard operators have it, is coarser than a scale a row. The
+/// random weights of the tiny models are made to magnify every fault.
+const LEAST_RANK_CORRELATION: f64 = 0.99;
+const LEAST_OF_TINY: f64 = 0.9;
+const MODELS: [&str; 6] = [
+    "tiny-bert",
+    "tiny-bert-3-labels",
+    "tiny-distilbert",
+    "tiny-electra",
+    "tiny-roberta",
+    "tiny-xlm-roberta",
+];
+
+fn library() -> Library {
+    Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()
+}
+
+fn encodings(encoder: &PairEncoder, reference: &Reference) -> Vec<Encoding> {
+    let pairs = reference.pairs();
+    let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
+    encoded.into_iter().map(|pair| pair.encoding).collect()
+}
+
+fn score(scorer: &mut dyn Scorer, encodings: &[Encoding]) -> Vec<f32> {
+    let batches = encodings.chunks(16);
+    let logits = batches.flat_map(|chunk| scorer.score(&Batch::pack(chunk)).unwrap());
+    logits.collect()
+}
+
+/// Logits of the model that was written to `out`, loaded from there.
+fn loaded(out: &Path, reference: &Reference) -> Vec<f32> {
+    let model = ExportedModel::open(out, None).unwrap();
+    let encoder = PairEncoder::for_exported(&model).unwrap();
+    let padded = PaddedModel::new(&library(), &model).unwrap();
+    score(
+        &mut padded.session(1).unwrap(),
+        &encodings(&encoder, reference),
+    )
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let off = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    off.fold(0.0, f32::max)
+}
+
+/// Writes a model and loads it: how far its logits are from those of the packed graph, and from those of
+/// sentence-transformers.
+fn check(name: &str, largest: usize) {
+    let dir = model_dir(name);
+    let model = Model::open(&dir).unwrap();
+    let companions = Model::companions(Some(&dir)).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let written = export_with(&model, &companions, out.path(), Precision::Fp32, largest).unwrap();
+    assert_eq!(written.files[0], out.path().join("onnx/model.onnx"));
+    let reference = Reference::read(name);
+    let logits = loaded(out.path(), &reference);
+
+    let encoder = PairEncoder::for_model(&model).unwrap();
+    let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
+    let packed = OnnxModel::new(&library(), graph, Layout::of(&model.manifest)).unwrap();
+    let mut packed = packed.session(1).unwrap();
+    let ours = score(&mut packed, &encodings(&encoder, &reference));
+    for (what, expected) in [("packed", ours), ("reference", reference.logits())] {
+        let worst = worst(&logits, &expected);
+        assert!(worst <= TOLERANCE, "{name}, {what}: off by {worst}");
+    }
+}
+
+#[test]
+fn a_file_of_fp32_gives_the_logits_of_the_packed_graph() {
+    for name in MODELS {
+        check(name, usize::MAX);
+    }
+}
+
+#[test]
+fn weights_in_a_file_of_their_own_give_the_same() {
+    check("tiny-bert", 1 << 16);
+}
+
+#[test]
+fn a_file_of_int8_keeps_the_order_of_tiny_models() {
+    for name in MODELS {
+        let dir = model_dir(name);
+        let model = Model::open(&dir).unwrap();
+        let companions = Model::companions(Some(&dir)).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &companions, out.path(), Precision::Int8).unwrap();
+        let reference = Reference::read(name);
+        let double =
+            |numbers: Vec<f32>| -> Vec<f64> { numbers.into_iter().map(f64::from).collect() };
+        let (ours, golden) = (loaded(out.path(), &reference), reference.logits());
+        let rho = spearman(&double(ours), &double(golden)).unwrap();
+        println!("{name}: rank correlation of int8 with fp32: {rho:.4}");
+        assert!(rho >= LEAST_OF_TINY, "{name}: {rho}");
+    }
+}
+
+/// Rank correlation on 300 pairs, with the real weights of the embedded model.
+#[test]
+fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
+    let out = tempfile::tempdir().unwrap();
+    let companions = Model::companions(None).unwrap();
+    let model = Model::embedded().unwrap();
+    let written = export(&model, &companions, out.path(), Precision::Int8).unwrap();
+    let size = fs::metadata(&written.files[0]).unwrap().len();
+    assert!(size < 25_000_000, "{size} bytes");
+    let exported = ExportedModel::open(out.path(), None).unwrap();
+    let encoder = PairEncoder::for_exported(&exported).unwrap();
+    let text = fs::read_to_string(support::reference::fixture("quality.tsv")).unwrap();
+    let pairs: Vec<_> = text
+        .lines()
+        .map(|line| line.split_once('\t').unwrap())
+        .map(|(query, document)| rerankd::rerank::Pair {
+            query: query.into(),
+            document: document.into(),
+        })
+        .collect();
+    let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
+    let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
+    let padded = PaddedModel::new(&library(), &exported).unwrap();
+    let logits = score(&mut padded.session(1).unwrap(), &encodings);
+    let golden = fs::read(support::reference::fixture("stsb-minilm-l6-quality.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+    let golden = golden["logits"].as_array().unwrap();
+    let golden: Vec<f64> = golden
+        .iter()
+        .map(|logit| logit.as_f64().or_else(|| logit[0].as_f64()).unwrap())
+        .collect();
+    let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+    let rho = spearman(&logits, &golden).unwrap();
+    println!("rank correlation of the written int8 file with fp32: {rho:.5}");
+    assert!(rho >= LEAST_RANK_CORRELATION, "{rho}");
+}
+
+fn run(arguments: &[&str], out: &Path) -> Output {
+    let mut command = plain(PROGRAM);
+    let command = command.arg("export").args(arguments).arg("--out").arg(out);
+    command.output().unwrap()
+}
+
+#[test]
+fn the_program_writes_a_directory_and_overwrites_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_dir("tiny-bert");
+    let flags = ["--model", model.to_str().unwrap()];
+    let out = folder.path().join("out");
+    let done = run(&flags, &out);
+    assert!(done.status.success(), "{done:?}");
+    let printed = String::from_utf8(done.stdout).unwrap();
+    assert!(printed.contains("out/onnx/model.onnx") && printed.contains("out/tokenizer.json"));
+    let reference = Reference::read("tiny-bert");
+    assert!(worst(&loaded(&out, &reference), &reference.logits()) <= TOLERANCE);
+
+    let again = run(&flags, &out);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("model.onnx` exists\nhint: "));
+
+    let file = folder.path().join("alone.onnx");
+    assert!(run(&flags, &file).status.success());
+    assert!(file.is_file());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn what_nothing_could_load_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let refused = run(&["--layout", "packed"], &out);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("nothing could load the file\nhint: "),
+        "{said}"
+    );
+    // What attention has beside queries, keys and values has no standard form yet.
+    for (name, operator) in [
+        ("tiny-mpnet", "PackedAttention"),
+        ("tiny-modernbert", "PackedAttention"),
+    ] {
+        let model = model_dir(name);
+        let refused = run(&["--model", model.to_str().unwrap()], &out);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(3), "{said}");
+        assert!(said.contains(operator) && said.contains("hint: "), "{said}");
+    }
+    // A file cannot be made of a file.
+    let model = model_dir("tiny-deberta-v2");
+    let refused = run(&["--model", model.to_str().unwrap()], &out);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(!out.exists());
+}
