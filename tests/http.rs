@@ -582,6 +582,8 @@ async fn info_says_what_is_served() {
         "sha": null,
         "docker_label": null,
         "architecture": "bert",
+        "format": "safetensors",
+        "layout": "packed",
         "labels": ["LABEL_0"],
         "max_length": MAX_LENGTH,
         "activation": "identity",

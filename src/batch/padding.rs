@@ -4,7 +4,7 @@
 const SLACK: usize = 8;
 
 /// The rows of `lengths` that are run together, longest first, each group by the index of its rows. No row
-/// is padded by more than a third of its own tokens and [`SLACK`] more, so that a batch in which lengths
+/// is padded by more than a third of its own tokens and 8 more, so that a batch in which lengths
 /// mix costs no more than that of what it holds.
 pub fn groups(lengths: &[usize]) -> Vec<Vec<usize>> {
     let mut rows: Vec<usize> = (0..lengths.len()).collect();

@@ -7,7 +7,7 @@ use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::session::{Session, SessionInputValue};
 use ort::value::{DynValue, Outlet, Tensor, TensorElementType, ValueType};
 
-use super::assignment::nodes_by_provider;
+use super::assignment::{self, nodes_by_provider};
 use super::library::Library;
 use super::onnx::tensor;
 use super::{ScoreError, Scorer};
@@ -89,6 +89,7 @@ impl PaddedModel {
                 .with_intra_threads(threads)?
                 .with_intra_op_spinning(false)?
                 .with_memory_pattern(false)?
+                .with_config_entry(assignment::RECORD, "1")?
                 .with_prepacked_weights(&self.prepacked)?;
             for (name, value) in &self.weights {
                 builder = builder.with_initializer(name, value.clone())?;

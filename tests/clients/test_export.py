@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
-from conftest import ROOT, binary
+from conftest import ROOT
+from instance import binary
 
 REFERENCE = ROOT / "tests" / "reference"
 BATCH = 16
