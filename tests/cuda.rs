@@ -125,7 +125,7 @@ fn real() -> (PathBuf, Vec<Pair>) {
             document: document.into(),
         })
     });
-    (root.join("models/stsb-minilm-l6"), pairs.collect())
+    (root.join("models/minilm-l6-rank"), pairs.collect())
 }
 
 #[test]

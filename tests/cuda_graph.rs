@@ -401,7 +401,7 @@ fn sixteen_bits_move_tiny_models_little() {
 #[test]
 fn sixteen_bits_keep_logits_and_order_of_a_trained_model() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let model = Model::open(&root.join("models/stsb-minilm-l6")).unwrap();
+    let model = Model::open(&root.join("models/minilm-l6-rank")).unwrap();
     let text = std::fs::read_to_string(root.join("tests/reference/quality.tsv")).unwrap();
     let lines = text.lines().filter_map(|line| line.split_once('\t'));
     let pairs: Vec<Pair> = lines

@@ -144,7 +144,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
     let padded = PaddedModel::new(&library(), &exported).unwrap();
     let logits = score(&mut padded.session(1).unwrap(), &encodings);
-    let golden = fs::read(support::reference::fixture("stsb-minilm-l6-quality.json")).unwrap();
+    let golden = fs::read(support::reference::fixture("minilm-l6-rank-quality.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
     let golden = golden["logits"].as_array().unwrap();
     let golden: Vec<f64> = golden

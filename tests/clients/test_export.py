@@ -54,7 +54,7 @@ def test_a_file_gives_the_logits_of_the_reference(name, tmp_path):
 
 
 def test_the_directory_is_all_that_a_program_needs(tmp_path):
-    reference = json.loads((REFERENCE / "stsb-minilm-l6.json").read_text())
+    reference = json.loads((REFERENCE / "minilm-l6-rank.json").read_text())
     file = export(tmp_path)
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= {path.name for path in tmp_path.iterdir()}
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -69,7 +69,7 @@ def test_the_directory_is_all_that_a_program_needs(tmp_path):
 
 
 def test_eight_bits_keep_the_order(tmp_path):
-    reference = json.loads((REFERENCE / "stsb-minilm-l6.json").read_text())
+    reference = json.loads((REFERENCE / "minilm-l6-rank.json").read_text())
     file = export(tmp_path, "--precision", "int8")
     assert file.stat().st_size < 25_000_000
     found = logits(file, reference["ids"], reference["type_ids"]).ravel()
