@@ -29,6 +29,7 @@ from teach import groups
 
 STS_TOKENS, RANK_TOKENS = 128, 320  # the longest of each that is seen in training
 HEAD_SEED = 12  # every run starts from the same head, so that the weights of several can be averaged
+MEAN_OF = 4  # last checkpoints, whose mean is the model
 SAVE_EVERY = 50  # steps between states to go on from
 CHOOSE_QUERIES = 112  # of Cranfield's even ids, at each checkpoint: all that have judgements
 
@@ -101,7 +102,7 @@ def main():
     parser.add_argument("--work", default="out/work", help="what the teacher said, checkpoints and log.json")
     parser.add_argument("--out", default="out/minilm-l6-rank", help="where the model is saved in the end")
     parser.add_argument("--name", default="main", help="of this run, inside --work")
-    parser.add_argument("--steps", type=int, default=1480)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--rank-groups", type=int, default=2, help="groups a step")
     parser.add_argument("--sts-pairs", type=int, default=8, help="pairs a step")
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -112,7 +113,7 @@ def main():
     parser.add_argument("--sharpness", type=float, default=20.0)
     parser.add_argument("--sts-weight", type=float, default=1.0)
     parser.add_argument("--average", type=float, default=0.99)
-    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=12)
     args = parser.parse_args()
 
@@ -230,7 +231,7 @@ def main():
                 torch.save({"network": network.state_dict(), "optimizer": optimizer.state_dict(),
                             "average": average.weights, "step": step}, run / "state.tmp")
                 (run / "state.tmp").rename(run / "state.pt")
-    finish.save(args.out, [run / f"step-{args.steps}"])
+    finish.save(args.out, [run / f"step-{past['step']}" for past in log["checkpoints"][-MEAN_OF:]])
 
 
 def public(args):
