@@ -98,6 +98,8 @@ impl OnnxModel {
             // Threads that spin between batches would take the processor from whatever this
             // server stands beside.
             .with_intra_op_spinning(false)?
+            // The arena stays on: without it sessions are slower and hold more memory
+            // (docs/bench/2026-11-25-load.md).
             // A pattern is remembered for each shape, and shapes here hardly ever repeat.
             .with_memory_pattern(false)?
             .with_config_entry(assignment::RECORD, "1")?
