@@ -267,16 +267,13 @@ impl<'a> EncoderGraph<'a> {
         let &EncoderConfig {
             hidden_size: size,
             intermediate_size: inner,
-            heads,
-            layer_norm_eps,
-            hidden_act,
             ref tensors,
             ..
         } = self.config;
         let weights = &self.model.weights;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let scale = ((size / heads) as f32).sqrt().recip();
+        let scale = self.query_scale();
         let scaled = |mut numbers: Vec<f32>| {
             numbers.iter_mut().for_each(|number| *number *= scale);
             numbers
@@ -319,16 +316,25 @@ impl<'a> EncoderGraph<'a> {
                 _ => operator::LAYER,
             },
             &inputs.iter().collect::<Vec<_>>(),
-            &[
-                Attr::Int(operator::HEADS, heads as i64),
-                Attr::Int(operator::ACTIVATION, activation(hidden_act)),
-                Attr::Int(
-                    operator::FIRST_OF_EACH,
-                    i64::from(rows == Rows::FirstOfEach),
-                ),
-                Attr::Float(operator::EPSILON, layer_norm_eps),
-            ],
+            &self.layer_attributes(rows),
         ))
+    }
+
+    /// What the operator of a whole layer is told, whichever form it has.
+    pub(super) fn layer_attributes(&self, rows: Rows) -> Vec<Attr> {
+        let first_of_each = i64::from(rows == Rows::FirstOfEach);
+        vec![
+            Attr::Int(operator::HEADS, self.config.heads as i64),
+            Attr::Int(operator::ACTIVATION, activation(self.config.hidden_act)),
+            Attr::Int(operator::FIRST_OF_EACH, first_of_each),
+            Attr::Float(operator::EPSILON, self.config.layer_norm_eps),
+        ]
+    }
+
+    /// What queries are multiplied by, so that attention need not.
+    pub(super) fn query_scale(&self) -> f32 {
+        let size = self.config.hidden_size / self.config.heads;
+        (size as f32).sqrt().recip()
     }
 
     /// Matrices `[out, input]` side by side, as the operator of a whole layer takes them in this
@@ -401,7 +407,7 @@ impl<'a> EncoderGraph<'a> {
             ..
         } = *self.config;
         let part = |name: &str| format!("{base}.{name}");
-        let scale = ((size / heads) as f32).sqrt().recip();
+        let scale = self.query_scale();
         let mut query = self.matrix(&part(tensors.query), size, size)?;
         query.iter_mut().for_each(|weight| *weight *= scale);
         let key = self.matrix(&part(tensors.key), size, size)?;
@@ -587,7 +593,7 @@ impl<'a> EncoderGraph<'a> {
 }
 
 /// How an operator is told the function of the feed-forward part.
-pub(super) fn activation(function: HiddenAct) -> i64 {
+fn activation(function: HiddenAct) -> i64 {
     match function {
         HiddenAct::Gelu => operator::GELU,
         HiddenAct::GeluTanh => operator::GELU_TANH,

@@ -2,7 +2,7 @@
 //! their places, attention to everything or to what is near, and a gate in the feed-forward part.
 
 use super::builder::{Attr, CONTRIB, STANDARD, Value};
-use super::encoder::{EncoderGraph, activation};
+use super::encoder::EncoderGraph;
 use super::{Precision, Rows, operator};
 use crate::model::{EncoderConfig, Gated, HiddenAct, ModelError};
 
@@ -118,9 +118,6 @@ impl EncoderGraph<'_> {
         let &EncoderConfig {
             hidden_size: size,
             intermediate_size: inner,
-            heads,
-            layer_norm_eps,
-            hidden_act,
             ref tensors,
             ..
         } = self.config;
@@ -132,7 +129,7 @@ impl EncoderGraph<'_> {
             false => Ok(vec![0.0; size]),
         };
         let asking = part(tensors.query);
-        let scale = ((size / heads) as f32).sqrt().recip();
+        let scale = self.query_scale();
         let mut matrix = self.matrix(&asking, 3 * size, size)?;
         let mut query_bias = bias(&asking, gated.attention_bias, 3 * size)?;
         let key_bias = query_bias.split_off(size);
@@ -177,16 +174,8 @@ impl EncoderGraph<'_> {
             };
             inputs.extend([gamma, beta]);
         }
-        let mut attributes = vec![
-            Attr::Int(operator::HEADS, heads as i64),
-            Attr::Int(operator::ACTIVATION, activation(hidden_act)),
-            Attr::Int(
-                operator::FIRST_OF_EACH,
-                i64::from(rows == Rows::FirstOfEach),
-            ),
-            Attr::Int(operator::NORMED, i64::from(index == 0)),
-            Attr::Float(operator::EPSILON, layer_norm_eps),
-        ];
+        let mut attributes = self.layer_attributes(rows);
+        attributes.push(Attr::Int(operator::NORMED, i64::from(index == 0)));
         inputs.push(rotary.of(gated, index, &mut attributes));
         Ok(self.graph.node(
             &base,
@@ -217,7 +206,7 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let base = tensors.layer(index);
         let name = format!("{base}.{}", tensors.query);
-        let scale = ((size / heads) as f32).sqrt().recip();
+        let scale = self.query_scale();
         let mut matrix = self.matrix(&name, 3 * size, size)?;
         let (query, keys) = matrix.split_at_mut(size * size);
         query.iter_mut().for_each(|weight| *weight *= scale);

@@ -117,6 +117,12 @@ fn missing_attribute(name: &str) -> ort::Error {
     ort::Error::new(format!("`{name}` is missing"))
 }
 
+/// A whole number that an operator is told.
+fn number(context: &KernelContext<'_>, name: &str) -> ort::Result<i64> {
+    let number = context.get::<i64>(name);
+    number.ok_or_else(|| missing_attribute(name))
+}
+
 fn epsilon(context: &KernelContext<'_>) -> ort::Result<f32> {
     let epsilon = context.get::<f32>(operator::EPSILON);
     epsilon.ok_or_else(|| missing_attribute(operator::EPSILON))
@@ -159,12 +165,9 @@ impl Operator for PackedAttention {
         &self,
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
-        let heads = context
-            .get::<i64>(operator::HEADS)
-            .ok_or_else(|| missing_attribute(operator::HEADS))?;
         Ok(PackedAttentionKernel {
             path: self.0,
-            heads: heads as usize,
+            heads: number(context, operator::HEADS)? as usize,
             window: window(context),
             scratch: Scratch::default(),
         })

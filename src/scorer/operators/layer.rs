@@ -10,15 +10,15 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef};
 
 use super::{
-    PlaceInputs, check_lengths, epsilon, floats, inputs, missing_attribute, one_output, output,
-    place_inputs, required, window,
+    PlaceInputs, check_lengths, epsilon, floats, inputs, number, one_output, output, place_inputs,
+    required, window,
 };
 use crate::graph::operator;
-use crate::scorer::attention::Queries;
+use crate::scorer::attention::{Places, Queries};
 use crate::scorer::elementary::Finish;
 use crate::scorer::fp32::{self, Fp32};
 use crate::scorer::isa::Path;
-use crate::scorer::layer::{self, Input, Layer, Products, Scratch};
+use crate::scorer::layer::{self, Input, Layer, NotFinite, Products, Scratch};
 use crate::scorer::norm::LayerNorm;
 use crate::scorer::quantized::{self, Int8};
 
@@ -82,7 +82,7 @@ impl Named for Fp32 {
     }
 }
 
-pub(super) fn activation(number: i64) -> ort::Result<Finish> {
+fn activation(number: i64) -> ort::Result<Finish> {
     Ok(match number {
         operator::GELU => Finish::Gelu,
         operator::GELU_TANH => Finish::GeluTanh,
@@ -91,10 +91,134 @@ pub(super) fn activation(number: i64) -> ort::Result<Finish> {
     })
 }
 
-pub(super) fn queries(first_of_each: i64) -> Queries {
-    match first_of_each {
-        0 => Queries::EveryToken,
-        _ => Queries::OnePerSequence,
+/// What both forms of a layer are told by attributes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) path: Path,
+    pub(super) heads: usize,
+    pub(super) activation: Finish,
+    window: Option<usize>,
+    queries: Queries,
+    epsilon: f32,
+}
+
+impl Settings {
+    pub(super) fn read(path: Path, context: &KernelContext<'_>) -> ort::Result<Self> {
+        Ok(Self {
+            path,
+            heads: number(context, operator::HEADS)? as usize,
+            activation: activation(number(context, operator::ACTIVATION)?)?,
+            window: window(context),
+            queries: match number(context, operator::FIRST_OF_EACH)? {
+                0 => Queries::EveryToken,
+                _ => Queries::OnePerSequence,
+            },
+            epsilon: epsilon(context)?,
+        })
+    }
+}
+
+/// Inputs of a layer before its dense layers.
+const ROWS: usize = 2;
+
+/// Those before its LayerNorms.
+const fn before_norms<P: Named>(matrices: usize) -> usize {
+    ROWS + matrices * P::MATRIX.len()
+}
+
+/// The inputs of a layer with so many dense layers.
+pub(super) fn layer_inputs<P: Named>(matrices: usize) -> Vec<OperatorInput> {
+    let mut types = vec![TensorElementType::Float32, TensorElementType::Int32];
+    for _ in 0..matrices {
+        types.extend(P::MATRIX);
+    }
+    types.extend([TensorElementType::Float32; operator::NORMS * 2]);
+    let mut inputs = required(types);
+    inputs.extend(place_inputs());
+    inputs
+}
+
+/// What was fed to a layer.
+pub(super) struct Fed<'a, P> {
+    values: Vec<ValueRef<'a>>,
+    places: PlaceInputs<'a>,
+    matrices: usize,
+    settings: Settings,
+    products: PhantomData<fn() -> P>,
+}
+
+impl<'a, P: Named> Fed<'a, P> {
+    /// Reads the inputs of a layer with so many dense layers.
+    pub(super) fn read(
+        context: &'a ComputeContext,
+        matrices: usize,
+        settings: Settings,
+    ) -> ort::Result<Self> {
+        let count = before_norms::<P>(matrices) + operator::NORMS * 2;
+        let values = inputs(context, count)?;
+        let places = PlaceInputs::read(context, count)?;
+        let fed = Self {
+            values,
+            places,
+            matrices,
+            settings,
+            products: PhantomData,
+        };
+        check_lengths(fed.lengths()?, fed.shape()?[0])?;
+        Ok(fed)
+    }
+
+    pub(super) fn matrix(&self, index: usize) -> ort::Result<P::Matrix<'_>> {
+        let first = before_norms::<P>(index);
+        P::matrix(&self.values[first..first + P::MATRIX.len()])
+    }
+
+    pub(super) fn norm(&self, index: usize) -> ort::Result<LayerNorm<'_>> {
+        let first = before_norms::<P>(self.matrices) + index * 2;
+        Ok(LayerNorm {
+            gamma: floats(&self.values, first)?,
+            beta: floats(&self.values, first + 1)?,
+            epsilon: self.settings.epsilon,
+        })
+    }
+
+    pub(super) fn places(&self) -> ort::Result<Places<'_>> {
+        let heads = self.settings.heads;
+        let size = self.shape()?[1] / heads;
+        self.places
+            .places(self.settings.window, (heads, size), self.lengths()?)
+    }
+
+    /// Has `forward` write the output.
+    pub(super) fn run(
+        &self,
+        context: &ComputeContext,
+        forward: impl FnOnce(Input<'_>, &mut Scratch<P>, &mut [f32]) -> Result<(), NotFinite>,
+    ) -> ort::Result<()> {
+        let [tokens, width] = self.shape()?;
+        let input = Input {
+            hidden: floats(&self.values, 0)?,
+            lengths: self.lengths()?,
+            queries: self.settings.queries,
+        };
+        let rows = match input.queries {
+            Queries::EveryToken => tokens,
+            Queries::OnePerSequence => input.lengths.len(),
+        };
+        let mut output = output(context, [rows, width])?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        P::scratch()
+            .with_borrow_mut(|scratch| forward(input, scratch, output))
+            .map_err(|error| ort::Error::new(error.to_string()))
+    }
+
+    fn shape(&self) -> ort::Result<[usize; 2]> {
+        let (shape, _) = self.values[0].try_extract_tensor::<f32>()?;
+        Ok([shape[0] as usize, shape[1] as usize])
+    }
+
+    fn lengths(&self) -> ort::Result<&[i32]> {
+        Ok(self.values[1].try_extract_tensor::<i32>()?.1)
     }
 }
 
@@ -113,15 +237,6 @@ impl<P> EncoderLayer<P> {
     }
 }
 
-impl<P: Named> EncoderLayer<P> {
-    /// Inputs before the dense layers.
-    const ROWS: usize = 2;
-    /// Inputs before the LayerNorms.
-    const MATRICES: usize = Self::ROWS + operator::MATRICES * P::MATRIX.len();
-    /// All inputs.
-    const INPUTS: usize = Self::MATRICES + operator::NORMS * 2;
-}
-
 impl<P: Named> Operator for EncoderLayer<P> {
     type Kernel<'attr> = EncoderLayerKernel<P>;
 
@@ -130,14 +245,7 @@ impl<P: Named> Operator for EncoderLayer<P> {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        let mut types = vec![TensorElementType::Float32, TensorElementType::Int32];
-        for _ in 0..operator::MATRICES {
-            types.extend(P::MATRIX);
-        }
-        types.resize(Self::INPUTS, TensorElementType::Float32);
-        let mut inputs = required(types);
-        inputs.extend(place_inputs());
-        inputs
+        layer_inputs::<P>(operator::MATRICES)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -148,78 +256,41 @@ impl<P: Named> Operator for EncoderLayer<P> {
         &self,
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
-        let number = |name| {
-            context
-                .get::<i64>(name)
-                .ok_or_else(|| missing_attribute(name))
-        };
         Ok(EncoderLayerKernel {
-            path: self.path,
+            settings: Settings::read(self.path, context)?,
             products: PhantomData,
-            heads: number(operator::HEADS)? as usize,
-            window: window(context),
-            activation: activation(number(operator::ACTIVATION)?)?,
-            queries: queries(number(operator::FIRST_OF_EACH)?),
-            epsilon: epsilon(context)?,
         })
     }
 }
 
 pub(super) struct EncoderLayerKernel<P> {
-    path: Path,
+    settings: Settings,
     products: PhantomData<fn() -> P>,
-    heads: usize,
-    window: Option<usize>,
-    activation: Finish,
-    queries: Queries,
-    epsilon: f32,
 }
 
 impl<P: Named> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let inputs = inputs(context, EncoderLayer::<P>::INPUTS)?;
-        let places = PlaceInputs::read(context, inputs.len())?;
-        let (shape, hidden) = inputs[0].try_extract_tensor::<f32>()?;
-        let (_, lengths) = inputs[1].try_extract_tensor::<i32>()?;
-        let (tokens, width) = (shape[0] as usize, shape[1] as usize);
-        check_lengths(lengths, tokens)?;
-        let matrix = |index: usize| {
-            let first = EncoderLayer::<P>::ROWS + index * P::MATRIX.len();
-            P::matrix(&inputs[first..first + P::MATRIX.len()])
-        };
-        let norm = |index: usize| -> ort::Result<LayerNorm<'_>> {
-            let first = EncoderLayer::<P>::MATRICES + index * 2;
-            Ok(LayerNorm {
-                gamma: floats(&inputs, first)?,
-                beta: floats(&inputs, first + 1)?,
-                epsilon: self.epsilon,
-            })
-        };
+        let Settings {
+            path,
+            heads,
+            activation,
+            ..
+        } = self.settings;
+        let fed = Fed::<P>::read(context, operator::MATRICES, self.settings)?;
         let layer = Layer {
-            query: matrix(0)?,
-            keys: matrix(1)?,
-            projection: matrix(2)?,
-            up: matrix(3)?,
-            down: matrix(4)?,
-            attention_norm: norm(0)?,
-            output_norm: norm(1)?,
-            activation: self.activation,
-            heads: self.heads,
-            places: places.places(self.window, (self.heads, width / self.heads), lengths)?,
+            query: fed.matrix(0)?,
+            keys: fed.matrix(1)?,
+            projection: fed.matrix(2)?,
+            up: fed.matrix(3)?,
+            down: fed.matrix(4)?,
+            attention_norm: fed.norm(0)?,
+            output_norm: fed.norm(1)?,
+            activation,
+            heads,
+            places: fed.places()?,
         };
-        let rows = match self.queries {
-            Queries::EveryToken => tokens,
-            Queries::OnePerSequence => lengths.len(),
-        };
-        let mut output = output(context, [rows, width])?;
-        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        let input = Input {
-            hidden,
-            lengths,
-            queries: self.queries,
-        };
-        P::scratch()
-            .with_borrow_mut(|scratch| layer::forward(self.path, &layer, input, scratch, output))
-            .map_err(|error| ort::Error::new(error.to_string()))
+        fed.run(context, |input, scratch, output| {
+            layer::forward(path, &layer, input, scratch, output)
+        })
     }
 }
