@@ -13,8 +13,8 @@ use crate::scorer::cuda::{self, CudaModel};
 use crate::scorer::device::{Choice, Gpu, Taken, ThisMachine, choose};
 use crate::scorer::isa::Path;
 use crate::scorer::library::Library;
-use crate::scorer::onnx::{Layout, OnnxModel};
-use crate::scorer::padded::{PaddedError, PaddedModel};
+use crate::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use crate::scorer::padded::{PaddedModel, PaddedScorer};
 use crate::scorer::{ScoreError, Scorer};
 
 /// A device that was asked for an arithmetic that it has not.
@@ -105,7 +105,6 @@ impl Plan {
         library: &Library,
         model: Model,
     ) -> Result<Engine, LoadError> {
-        let batching = &config.batching;
         let opened = match (&self.choice.device, self.arithmetic) {
             (Taken::Cuda(gpu), Arithmetic::Cuda(floats)) => {
                 on_gpu(gpu, floats, config, library, model)?
@@ -115,20 +114,7 @@ impl Plan {
                 let layout = Layout::of(&model.manifest);
                 drop(model);
                 let onnx = OnnxModel::new(library, graph, layout)?;
-                tracing::info!(sessions = config.threads, "opening sessions");
-                let mut providers = BTreeMap::new();
-                let sessions = (0..config.threads).map(|_| {
-                    let session = onnx.session(1)?;
-                    providers = session.providers()?;
-                    Ok(Box::new(session) as Box<dyn Scorer>)
-                });
-                let scorers = sessions.collect::<Result<_, ScoreError>>()?;
-                Opened {
-                    scorers,
-                    sessions: config.threads,
-                    providers,
-                    limits: BatchLimits::of(batching),
-                }
+                on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {
                 unreachable!("the arithmetic was chosen for the device")
@@ -171,14 +157,6 @@ impl Plan {
                 "leave `precision` out, or name a file that was quantised with `onnx_file`",
             )));
         }
-        tracing::info!(sessions = config.threads, "opening sessions");
-        let mut providers = BTreeMap::new();
-        let sessions = (0..config.threads).map(|_| {
-            let session = model.session(1)?;
-            providers = session.providers()?;
-            Ok(Box::new(session) as Box<dyn Scorer>)
-        });
-        let scorers = sessions.collect::<Result<_, PaddedError>>()?;
         Ok(Engine {
             device: "cpu".to_owned(),
             device_because: match self.choice.device {
@@ -187,14 +165,28 @@ impl Plan {
             },
             on_gpu: false,
             precision: file.precision(),
-            opened: Opened {
-                scorers,
-                sessions: config.threads,
-                providers,
-                limits: BatchLimits::of(&config.batching),
-            },
+            opened: on_cpu(config, || model.session(1), PaddedScorer::providers)?,
         })
     }
+}
+
+/// A session for each thread. All are opened alike, so the first one tells which providers run them.
+fn on_cpu<S: Scorer + 'static, E: From<ScoreError>>(
+    config: &LoadConfig,
+    open: impl Fn() -> Result<S, E>,
+    providers: impl Fn(&S) -> Result<BTreeMap<String, usize>, ScoreError>,
+) -> Result<Opened, E> {
+    tracing::info!(sessions = config.threads, "opening sessions");
+    let opened = (0..config.threads).map(|_| open());
+    let sessions = opened.collect::<Result<Vec<S>, E>>()?;
+    let providers = sessions.first().map(providers).transpose()?;
+    let boxed = |session| Box::new(session) as Box<dyn Scorer>;
+    Ok(Opened {
+        scorers: sessions.into_iter().map(boxed).collect(),
+        sessions: config.threads,
+        providers: providers.unwrap_or_default(),
+        limits: BatchLimits::of(&config.batching),
+    })
 }
 
 fn on_gpu(
