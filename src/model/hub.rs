@@ -246,7 +246,7 @@ fn download(place: Place<'_>, listing: &Listing) -> Result<(), ModelError> {
     }
     get(place, wanted::settings(&listing.files))?;
     let files = Files::Directory(place.shelf.snapshot(place.commit));
-    let modules = super::json::read_value(&files, wanted::MODULES)?;
+    let modules = super::json::read_value(&files, super::modules::MODULES)?;
     let folders = wanted::modules(&listing.files, &modules.unwrap_or_default());
     let (weights, settings): (Vec<_>, Vec<_>) = folders
         .into_iter()

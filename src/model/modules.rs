@@ -7,7 +7,7 @@ use super::json::{Object, read_value};
 use super::weights::is_file_name;
 use super::{Files, ModelError};
 
-const MODULES: &str = "modules.json";
+pub(super) const MODULES: &str = "modules.json";
 const ST_CONFIG: &str = "config_sentence_transformers.json";
 /// What modules call the hidden states, the vector that is made of them, and the logits.
 const TOKENS: &str = "token_embeddings";
@@ -19,7 +19,7 @@ const MAX_OUTPUTS: usize = 1 << 16;
 const NORM_EPSILON: f32 = 1e-5;
 /// The names under which the Transformer module's own settings were saved over the years, in the
 /// order in which sentence-transformers looks for them.
-const MODULE_CONFIGS: [&str; 7] = [
+pub(super) const MODULE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",

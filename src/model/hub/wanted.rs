@@ -3,11 +3,9 @@
 use serde_json::Value;
 
 use super::names::is_inner_path;
+use crate::model::modules::{MODULE_CONFIGS, MODULES};
+use crate::model::{INDEX, SINGLE};
 
-const WEIGHTS: &str = "model.safetensors";
-/// Names the files that weights are spread over.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
-pub(super) const MODULES: &str = "modules.json";
 /// Graphs that others have made, the first that is there before the next.
 const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
 /// Where a graph of more than 2 GiB keeps its numbers, behind its own name.
@@ -15,26 +13,19 @@ const BESIDE_GRAPHS: [&str; 2] = ["_data", ".data"];
 /// Weights that run code when they are read.
 const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/// What says how a model is built and how it reads text. All of it is small.
-const SETTINGS: [&str; 15] = [
+/// What says how a model is built and how it reads text, beside [`MODULE_CONFIGS`]. All of it is small.
+const SETTINGS: [&str; 9] = [
     "config.json",
     "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
     MODULES,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "adapter_config.json",
+    // What newer versions keep apart.
+    "chat_template.jinja",
 ];
-/// As [`SETTINGS`]: what newer versions keep apart.
-const TEMPLATE: &str = "chat_template.jinja";
 
 /// What there is of the numbers of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +42,8 @@ pub enum Weights {
 
 /// The settings among the files of a model.
 pub fn settings(files: &[String]) -> Vec<String> {
-    let is_one = |file: &&String| SETTINGS.contains(&file.as_str()) || file.as_str() == TEMPLATE;
+    let known = |name: &str| SETTINGS.contains(&name) || MODULE_CONFIGS.contains(&name);
+    let is_one = |file: &&String| known(file);
     files.iter().filter(is_one).cloned().collect()
 }
 
@@ -69,7 +61,7 @@ pub fn modules(files: &[String], modules: &Value) -> Vec<String> {
         let Some((folder, name)) = file.rsplit_once('/') else {
             return false;
         };
-        folders.contains(&folder) && (name.ends_with(".json") || name == WEIGHTS)
+        folders.contains(&folder) && (name.ends_with(".json") || name == SINGLE)
     };
     files.iter().filter(is_one).cloned().collect()
 }
@@ -78,8 +70,8 @@ pub fn modules(files: &[String], modules: &Value) -> Vec<String> {
 /// the model is not one that can be `built` of them.
 pub fn weights(files: &[String], built: bool) -> Weights {
     let has = |name: &str| files.iter().any(|file| file == name);
-    if built && has(WEIGHTS) {
-        return Weights::Files(vec![WEIGHTS.to_owned()]);
+    if built && has(SINGLE) {
+        return Weights::Files(vec![SINGLE.to_owned()]);
     }
     if built && has(INDEX) {
         return Weights::Index(INDEX.to_owned());
