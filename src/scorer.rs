@@ -17,6 +17,8 @@ pub mod padded;
 pub mod pooling;
 mod quantized;
 pub mod splitting;
+#[cfg(test)]
+mod testing;
 
 use crate::batch::Batch;
 

@@ -400,6 +400,14 @@ async fn is_closed(address: std::net::SocketAddr, text: &[u8]) -> bool {
     read.await.is_ok()
 }
 
+/// Resolves when so many connections are open.
+async fn open_connections(server: &Server, count: i64) {
+    let of = ["requests"];
+    server
+        .until(|state| state.metrics().connections.with_label_values(&of).get() == count)
+        .await;
+}
+
 #[tokio::test]
 async fn connections_that_say_nothing_whole_are_closed() {
     let config = config(|http| http.header_timeout = Duration::from_millis(1));
@@ -416,16 +424,7 @@ async fn connections_that_say_nothing_whole_are_closed() {
     ] {
         assert!(is_closed(server.address, text).await, "{text:?}");
     }
-    server
-        .until(|state| {
-            state
-                .metrics()
-                .connections
-                .with_label_values(&["requests"])
-                .get()
-                == 0
-        })
-        .await;
+    open_connections(&server, 0).await;
 }
 
 #[tokio::test]
@@ -456,16 +455,7 @@ async fn a_client_that_does_not_read_is_closed() {
     };
     let ended = tokio::time::timeout(PATIENCE, written).await;
     assert!(ended.is_ok(), "the server never closed it");
-    server
-        .until(|state| {
-            state
-                .metrics()
-                .connections
-                .with_label_values(&["requests"])
-                .get()
-                == 0
-        })
-        .await;
+    open_connections(&server, 0).await;
 }
 
 #[tokio::test]
@@ -491,16 +481,7 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     assert_eq!(metrics.connections.with_label_values(&of).get(), 2);
 
     drop(first);
-    server
-        .until(|state| {
-            state
-                .metrics()
-                .connections
-                .with_label_values(&["requests"])
-                .get()
-                == 1
-        })
-        .await;
+    open_connections(&server, 1).await;
     let mut third = server.connect().await;
     third.send(&wire("GET", "/live", "")).await;
     assert_eq!(third.answer().await.status, 200);

@@ -407,18 +407,8 @@ fn products<I: Isa, const LANES: usize>(panel: &[f32], lanes: &[f32]) -> [[f32; 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scorer::testing::numbers;
     use proptest::prelude::*;
-
-    fn numbers(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// The definition, in `f64`.
     fn reference(attention: &Attention<'_>) -> Vec<f32> {

@@ -110,18 +110,8 @@ impl Dense<'_> {
 mod tests {
     use super::*;
     use crate::graph::strips::strips;
+    use crate::scorer::testing::numbers;
     use proptest::prelude::*;
-
-    fn numbers(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// Weights `[outputs, inputs]` over rows of `inputs` numbers.
     fn product(path: Path, weights: &[f32], bias: &[f32], finish: Finish, x: &[f32]) -> Vec<f32> {

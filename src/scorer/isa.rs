@@ -229,6 +229,7 @@ pub(super) trait Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scorer::testing;
     use proptest::prelude::*;
 
     /// All sums of `rows`, `[count, groups * GROUP]`, with `strips`: `[count, strips * COLUMNS]`.
@@ -315,13 +316,8 @@ mod tests {
             strips in 1_usize..8,
             seed in any::<u64>(),
         ) {
-            let mut state = seed | 1;
-            let mut next = || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as u8
-            };
+            let mut bits = testing::bits(seed);
+            let mut next = || bits.next().unwrap() as u8;
             let rows: Vec<Vec<u8>> = (0..count)
                 .map(|_| (0..groups * GROUP).map(|_| next()).collect())
                 .collect();

@@ -10,16 +10,12 @@ use crate::quantize::{self, GROUP, Quantized};
 use crate::scorer::elementary::Finish;
 use crate::scorer::isa::Path;
 use crate::scorer::norm::{LayerNorm, Normalize};
+use crate::scorer::testing;
 
+/// Numbers between `-spread` and `spread`.
 fn numbers(seed: u64, count: usize, spread: f32) -> Vec<f32> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * spread
-    };
-    (0..count).map(|_| next()).collect()
+    let numbers = testing::numbers(seed, count).into_iter();
+    numbers.map(|number| number * spread).collect()
 }
 
 /// A dense layer `[outputs, inputs]` over rows of `inputs` numbers.
