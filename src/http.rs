@@ -76,7 +76,8 @@ impl Listener {
 /// and those that are refused they stay below the 1024 files that a process commonly may open.
 const ADMIN_CONNECTIONS: usize = 32;
 
-/// Refused connections that are told so at a time; more are closed without a word.
+/// Refused connections that are told so at a time, handshakes of TLS included; more are closed without a
+/// word.
 const REFUSALS: usize = 32;
 
 impl Door {
@@ -127,11 +128,10 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             refused.inc();
             tracing::debug!(peer, "too many connections");
-            if door.tls.is_none()
-                && let Ok(place) = refusals.clone().try_acquire_owned()
-            {
+            if let Ok(place) = refusals.clone().try_acquire_owned() {
+                let tls = door.tls.clone();
                 tokio::spawn(async move {
-                    stream.refuse().await;
+                    stream.refuse(tls.as_deref()).await;
                     drop(place);
                 });
             }

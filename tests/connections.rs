@@ -458,6 +458,22 @@ async fn a_client_that_does_not_read_is_closed() {
     open_connections(&server, 0).await;
 }
 
+/// Checks that a connection was refused in the form of every error.
+#[track_caller]
+fn too_many(refused: &str) {
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
+    let (_, body) = refused.split_once("\r\n\r\n").unwrap();
+    let length = format!("\r\ncontent-length: {}\r\n", body.len());
+    assert!(refused.contains(&length), "{refused}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let message = body["message"].as_str().unwrap();
+    let expected = serde_json::json!({
+        "error": message, "error_type": "too_many_connections", "message": message, "detail": message,
+    });
+    assert_eq!(body, expected);
+}
+
 #[tokio::test]
 async fn connections_beyond_the_limit_are_refused_and_counted() {
     let config = config(|http| http.max_connections = 2);
@@ -474,7 +490,7 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
         .send(&wire("POST", "/rerank", &" ".repeat(24 << 20)))
         .await;
     let refused = third.rest().await;
-    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    too_many(&refused);
     let metrics = server.state.metrics();
     let of = ["requests"];
     assert_eq!(metrics.refused_connections.with_label_values(&of).get(), 1);
@@ -485,4 +501,61 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     let mut third = server.connect().await;
     third.send(&wire("GET", "/live", "")).await;
     assert_eq!(third.answer().await.status, 200);
+}
+
+/// Whoever comes by TLS hears it too, in the protocol that it speaks.
+#[tokio::test]
+async fn connections_beyond_the_limit_are_refused_behind_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = certificate(dir.path(), "localhost");
+    let config = config(|http| http.max_connections = 1);
+    let server = behind_tls(Arc::new(load(dir.path()).unwrap()), config).await;
+    let first = connect(&server, &root, &[b"http/1.1"]).await.unwrap();
+
+    for protocols in [&[][..], &[&b"http/1.1"[..]], &[b"h2", b"http/1.1"]] {
+        let mut second = connect(&server, &root, protocols).await.unwrap();
+        let request = wire("POST", "/rerank", RERANK);
+        second.write_all(request.as_bytes()).await.unwrap();
+        let mut refused = String::new();
+        second.read_to_string(&mut refused).await.unwrap();
+        too_many(&refused);
+    }
+    let second = connect(&server, &root, &[b"h2"]).await.unwrap();
+    let (client, connection) = h2::client::handshake(second).await.unwrap();
+    let driven = tokio::spawn(connection);
+    let request = Request::post("http://test/rerank").body(()).unwrap();
+    let answer = match client.ready().await {
+        Ok(mut client) => client.send_request(request, true).unwrap().0.await,
+        Err(error) => Err(error),
+    };
+    let error = answer.expect_err("it is refused");
+    assert!(error.is_go_away() && error.is_remote(), "{error:?}");
+    assert_eq!(error.reason(), Some(h2::Reason::NO_ERROR));
+    assert!(driven.await.unwrap().is_ok_and(|()| true));
+
+    let metrics = server.state.metrics();
+    let refused = metrics.refused_connections.with_label_values(&["requests"]);
+    assert_eq!(refused.get(), 4);
+    drop(first);
+    open_connections(&server, 0).await;
+    let stream = connect(&server, &root, &[b"h2"]).await.unwrap();
+    assert_eq!(over_http2(stream, "/rerank", RERANK).await.0, 200);
+}
+
+/// A client beyond the limit that does not shake hands takes no place from those who do, for long.
+#[tokio::test(start_paused = true)]
+async fn refused_handshakes_that_do_not_end_are_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    certificate(dir.path(), "localhost");
+    let config = config(|http| http.max_connections = 1);
+    let server = behind_tls(Arc::new(load(dir.path()).unwrap()), config).await;
+    let _first = TcpStream::connect(server.address).await.unwrap();
+    open_connections(&server, 1).await;
+    let begun = tokio::time::Instant::now();
+    assert!(is_closed(server.address, b"\x16\x03\x01\x02\x00\x01").await);
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
 }

@@ -252,8 +252,11 @@ const SCORING: [&str; 21] = [
     "/voyage/v1/rerank",
 ];
 
-/// The statuses that alerts are made of.
-const STATUSES: [&str; 6] = ["200", "400", "429", "499", "500", "503"];
+/// What they can answer. 422 and 424 are for clients of Text Embeddings Inference.
+const STATUSES: [&str; 16] = [
+    "200", "400", "401", "403", "404", "405", "408", "413", "415", "422", "424", "429", "499",
+    "500", "503", "504",
+];
 
 /// Shows what can be counted before it happens.
 fn count_from_zero(metrics: &Metrics) {
@@ -261,6 +264,9 @@ fn count_from_zero(metrics: &Metrics) {
         for status in STATUSES {
             metrics.requests.with_label_values(&[route, status]);
         }
+    }
+    for status in ["200", "503"] {
+        metrics.requests.with_label_values(&["/ready", status]);
     }
 }
 

@@ -2,18 +2,48 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::connection::read_off;
+use super::tls::{H2, Tls};
 use crate::config::Listen;
 
-/// All that a connection is told that finds no room. Nothing of its request is looked at.
-const NO_ROOM: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
-    content-length: 0\r\n\r\n";
+/// What a connection is told that finds no room. Nothing of its request is looked at.
+const NO_ROOM: &str = "the server has as many connections as it allows; come back in a moment, and keep \
+    connections rather than opening one a request, or raise `--max-connections`";
+
+/// The refusal in HTTP/1.1, in the form of every error.
+fn no_room() -> String {
+    let body = format!(
+        r#"{{"error":"{NO_ROOM}","error_type":"too_many_connections","message":"{NO_ROOM}","detail":"{NO_ROOM}"}}"#
+    );
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+        content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The refusal in HTTP/2: empty SETTINGS, which a connection begins with, and a GOAWAY that says that no
+/// request was looked at.
+fn go_away() -> Vec<u8> {
+    let length = u32::try_from(8 + NO_ROOM.len()).expect("a short text");
+    // A frame's head: length in 3 bytes, kind, flags, stream.
+    let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+    frames.extend_from_slice(&length.to_be_bytes()[1..]);
+    frames.extend_from_slice(&[7, 0, 0, 0, 0, 0]);
+    // The last stream that was looked at, and the code for "no error".
+    frames.extend_from_slice(&[0; 8]);
+    frames.extend_from_slice(NO_ROOM.as_bytes());
+    frames
+}
+
+/// How long a connection that finds no room may take over its handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(2);
 
 /// Gives connections.
 pub enum Socket {
@@ -100,17 +130,31 @@ impl Socket {
 
 impl Stream {
     /// Says why it is not served, and closes the connection.
-    pub(super) async fn refuse(self) {
+    pub(super) async fn refuse(self, tls: Option<&Tls>) {
         match self {
-            Self::Tcp(stream) => refuse(stream).await,
-            Self::Unix(stream) => refuse(stream).await,
+            Self::Tcp(stream) => refuse(stream, tls).await,
+            Self::Unix(stream) => refuse(stream, tls).await,
         }
     }
 }
 
-async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, tls: Option<&Tls>) {
+    let Some(tls) = tls else {
+        return tell(stream, no_room().as_bytes()).await;
+    };
+    // Whoever does not get to the end of its handshake could not read what it is told.
+    let shaken = tokio::time::timeout(HANDSHAKE_TIME, tls.accept_to_refuse(stream)).await;
+    if let Ok(Ok(stream)) = shaken {
+        match stream.get_ref().1.alpn_protocol() {
+            Some(H2) => tell(stream, &go_away()).await,
+            _ => tell(stream, no_room().as_bytes()).await,
+        }
+    }
+}
+
+async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) {
     // A new connection has room for so few bytes; where it has not, it is closed all the same.
-    if stream.write_all(NO_ROOM).await.is_ok() && stream.shutdown().await.is_ok() {
+    if stream.write_all(answer).await.is_ok() && stream.shutdown().await.is_ok() {
         read_off(stream).await;
     }
 }

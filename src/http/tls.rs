@@ -36,6 +36,8 @@ impl TlsError {
 /// The server's side of TLS.
 pub struct Tls {
     acceptor: TlsAcceptor,
+    /// The same for connections that are only told that there is no room.
+    refusing: TlsAcceptor,
     current: Arc<Current>,
     files: Files,
 }
@@ -91,8 +93,12 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(current.clone());
         config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+        // HTTP/1.1 has a status for it, which people can read; HTTP/2 where it is all the client speaks.
+        let mut refusing = config.clone();
+        refusing.alpn_protocols.reverse();
         Ok(Self {
             acceptor: Arc::new(config).into(),
+            refusing: Arc::new(refusing).into(),
             current,
             files,
         })
@@ -120,6 +126,14 @@ impl Tls {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         self.acceptor.accept(io).await
+    }
+
+    /// As [`Tls::accept`], where what follows is a refusal.
+    pub(super) async fn accept_to_refuse<IO>(&self, io: IO) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.refusing.accept(io).await
     }
 }
 

@@ -138,6 +138,20 @@ def test_shares_have_the_same_routes_on_both_sides():
         assert len(routes) == 1 and all(route.startswith('route=~') for route in routes), rule["alert"]
 
 
+def test_what_alerts_count_is_there_before_it_happens():
+    with servers(1) as (fresh,):
+        lines = re.findall(r'^rerankd_requests_total\{route="([^"]+)",status="(\d+)"\} 0$', get(f"{fresh.url}/metrics")[1], re.MULTILINE)
+    expected = {status for rule in RULES for _, found in re.findall(r'status=(~?)"([^"]+)"', rule["expr"]) for status in found.split("|")}
+    assert {"429", "424", "5.."} <= expected
+    (pattern,) = {found for rule in RULES for found in re.findall(r'route=~"([^"]+)"', rule["expr"])}
+    ranking = {route for route, _ in lines if re.fullmatch(pattern, route)}
+    assert len(ranking) > 10
+    for route in ranking:
+        statuses = [status for counted, status in lines if counted == route]
+        missing = [wanted for wanted in expected if not any(re.fullmatch(wanted, status) for status in statuses)]
+        assert not missing, (route, missing)
+
+
 def test_links_lead_somewhere():
     headings = re.findall(r"^#+ (.+)$", OPERATING, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
