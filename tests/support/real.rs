@@ -8,9 +8,9 @@ use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::service::Reranker;
 
-/// Loads `model` as the server does; the embedded one where there is none.
-pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
-    let config = LoadConfig {
+/// What the loader is asked for: `model`, or the embedded one where there is none, in fp32.
+pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
+    LoadConfig {
         model: model.map(Path::to_owned),
         onnx_file: None,
         served_model_name: None,
@@ -22,6 +22,11 @@ pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> 
         library_path: None,
         batching: BatchConfig::default(),
         cache: CacheConfig::default(),
-    };
+    }
+}
+
+/// Loads `model` as the server does; the embedded one where there is none.
+pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
+    let config = config(model, threads);
     Arc::new(load(&config, metrics).unwrap_or_else(|error| panic!("{error}")))
 }
