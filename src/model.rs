@@ -11,6 +11,7 @@ pub mod hub;
 mod json;
 pub mod manifest;
 mod modules;
+pub mod onnx;
 pub mod weights;
 
 #[cfg(feature = "embedded-model")]

@@ -166,23 +166,6 @@ fn check_refused(name: &str, flags: &[&str], change: impl FnOnce(&Path), expecte
     assert!(error.contains("hint: "), "{error}");
 }
 
-/// Replaces every `from` in a file by `to`, which is as long.
-fn replace(dir: &Path, file: &str, from: &str, to: &str) {
-    let path = dir.join(file);
-    let mut bytes = fs::read(&path).unwrap();
-    assert_eq!(from.len(), to.len());
-    let mut at = 0;
-    while let Some(found) = bytes[at..]
-        .windows(from.len())
-        .position(|window| window == from.as_bytes())
-    {
-        bytes[at + found..][..to.len()].copy_from_slice(to.as_bytes());
-        at += found + to.len();
-    }
-    assert!(at > 0, "no {from} in {file}");
-    fs::write(path, bytes).unwrap();
-}
-
 #[test]
 fn external_data_outside_the_models_folder_is_refused() {
     for outside in ["/etc/hosts.allow", "../../etc/hosts", "onnx/../../hosts"] {
@@ -191,7 +174,7 @@ fn external_data_outside_the_models_folder_is_refused() {
         check_refused(
             ALBERT,
             &[],
-            |dir| replace(dir, "model.onnx", "model.onnx_data", outside),
+            |dir| saved::replace(dir, "model.onnx", "model.onnx_data", outside),
             &[outside, "not below its folder"],
         );
     }
@@ -211,7 +194,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
     check_refused(
         DEBERTA,
         &[],
-        |dir| replace(dir, FILE, "attention_mask", "attention_musk"),
+        |dir| saved::replace(dir, FILE, "attention_mask", "attention_musk"),
         &["onnx/model.onnx` has the input `attention_musk`"],
     );
     let labels = |config: &mut serde_json::Value| {

@@ -16,11 +16,11 @@ use std::time::Duration;
 use rerankd::config::{Secret, Value as _};
 use rerankd::http::tls::Tls;
 use rerankd::model::hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
-use rerankd::model::{Model as Opened, ModelError};
+use rerankd::model::{AnyModel, Model as Opened, ModelError};
 use serde_json::{Value, json};
 use support::hub::{COMMIT, Fault, Hub, Model, git_blob, sha256};
 use support::program::{PROGRAM, Program, plain};
-use support::reference::model_dir;
+use support::reference::{Reference, model_dir};
 use support::saved;
 use tempfile::TempDir;
 use tokio::sync::Barrier;
@@ -78,8 +78,15 @@ impl Place {
     }
 
     fn fetch(&self, id: &str) -> Result<PathBuf, ModelError> {
+        self.fetch_file(id, None)
+    }
+
+    /// The same, to be run from an ONNX file of it.
+    fn fetch_file(&self, id: &str, file: Option<&str>) -> Result<PathBuf, ModelError> {
         let id: ModelId = id.parse().unwrap();
-        fetch(&id, &self.config, &|event: Event<'_>| {
+        fetch(&id, file.map(Path::new), &self.config, &|event: Event<
+            '_,
+        >| {
             self.events.lock().unwrap().push(format!("{event:?}"));
         })
     }
@@ -588,6 +595,149 @@ fn shards_come_side_by_side() {
     Place::new(&hub).refused(ID, &["has no `model-00002-of-00002.safetensors`"]);
 }
 
+const DEBERTA: &str = "owner/tiny-deberta-v2";
+const ALBERT: &str = "owner/tiny-albert";
+const GRAPH: &str = "onnx/model.onnx";
+const QUANTIZED: &str = "onnx/model_quantized.onnx";
+
+/// Graphs in their folder, and beside them weights that no graph is built of here.
+fn deberta() -> Model {
+    let dir = model_dir("tiny-deberta-v2");
+    let file = |name: &str| fs::read(dir.join(name)).unwrap();
+    Model::of(DEBERTA, &dir)
+        .with(GRAPH, file(GRAPH))
+        .with(QUANTIZED, file(QUANTIZED))
+        .with("model.onnx", "another graph")
+        .with(WEIGHTS, "weights")
+        .with("pytorch_model.bin", "a pickle")
+}
+
+/// A graph that keeps its numbers in another file.
+fn albert() -> Model {
+    Model::of(ALBERT, &model_dir("tiny-albert"))
+}
+
+fn exists(dir: &Path, names: &[&str]) -> Vec<bool> {
+    names.iter().map(|name| dir.join(name).exists()).collect()
+}
+
+#[test]
+fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
+    let hub = Hub::new(vec![deberta()]);
+    let place = Place::new(&hub);
+    let dir = place.fetched(DEBERTA);
+    let others = [QUANTIZED, "model.onnx", WEIGHTS, "pytorch_model.bin"];
+    assert!(dir.join(GRAPH).is_file());
+    assert_eq!(exists(&dir, &others), [false; 4]);
+    let AnyModel::Exported(model) = AnyModel::open(&dir, None).unwrap() else {
+        panic!("it is run from its graph");
+    };
+    assert_eq!(model.path, dir.join(GRAPH));
+
+    // One that is named comes in its place, also to a cache that holds the other.
+    let named = |file: &str| place.fetch_file(&format!("{DEBERTA}@{COMMIT}"), Some(file));
+    assert_eq!(named(QUANTIZED).unwrap(), dir);
+    assert!(dir.join(QUANTIZED).is_file());
+    let before = hub.seen().len();
+    assert_eq!(named("./onnx/model_quantized.onnx").unwrap(), dir);
+    assert_eq!(hub.seen().len(), before);
+    let refused = named("onnx/model_O4.onnx").unwrap_err().to_string();
+    assert!(
+        refused.contains("has no `onnx/model_O4.onnx`\nhint: "),
+        "{refused}"
+    );
+    let refused = named("../model.onnx").unwrap_err().to_string();
+    assert!(
+        refused.contains("does not lie in the model's directory"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_graph_brings_the_files_that_it_names_and_no_other() {
+    let hub = Hub::new(vec![albert().with("model.onnx.data", "of another")]);
+    let place = Place::new(&hub);
+    let dir = place.fetched(ALBERT);
+    let files = ["model.onnx", "model.onnx_data", "model.onnx.data"];
+    assert_eq!(exists(&dir, &files), [true, true, false]);
+
+    // Wherever below its folder they are, and whatever they are called.
+    const DATA: &str = "model.onnx_data";
+    const OTHER: &str = "./sub/weights_1";
+    let renamed = || {
+        let files = albert().files;
+        let graph = saved::replaced(files["model.onnx"].clone(), DATA, OTHER);
+        let moved = albert()
+            .without(DATA)
+            .with("onnx/sub/weights_1", files[DATA].clone());
+        moved.without("model.onnx").with(GRAPH, graph)
+    };
+    let hub = Hub::new(vec![renamed()]);
+    let mut place = Place::new(&hub);
+    let dir = place.fetched(ALBERT);
+    assert_eq!(exists(&dir, &["onnx/sub/weights_1", GRAPH]), [true, true]);
+
+    // Without a hub, they have to be there.
+    place.config.offline = true;
+    assert_eq!(place.fetched(ALBERT), dir);
+    fs::remove_file(dir.join("onnx/sub/weights_1")).unwrap();
+    place.refused(
+        ALBERT,
+        &[
+            "without `onnx/sub/weights_1`",
+            "`rerankd pull owner/tiny-albert`",
+        ],
+    );
+
+    let hub = Hub::new(vec![renamed().without("onnx/sub/weights_1")]);
+    Place::new(&hub).refused(ALBERT, &["has no `onnx/sub/weights_1`"]);
+}
+
+#[test]
+fn a_graph_that_names_files_outside_of_its_folder_is_refused() {
+    for outside in ["/etc/hosts.conf", "../../../hosts1", "a/../../outside"] {
+        let graph = albert().files["model.onnx"].clone();
+        let graph = saved::replaced(graph, "model.onnx_data", outside);
+        let hub = Hub::new(vec![albert().with("model.onnx", graph)]);
+        let place = Place::new(&hub);
+        place.refused(ALBERT, &[outside, "which is not below its folder"]);
+        assert!(!hub.seen().iter().any(|seen| seen.path.contains("host")));
+        assert_eq!(names(place.dir.path()), ["hub"]);
+    }
+    let hub = Hub::new(vec![albert().with("model.onnx", "<html>")]);
+    Place::new(&hub).refused(ALBERT, &["it is not an ONNX file"]);
+}
+
+#[test]
+fn a_commit_is_whole_with_the_weights_of_its_modules() {
+    let dir = model_dir("tiny-modular");
+    let mut model = Model::of("owner/tiny-modular", &dir);
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(&dir).unwrap() {
+        let folder = entry.unwrap().path();
+        for file in folder
+            .is_dir()
+            .then(|| names(&folder))
+            .into_iter()
+            .flatten()
+        {
+            let name = format!("{}/{file}", folder.file_name().unwrap().to_str().unwrap());
+            let content = fs::read(folder.join(file)).unwrap();
+            modules.extend(name.ends_with(WEIGHTS).then(|| name.clone()));
+            model = model.with(&name, content);
+        }
+    }
+    assert!(modules.len() > 1);
+    let hub = Hub::new(vec![model]);
+    let place = Place::new(&hub);
+    let id = format!("owner/tiny-modular@{COMMIT}");
+    let dir = place.fetched(&id);
+    Opened::open(&dir).unwrap();
+    fs::remove_file(dir.join(&modules[0])).unwrap();
+    assert_eq!(place.fetched(&id), dir);
+    Opened::open(&dir).unwrap();
+}
+
 #[test]
 fn who_comes_second_waits_and_downloads_nothing() {
     let hub = Hub::new(vec![tiny_bert()]);
@@ -793,6 +943,52 @@ fn models_are_pulled_listed_and_removed() {
     assert!(out.starts_with("removed owner/tiny-bert: "), "{out}");
     assert!(!shelf.exists());
     assert!(run(&["models"]).2.starts_with("no model is in `"));
+}
+
+/// What no graph is built for is pulled, run and written of like any other.
+#[test]
+fn a_model_that_comes_as_a_file_gives_its_scores() {
+    let hub = Hub::new(vec![deberta(), albert(), tiny_bert()]);
+    let home = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| said(&command(home.path(), &hub, arguments).output().unwrap());
+    let golden = home.path().join("golden.json");
+    let golden = golden.to_str().unwrap();
+    for (id, name) in [
+        (DEBERTA, "tiny-deberta-v2"),
+        (ALBERT, "tiny-albert"),
+        (ID, "tiny-bert"),
+    ] {
+        let reference = Reference::read(name);
+        let pairs = reference.pairs().into_iter().map(|p| [p.query, p.document]);
+        let pairs: Vec<_> = pairs
+            .map(|pair| pair.map(|text| text.to_string()))
+            .collect();
+        let content = json!({"pairs": pairs, "logits": reference.logits(), "tolerance": 1e-4});
+        fs::write(golden, content.to_string()).unwrap();
+        let (code, _, error) = run(&["pull", id]);
+        assert_eq!(code, Some(0), "{id}: {error}");
+        let verify = [
+            "verify",
+            "--model",
+            id,
+            "--reference",
+            golden,
+            "--offline",
+            "--precision",
+        ];
+        let (code, out, error) = run(&[&verify[..], &["auto"]].concat());
+        assert_eq!(code, Some(0), "{id}: {out}{error}");
+        assert!(out.contains(&format!("verified: `{id}` in fp32")), "{out}");
+    }
+    let (code, _, error) = run(&["pull", DEBERTA, "--onnx-file", QUANTIZED]);
+    assert_eq!(code, Some(0), "{error}");
+    let out = home.path().join("bert.onnx");
+    let (code, _, error) = run(&["export", "--model", ID, "--out", out.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.is_file());
+    let (code, _, error) = run(&["export", "--model", ALBERT, "--out", "unused.onnx"]);
+    assert_eq!(code, Some(3));
+    assert!(error.contains("is an ONNX file already"), "{error}");
 }
 
 /// The command line of a server for a model of a hub.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::Exit;
-use super::serve::load_config;
+use super::hub::{Told, placed};
 use super::settings::EngineFlags;
 use crate::config::Config;
 use crate::export::{self, ExportError, Written};
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Exit {
 }
 
 fn write(args: &Args, config: &Config) -> Result<Written, ExportError> {
-    let load_config = load_config(config);
+    let load_config = placed(config, Told::ToPeople)?;
     let model = match load::open(&load_config)? {
         AnyModel::Built(model) => *model,
         AnyModel::Exported(model) => {

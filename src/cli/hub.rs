@@ -50,7 +50,10 @@ pub(super) fn placed(config: &Config, told: Told) -> Result<LoadConfig, ModelErr
 /// [`ModelError`] when it cannot be had.
 pub(super) fn fetched(id: &ModelId, config: &Config, told: Told) -> Result<PathBuf, ModelError> {
     let download = Download::new(id.to_string(), told);
-    let directory = hub::fetch(id, &hub_config(config)?, &|event| download.tell(event))?;
+    let onnx_file = config.model.onnx_file.as_deref();
+    let directory = hub::fetch(id, onnx_file, &hub_config(config)?, &|event| {
+        download.tell(event);
+    })?;
     download.end();
     Ok(directory)
 }

@@ -1,9 +1,11 @@
 //! `rerankd pull`: a model of a hub into the cache.
 
+use std::path::PathBuf;
+
 use super::Exit;
 use super::hub::{Told, fetched};
 use super::settings::HubFlags;
-use crate::model::Model;
+use crate::model::AnyModel;
 use crate::model::hub::ModelId;
 
 /// Flags of `pull`.
@@ -13,20 +15,27 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: String,
 
+    /// An ONNX file of the model, such as `onnx/model_quantized.onnx`, in place of what is run without it.
+    #[arg(long, value_name = "FILE")]
+    onnx_file: Option<PathBuf>,
+
     #[command(flatten)]
     hub: HubFlags,
 }
 
 /// Downloads, checks that the model can be served, and says where it is.
 pub fn run(args: &Args) -> Exit {
-    let config = match args.hub.resolve() {
+    let mut config = match args.hub.resolve() {
         Ok(effective) => effective.config,
         Err(exit) => return exit,
     };
+    if args.onnx_file.is_some() {
+        config.model.onnx_file.clone_from(&args.onnx_file);
+    }
     let id = args.model.parse::<ModelId>();
     let pulled = id.and_then(|id| {
         let directory = fetched(&id, &config, Told::ToPeople)?;
-        Model::open(&directory)?;
+        AnyModel::open(&directory, config.model.onnx_file.as_deref())?;
         Ok(directory)
     });
     match pulled {

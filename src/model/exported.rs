@@ -70,14 +70,8 @@ impl ExportedModel {
     pub fn open(dir: &Path, name: Option<&Path>) -> Result<Self, ModelError> {
         let files = Files::of(dir)?;
         let name = match name {
-            Some(name) if stays_inside(name) => name.to_owned(),
-            Some(name) => {
-                return Err(ModelError::new(
-                    format!("`{}` does not lie in the model's directory", name.display()),
-                    "name it by its path in the directory, such as `onnx/model_quantized.onnx`",
-                ));
-            }
-            None => Self::find(&files).map_or_else(|| PLACES[0].into(), PathBuf::from),
+            Some(name) => place_of(name)?,
+            None => Self::find(&files).unwrap_or(PLACES[0]).to_owned(),
         };
         let path = dir.join(&name);
         if !path.is_file() {
@@ -139,6 +133,39 @@ impl ExportedModel {
     }
 }
 
+/// The place of a file that somebody named, in the directory of its model: names with `/` between them.
+///
+/// # Errors
+/// [`ModelError`] when it does not lie in there.
+pub(super) fn place_of(name: &Path) -> Result<String, ModelError> {
+    match stays_inside(name) {
+        true => Ok(below("", name)),
+        false => Err(ModelError::new(
+            format!("`{}` does not lie in the model's directory", name.display()),
+            "name it by its path in the directory, such as `onnx/model_quantized.onnx`",
+        )),
+    }
+}
+
+/// The place of the file `name` in the folder of the file at `place`, for a name that
+/// [`stays_inside`] of it.
+pub(super) fn beside(place: &str, name: &Path) -> String {
+    below(
+        place.rsplit_once('/').map_or("", |(folder, _)| folder),
+        name,
+    )
+}
+
+fn below(folder: &str, name: &Path) -> String {
+    let names = name.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_string_lossy()),
+        _ => None,
+    });
+    let folder = (!folder.is_empty()).then_some(folder.into());
+    let parts: Vec<_> = folder.into_iter().chain(names).collect();
+    parts.join("/")
+}
+
 /// Whether a path leads to a place below the directory that it is taken from, by its names alone.
 pub fn stays_inside(path: &Path) -> bool {
     let mut components = path.components();
@@ -181,6 +208,21 @@ fn pad_token_id(config: &Object, vocab_size: usize) -> Result<u32, ModelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_names_from_the_directory_of_the_model() {
+        let named = |name: &str| place_of(Path::new(name)).map_err(|_| ());
+        assert_eq!(named("onnx/model.onnx"), Ok("onnx/model.onnx".into()));
+        assert_eq!(named("./onnx//model.onnx"), Ok("onnx/model.onnx".into()));
+        assert_eq!(named("../model.onnx"), Err(()));
+        for (place, name, expected) in [
+            ("model.onnx", "model.onnx_data", "model.onnx_data"),
+            ("onnx/model.onnx", "./data", "onnx/data"),
+            ("a/b/model.onnx", "c/data", "a/b/c/data"),
+        ] {
+            assert_eq!(beside(place, Path::new(name)), expected);
+        }
+    }
 
     #[test]
     fn paths_that_lead_out_of_a_directory_are_told() {

@@ -23,8 +23,9 @@ use self::cache::{Shelf, broken};
 use self::client::{Client, Failure, Listing};
 use self::download::{Place, Wanted};
 use self::wanted::Weights;
+use super::onnx::OnnxModel;
 use super::weights::shard_names;
-use super::{Files, Manifest, ModelError};
+use super::{Files, Manifest, ModelError, SINGLE, exported};
 use crate::config::Secret;
 
 /// Files that are asked for or come at the same time.
@@ -132,17 +133,26 @@ impl Source {
     }
 }
 
-/// The directory of a model of a hub, all of its files in place and whole.
+/// The directory of a model of a hub, all of its files in place and whole: those that it is run from where
+/// it is, or the ONNX file of it that is named.
 ///
 /// # Errors
 /// [`ModelError`] when the hub does not give it, it is of a kind that cannot be served, or the cache
 /// lacks it and the hub is off. The first is told before anything large is downloaded.
-pub fn fetch(id: &ModelId, config: &HubConfig, watch: Watch<'_>) -> Result<PathBuf, ModelError> {
+pub fn fetch(
+    id: &ModelId,
+    onnx_file: Option<&Path>,
+    config: &HubConfig,
+    watch: Watch<'_>,
+) -> Result<PathBuf, ModelError> {
+    let graph = onnx_file.map(exported::place_of).transpose()?;
+    let graph = graph.as_deref();
     let shelf = Cache::new(&config.cache).shelf(id);
     let here = shelf.commit(id.revision());
-    let whole = |commit: &String| lacking(&shelf, commit).is_ok_and(|lacks| lacks.is_none());
+    let lacks = |commit: &str| lacking(&shelf, commit, graph);
+    let whole = |commit: &String| lacks(commit).is_ok_and(|lacks| lacks.is_none());
     if config.offline {
-        return offline(id, config, &shelf, here);
+        return offline(id, config, here, &shelf, lacks);
     }
     // A commit never changes: there is nothing to ask.
     if let Some(commit) = here.clone().filter(|commit| commit == id.revision())
@@ -172,7 +182,7 @@ pub fn fetch(id: &ModelId, config: &HubConfig, watch: Watch<'_>) -> Result<PathB
         commit: &listing.commit,
         watch,
     };
-    download(place, &listing)?;
+    download(place, &listing, graph)?;
     // Last, so that a name never stands for what is not whole.
     shelf
         .name(id.revision(), &listing.commit)
@@ -184,8 +194,9 @@ pub fn fetch(id: &ModelId, config: &HubConfig, watch: Watch<'_>) -> Result<PathB
 fn offline(
     id: &ModelId,
     config: &HubConfig,
-    shelf: &Shelf,
     here: Option<String>,
+    shelf: &Shelf,
+    lacks: impl Fn(&str) -> std::io::Result<Option<String>>,
 ) -> Result<PathBuf, ModelError> {
     let refuse = |what: String| {
         ModelError::new(
@@ -201,68 +212,99 @@ fn offline(
             config.cache.display()
         )));
     };
-    let lacks = lacking(shelf, &commit).map_err(|error| broken(&config.cache, &error))?;
-    match lacks {
+    let without = |file: &str| {
+        let cache = config.cache.display();
+        format!("`{id}` is in the cache `{cache}` without `{file}`, and nothing is downloaded")
+    };
+    match lacks(&commit).map_err(|error| broken(&config.cache, &error))? {
         None => Ok(shelf.snapshot(&commit)),
-        Some(file) => Err(refuse(format!(
-            "`{id}` is in the cache `{}` without `{file}`, and nothing is downloaded",
-            config.cache.display()
-        ))),
+        // Where a graph is missing because none can be built, the reason is the better answer.
+        Some(file) if file == exported::PLACES[0] => {
+            let files = Files::Directory(shelf.snapshot(&commit));
+            Manifest::read(id.path(), &files).and(Err(refuse(without(&file))))
+        }
+        Some(file) => Err(refuse(without(&file))),
     }
 }
 
 /// A file that a commit in the cache should have and has not. Whether a model of pickles alone can be
 /// served is not for the cache to say.
-fn lacking(shelf: &Shelf, commit: &str) -> std::io::Result<Option<String>> {
+fn lacking(shelf: &Shelf, commit: &str, graph: Option<&str>) -> std::io::Result<Option<String>> {
     let files = shelf.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
-    for needed in ["config.json", "tokenizer.json"] {
+    for needed in ["config.json", "tokenizer.json"].into_iter().chain(graph) {
         if !has(needed) {
             return Ok(Some(needed.to_owned()));
         }
     }
-    let source = Files::Directory(shelf.snapshot(commit));
-    Ok(match wanted::weights(&files, true) {
-        Weights::Files(_) | Weights::Pickle(_) => None,
-        Weights::Index(index) => match shard_names(&source, &index) {
-            Ok(shards) => shards.into_iter().find(|shard| !has(shard)),
-            // Said by whoever opens it.
-            Err(_) => None,
-        },
-        Weights::None => Some("model.safetensors".to_owned()),
-    })
+    let directory = shelf.snapshot(commit);
+    let source = Files::Directory(directory.clone());
+    let manifest = Manifest::read(String::new(), &source);
+    let weights = match graph {
+        Some(graph) => Weights::Graph(graph.to_owned()),
+        None => wanted::weights(&files, manifest.is_ok()),
+    };
+    // What cannot be read is said by whoever opens it.
+    let named = match &weights {
+        Weights::File(_) | Weights::Pickle(_) => Vec::new(),
+        Weights::Index(index) => shard_names(&source, index).unwrap_or_default(),
+        Weights::Graph(graph) => beside_graph(&directory, graph).unwrap_or_default(),
+        // Nor can a graph be built of a model that is not known, whatever it has.
+        Weights::None if manifest.is_err() => return Ok(Some(exported::PLACES[0].to_owned())),
+        Weights::None => vec![SINGLE.to_owned()],
+    };
+    let built = matches!(weights, Weights::File(_) | Weights::Index(_));
+    let folders = manifest.ok().filter(|_| built).map(|m| m.head.folders);
+    let folders = folders.unwrap_or_default();
+    let modules = folders
+        .into_iter()
+        .map(|folder| format!("{folder}/{SINGLE}"));
+    Ok(named.into_iter().chain(modules).find(|file| !has(file)))
+}
+
+/// The files that a graph in `directory` keeps its numbers in.
+fn beside_graph(directory: &Path, graph: &str) -> Result<Vec<String>, ModelError> {
+    let path = directory.join(graph);
+    let files = OnnxModel::read(&path)?.external_files(&path)?;
+    let place = |file: String| exported::beside(graph, Path::new(&file));
+    Ok(files.into_iter().map(place).collect())
 }
 
 /// Brings every file that is needed, the small ones first: they tell whether the rest is of any use.
-fn download(place: Place<'_>, listing: &Listing) -> Result<(), ModelError> {
+fn download(place: Place<'_>, listing: &Listing, graph: Option<&str>) -> Result<(), ModelError> {
     for file in &listing.files {
         names::check_inner_path(file, &format!("`{}`", place.id))?;
     }
     let has = |name: &str| listing.files.iter().any(|file| file == name);
-    for needed in ["config.json", "tokenizer.json"] {
+    for needed in ["config.json", "tokenizer.json"].into_iter().chain(graph) {
         if !has(needed) {
             return Err(missing(place.id, needed));
         }
     }
     get(place, wanted::settings(&listing.files))?;
-    let files = Files::Directory(place.shelf.snapshot(place.commit));
+    let directory = place.shelf.snapshot(place.commit);
+    let files = Files::Directory(directory.clone());
     let modules = super::json::read_value(&files, super::modules::MODULES)?;
     let folders = wanted::modules(&listing.files, &modules.unwrap_or_default());
-    let (weights, settings): (Vec<_>, Vec<_>) = folders
+    let (modules, settings): (Vec<_>, Vec<_>) = folders
         .into_iter()
         .partition(|file| file.ends_with(".safetensors"));
     get(place, settings)?;
 
     let built = Manifest::read(place.id.path(), &files);
-    let mut rest = match wanted::weights(&listing.files, built.is_ok()) {
-        Weights::Files(files) => files,
+    let weights = match graph {
+        Some(graph) => Weights::Graph(graph.to_owned()),
+        None => wanted::weights(&listing.files, built.is_ok()),
+    };
+    let mut rest = match weights {
+        Weights::File(file) => vec![file],
         Weights::Index(index) => {
             get(place, vec![index.clone()])?;
-            let shards = shard_names(&files, &index)?;
-            match shards.iter().find(|shard| !has(shard)) {
-                Some(shard) => return Err(missing(place.id, shard)),
-                None => shards,
-            }
+            shard_names(&files, &index)?
+        }
+        Weights::Graph(graph) => {
+            get(place, vec![graph.clone()])?;
+            beside_graph(&directory, &graph)?
         }
         Weights::Pickle(pickle) => {
             built?;
@@ -270,11 +312,16 @@ fn download(place: Place<'_>, listing: &Listing) -> Result<(), ModelError> {
         }
         Weights::None => {
             built?;
-            return Err(missing(place.id, "model.safetensors"));
+            return Err(missing(place.id, SINGLE));
         }
     };
-    rest.extend(weights);
-    get(place, rest)
+    match rest.iter().find(|file| !has(file)) {
+        Some(file) => Err(missing(place.id, file)),
+        None => {
+            rest.extend(modules);
+            get(place, rest)
+        }
+    }
 }
 
 /// Gets files, several at a time.

@@ -44,6 +44,28 @@ pub fn edit(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
+/// Replaces every `from` in a file by `to`, which is as long.
+pub fn replace(dir: &Path, file: &str, from: &str, to: &str) {
+    let path = dir.join(file);
+    let bytes = replaced(fs::read(&path).unwrap(), from, to);
+    fs::write(path, bytes).unwrap();
+}
+
+/// The bytes of a file, with every `from` in it replaced by `to`, which is as long.
+pub fn replaced(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut at = 0;
+    while let Some(found) = bytes[at..]
+        .windows(from.len())
+        .position(|window| window == from.as_bytes())
+    {
+        bytes[at + found..][..to.len()].copy_from_slice(to.as_bytes());
+        at += found + to.len();
+    }
+    assert!(at > 0, "there is no {from}");
+    bytes
+}
+
 /// Tensors by name: shape and numbers.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 

@@ -3,13 +3,10 @@
 use serde_json::Value;
 
 use super::names::is_inner_path;
+use crate::model::exported::PLACES;
 use crate::model::modules::{MODULE_CONFIGS, MODULES};
 use crate::model::{INDEX, SINGLE};
 
-/// Graphs that others have made, the first that is there before the next.
-const GRAPHS: [&str; 2] = ["model.onnx", "onnx/model.onnx"];
-/// Where a graph of more than 2 GiB keeps its numbers, behind its own name.
-const BESIDE_GRAPHS: [&str; 2] = ["_data", ".data"];
 /// Weights that run code when they are read.
 const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
@@ -30,10 +27,12 @@ const SETTINGS: [&str; 9] = [
 /// What there is of the numbers of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Weights {
-    /// These files.
-    Files(Vec<String>),
+    /// This file of tensors.
+    File(String),
     /// The files that this index names.
     Index(String),
+    /// This graph that somebody made, and the files that it names.
+    Graph(String),
     /// Only a pickle.
     Pickle(String),
     /// Nothing that is known.
@@ -71,15 +70,13 @@ pub fn modules(files: &[String], modules: &Value) -> Vec<String> {
 pub fn weights(files: &[String], built: bool) -> Weights {
     let has = |name: &str| files.iter().any(|file| file == name);
     if built && has(SINGLE) {
-        return Weights::Files(vec![SINGLE.to_owned()]);
+        return Weights::File(SINGLE.to_owned());
     }
     if built && has(INDEX) {
         return Weights::Index(INDEX.to_owned());
     }
-    if let Some(graph) = GRAPHS.into_iter().find(|graph| has(graph)) {
-        let beside = BESIDE_GRAPHS.map(|end| format!("{graph}{end}"));
-        let beside = beside.into_iter().filter(|file| has(file));
-        return Weights::Files(std::iter::once(graph.to_owned()).chain(beside).collect());
+    if let Some(graph) = PLACES.into_iter().find(|graph| has(graph)) {
+        return Weights::Graph(graph.to_owned());
     }
     match PICKLES.into_iter().find(|pickle| has(pickle)) {
         Some(pickle) => Weights::Pickle(pickle.to_owned()),
@@ -142,20 +139,24 @@ mod tests {
 
     #[test]
     fn safetensors_come_before_graphs_and_graphs_before_pickles() {
-        let files = |names: &[&str]| Weights::Files(listed(names));
         let all = listed(&[
             "model.safetensors",
             "onnx/model.onnx",
+            "model.onnx",
             "onnx/model.onnx_data",
             "onnx/model_quantized.onnx",
             "pytorch_model.bin",
         ]);
-        assert_eq!(weights(&all, true), files(&["model.safetensors"]));
-        let graph = files(&["onnx/model.onnx", "onnx/model.onnx_data"]);
+        let tensors = Weights::File("model.safetensors".to_owned());
+        assert_eq!(weights(&all, true), tensors);
+        // The one that is run where both are there.
+        let graph = Weights::Graph("onnx/model.onnx".to_owned());
         assert_eq!(weights(&all, false), graph);
         assert_eq!(weights(&all[1..], true), graph);
+        let graph = Weights::Graph("model.onnx".to_owned());
+        assert_eq!(weights(&all[2..], true), graph);
         assert_eq!(
-            weights(&all[4..], true),
+            weights(&all[5..], true),
             Weights::Pickle("pytorch_model.bin".to_owned())
         );
         let index = "model.safetensors.index.json";
