@@ -251,3 +251,42 @@ fn a_passed_socket_is_served_and_readiness_is_notified() {
     assert!(heard().contains("STOPPING=1"));
     assert_eq!(program.end().0, Some(0));
 }
+
+/// What systemd names `admin` is as `admin_listen`: metrics are answered there and nowhere else.
+#[test]
+fn a_passed_socket_for_probes_is_the_admin_listener() {
+    let (requests, admin) = (free(), free());
+    let addresses = [&requests, &admin].map(|socket| socket.local_addr().unwrap().to_string());
+    let model = model_dir("tiny-bert");
+    let script = r#"LISTEN_FDS=2 LISTEN_FDNAMES=requests:admin LISTEN_PID=$$ exec "$0" serve --model "$1" 3<&0 4<&1"#;
+    let arguments = ["-c", script, PROGRAM, model.to_str().unwrap()].map(OsStr::new);
+    let mut program = Program::start(Path::new("/bin/sh"), &arguments, |command| {
+        command
+            .stdin(Stdio::from(OwnedFd::from(requests)))
+            .stdout(Stdio::from(OwnedFd::from(admin)));
+    });
+    program.until("ready");
+    let get = |address: &str, path: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer[..12].to_owned()
+    };
+    for (address, path, expected) in [
+        (&addresses[0], "/ready", "HTTP/1.1 200"),
+        (&addresses[0], "/metrics", "HTTP/1.1 404"),
+        (&addresses[1], "/metrics", "HTTP/1.1 200"),
+        (&addresses[1], "/ready", "HTTP/1.1 200"),
+        (&addresses[1], "/info", "HTTP/1.1 404"),
+    ] {
+        assert_eq!(get(address, path), expected, "{path} at {address}");
+    }
+    program.terminate();
+    assert_eq!(program.end().0, Some(0));
+}
+
+fn free() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}

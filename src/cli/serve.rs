@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use self::reload::Reload;
@@ -71,7 +71,7 @@ pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// The life of the server, from an open port to its exit code.
-async fn live(config: Config) -> Exit {
+async fn live(mut config: Config) -> Exit {
     let tls = match tls(&config) {
         Ok(tls) => tls,
         Err(error) => {
@@ -82,6 +82,13 @@ async fn live(config: Config) -> Exit {
     // Before the port: a signal that comes early must not kill a server somebody already talks to.
     let mut signals = match shutdown::signals() {
         Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be received");
+            return Exit::Failure;
+        }
+    };
+    let hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
         Err(error) => {
             tracing::error!(%error, "signals cannot be received");
             return Exit::Failure;
@@ -104,11 +111,14 @@ async fn live(config: Config) -> Exit {
         }
     };
     let Opened {
-        hangup,
         socket,
         address,
         admin,
     } = opened;
+    if let Some((_, address)) = &admin {
+        // Metrics are answered there and nowhere else, whoever opened it.
+        config.http.admin_listen = Some(address.clone());
+    }
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
     warn_if_open(&config, &address);
     tell_threads(&config);
@@ -218,14 +228,12 @@ pub(super) fn still_starting(longer: Duration) {
 
 /// What a server has before it has a model.
 struct Opened {
-    hangup: Signal,
     socket: Socket,
     address: Listen,
     admin: Option<(Socket, Listen)>,
 }
 
 async fn open(config: &Config) -> std::io::Result<Opened> {
-    let hangup = signal(SignalKind::hangup())?;
     let passed = Passed::take()?;
     let socket = match passed.requests {
         Some(socket) => socket,
@@ -237,7 +245,6 @@ async fn open(config: &Config) -> std::io::Result<Opened> {
         (None, None) => None,
     };
     Ok(Opened {
-        hangup,
         address: socket.address()?,
         socket,
         admin: match admin {

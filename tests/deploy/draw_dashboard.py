@@ -23,6 +23,14 @@ CELL, ROW, GAP, WIDTH = 50, 25, 6, 1200
 STEP = 2
 
 
+def document(chance: random.Random) -> str:
+    """Most are new to the server, a fifth are asked for again and again, a few are longer than the model reads."""
+    kind = chance.random()
+    if kind < 0.02:
+        return f"{chance.randrange(10**6)} A man eats pasta. " * 100
+    return f"{chance.choice(DOCUMENTS)} {chance.randrange(50 if kind < 0.2 else 10**6)}"
+
+
 def put_load(url: str, seconds: float) -> None:
     """Four parts: a little, as much as they can do, more than that, and a little again."""
     clients = [2, 6, 60, 2]
@@ -36,11 +44,10 @@ def put_load(url: str, seconds: float) -> None:
                 if client >= count:
                     time.sleep(max(0.0, end - time.monotonic()))
                     continue
-                documents = [f"{chance.choice(DOCUMENTS)} {chance.randrange(10**6)}" for _ in range(chance.choice([8, 8, 8, 64]))]
-                if chance.random() < 0.05:
-                    documents[0] = "A man eats pasta. " * 200
-                # A few have less patience than the queue is long.
-                status, _ = rerank(url, documents, timeout=chance.choice([1, 10, 30, 30]))
+                documents = [document(chance) for _ in range(chance.choice([8, 8, 8, 64]))]
+                # A few have less patience than the queue is long, and some say so.
+                deadline = {"x-request-timeout-ms": "1500"} if chance.random() < 0.1 else {}
+                status, _ = rerank(url, documents, chance.choice([0.7, 10, 30, 30]), deadline)
                 time.sleep(chance.expovariate(10) if status == 200 else 0.3)
 
     threads = [threading.Thread(target=ask, args=(client,)) for client in range(max(clients))]
@@ -69,7 +76,8 @@ def rounded_up(value: float) -> float:
     if value <= 0:
         return 1.0
     size = 10 ** (len(f"{value:.0f}") - 1) if value >= 1 else 10 ** -(len(re.match(r"0\.0*", f"{value:.9f}")[0]) - 1)
-    return next(size * step for step in (1, 1.5, 2, 3, 4, 5, 7.5, 10, 20) if size * step >= value)
+    # A quarter of it reads well too.
+    return next(size * step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10, 20) if size * step >= value)
 
 
 def text(x: float, y: float, words: str, size: int, colour: str = "#1f2933", **more: str) -> str:
@@ -111,7 +119,16 @@ def draw_panel(panel: dict, lines: list, start: float, end: float) -> str:
             stacked.append((name, [(at, below.setdefault(at, 0.0) + value) for at, value in points]))
             below.update(stacked[-1][1])
         lines = stacked
-    left, right, top, bottom = x + 62, x + width - 12, y + 34, y + height - 40
+    left, right, top = x + 62, x + width - 12, y + 34
+    # Where each name of the legend begins, and in which of its lines.
+    legend, at, below_it = [], left, 0
+    for name, _ in lines:
+        takes = 28 + 6.2 * len(name)
+        if at > left and at + takes > right + 12:
+            at, below_it = left, below_it + 1
+        legend.append((at, below_it))
+        at += takes
+    bottom = y + height - 40 - 14 * below_it
     highest = defaults.get("max") or rounded_up(max((v for _, points in lines for _, v in points), default=0))
     for part in range(5):
         level = bottom - (bottom - top) * part / 4
@@ -120,17 +137,19 @@ def draw_panel(panel: dict, lines: list, start: float, end: float) -> str:
     for minute in range(int((end - start) // 60) + 1):
         at = left + (right - left) * minute * 60 / (end - start)
         out.append(text(at, bottom + 14, f"{minute} min", 10, "#6b7280", text_anchor="middle" if at < right - 20 else "end"))
-    legend = left
-    for number, (name, points) in enumerate(lines):
+    for number, ((name, points), (at, line)) in enumerate(zip(lines, legend)):
         colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(
-            f"{left + (right - left) * (at - start) / (end - start):.1f},{bottom - (bottom - top) * min(value / highest, 1):.1f}"
-            for at, value in points
-        )
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        out.append(f'<rect x="{legend}" y="{y + height - 17}" width="12" height="3" fill="{colour}"/>')
-        out.append(text(legend + 16, y + height - 12, name, 10, "#4b5563"))
-        legend += 28 + 6.2 * len(name)
+        path, before = "", None
+        for when, value in points:
+            across = left + (right - left) * (when - start) / (end - start)
+            # Where there is no value, there is no line.
+            move = "L" if before is not None and when - before <= 1.5 * STEP else "M"
+            path += f"{move}{across:.1f} {bottom - (bottom - top) * min(value / highest, 1):.1f}"
+            before = when
+        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        foot = bottom + 28 + 14 * line
+        out.append(f'<rect x="{at:.0f}" y="{foot - 5:.0f}" width="12" height="3" fill="{colour}"/>')
+        out.append(text(at + 16, foot, name, 10, "#4b5563"))
     return "\n".join(out)
 
 

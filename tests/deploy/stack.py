@@ -79,6 +79,8 @@ defaults
     # A request that was sent to an instance is that instance's: nothing here hides a failure.
     retries 0
     no option redispatch
+    # A client that leaves takes its work with it.
+    option abortonclose
 frontend search
     bind fd@{listener}
     default_backend rerankd

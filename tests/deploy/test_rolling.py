@@ -1,11 +1,13 @@
-"""Two instances behind HAProxy are restarted one after the other, under load."""
+"""Behind HAProxy: instances that are restarted one after the other under load, and clients that leave."""
 
 import collections
 import contextlib
+import http.client
+import json
 import threading
 
 import pytest
-from stack import BEST, DOCUMENTS, get, haproxy, rerank, servers, wait_until, which
+from stack import BEST, DOCUMENTS, QUERY, get, haproxy, rerank, servers, wait_until, which
 
 pytestmark = pytest.mark.skipif(
     which("haproxy") is None, reason="NOT RUN: haproxy is not installed (apt-get install haproxy)"
@@ -90,3 +92,17 @@ def test_without_grace_requests_fail(tmp_path):
         assert instances[0].wait_stopped() == 0
         failed = lambda: requests.answers.total() > requests.answers["right"]
         wait_until(failed, 4, "a request to fail")
+
+
+def test_a_client_that_leaves_takes_its_work_with_it(tmp_path):
+    with servers(1, "--threads", "1") as (instance,), haproxy(tmp_path, [instance]) as proxy:
+        documents = [f"{number} {'A man eats pasta. ' * 100}" for number in range(900)]
+        client = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=60)
+        client.request("POST", "/rerank", json.dumps({"query": QUERY, "documents": documents}))
+        queued = lambda: instance.metric("rerankd_queue_tokens")
+        wait_until(lambda: queued() > 0, 60, "the request to be queued")
+        client.close()
+        left = 'rerankd_requests_total{route="/rerank",status="499"}'
+        wait_until(lambda: instance.metric(left) == 1 and queued() == 0, 60, "its work to be given up")
+        scored, all_of_it = instance.metric("rerankd_wasted_tokens_total"), instance.metric("rerankd_tokens_total")
+        assert scored < all_of_it / 2
