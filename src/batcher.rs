@@ -202,6 +202,19 @@ impl Batcher {
         )
     }
 
+    /// Takes no more batches, and waits for those that run, for at most `limit`: a process that ends under
+    /// ONNX Runtime may end with a crash in place of its exit code. What waits is never scored.
+    pub fn stop(&self, limit: Duration) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.work.notify_all();
+        // Whether all of them ended or the time did: the caller leaves.
+        let _ = self
+            .shared
+            .work
+            .wait_timeout_while(state, limit, |state| state.busy() > 0);
+    }
+
     /// Resolves when every request has been answered or has left.
     pub async fn idle(&self) {
         let mut requests = self.shared.requests.subscribe();

@@ -280,6 +280,11 @@ impl Reranker {
         self.batcher.idle().await;
     }
 
+    /// As [`Batcher::stop`].
+    pub fn stop(&self, limit: Duration) {
+        self.batcher.stop(limit);
+    }
+
     fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
         if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
             return Err(RerankError::unsupported(

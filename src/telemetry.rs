@@ -16,8 +16,7 @@ use crate::config::{LogConfig, LogFormat};
 /// # Errors
 /// A message for the operator when the filter cannot be read, or a subscriber is installed already.
 pub fn init(config: &LogConfig) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .map_err(|error| format!("log level `{}`: {error}", config.filter))?;
+    let filter = filter(&config.filter)?;
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -37,9 +36,31 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
     installed.map_err(|error| format!("logging: {error}"))
 }
 
+/// What of the log is written. Warnings of the HTTP/2 library tell of single clients, which could fill a
+/// disk with them; who wants them names `h2` himself.
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    let own = EnvFilter::try_new(text);
+    let all = match text.contains("h2") {
+        true => own,
+        false => own.and_then(|_| EnvFilter::try_new(format!("h2=error,{text}"))),
+    };
+    all.map_err(|error| format!("log level `{text}`: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_of_single_connections_are_left_out_unless_they_are_asked_for() {
+        for (text, expected) in [
+            ("info", "h2=error,info"),
+            ("rerankd=debug", "h2=error,rerankd=debug"),
+            ("info,h2=debug", "h2=debug,info"),
+        ] {
+            assert_eq!(filter(text).unwrap().to_string(), expected);
+        }
+    }
 
     #[test]
     fn a_bad_filter_is_named() {

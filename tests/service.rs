@@ -740,3 +740,29 @@ async fn what_must_not_be_cut_is_refused_by_index_length_and_limit() {
     let body = json!({"query": "q", "documents": [document(fits)], "truncate": false});
     assert_eq!(app.post("/rerank", body.to_string()).await.status, 200);
 }
+
+/// A process must not end under a batch that runs; what waits behind it is nobody's any more.
+#[tokio::test]
+async fn who_stops_waits_for_the_batch_that_runs_and_for_no_other() {
+    let (model, gate) = held();
+    let seen = model.seen.clone();
+    let app = TestApp::new(model, batches_of(16));
+    let reranker = app.state.reranker().unwrap().clone();
+    let documents: Vec<String> = (0..8).map(|_| document(8)).collect();
+    let body = json!({ "query": "a", "documents": documents }).to_string();
+    let asking = tokio::spawn(async move { app.post("/rerank", body).await });
+    gate.entered().await;
+    let stopping = tokio::task::spawn_blocking({
+        let reranker = reranker.clone();
+        move || reranker.stop(Duration::from_secs(60))
+    });
+    // It gives up where a batch does not end.
+    tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(1)))
+        .await
+        .unwrap();
+    assert!(!stopping.is_finished());
+    gate.open_for_good();
+    stopping.await.unwrap();
+    assert_eq!(seen.batches().len(), 1, "no batch began after that");
+    asking.abort();
+}

@@ -28,6 +28,8 @@ pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
         send_span(&batch.jobs, now, took);
         finish(shared, number, batch, scored, took);
     }
+    // Whoever stops the batcher waits for this.
+    shared.work.notify_all();
 }
 
 /// Tells a collector of a batch, where there is one.

@@ -194,8 +194,18 @@ async fn live(mut config: Config) -> Exit {
             supervised.await
         }
     };
-    leave(stopped, state.in_flight())
+    let in_flight = state.in_flight();
+    if stopped != Stopped::Clean
+        && let Some(reranker) = state.reranker()
+    {
+        reranker.stop(LAST_BATCH);
+    }
+    leave(stopped, in_flight)
 }
+
+/// How long a process that stops without its answers waits for the batch that runs, which takes a tenth
+/// of a second unless a single pair takes longer.
+const LAST_BATCH: Duration = Duration::from_secs(1);
 
 /// What to load, the model in place: one of a hub is downloaded before the port is open.
 async fn place(config: &Config, signals: &mut mpsc::Receiver<()>) -> Result<LoadConfig, Exit> {

@@ -127,9 +127,9 @@ def main() -> None:
     with postgres() as socket, servers(1, "--threads", cores, *arguments.flags) as (server,):
         environment = {
             **{"PGHOST": str(socket), "PGUSER": "search", "PGDATABASE": "postgres"},
-            **{"RERANK_URL": server.url, "RERANK_SECONDS": "120"},
+            **{"RERANK_URL": server.url, "RERANK_SECONDS": "600"},
         }
-        search.RERANK_URL, search.RERANK_SECONDS = server.url, 120
+        search.RERANK_URL, search.RERANK_SECONDS = server.url, 600
         with psycopg.connect(**connection(environment)) as database:
             print(f"{search.load(database, arguments.data)} documents, {len(queries)} queries")
             before, after, seconds = [], [], []

@@ -104,5 +104,5 @@ def test_a_client_that_leaves_takes_its_work_with_it(tmp_path):
         client.close()
         left = 'rerankd_requests_total{route="/rerank",status="499"}'
         wait_until(lambda: instance.metric(left) == 1 and queued() == 0, 60, "its work to be given up")
-        scored, all_of_it = instance.metric("rerankd_wasted_tokens_total"), instance.metric("rerankd_tokens_total")
-        assert scored < all_of_it / 2
+        # All of it are some 360,000 tokens.
+        assert instance.metric("rerankd_wasted_tokens_total") < 100_000
