@@ -55,7 +55,7 @@ mod tests {
     fn warnings_of_single_connections_are_left_out_unless_they_are_asked_for() {
         for (text, expected) in [
             ("info", "h2=error,info"),
-            ("rerankd=debug", "h2=error,rerankd=debug"),
+            ("rerankd=debug", "rerankd=debug,h2=error"),
             ("info,h2=debug", "h2=debug,info"),
         ] {
             assert_eq!(filter(text).unwrap().to_string(), expected);
