@@ -54,6 +54,11 @@ fn xlm_roberta_ids() {
 }
 
 #[test]
+fn camembert_ids() {
+    check_ids("tiny-camembert");
+}
+
+#[test]
 fn distilbert_ids() {
     check_ids("tiny-distilbert");
 }

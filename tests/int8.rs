@@ -137,6 +137,7 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-bert",
         "tiny-roberta",
         "tiny-xlm-roberta",
+        "tiny-camembert",
         "tiny-distilbert",
         "tiny-electra",
         "tiny-modular",

@@ -108,6 +108,11 @@ fn xlm_roberta_gives_the_reference_logits() {
 }
 
 #[test]
+fn camembert_gives_the_reference_logits() {
+    check("tiny-camembert");
+}
+
+#[test]
 fn distilbert_gives_the_reference_logits() {
     check("tiny-distilbert");
 }
@@ -396,6 +401,7 @@ fn a_score_does_not_depend_on_its_batch() {
         "tiny-bert",
         "tiny-roberta",
         "tiny-xlm-roberta",
+        "tiny-camembert",
         "tiny-distilbert",
         "tiny-electra",
         "tiny-modular",

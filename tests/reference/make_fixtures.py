@@ -32,6 +32,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from tokenizers import Tokenizer
 from transformers import (
     BertConfig, BertForSequenceClassification, BertModel, BertTokenizer,
+    CamembertConfig, CamembertForSequenceClassification, CamembertTokenizer,
     DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer,
     ElectraConfig, ElectraForSequenceClassification,
     ModernBertConfig, ModernBertForSequenceClassification,
@@ -132,6 +133,15 @@ def unigram():
                                _spm_precompiled_charsmap=proto.normalizer_spec.precompiled_charsmap)
 
 
+def camembert():
+    """As CamemBERT: its own special tokens behind those that fairseq left unused, and no character map."""
+    unused = [("<s>NOTUSED", 0.0), ("<pad>", 0.0), ("</s>NOTUSED", 0.0), ("<unk>", 0.0), ("<unk>NOTUSED", -100.0),
+              ("<s>", 0.0), ("</s>", 0.0)]
+    pieces = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"][4:-1]
+    return CamembertTokenizer(vocab=unused + [tuple(piece) for piece in pieces] + [("<mask>", 0.0)],
+                              model_max_length=MAX_LENGTH)
+
+
 # ---------------------------------------------------------------- models
 
 SHAPE = dict(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, intermediate_size=64, hidden_act="gelu",
@@ -157,6 +167,10 @@ KINDS = {
         tokenizer=unigram, config=XLMRobertaConfig, network=XLMRobertaForSequenceClassification,
         settings=dict(**FAIRSEQ, layer_norm_eps=1e-5, num_labels=1), seed=117,
         activation=torch.nn.Identity(), prompts={"search": "search query: "}),
+    "tiny-camembert": dict(
+        tokenizer=camembert, config=CamembertConfig, network=CamembertForSequenceClassification,
+        settings=dict(max_position_embeddings=514, pad_token_id=1, bos_token_id=5, eos_token_id=6, type_vocab_size=1,
+                      layer_norm_eps=1e-5, num_labels=1), seed=118),
     "tiny-distilbert": dict(
         tokenizer=lambda: wordpiece(lowercase=True, kind=DistilBertTokenizer), config=DistilBertConfig,
         network=DistilBertForSequenceClassification,
