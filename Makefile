@@ -7,8 +7,11 @@ ONNXRUNTIME_GPU := target/onnxruntime-gpu
 CLIENTS := target/clients
 DEPLOY := target/deploy
 BROWSER := target/browser
+# Tests, lints and proofs are of a program with everything in it: one build for all of them. What is
+# released has the features of `cargo build`, as `make build` and the image do.
+FEATURES := --features parquet
 
-.PHONY: serve build test test-parquet proof-ray clients lint docs audit sbom bench quality onnxruntime clean
+.PHONY: serve build test proof-ray clients lint docs audit sbom bench quality onnxruntime clean
 .PHONY: onnxruntime-gpu test-cuda bench-cuda
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
@@ -26,12 +29,7 @@ test:
 
 .PHONY: test-rust
 test-rust: onnxruntime
-	$(CARGO) test --locked --no-fail-fast
-
-# What the feature `parquet` adds; not a part of `test`, as it builds everything once more.
-test-parquet: onnxruntime
-	$(CARGO) clippy --locked --all-targets --features parquet -- -D warnings
-	$(CARGO) test --locked --features parquet --test score
+	$(CARGO) test --locked $(FEATURES) --no-fail-fast
 
 RAY := target/ray
 RERANKD := target/release/rerankd
@@ -48,7 +46,7 @@ $(RAY)/installed: examples/ray/requirements.txt
 # Real clients, the snippets of docs/clients.md, and requests made up from openapi.yaml, against the
 # real server.
 clients: onnxruntime $(CLIENTS)/installed
-	$(CARGO) build --locked
+	$(CARGO) build --locked $(FEATURES)
 	$(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider tests/clients
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
@@ -59,12 +57,12 @@ $(CLIENTS)/installed: tests/clients/requirements.txt
 # What deploy/ and docker/ hold, against schemas, promtool, HAProxy and the running server. Debian's
 # haproxy and prometheus are needed for all of it; what cannot be run says so.
 proof-deploy: onnxruntime $(DEPLOY)/installed
-	$(CARGO) build --locked
+	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy
 
 # The rolling restart behind HAProxy alone.
 proof-rolling: onnxruntime $(DEPLOY)/installed
-	$(CARGO) build --locked
+	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/test_rolling.py
 
 # Builds the Dockerfile without an engine and runs what it holds. Needs root, buildah and debootstrap.
@@ -75,7 +73,7 @@ proof-container:
 # make proof-search DATA=/folder/of/a/judged/collection
 QUERIES ?= 60
 proof-search: onnxruntime $(DEPLOY)/installed
-	$(CARGO) build --locked
+	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python tests/deploy/proof_search.py --data $(DATA) --queries $(QUERIES)
 
 $(DEPLOY)/installed: tests/deploy/requirements.txt
@@ -86,7 +84,7 @@ $(DEPLOY)/installed: tests/deploy/requirements.txt
 # The page and /docs in headless Chromium, and axe's rules of accessibility. Debian's chromium is needed;
 # CHROMIUM=/path names another.
 proof-page: onnxruntime $(BROWSER)/installed
-	$(CARGO) build --locked
+	$(CARGO) build --locked $(FEATURES)
 	$(BROWSER)/bin/python -m pytest -q -p no:cacheprovider tests/browser
 
 # Takes docs/page.png anew, of the release binary after two minutes of requests.
@@ -100,10 +98,10 @@ $(BROWSER)/installed: tests/browser/requirements.txt
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 
 docs:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked $(FEATURES) --no-deps
 
 # Needs cargo-deny and cargo-machete: cargo install --locked cargo-deny cargo-machete
 audit:
@@ -124,7 +122,7 @@ bench: onnxruntime
 
 # What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
 quality: onnxruntime
-	$(CARGO) test --locked --test int8 -- --nocapture --test-threads 1
+	$(CARGO) test --locked $(FEATURES) --test int8 -- --nocapture --test-threads 1
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:
