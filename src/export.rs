@@ -60,7 +60,7 @@ pub struct Written {
 /// [`ExportError`]; nothing that existed is overwritten.
 pub fn export(
     model: &Model,
-    companions: &[(&str, Vec<u8>)],
+    companions: &[(String, Vec<u8>)],
     out: &Path,
     precision: Precision,
 ) -> Result<Written, ExportError> {
@@ -73,7 +73,7 @@ pub fn export(
 /// As [`export`].
 pub fn export_with(
     model: &Model,
-    companions: &[(&str, Vec<u8>)],
+    companions: &[(String, Vec<u8>)],
     out: &Path,
     precision: Precision,
     largest: usize,
@@ -99,7 +99,7 @@ pub fn export_with(
     let mut files = vec![(path.clone(), file.encode_to_vec())];
     files.extend(data);
     if !alone {
-        let companion = |(name, bytes): &(&str, Vec<u8>)| (out.join(name), bytes.clone());
+        let companion = |(name, bytes): &(String, Vec<u8>)| (out.join(name), bytes.clone());
         files.extend(companions.iter().map(companion));
     }
     if let Some((path, _)) = files.iter().find(|(path, _)| path.exists()) {

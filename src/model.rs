@@ -106,7 +106,7 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError`] when one cannot be read.
-    pub fn companions(dir: Option<&Path>) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+    pub fn companions(dir: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         match dir {
             Some(dir) => Files::of(dir)?.companions(),
             #[cfg(feature = "embedded-model")]
@@ -182,12 +182,11 @@ fn directory_name(dir: &Path) -> String {
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that say how a model is used.
-const COMPANIONS: [&str; 9] = [
+/// Files that say how a model is used, beside [`modules::MODULE_CONFIGS`].
+const COMPANIONS: [&str; 8] = [
     "config.json",
     "config_sentence_transformers.json",
-    "modules.json",
-    "sentence_bert_config.json",
+    modules::MODULES,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -274,10 +273,15 @@ impl Files {
     }
 
     /// What lies beside the weights and has to go with them, as pairs of name and content.
-    fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>, ModelError> {
+    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+        let known = COMPANIONS.into_iter().chain(modules::MODULE_CONFIGS);
+        let mut names: Vec<String> = known.map(str::to_owned).collect();
+        names.extend(modules::configs(self)?);
         let mut found = Vec::new();
-        for name in COMPANIONS {
-            found.extend(self.read(name)?.map(|bytes| (name, bytes.into_owned())));
+        for name in names {
+            if let Some(bytes) = self.read(&name)? {
+                found.push((name, bytes.into_owned()));
+            }
         }
         Ok(found)
     }

@@ -3,6 +3,9 @@
 //! The steps stay those of the packed graph. Rows of all sequences lie end to end, padding included, and
 //! what is not a standard operator is put together from such: attention masks the padding.
 
+mod attention;
+mod pooling;
+
 use std::collections::HashMap;
 
 use prost::Message;
@@ -202,15 +205,8 @@ impl Rewriter {
                 };
                 self.tanh_gelu(name, &x);
             }
-            (operator::DOMAIN, operator::PACKED_ATTENTION) => {
-                // More inputs or attributes turn, window or bias it.
-                match (&inputs[..], heads(&node.attribute)) {
-                    (&[query, keys, bias, _], Some(heads)) => {
-                        self.attention(name, [query, keys, bias], heads);
-                    }
-                    _ => return Err(NoStandardForm(operator::PACKED_ATTENTION.to_owned())),
-                }
-            }
+            (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node),
+            (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node),
             (_, other) => return Err(NoStandardForm(other.to_owned())),
         }
         Ok(())
@@ -247,94 +243,40 @@ impl Rewriter {
         self.op(name, "Mul", &[&product, &half], &[]);
     }
 
-    /// [`operator::PACKED_ATTENTION`] over rows with padding.
-    fn attention(&mut self, name: &str, inputs: [&str; 3], heads: usize) {
-        let [query, keys, bias] = inputs;
-        let width = self.weights[bias].shape[0] as i64;
-        let (heads, size) = (heads as i64, width / heads as i64);
-        let names = ["q", "k", "v"].map(|name_of| part(name, name_of));
-        let [q, k, v] = &names;
-        if query == keys {
-            let sizes = self.longs(&format!("three_of_{width}"), &[3], &[width; 3]);
-            self.split(&[query, &sizes], &[q, k, v]);
-        } else {
-            let sizes = self.longs(&format!("two_of_{width}"), &[2], &[width; 2]);
-            self.split(&[keys, &sizes], &[k, v]);
-        }
-        let projected = if query == keys { q.as_str() } else { query };
-        let q = self.op(&part(name, "q_biased"), "Add", &[projected, bias], &[]);
-
-        // [batch, sequence, heads, size]
-        let rest = self.longs(&format!("heads_{heads}_{size}"), &[3], &[-1, heads, size]);
-        let shape = format!("by_head_{heads}_{size}");
-        if !self.nodes.iter().any(|node| node.name == shape) {
-            self.op(&shape, "Concat", &["batch", &rest], &[int("axis", 0)]);
-        }
-        let mut by_head = |x: &str, order: &[i64]| {
-            let rows = self.op(&format!("{x}.heads"), "Reshape", &[x, &shape], &[]);
-            self.op(
-                &format!("{x}.moved"),
-                "Transpose",
-                &[&rows],
-                &[ints("perm", order)],
-            )
-        };
-        let q = by_head(&q, &[0, 2, 1, 3]);
-        let k = by_head(k, &[0, 2, 3, 1]);
-        let v = by_head(v, &[0, 2, 1, 3]);
-        let scores = self.op(&part(name, "scores"), "MatMul", &[&q, &k], &[]);
-        let scores = self.op(&part(name, "masked"), "Add", &[&scores, "mask"], &[]);
-        let weights = self.op(
-            &part(name, "weights"),
-            "Softmax",
-            &[&scores],
-            &[int("axis", -1)],
-        );
-        let context = self.op(&part(name, "heads"), "MatMul", &[&weights, &v], &[]);
-        let order = [ints("perm", &[0, 2, 1, 3])];
-        let context = self.op(&part(name, "moved"), "Transpose", &[&context], &order);
-        let flat = self.longs(&format!("rows_{width}"), &[2], &[-1, width]);
-        self.op(name, "Reshape", &[&context, &flat], &[]);
-    }
-
-    fn split(&mut self, inputs: &[&str], outputs: &[&str]) {
-        self.nodes.push(NodeProto {
-            name: outputs.concat(),
-            input: inputs.iter().map(|&name| name.to_owned()).collect(),
-            output: outputs.iter().map(|&name| name.to_owned()).collect(),
-            op_type: "Split".into(),
-            attribute: vec![int("axis", 1)],
-            ..NodeProto::default()
-        });
-    }
-
-    /// `x W` with both in eight bits: `W` by a scale for each output, `x` by one for all of it.
+    /// `x W` with both in eight bits: `W` by a scale for each output, each row of `x` by its own scale from
+    /// its own least number. The operator that measures rows takes all of them together, and the widest row
+    /// would cost the others their digits: this keeps rows apart, with what it takes off each row put back by
+    /// the sums of the columns.
     fn quantized_product(&mut self, name: &str, x: &str, weight: &str) {
-        let (numbers, scales) = (part(weight, "numbers"), part(weight, "scales"));
+        let [numbers, scales, sums] = ["numbers", "scales", "sums"].map(|p| part(weight, p));
         let zero = self.constant("weight_zero", &[], DataType::Uint8, vec![WEIGHT_ZERO]);
+        let least = self.constant("row_zero", &[], DataType::Uint8, vec![0]);
         if let Some(weight) = self.weights.remove(weight) {
-            let (bytes, by) = by_column(&weight);
-            self.constant(&numbers, &weight.shape, DataType::Uint8, bytes);
-            self.floats(&scales, &[by.len()], &by);
+            let columns = by_column(&weight);
+            self.floats(&scales, &[columns.scales.len()], &columns.scales);
+            self.floats(&sums, &[columns.sums.len()], &columns.sums);
+            self.constant(&numbers, &weight.shape, DataType::Uint8, columns.numbers);
         }
-        let [number, scale, offset] = ["number", "scale", "offset"].map(|p| part(name, p));
-        self.nodes.push(NodeProto {
-            name: number.clone(),
-            input: vec![x.to_owned()],
-            output: vec![number.clone(), scale.clone(), offset.clone()],
-            op_type: "DynamicQuantizeLinear".into(),
-            ..NodeProto::default()
-        });
-        let inputs = &[&*number, &numbers, &offset, &zero];
-        let sum = self.op(&part(name, "sum"), "MatMulInteger", inputs, &[]);
-        let sum = self.op(
-            &part(name, "float"),
-            "Cast",
-            &[&sum],
-            &[to(DataType::Float)],
-        );
-        let scale = self.op(&part(name, "scales"), "Mul", &[&scale, &scales], &[]);
-        self.op(name, "Mul", &[&sum, &scale], &[]);
+        let steps = self.floats("row_steps", &[], &[f32::from(u8::MAX)]);
+        let tiny = self.floats("row_tiny", &[], &[1e-30]);
+        let along = [ints("axes", &[-1]), int("keepdims", 1)];
+        let named = |what: &str| part(name, what);
+        let low = self.op(&named("low"), "ReduceMin", &[x], &along);
+        let high = self.op(&named("high"), "ReduceMax", &[x], &along);
+        let span = self.op(&named("span"), "Sub", &[&high, &low], &[]);
+        let span = self.op(&named("wide"), "Max", &[&span, &tiny], &[]);
+        let scale = self.op(&named("scale"), "Div", &[&span, &steps], &[]);
+        let above = self.op(&named("above"), "Sub", &[x, &low], &[]);
+        let number = self.op(&named("exact"), "Div", &[&above, &scale], &[]);
+        let number = self.op(&named("round"), "Round", &[&number], &[]);
+        let number = self.op(&named("number"), "Cast", &[&number], &[to(DataType::Uint8)]);
+        let inputs = &[&*number, &numbers, &least, &zero];
+        let sum = self.op(&named("sum"), "MatMulInteger", inputs, &[]);
+        let sum = self.op(&named("float"), "Cast", &[&sum], &[to(DataType::Float)]);
+        let sum = self.op(&named("by_row"), "Mul", &[&sum, &scale], &[]);
+        let sum = self.op(&named("by_column"), "Mul", &[&sum, &scales], &[]);
+        let taken = self.op(&named("taken"), "Mul", &[&low, &sums], &[]);
+        self.op(name, "Add", &[&sum, &taken], &[]);
     }
 
     /// Rows of a table in eight bits, each by its own scale.
@@ -473,8 +415,17 @@ impl Rewriter {
     }
 }
 
-/// Numbers without a sign, row by row as they lie, and what each column was divided by.
-fn by_column(weight: &Weight) -> (Vec<u8>, Vec<f32>) {
+/// A matrix in eight bits.
+struct Columns {
+    /// Without a sign, row by row as they lie.
+    numbers: Vec<u8>,
+    /// What each column was divided by.
+    scales: Vec<f32>,
+    /// The sum of each column, of what its numbers stand for.
+    sums: Vec<f32>,
+}
+
+fn by_column(weight: &Weight) -> Columns {
     let Data::F32(data) = &weight.data else {
         unreachable!("graphs of fp32 have no other matrices");
     };
@@ -492,25 +443,34 @@ fn by_column(weight: &Weight) -> (Vec<u8>, Vec<f32>) {
             largest => largest / quantize::WEIGHT_MAX,
         })
         .collect();
-    let number = |(x, scale): (&f32, &f32)| ((x / scale).round() + f32::from(WEIGHT_ZERO)) as u8;
-    let rows = data.chunks_exact(columns);
-    let numbers = rows.flat_map(|row| row.iter().zip(&scales).map(number));
-    (numbers.collect(), scales.clone())
+    let mut sums = vec![0_i32; columns];
+    let mut numbers = Vec::with_capacity(data.len());
+    for row in data.chunks_exact(columns) {
+        for ((x, scale), sum) in row.iter().zip(&scales).zip(&mut sums) {
+            let number = (x / scale).round();
+            *sum += number as i32;
+            numbers.push((number + f32::from(WEIGHT_ZERO)) as u8);
+        }
+    }
+    let sums = sums
+        .iter()
+        .zip(&scales)
+        .map(|(&sum, scale)| sum as f32 * scale);
+    Columns {
+        sums: sums.collect(),
+        numbers,
+        scales,
+    }
 }
 
 fn part(name: &str, part: &str) -> String {
     format!("{name}.{part}")
 }
 
-fn heads(attributes: &[AttributeProto]) -> Option<usize> {
-    let [attribute] = attributes else {
-        // Whatever else it says is not understood here.
-        return None;
-    };
-    match attribute.name.as_str() {
-        operator::HEADS => usize::try_from(attribute.i?).ok(),
-        _ => None,
-    }
+/// A number that a node is told.
+fn told(node: &NodeProto, name: &str) -> Option<i64> {
+    let attribute = node.attribute.iter().find(|a| a.name == name);
+    attribute.and_then(|attribute| attribute.i)
 }
 
 fn int(name: &str, number: i64) -> AttributeProto {

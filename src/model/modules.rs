@@ -160,6 +160,15 @@ fn modules(files: &Files) -> Result<Option<Vec<Module>>, ModelError> {
     Ok(Some(modules))
 }
 
+/// The settings of the modules behind the Transformer.
+pub(super) fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
+    let modules = modules(files)?.unwrap_or_default();
+    let behind = modules.iter().skip(1);
+    Ok(behind
+        .map(|module| format!("{}/config.json", module.path))
+        .collect())
+}
+
 /// The modules behind the Transformer, each of which has to read what the one before it wrote.
 fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
     let [first, rest @ ..] = modules else {

@@ -45,7 +45,7 @@ def logits(file: pathlib.Path, ids: list, type_ids: list) -> numpy.ndarray:
     return numpy.concatenate(found)
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-3-labels", "tiny-roberta", "tiny-xlm-roberta"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-3-labels", "tiny-modernbert", "tiny-modular", "tiny-mpnet", "tiny-roberta", "tiny-xlm-roberta"])
 def test_a_file_gives_the_logits_of_the_reference(name, tmp_path):
     reference = json.loads((REFERENCE / f"{name}.json").read_text())
     file = export(tmp_path, "--model", str(REFERENCE / "models" / name))
@@ -75,4 +75,4 @@ def test_eight_bits_keep_the_order(tmp_path):
     found = logits(file, reference["ids"], reference["type_ids"]).ravel()
     expected = numpy.array(reference["logits"]).ravel()
     ranks = [values.argsort().argsort() for values in (found, expected)]
-    assert numpy.corrcoef(*ranks)[0, 1] >= 0.99
+    assert numpy.corrcoef(*ranks)[0, 1] >= 0.997

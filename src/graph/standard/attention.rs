@@ -1,0 +1,203 @@
+//! Attention over padded rows, with what some architectures make of the places of tokens.
+
+use super::{MASKED, Rewriter, int, ints, part, to, told};
+use crate::graph::onnx::{DataType, NodeProto};
+use crate::graph::operator;
+
+/// Queries, keys, query bias and lengths come before what may be missing.
+const FIXED_INPUTS: usize = 4;
+
+/// Names of one attention's own values.
+struct Names<'a>(&'a str);
+
+impl Names<'_> {
+    fn of(&self, what: &str) -> String {
+        part(self.0, what)
+    }
+}
+
+impl Rewriter {
+    /// [`operator::PACKED_ATTENTION`] over rows with padding.
+    pub(super) fn attention(&mut self, node: &NodeProto) {
+        let names = Names(&node.output[0]);
+        let [query, keys, bias] = [0, 1, 2].map(|index| node.input[index].as_str());
+        let more = |index: usize| {
+            let name = node.input.get(FIXED_INPUTS + index)?.as_str();
+            (!name.is_empty()).then_some(name)
+        };
+        let width = self.weights[bias].shape[0] as i64;
+        let heads = told(node, operator::HEADS).expect("attention is told its heads");
+        let size = width / heads;
+
+        let [q, k, v] = ["q", "k", "v"].map(|what| names.of(what));
+        let asked = if query == keys {
+            let sizes = self.longs(&format!("three_of_{width}"), &[3], &[width; 3]);
+            self.split(&[query, &sizes], &[&q, &k, &v], 1);
+            q.as_str()
+        } else {
+            let sizes = self.longs(&format!("two_of_{width}"), &[2], &[width; 2]);
+            self.split(&[keys, &sizes], &[&k, &v], 1);
+            query
+        };
+        let q = self.op(&names.of("q_biased"), "Add", &[asked, bias], &[]);
+        let [q, k, v] = [q, k, v].map(|x| self.by_head(&x, heads, size));
+        let table = more(operator::ROTARY_INPUT);
+        let distances = more(operator::BIAS_INPUT);
+        let window = told(node, operator::WINDOW);
+        if table.is_some() || distances.is_some() || window.is_some() {
+            // One query for each token of a row, or for its first.
+            self.op(&names.of("q_shape"), "Shape", &[&q], &[]);
+            let third = self.longs("third", &[1], &[2]);
+            self.op(
+                &names.of("asking"),
+                "Gather",
+                &[&names.of("q_shape"), &third],
+                &[],
+            );
+        }
+        let (q, k) = match table {
+            Some(table) => {
+                let second = self.longs("second", &[1], &[1]);
+                self.op(&names.of("seen"), "Gather", &["shape", &second], &[]);
+                let half = self.longs(&format!("two_of_{}", size / 2), &[2], &[size / 2; 2]);
+                let mut turned = |x: &str, rows: &str| self.turned(x, [table, rows, &half]);
+                (
+                    turned(&q, &names.of("asking")),
+                    turned(&k, &names.of("seen")),
+                )
+            }
+            None => (q, k),
+        };
+        let order = [ints("perm", &[0, 1, 3, 2])];
+        let k = self.op(&names.of("k_across"), "Transpose", &[&k], &order);
+        let mut scores = self.op(&names.of("scores"), "MatMul", &[&q, &k], &[]);
+        if distances.is_some() || window.is_some() {
+            let distance = self.distance(&names);
+            if let Some(table) = distances {
+                let added = self.by_distance(&names, &distance, table);
+                scores = self.op(&names.of("scores_biased"), "Add", &[&scores, &added], &[]);
+            }
+            if let Some(window) = window {
+                let added = self.beyond(&names, &distance, window);
+                scores = self.op(&names.of("scores_near"), "Add", &[&scores, &added], &[]);
+            }
+        }
+        let scores = self.op(&names.of("masked"), "Add", &[&scores, "mask"], &[]);
+        let last = [int("axis", -1)];
+        let weights = self.op(&names.of("weights"), "Softmax", &[&scores], &last);
+        let context = self.op(&names.of("heads"), "MatMul", &[&weights, &v], &[]);
+        let order = [ints("perm", &[0, 2, 1, 3])];
+        let context = self.op(&names.of("moved"), "Transpose", &[&context], &order);
+        let flat = self.longs(&format!("rows_{width}"), &[2], &[-1, width]);
+        self.op(names.0, "Reshape", &[&context, &flat], &[]);
+    }
+
+    /// `[tokens, width]` as `[batch, heads, sequence, size]`.
+    fn by_head(&mut self, x: &str, heads: i64, size: i64) -> String {
+        let rest = self.longs(&format!("heads_{heads}_{size}"), &[3], &[-1, heads, size]);
+        let shape = format!("by_head_{heads}_{size}");
+        if !self.nodes.iter().any(|node| node.name == shape) {
+            self.op(&shape, "Concat", &["batch", &rest], &[int("axis", 0)]);
+        }
+        let rows = self.op(&part(x, "heads"), "Reshape", &[x, &shape], &[]);
+        let order = [ints("perm", &[0, 2, 1, 3])];
+        self.op(&part(x, "moved"), "Transpose", &[&rows], &order)
+    }
+
+    /// `x` turned by its places, with as many rows of the table as it has.
+    fn turned(&mut self, x: &str, [table, rows, halves]: [&str; 3]) -> String {
+        let [cos, sin, a, b] = ["cosines", "sines", "a", "b"].map(|what| part(x, what));
+        let zero = self.longs("zero_list", &[1], &[0]);
+        let table = self.op(
+            &part(x, "table"),
+            "Slice",
+            &[table, &zero, rows, &zero],
+            &[],
+        );
+        self.split(&[&table, halves], &[&cos, &sin], 1);
+        self.split(&[x, halves], &[&a, &b], 3);
+        let mut product =
+            |what: &str, half: &str, by: &str| self.op(&part(x, what), "Mul", &[half, by], &[]);
+        let [a_cos, b_sin] = [product("a_cos", &a, &cos), product("b_sin", &b, &sin)];
+        let [b_cos, a_sin] = [product("b_cos", &b, &cos), product("a_sin", &a, &sin)];
+        let a = self.op(&part(x, "a_turned"), "Sub", &[&a_cos, &b_sin], &[]);
+        let b = self.op(&part(x, "b_turned"), "Add", &[&b_cos, &a_sin], &[]);
+        self.op(&part(x, "turned"), "Concat", &[&a, &b], &[int("axis", 3)])
+    }
+
+    /// How far each key stands behind each query, `[queries, keys]`.
+    fn distance(&mut self, names: &Names<'_>) -> String {
+        let zero = self.longs("zero", &[], &[0]);
+        let step = self.longs("step", &[], &[1]);
+        let [first, second] = [0, 1].map(|axis| self.longs(&format!("axis_{axis}"), &[1], &[axis]));
+        let asking = names.of("asking");
+        let scalar = self.op(&names.of("queries"), "Squeeze", &[&asking], &[]);
+        let query = self.op(
+            &names.of("query_places"),
+            "Range",
+            &[&zero, &scalar, &step],
+            &[],
+        );
+        let key = self.op(
+            &names.of("key_places"),
+            "Range",
+            &[&zero, "columns", &step],
+            &[],
+        );
+        let query = self.op(
+            &names.of("query_column"),
+            "Unsqueeze",
+            &[&query, &second],
+            &[],
+        );
+        let key = self.op(&names.of("key_row"), "Unsqueeze", &[&key, &first], &[]);
+        self.op(&names.of("distance"), "Sub", &[&key, &query], &[])
+    }
+
+    /// What a table `[heads, 2 * reach + 1]` adds to scores by distance, `[heads, queries, keys]`.
+    fn by_distance(&mut self, names: &Names<'_>, distance: &str, table: &str) -> String {
+        let reach = match self.weights.get(table) {
+            Some(weight) => (weight.shape[1] as i64 - 1) / 2,
+            None => unreachable!("a table of the graph is among its weights"),
+        };
+        let reach_name = self.longs(&format!("reach_{reach}"), &[], &[reach]);
+        let back = self.longs(&format!("reach_back_{reach}"), &[], &[-reach]);
+        let near = self.op(
+            &names.of("not_beyond"),
+            "Min",
+            &[distance, &reach_name],
+            &[],
+        );
+        let near = self.op(&names.of("not_before"), "Max", &[&near, &back], &[]);
+        let column = self.op(&names.of("column"), "Add", &[&near, &reach_name], &[]);
+        let along = [int("axis", 1)];
+        self.op(
+            &names.of("by_distance"),
+            "Gather",
+            &[table, &column],
+            &along,
+        )
+    }
+
+    /// [`MASKED`] for keys that are farther than `window`, and 0 for others, `[queries, keys]`.
+    fn beyond(&mut self, names: &Names<'_>, distance: &str, window: i64) -> String {
+        let window = self.longs(&format!("window_{window}"), &[], &[window]);
+        let masked = self.floats("masked", &[], &[MASKED]);
+        let size = self.op(&names.of("far"), "Abs", &[distance], &[]);
+        let beyond = self.op(&names.of("beyond"), "Greater", &[&size, &window], &[]);
+        let float = [to(DataType::Float)];
+        let beyond = self.op(&names.of("beyond_float"), "Cast", &[&beyond], &float);
+        self.op(&names.of("beyond_mask"), "Mul", &[&beyond, &masked], &[])
+    }
+
+    fn split(&mut self, inputs: &[&str], outputs: &[&str], axis: i64) {
+        self.nodes.push(NodeProto {
+            name: outputs.concat(),
+            input: inputs.iter().map(|&name| name.to_owned()).collect(),
+            output: outputs.iter().map(|&name| name.to_owned()).collect(),
+            op_type: "Split".into(),
+            attribute: vec![int("axis", axis)],
+            ..NodeProto::default()
+        });
+    }
+}
