@@ -14,6 +14,7 @@ use rerankd::batch::{Batch, Encoding};
 use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::Model;
 use rerankd::scorer::Scorer;
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
@@ -31,7 +32,9 @@ const BATCH_TOKENS: usize = 512;
 /// Sequences of a padded batch: of pairs sorted by length, small enough that neighbours are alike.
 const PADDED_BATCH: usize = 8;
 const WIDTHS: [usize; 2] = [384, 768];
-const MIXES: [&str; 5] = ["short", "passage", "mixed", "long", "lone"];
+const MIXES: [&str; 7] = [
+    "short", "passage", "mixed", "long", "lone", "lone 224", "lone 96",
+];
 
 /// Lengths of pairs in tokens, drawn once: sentences as in STS-B, passages as abstracts are, and
 /// what fills a model.
@@ -52,6 +55,8 @@ fn lengths(mix: &str) -> Vec<usize> {
         "mixed" => short[..8].iter().chain(&passages[..8]).copied().collect(),
         "long" => vec![512; 4],
         "lone" => vec![512],
+        "lone 224" => vec![224],
+        "lone 96" => vec![96],
         _ => unreachable!("{mix}"),
     }
 }
@@ -136,7 +141,8 @@ impl Variant {
         let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
         let graph = graph::build(model, rows, precision).unwrap();
         let layout = Layout::of(&model.manifest);
-        let onnx = OnnxModel::with_path(&library, graph, layout, path).unwrap();
+        let hardware = Hardware::new(threads).unwrap().with_path(path);
+        let onnx = OnnxModel::new(&library, graph, layout, hardware).unwrap();
         Self {
             name,
             scorer: onnx.session(threads).unwrap(),
@@ -148,7 +154,7 @@ impl Variant {
     fn time(&mut self, batches: &[Batch]) -> f64 {
         let start = Instant::now();
         for batch in batches {
-            drop(self.scorer.score(batch).unwrap());
+            drop(self.scorer.score_alone(batch).unwrap());
         }
         start.elapsed().as_secs_f64()
     }

@@ -21,6 +21,7 @@ use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
 use rerankd::scorer::fp32::{Fp32, Matrix};
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::layer::{Finish, Operand, Products};
 use rerankd::scorer::library::Library;
@@ -49,7 +50,13 @@ fn lengths(count: usize) -> Vec<usize> {
 fn scorer(model: &Model, threads: usize) -> OnnxScorer {
     let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
     let graph = graph::build(model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
+    let onnx = OnnxModel::new(
+        &library,
+        graph,
+        Layout::of(&model.manifest),
+        Hardware::default(),
+    )
+    .unwrap();
     onnx.session(threads).unwrap()
 }
 

@@ -21,6 +21,7 @@ use rerankd::metrics::Metrics;
 use rerankd::model::Model;
 use rerankd::rerank::{Limits, RerankCommand, ScoreOptions};
 use rerankd::scorer::Scorer;
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
 use rerankd::service::Reranker;
@@ -179,7 +180,13 @@ fn main() {
     let model = Model::embedded().unwrap();
     let library = Library::load(runtime_library().as_deref()).unwrap();
     let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let onnx = OnnxModel::new(&library, graph, Layout::of(&model.manifest)).unwrap();
+    let onnx = OnnxModel::new(
+        &library,
+        graph,
+        Layout::of(&model.manifest),
+        Hardware::default(),
+    )
+    .unwrap();
     let mut sessions: Vec<_> = (0..threads).map(|_| onnx.session(1).unwrap()).collect();
     let batches = batches(batching.max_batch_tokens);
 

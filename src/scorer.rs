@@ -7,6 +7,7 @@ pub mod device;
 pub mod driver;
 mod elementary;
 pub mod fp32;
+pub mod hardware;
 pub mod isa;
 pub mod layer;
 pub mod library;
@@ -34,4 +35,12 @@ pub trait Scorer: Send {
     /// # Errors
     /// [`ScoreError`] when the model could not be run; the scorer stays usable.
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError>;
+
+    /// As [`Self::score`], for a batch beside which no other runs or waits: it may use all cores.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        self.score(batch)
+    }
 }

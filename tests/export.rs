@@ -15,6 +15,7 @@ use rerankd::graph::standard::{Positions, padded};
 use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::{ExportedModel, Model};
 use rerankd::scorer::Scorer;
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel};
 use rerankd::scorer::padded::PaddedModel;
@@ -88,7 +89,13 @@ fn check(name: &str, largest: usize) {
 
     let encoder = PairEncoder::for_model(&model).unwrap();
     let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let packed = OnnxModel::new(&library(), graph, Layout::of(&model.manifest)).unwrap();
+    let packed = OnnxModel::new(
+        &library(),
+        graph,
+        Layout::of(&model.manifest),
+        Hardware::default(),
+    )
+    .unwrap();
     let mut packed = packed.session(1).unwrap();
     let ours = score(&mut packed, &encodings(&encoder, &reference));
     for (what, expected) in [("packed", ours), ("reference", reference.logits())] {

@@ -15,6 +15,7 @@ use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
@@ -34,7 +35,7 @@ fn open(model: &Model, precision: Precision, path: Path) -> OnnxScorer {
     let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
     let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
     let layout = Layout::of(&model.manifest);
-    let onnx = OnnxModel::with_path(&library, graph, layout, path).unwrap();
+    let onnx = OnnxModel::new(&library, graph, layout, Hardware::one_core(path)).unwrap();
     onnx.session(1).unwrap()
 }
 

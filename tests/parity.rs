@@ -11,6 +11,7 @@ use rerankd::graph::{self, Data, Precision, Rows};
 use rerankd::model::head::{HeadAct, HeadStep, Pooling};
 use rerankd::model::{Gated, HiddenAct, Model};
 use rerankd::scorer::Scorer;
+use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
@@ -28,7 +29,7 @@ fn library() -> Library {
 
 fn open(model: &Model, layout: Layout, precision: Precision, path: Path) -> OnnxScorer {
     let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
-    let model = OnnxModel::with_path(&library(), graph, layout, path).unwrap();
+    let model = OnnxModel::new(&library(), graph, layout, Hardware::one_core(path)).unwrap();
     model.session(1).unwrap()
 }
 
@@ -312,11 +313,41 @@ fn a_missing_bias_is_noticed() {
             Data::F32(data) => data.fill(0.0),
             Data::F16(_) | Data::I8(_) | Data::I32(_) => unreachable!("a bias is never quantised"),
         }
-        let opened = OnnxModel::new(&library(), graph, layout).unwrap();
+        let opened = OnnxModel::new(&library(), graph, layout, Hardware::default()).unwrap();
         let encodings = encodings(&model, &reference);
         let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());
         let off = worst(&logits, &reference.logits());
         assert!(off > NOTICED, "{name} without {bias}: off by only {off}");
+    }
+}
+
+#[test]
+fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
+    for name in [
+        "tiny-bert",
+        "tiny-xlm-roberta",
+        "tiny-mpnet",
+        "tiny-modernbert",
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let encodings = encodings(&model, &Reference::read(name));
+        let ids: Vec<u32> = encodings.iter().flat_map(|e| e.ids.clone()).collect();
+        let sequences = [1, 70, model.manifest.max_length, 33].map(|length| Encoding {
+            ids: ids.iter().cycle().take(length).copied().collect(),
+            type_ids: vec![0; length],
+        });
+        let batch = Batch::pack(&sequences);
+        for precision in [Precision::Fp32, Precision::Int8] {
+            let score = |hardware: Hardware| {
+                let graph = graph::build(&model, Rows::FirstOfEach, precision).unwrap();
+                let layout = Layout::of(&model.manifest);
+                let onnx = OnnxModel::new(&library(), graph, layout, hardware).unwrap();
+                onnx.session(1).unwrap().score_alone(&batch).unwrap()
+            };
+            let alone = score(Hardware::default());
+            let borrowing = score(Hardware::new(3).unwrap());
+            assert_eq!(alone, borrowing, "{name}, {}", precision.name());
+        }
     }
 }
 

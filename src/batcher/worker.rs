@@ -23,7 +23,7 @@ pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
             shared.metrics.queue_seconds.observe(waited.as_secs_f64());
         }
         let started = std::time::Instant::now();
-        let scored = score(scorer.as_mut(), &batch.jobs, shared.labels);
+        let scored = score(scorer.as_mut(), &batch, shared.labels);
         let took = started.elapsed();
         send_span(&batch.jobs, now, took);
         finish(shared, number, batch, scored, took);
@@ -57,6 +57,8 @@ struct Taken {
     jobs: Vec<Job>,
     /// Workers that were busy when it began, this one among them.
     busy: usize,
+    /// Whether nothing else ran or waited.
+    alone: bool,
 }
 
 /// Waits for work. `None` when the batcher has closed.
@@ -68,9 +70,11 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Taken> {
         }
         let jobs = take(shared, &mut state, number);
         if !jobs.is_empty() {
+            let busy = state.busy();
             return Some(Taken {
                 jobs,
-                busy: state.busy(),
+                busy,
+                alone: busy == 1 && state.queue.waiting().sequences == 0,
             });
         }
         state = shared
@@ -113,10 +117,14 @@ fn work(jobs: &[Job]) -> Work {
 
 /// Runs the scorer; a panic, or another number of logits than was asked for, is an error like any
 /// other, for this batch alone.
-fn score(scorer: &mut dyn Scorer, jobs: &[Job], labels: usize) -> Result<Vec<f32>, ScoreError> {
+fn score(scorer: &mut dyn Scorer, taken: &Taken, labels: usize) -> Result<Vec<f32>, ScoreError> {
+    let Taken { jobs, alone, .. } = taken;
     let mut run = || {
         let batch = Batch::pack(jobs.iter().map(|job| &job.encoding));
-        let logits = scorer.score(&batch)?;
+        let logits = match alone {
+            true => scorer.score_alone(&batch)?,
+            false => scorer.score(&batch)?,
+        };
         let wanted = jobs.len() * labels;
         match logits.len() == wanted {
             true => Ok(logits),
@@ -144,7 +152,7 @@ fn finish(
     scored: Result<Vec<f32>, ScoreError>,
     took: Duration,
 ) {
-    let Taken { jobs, busy } = batch;
+    let Taken { jobs, busy, .. } = batch;
     let seconds = took.as_secs_f64();
     let work = work(&jobs);
     let metrics = &shared.metrics;

@@ -68,13 +68,20 @@ pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Cost
         return Ok(Costs::guess(workers));
     };
     let part = if workers > 1 { LONE_PART } else { 1.0 };
-    let lone = try_shapes(one.as_mut(), sample, left.mul_f64(part))?;
+    let lone = try_shapes(
+        one.as_mut(),
+        |scorer, batch| scorer.score_alone(batch),
+        sample,
+        left.mul_f64(part),
+    )?;
     let lone = Estimator::calibrated(&lone);
     if workers == 1 {
         return Ok(Costs::new(lone.clone(), lone, workers));
     }
     let left = BUDGET.saturating_sub(started.elapsed());
-    let beside = side_by_side(scorers, |scorer| try_shapes(scorer, sample, left))?;
+    let beside = side_by_side(scorers, |scorer| {
+        try_shapes(scorer, |scorer, batch| scorer.score(batch), sample, left)
+    })?;
     let loaded = Estimator::calibrated(&beside.concat());
     Ok(Costs::new(lone, loaded, workers))
 }
@@ -108,6 +115,7 @@ fn side_by_side<T: Send>(
 /// one is scored.
 fn try_shapes(
     scorer: &mut dyn Scorer,
+    score: impl Fn(&mut dyn Scorer, &Batch) -> Result<Vec<f32>, ScoreError>,
     sample: Sample,
     time: Duration,
 ) -> Result<Vec<(Work, f64)>, ScoreError> {
@@ -124,7 +132,7 @@ fn try_shapes(
             break;
         }
         let before = Instant::now();
-        scorer.score(&batch)?;
+        score(scorer, &batch)?;
         measured.push((work, before.elapsed().as_secs_f64()));
     }
     Ok(measured)

@@ -11,6 +11,7 @@ use crate::graph::{self, Rows};
 use crate::model::{Model, ModelError};
 use crate::scorer::cuda::{self, CudaModel};
 use crate::scorer::device::{Choice, Gpu, Taken, ThisMachine, choose};
+use crate::scorer::hardware::Hardware;
 use crate::scorer::isa::Path;
 use crate::scorer::library::Library;
 use crate::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
@@ -113,7 +114,8 @@ impl Plan {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
                 let layout = Layout::of(&model.manifest);
                 drop(model);
-                let onnx = OnnxModel::new(library, graph, layout)?;
+                let hardware = Hardware::new(config.threads)?;
+                let onnx = OnnxModel::new(library, graph, layout, hardware)?;
                 on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {

@@ -100,10 +100,18 @@ pub struct Scratch {
     scores: Vec<f32>,
 }
 
-/// Writes the context of every query to `output`, `[queries, heads * size]`.
-pub fn attend(path: Path, attention: &Attention<'_>, scratch: &mut Scratch, output: &mut [f32]) {
+/// Writes the context of the queries from `first` on to `output`, `[some queries, heads * size]`. It is
+/// the same bits for a query whichever others are asked for beside it.
+pub fn attend(
+    path: Path,
+    attention: &Attention<'_>,
+    first: usize,
+    scratch: &mut Scratch,
+    output: &mut [f32],
+) {
     path.perform(Attend {
         attention,
+        first,
         scratch,
         output,
     });
@@ -111,6 +119,7 @@ pub fn attend(path: Path, attention: &Attention<'_>, scratch: &mut Scratch, outp
 
 struct Attend<'a> {
     attention: &'a Attention<'a>,
+    first: usize,
     scratch: &'a mut Scratch,
     output: &'a mut [f32],
 }
@@ -130,9 +139,11 @@ impl Step for Attend<'_> {
 fn attend_any<I: Isa, const LANES: usize, const FEW: usize>(step: Attend<'_>) {
     let Attend {
         attention,
+        first,
         scratch,
         output,
     } = step;
+    let wanted = first..first + output.len() / (attention.heads * attention.size);
     let mut block = Block {
         first_token: 0,
         tokens: 0,
@@ -149,13 +160,17 @@ fn attend_any<I: Isa, const LANES: usize, const FEW: usize>(step: Attend<'_>) {
                 Queries::EveryToken => block.tokens,
                 Queries::OnePerSequence => 1,
             };
-        for head in 0..attention.heads {
+        let asked = wanted.start.max(next_query)..wanted.end.min(end);
+        let heads = if asked.is_empty() { 0 } else { attention.heads };
+        for head in 0..heads {
             block.head = head;
             block.load_head(attention, scratch);
-            block.first_query = next_query;
-            while block.first_query < end {
+            block.first_query = asked.start;
+            while block.first_query < asked.end {
                 block.place = block.first_query - next_query;
-                let left = end - block.first_query;
+                let left = asked.end - block.first_query;
+                let width = attention.heads * attention.size;
+                let output = &mut output[(block.first_query - wanted.start) * width..];
                 if left > FEW {
                     block.queries = left.min(LANES);
                     block.attend::<I, LANES>(attention, scratch, output);
@@ -317,7 +332,7 @@ impl Block {
         }
     }
 
-    /// Writes the context of all queries.
+    /// Writes the context of all queries to `output`, which begins with that of the first.
     #[inline(always)]
     fn mix<I: Isa, const LANES: usize>(
         &self,
@@ -335,7 +350,7 @@ impl Block {
             let sums = products::<I, LANES>(panel, &scratch.scores);
             let count = STEP.min(size - dimension);
             for lane in 0..self.queries {
-                let at = (self.first_query + lane) * width + self.head * size + dimension;
+                let at = lane * width + self.head * size + dimension;
                 for (output, sums) in output[at..at + count].iter_mut().zip(&sums) {
                     *output = sums[lane] * scales[lane];
                 }
@@ -500,6 +515,7 @@ mod tests {
             rotary in any::<bool>(),
             reach in prop::option::of(0_usize..40),
             window in prop::option::of(0_usize..50),
+            part in any::<(prop::sample::Index, prop::sample::Index)>(),
             seed in any::<u64>(),
         ) {
             let rotary = rotary && size % 2 == 0;
@@ -537,11 +553,16 @@ mod tests {
             let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
             for path in Path::available() {
                 let mut ours = vec![f32::NAN; expected.len()];
-                attend(path, &attention, &mut scratch, &mut ours);
+                attend(path, &attention, 0, &mut scratch, &mut ours);
                 for (ours, expected) in ours.iter().zip(&expected) {
                     let off = (ours - expected).abs();
                     prop_assert!(off < 2e-5, "{}: {} for {}", path.name(), ours, expected);
                 }
+                let first = part.0.index(rows);
+                let some = &ours[first * width..][..(1 + part.1.index(rows - first)) * width];
+                let mut part = vec![f32::NAN; some.len()];
+                attend(path, &attention, first, &mut scratch, &mut part);
+                prop_assert_eq!(&part, some, "{}", path.name());
             }
         }
     }

@@ -3,9 +3,12 @@
 //! Every sum is made in the order of the inputs, whatever rows are multiplied beside it; so a score is
 //! the same bits whatever shares its batch.
 
+use std::cell::RefCell;
+use std::thread::LocalKey;
+
 use super::elementary::{Finish, gelu, gelu_tanh, relu};
 use super::isa::{FloatSums, FloatTile, Isa, MAX_ROWS, MAX_STRIPS, Path, Step};
-use super::layer::{NotFinite, Operand, Products};
+use super::layer::{Hand, NotFinite, Operand, Products};
 use crate::quantize::COLUMNS;
 
 /// Weights of a dense layer.
@@ -23,6 +26,11 @@ pub struct Fp32;
 
 impl Products for Fp32 {
     type Matrix<'a> = Matrix<'a>;
+
+    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>> {
+        thread_local!(static HAND: RefCell<Hand<Fp32>> = RefCell::default());
+        &HAND
+    }
 
     fn outputs(matrix: Matrix<'_>) -> usize {
         matrix.bias.len()

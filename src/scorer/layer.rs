@@ -3,13 +3,18 @@
 
 mod gated;
 
+use std::cell::RefCell;
+use std::iter;
+use std::thread::LocalKey;
+
 pub use gated::{GatedLayer, forward as forward_gated};
 
 use super::attention::{self, Attention, Columns, Places, Queries};
 pub use super::elementary::Finish;
+use super::hardware::{Hardware, Taken};
 use super::isa::Path;
 pub use super::norm::LayerNorm;
-use super::norm::Normalize;
+use super::norm::{Normalize, NormalizeAlone};
 
 /// Rows that go through the products one after the other before the next are begun: enough to read
 /// the weights seldom, few enough for what lies between two products to stay in the second-level
@@ -26,9 +31,12 @@ pub struct Operand<'a> {
 }
 
 /// The arithmetic of a layer's matrix products, and what memory it leaves from one call to the next.
-pub trait Products: Default {
+pub trait Products: Default + 'static {
     /// Weights of a dense layer.
-    type Matrix<'a>: Copy;
+    type Matrix<'a>: Copy + Sync;
+
+    /// Memory of the calling thread, for the parts of layers that it runs one after the other.
+    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>>;
 
     /// How many outputs it has.
     fn outputs(matrix: Self::Matrix<'_>) -> usize;
@@ -49,15 +57,16 @@ pub trait Products: Default {
         output: &mut [f32],
     );
 
-    /// Writes the context of every query, as [`attention::attend`] does.
+    /// Writes the context of some queries, as [`attention::attend`] does.
     fn attend(
         &mut self,
         path: Path,
         attention: &Attention<'_>,
+        first: usize,
         scratch: &mut attention::Scratch,
         output: &mut [f32],
     ) {
-        attention::attend(path, attention, scratch, output);
+        attention::attend(path, attention, first, scratch, output);
     }
 }
 
@@ -86,28 +95,36 @@ pub struct Layer<'a, Matrix> {
     pub places: Places<'a>,
 }
 
-/// Memory that one call leaves to the next.
+/// Memory that one call leaves to the next, for what all parts of a layer read.
 #[derive(Debug, Default)]
-pub struct Scratch<P> {
-    products: P,
-    asked: Asked,
+pub struct Scratch {
+    projected: Projected,
     first: Vec<f32>,
     normed: Vec<f32>,
     normed_first: Vec<f32>,
-    context: Vec<f32>,
-    attended: Vec<f32>,
-    inner: Vec<f32>,
-    gate: Vec<f32>,
-    zeros: Vec<f32>,
 }
 
 /// The part of it that attention needs.
 #[derive(Debug, Default)]
-struct Asked {
-    attention: attention::Scratch,
+struct Projected {
+    /// `[tokens or sequences, width]`
     queries: Vec<f32>,
+    /// Keys and values: `[tokens, 2 * width]`
     keys: Vec<f32>,
+    /// `[width]`
     zeros: Vec<f32>,
+}
+
+/// Memory that one part of a layer leaves to the next on the same thread.
+#[derive(Debug, Default)]
+pub struct Hand<P> {
+    products: P,
+    attention: attention::Scratch,
+    context: Vec<f32>,
+    attended: Vec<f32>,
+    inner: Vec<f32>,
+    gate: Vec<f32>,
+    normed: Vec<f32>,
 }
 
 /// A hidden state is infinite or not a number.
@@ -150,67 +167,101 @@ struct Asking<'a, Matrix> {
     places: Places<'a>,
 }
 
-/// Writes the context of every query to `context`. Queries are made of `wanted`, which is all of the
-/// input's rows or the first of each sequence; keys and values of all rows.
-fn attend<P: Products>(
+/// Makes keys and values of all rows of `input`, and queries of `wanted`, which is all of them or the
+/// first of each sequence.
+fn project<'a, P: Products>(
     path: Path,
-    asking: &Asking<'_, P::Matrix<'_>>,
-    input: Input<'_>,
+    cores: &Taken<'_>,
+    asking: &Asking<'a, P::Matrix<'_>>,
+    input: Input<'a>,
     wanted: &[f32],
-    (products, asked): (&mut P, &mut Asked),
-    context: &mut Vec<f32>,
-) -> Result<(), NotFinite> {
+    projected: &'a mut Projected,
+) -> Result<Attention<'a>, NotFinite> {
     let width = P::outputs(asking.query);
     let Input {
         hidden,
         lengths,
-        queries,
+        queries: which,
     } = input;
-    let Asked {
-        attention,
-        queries: asked,
+    let Projected {
+        queries,
         keys,
         zeros,
-    } = asked;
-    let nothing = Finish::Nothing;
-    asked.resize(wanted.len(), 0.0);
+    } = projected;
+    queries.resize(wanted.len(), 0.0);
     keys.resize(2 * hidden.len(), 0.0);
-    let chunks = hidden.chunks(CHUNK * width);
-    for (chunk, (hidden, keys)) in chunks.zip(keys.chunks_mut(CHUNK * 2 * width)).enumerate() {
-        let x = operand(hidden, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, asking.keys, nothing, keys);
-        if queries == Queries::EveryToken {
-            let asked = &mut asked[chunk * CHUNK * width..][..hidden.len()];
-            products.multiply(path, x, asking.query, nothing, asked);
-        }
-    }
-    if queries == Queries::OnePerSequence {
-        let x = operand(wanted, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, asking.query, nothing, asked);
+    zeros.resize(width, 0.0);
+    let share = cores.share(hidden.len() / width) * width;
+    let asked = match which {
+        Queries::EveryToken => &mut queries[..],
+        Queries::OnePerSequence => &mut [],
+    };
+    let asked = asked.chunks_mut(share).map(Some);
+    let parts = hidden.chunks(share).zip(keys.chunks_mut(2 * share));
+    let parts = parts.zip(asked.chain(iter::repeat_with(|| None)));
+    cores.each(parts, |((hidden, keys), queries)| {
+        P::hand().with_borrow_mut(|hand| hand.project(path, asking, hidden, keys, queries))
+    })?;
+    if which == Queries::OnePerSequence {
+        P::hand().with_borrow_mut(|Hand { products, .. }| {
+            let x = operand(wanted, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, asking.query, Finish::Nothing, queries);
+            Ok(())
+        })?;
     }
 
-    context.resize(wanted.len(), 0.0);
-    zeros.resize(width, 0.0);
     let columns = |data, stride, offset| Columns {
         data,
         stride,
         offset,
     };
-    let attend = Attention {
-        query: columns(asked, width, 0),
+    Ok(Attention {
+        query: columns(queries, width, 0),
         query_bias: zeros,
         key: columns(keys, 2 * width, 0),
         value: columns(keys, 2 * width, width),
         lengths,
-        queries,
+        queries: which,
         heads: asking.heads,
         size: width / asking.heads,
         places: asking.places,
-    };
-    products.attend(path, &attend, attention, context);
-    Ok(())
+    })
+}
+
+impl<P: Products> Hand<P> {
+    /// Writes keys and values of some rows, and their queries where those are wanted.
+    fn project(
+        &mut self,
+        path: Path,
+        asking: &Asking<'_, P::Matrix<'_>>,
+        hidden: &[f32],
+        keys: &mut [f32],
+        mut queries: Option<&mut [f32]>,
+    ) -> Result<(), NotFinite> {
+        let products = &mut self.products;
+        let width = P::outputs(asking.query);
+        let chunks = hidden.chunks(CHUNK * width);
+        for (chunk, (hidden, keys)) in chunks.zip(keys.chunks_mut(2 * CHUNK * width)).enumerate() {
+            let x = operand(hidden, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, asking.keys, Finish::Nothing, keys);
+            if let Some(queries) = &mut queries {
+                let queries = &mut queries[chunk * CHUNK * width..][..hidden.len()];
+                products.multiply(path, x, asking.query, Finish::Nothing, queries);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the context of so many `queries` from `first` on.
+    fn attend(&mut self, path: Path, attention: &Attention<'_>, first: usize, queries: usize) {
+        let numbers = queries * attention.heads * attention.size;
+        self.context.resize(numbers, 0.0);
+        let (scratch, context) = (&mut self.attention, &mut self.context);
+        self.products
+            .attend(path, attention, first, scratch, context);
+    }
 }
 
 /// Runs a layer: `output` is `[tokens or sequences, width]`.
@@ -218,59 +269,82 @@ fn attend<P: Products>(
 /// # Errors
 /// [`NotFinite`], with whatever in `output`.
 pub fn forward<P: Products>(
-    path: Path,
+    hardware: &Hardware,
     layer: &Layer<'_, P::Matrix<'_>>,
     input: Input<'_>,
-    scratch: &mut Scratch<P>,
+    scratch: &mut Scratch,
     output: &mut [f32],
 ) -> Result<(), NotFinite> {
+    let path = hardware.path;
     let width = P::outputs(layer.query);
-    let Scratch {
-        products,
-        asked,
-        first,
-        context,
-        attended,
-        inner: expanded,
-        ..
-    } = scratch;
-    let residual = input.wanted(width, first);
+    let cores = hardware.borrow(input.hidden.len() / width);
+    let residual = input.wanted(width, &mut scratch.first);
     let asking = Asking {
         query: layer.query,
         keys: layer.keys,
         heads: layer.heads,
         places: layer.places,
     };
-    attend(path, &asking, input, residual, (products, asked), context)?;
+    let projected = &mut scratch.projected;
+    let attention = project::<P>(path, &cores, &asking, input, residual, projected)?;
 
-    let nothing = Finish::Nothing;
-    let inner = P::outputs(layer.up);
-    let chunks = context.chunks(CHUNK * width);
-    let outputs = output.chunks_mut(CHUNK * width);
-    for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs) {
-        attended.resize(context.len(), 0.0);
-        expanded.resize(context.len() / width * inner, 0.0);
-        let x = operand(context, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.projection, nothing, attended);
-        path.perform(Normalize {
-            x: attended,
-            residual,
-            norm: layer.attention_norm,
-        });
-        let x = operand(attended, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.up, layer.activation, expanded);
-        let x = operand(expanded, inner);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.down, nothing, output);
-        path.perform(Normalize {
-            x: output,
-            residual: attended,
-            norm: layer.output_norm,
-        });
+    let share = cores.share(residual.len() / width);
+    let parts = residual.chunks(share * width);
+    let parts = parts.zip(output.chunks_mut(share * width));
+    cores.each(parts.enumerate(), |(part, (residual, output))| {
+        P::hand().with_borrow_mut(|hand| {
+            hand.attend(path, &attention, part * share, residual.len() / width);
+            hand.finish(path, layer, residual, output)
+        })
+    })
+}
+
+impl<P: Products> Hand<P> {
+    /// Writes what becomes of the context of some rows.
+    fn finish(
+        &mut self,
+        path: Path,
+        layer: &Layer<'_, P::Matrix<'_>>,
+        residual: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), NotFinite> {
+        let Self {
+            products,
+            context,
+            attended,
+            inner: expanded,
+            ..
+        } = self;
+        let (width, inner) = (P::outputs(layer.query), P::outputs(layer.up));
+        let nothing = Finish::Nothing;
+        let chunks = context.chunks(CHUNK * width);
+        let outputs = output.chunks_mut(CHUNK * width);
+        for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs)
+        {
+            attended.resize(context.len(), 0.0);
+            expanded.resize(context.len() / width * inner, 0.0);
+            let x = operand(context, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.projection, nothing, attended);
+            path.perform(Normalize {
+                x: attended,
+                residual,
+                norm: layer.attention_norm,
+            });
+            let x = operand(attended, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.up, layer.activation, expanded);
+            let x = operand(expanded, inner);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.down, nothing, output);
+            path.perform(Normalize {
+                x: output,
+                residual: attended,
+                norm: layer.output_norm,
+            });
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn operand(rows: &[f32], inputs: usize) -> Operand<'_> {

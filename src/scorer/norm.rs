@@ -27,7 +27,22 @@ impl Step for Normalize<'_> {
         let width = self.norm.gamma.len();
         let rows = self.x.chunks_exact_mut(width);
         for (x, residual) in rows.zip(self.residual.chunks_exact(width)) {
-            self.norm.apply::<I>(x, residual);
+            self.norm.apply_to_sum::<I>(x, residual);
+        }
+    }
+}
+
+/// Replaces `x`, `[rows, width]`, by its LayerNorm.
+pub(super) struct NormalizeAlone<'a> {
+    pub x: &'a mut [f32],
+    pub norm: LayerNorm<'a>,
+}
+
+impl Step for NormalizeAlone<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        for x in self.x.chunks_exact_mut(self.norm.gamma.len()) {
+            self.norm.apply::<I>(x);
         }
     }
 }
@@ -35,11 +50,17 @@ impl Step for Normalize<'_> {
 impl LayerNorm<'_> {
     /// Replaces a row by the LayerNorm of `x + residual`.
     #[inline(always)]
-    pub(super) fn apply<I: Isa>(&self, x: &mut [f32], residual: &[f32]) {
-        let width = self.gamma.len();
+    pub(super) fn apply_to_sum<I: Isa>(&self, x: &mut [f32], residual: &[f32]) {
         for (x, residual) in x.iter_mut().zip(residual) {
             *x += residual;
         }
+        self.apply::<I>(x);
+    }
+
+    /// Replaces a row by its LayerNorm.
+    #[inline(always)]
+    pub(super) fn apply<I: Isa>(&self, x: &mut [f32]) {
+        let width = self.gamma.len();
         let mean = sum(x, |x| x) / width as f32;
         let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
         let factor = 1.0 / (variance + self.epsilon).sqrt();

@@ -9,7 +9,7 @@ use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::assignment::{self, nodes_by_provider};
-use super::isa::Path;
+use super::hardware::Hardware;
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use crate::batch::Batch;
@@ -23,6 +23,7 @@ pub struct OnnxModel {
     weights: Vec<(String, Arc<DynValue>)>,
     prepacked: PrepackedWeights,
     operators: Arc<OperatorDomain>,
+    hardware: Hardware,
     layout: Layout,
 }
 
@@ -51,24 +52,17 @@ impl Layout {
 }
 
 impl OnnxModel {
-    /// Hands the weights of `graph` to ONNX Runtime, once for all sessions.
+    /// Hands the weights of `graph` to ONNX Runtime, once for all sessions, which share the cores of
+    /// `hardware`.
     ///
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime refuses a weight.
-    pub fn new(library: &Library, graph: Graph, layout: Layout) -> Result<Self, ScoreError> {
-        Self::with_path(library, graph, layout, Path::best())
-    }
-
-    /// As [`Self::new`], with the instructions of `path` in place of the fastest.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
     #[expect(clippy::arc_with_non_send_sync, reason = "sessions take an `Arc`")]
-    pub fn with_path(
+    pub fn new(
         library: &Library,
         graph: Graph,
         layout: Layout,
-        path: Path,
+        hardware: Hardware,
     ) -> Result<Self, ScoreError> {
         let weights = graph
             .weights
@@ -80,7 +74,8 @@ impl OnnxModel {
             graph: graph.model,
             weights,
             prepacked: PrepackedWeights::new(),
-            operators: Arc::new(operators::domain(path)?),
+            operators: Arc::new(operators::domain(&hardware)?),
+            hardware,
             layout,
         })
     }
@@ -114,6 +109,7 @@ impl OnnxModel {
         let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(OnnxScorer {
             session: builder.commit_from_memory(&self.graph)?,
+            hardware: self.hardware.clone(),
             layout: self.layout,
         })
     }
@@ -134,12 +130,19 @@ pub(super) fn tensor(weight: Weight) -> ort::Result<(String, Arc<DynValue>)> {
 /// One session. Its thread owns it.
 pub struct OnnxScorer {
     session: Session,
+    hardware: Hardware,
     layout: Layout,
 }
 
 impl Scorer for OnnxScorer {
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
         self.run(&PackedInputs::new(batch, self.layout))
+    }
+
+    fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        let inputs = PackedInputs::new(batch, self.layout);
+        let (hardware, session) = (&self.hardware, &mut self.session);
+        hardware.run_alone(batch.tokens(), || run(session, &inputs))
     }
 }
 
@@ -157,20 +160,25 @@ impl OnnxScorer {
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime fails, or answers with a number that is not finite.
     pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
-        let tokens = [inputs.input_ids.len()];
-        let sequences = [inputs.lengths.len()];
-        let outputs = self.session.run(ort::inputs![
-            io::INPUT_IDS => TensorRef::from_array_view((tokens, &inputs.input_ids[..]))?,
-            io::POSITION_IDS => TensorRef::from_array_view((tokens, &inputs.position_ids[..]))?,
-            io::LENGTHS => TensorRef::from_array_view((sequences, &inputs.lengths[..]))?,
-            io::CLS_INDEX => TensorRef::from_array_view((sequences, &inputs.cls_index[..]))?,
-        ])?;
-        let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
-        if let Some(row) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(ScoreError(format!("logit {row} is {}", logits[row])));
-        }
-        Ok(logits.to_vec())
+        let (hardware, session) = (&self.hardware, &mut self.session);
+        hardware.run(|| run(session, inputs))
     }
+}
+
+fn run(session: &mut Session, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
+    let tokens = [inputs.input_ids.len()];
+    let sequences = [inputs.lengths.len()];
+    let outputs = session.run(ort::inputs![
+        io::INPUT_IDS => TensorRef::from_array_view((tokens, &inputs.input_ids[..]))?,
+        io::POSITION_IDS => TensorRef::from_array_view((tokens, &inputs.position_ids[..]))?,
+        io::LENGTHS => TensorRef::from_array_view((sequences, &inputs.lengths[..]))?,
+        io::CLS_INDEX => TensorRef::from_array_view((sequences, &inputs.cls_index[..]))?,
+    ])?;
+    let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
+    if let Some(row) = logits.iter().position(|logit| !logit.is_finite()) {
+        return Err(ScoreError(format!("logit {row} is {}", logits[row])));
+    }
+    Ok(logits.to_vec())
 }
 
 impl<R> From<ort::Error<R>> for ScoreError {

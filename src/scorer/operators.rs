@@ -12,6 +12,7 @@ use self::gated::GatedEncoderLayer;
 use self::layer::EncoderLayer;
 use super::attention::{Attention, Columns, Places, Queries, Scratch, attend};
 use super::fp32::Fp32;
+use super::hardware::Hardware;
 use super::isa::Path;
 use super::norm::LayerNorm;
 use super::pooling::{self, Mode};
@@ -19,15 +20,16 @@ use super::quantized::{self, Embeddings, Int8};
 use crate::graph::operator;
 
 /// All operators, to be registered with a session.
-pub(super) fn domain(path: Path) -> ort::Result<OperatorDomain> {
+pub(super) fn domain(hardware: &Hardware) -> ort::Result<OperatorDomain> {
+    let path = hardware.path;
     OperatorDomain::new(operator::DOMAIN)?
         .add(PackedAttention(path))?
         .add(PackedPooling)?
         .add(QuantizedEmbeddings(path))?
-        .add(EncoderLayer::<Int8>::new(path))?
-        .add(GatedEncoderLayer::<Int8>::new(path))?
-        .add(GatedEncoderLayer::<Fp32>::new(path))?
-        .add(EncoderLayer::<Fp32>::new(path))
+        .add(EncoderLayer::<Int8>::new(hardware.clone()))?
+        .add(GatedEncoderLayer::<Int8>::new(hardware.clone()))?
+        .add(GatedEncoderLayer::<Fp32>::new(hardware.clone()))?
+        .add(EncoderLayer::<Fp32>::new(hardware.clone()))
 }
 
 /// Inputs that an operator does not work without.
@@ -222,7 +224,7 @@ impl Kernel for PackedAttentionKernel {
         };
         let mut output = output(context, [rows, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        attend(self.path, &attention, &mut self.scratch, output);
+        attend(self.path, &attention, 0, &mut self.scratch, output);
         Ok(())
     }
 }

@@ -13,10 +13,13 @@ mod rows;
 pub use dense::Matrix;
 pub use embeddings::{Embeddings, embed};
 
+use std::cell::RefCell;
+use std::thread::LocalKey;
+
 use super::attention::{self as exact, Attention, Places, Queries};
 use super::elementary::Finish;
 use super::isa::Path;
-use super::layer::{NotFinite, Operand, Products};
+use super::layer::{Hand, NotFinite, Operand, Products};
 use crate::quantize::GROUP;
 use dense::Dense;
 use rows::{Quantize, Rows};
@@ -30,6 +33,11 @@ pub struct Int8 {
 
 impl Products for Int8 {
     type Matrix<'a> = Matrix<'a>;
+
+    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>> {
+        thread_local!(static HAND: RefCell<Hand<Int8>> = RefCell::default());
+        &HAND
+    }
 
     fn outputs(matrix: Matrix<'_>) -> usize {
         matrix.scales.len()
@@ -68,27 +76,35 @@ impl Products for Int8 {
         &mut self,
         path: Path,
         attention: &Attention<'_>,
+        first: usize,
         scratch: &mut exact::Scratch,
         output: &mut [f32],
     ) {
         let &Attention { heads, size, .. } = attention;
         let plain = attention.places == Places::default();
         if attention.queries == Queries::OnePerSequence || !size.is_multiple_of(GROUP) || !plain {
-            return exact::attend(path, attention, scratch, output);
+            return exact::attend(path, attention, first, scratch, output);
         }
         let width = heads * size;
-        let mut first = 0;
+        let wanted = first..first + output.len() / width;
+        let mut start = 0;
         for &length in attention.lengths {
-            let tokens = first..first + length as usize;
+            let tokens = start..start + length as usize;
+            start = tokens.end;
+            let asked = wanted.start.max(tokens.start)..wanted.end.min(tokens.end);
+            if asked.is_empty() {
+                continue;
+            }
+            let rows = (asked.start - wanted.start) * width..(asked.end - wanted.start) * width;
             path.perform(attention::Attend {
                 queries: &attention.query.data[tokens.start * width..tokens.end * width],
                 keys: &attention.key.data[tokens.start * 2 * width..tokens.end * 2 * width],
                 heads,
                 size,
                 scratch: &mut self.attention,
-                output: &mut output[tokens.start * width..tokens.end * width],
+                first: asked.start - tokens.start,
+                output: &mut output[rows],
             });
-            first = tokens.end;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A layer that normalises before each part, and multiplies the feed-forward part by a gate.
 
 use super::{
-    Asking, CHUNK, Finish, Input, LayerNorm, Normalize, NotFinite, Path, Places, Products, Scratch,
-    attend, operand,
+    Asking, CHUNK, Finish, Hand, Hardware, Input, LayerNorm, NormalizeAlone, NotFinite, Path,
+    Places, Products, Scratch, operand, project,
 };
 
 /// Weights of such a layer.
@@ -37,26 +37,21 @@ pub struct GatedLayer<'a, Matrix> {
 /// # Errors
 /// [`NotFinite`], with whatever in `output`.
 pub fn forward<P: Products>(
-    path: Path,
+    hardware: &Hardware,
     layer: &GatedLayer<'_, P::Matrix<'_>>,
     input: Input<'_>,
-    scratch: &mut Scratch<P>,
+    scratch: &mut Scratch,
     output: &mut [f32],
 ) -> Result<(), NotFinite> {
+    let path = hardware.path;
     let width = P::outputs(layer.query);
+    let cores = hardware.borrow(input.hidden.len() / width);
     let Scratch {
-        products,
-        asked,
+        projected,
         first,
         normed,
         normed_first,
-        context,
-        attended,
-        inner: expanded,
-        gate,
-        zeros,
     } = scratch;
-    zeros.resize(input.hidden.len(), 0.0);
     let asking = Asking {
         query: layer.query,
         keys: layer.keys,
@@ -66,53 +61,80 @@ pub fn forward<P: Products>(
     let hidden = match layer.attention_norm {
         None => input.hidden,
         Some(norm) => {
-            normalize(path, input.hidden, norm, zeros, normed);
+            normalize(path, input.hidden, norm, normed);
             &*normed
         }
     };
     let normal = Input { hidden, ..input };
     let wanted = normal.wanted(width, normed_first);
-    attend(path, &asking, normal, wanted, (products, asked), context)?;
+    let attention = project::<P>(path, &cores, &asking, normal, wanted, projected)?;
     let residual = input.wanted(width, first);
 
-    let nothing = Finish::Nothing;
-    let inner = P::outputs(layer.up);
-    let chunks = context.chunks(CHUNK * width);
-    let outputs = output.chunks_mut(CHUNK * width);
-    for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs) {
-        let rows = context.len() / width;
-        attended.resize(context.len(), 0.0);
-        expanded.resize(rows * inner, 0.0);
-        gate.resize(rows * inner, 0.0);
-        let x = operand(context, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.projection, nothing, attended);
-        add(attended, residual);
-        normalize(path, attended, layer.inner_norm, zeros, normed);
-        let x = operand(normed, width);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.up, layer.activation, expanded);
-        products.multiply(path, x, layer.gate, nothing, gate);
-        for (x, gate) in expanded.iter_mut().zip(&*gate) {
-            *x *= gate;
-        }
-        let x = operand(expanded, inner);
-        products.prepare(path, x)?;
-        products.multiply(path, x, layer.down, nothing, output);
-        add(output, attended);
-    }
-    Ok(())
+    let share = cores.share(residual.len() / width);
+    let parts = residual.chunks(share * width);
+    let parts = parts.zip(output.chunks_mut(share * width));
+    cores.each(parts.enumerate(), |(part, (residual, output))| {
+        P::hand().with_borrow_mut(|hand| {
+            hand.attend(path, &attention, part * share, residual.len() / width);
+            hand.finish_gated(path, layer, residual, output)
+        })
+    })
 }
 
-/// Writes the LayerNorm of `x`, which is not longer than `zeros`, to `output`.
-fn normalize(path: Path, x: &[f32], norm: LayerNorm<'_>, zeros: &[f32], output: &mut Vec<f32>) {
+impl<P: Products> Hand<P> {
+    /// Writes what becomes of the context of some rows.
+    fn finish_gated(
+        &mut self,
+        path: Path,
+        layer: &GatedLayer<'_, P::Matrix<'_>>,
+        residual: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), NotFinite> {
+        let Self {
+            products,
+            context,
+            attended,
+            inner: expanded,
+            gate,
+            normed,
+            ..
+        } = self;
+        let (width, inner) = (P::outputs(layer.query), P::outputs(layer.up));
+        let nothing = Finish::Nothing;
+        let chunks = context.chunks(CHUNK * width);
+        let outputs = output.chunks_mut(CHUNK * width);
+        for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs)
+        {
+            let rows = context.len() / width;
+            attended.resize(context.len(), 0.0);
+            expanded.resize(rows * inner, 0.0);
+            gate.resize(rows * inner, 0.0);
+            let x = operand(context, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.projection, nothing, attended);
+            add(attended, residual);
+            normalize(path, attended, layer.inner_norm, normed);
+            let x = operand(normed, width);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.up, layer.activation, expanded);
+            products.multiply(path, x, layer.gate, nothing, gate);
+            for (x, gate) in expanded.iter_mut().zip(&*gate) {
+                *x *= gate;
+            }
+            let x = operand(expanded, inner);
+            products.prepare(path, x)?;
+            products.multiply(path, x, layer.down, nothing, output);
+            add(output, attended);
+        }
+        Ok(())
+    }
+}
+
+/// Writes the LayerNorm of `x` to `output`.
+fn normalize(path: Path, x: &[f32], norm: LayerNorm<'_>, output: &mut Vec<f32>) {
     output.clear();
     output.extend_from_slice(x);
-    path.perform(Normalize {
-        x: output,
-        residual: &zeros[..x.len()],
-        norm,
-    });
+    path.perform(NormalizeAlone { x: output, norm });
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

@@ -9,19 +9,19 @@ use ort::operator::{
 use super::layer::{Fed, Named, Settings, layer_inputs};
 use super::{number, one_output};
 use crate::graph::operator;
-use crate::scorer::isa::Path;
+use crate::scorer::hardware::Hardware;
 use crate::scorer::layer::{self, GatedLayer};
 
 /// See [`operator::GATED_LAYER`].
 pub(super) struct GatedEncoderLayer<P> {
-    path: Path,
+    hardware: Hardware,
     products: PhantomData<fn() -> P>,
 }
 
 impl<P> GatedEncoderLayer<P> {
-    pub(super) fn new(path: Path) -> Self {
+    pub(super) fn new(hardware: Hardware) -> Self {
         Self {
-            path,
+            hardware,
             products: PhantomData,
         }
     }
@@ -47,7 +47,7 @@ impl<P: Named> Operator for GatedEncoderLayer<P> {
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
         Ok(GatedKernel {
-            settings: Settings::read(self.path, context)?,
+            settings: Settings::read(&self.hardware, context)?,
             normed: number(context, operator::NORMED)? != 0,
             products: PhantomData,
         })
@@ -63,12 +63,12 @@ pub(super) struct GatedKernel<P> {
 impl<P: Named> Kernel for GatedKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let Settings {
-            path,
+            ref hardware,
             heads,
             activation,
             ..
         } = self.settings;
-        let fed = Fed::<P>::read(context, operator::GATED_MATRICES, self.settings)?;
+        let fed = Fed::<P>::read(context, operator::GATED_MATRICES, &self.settings)?;
         let layer = GatedLayer {
             attention_norm: match self.normed {
                 true => None,
@@ -86,7 +86,7 @@ impl<P: Named> Kernel for GatedKernel<P> {
             places: fed.places()?,
         };
         fed.run(context, |input, scratch, output| {
-            layer::forward_gated(path, &layer, input, scratch, output)
+            layer::forward_gated::<P>(hardware, &layer, input, scratch, output)
         })
     }
 }

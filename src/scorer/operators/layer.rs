@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::thread::LocalKey;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput,
@@ -17,13 +16,13 @@ use crate::graph::operator;
 use crate::scorer::attention::{Places, Queries};
 use crate::scorer::elementary::Finish;
 use crate::scorer::fp32::{self, Fp32};
-use crate::scorer::isa::Path;
+use crate::scorer::hardware::Hardware;
 use crate::scorer::layer::{self, Input, Layer, NotFinite, Products, Scratch};
 use crate::scorer::norm::LayerNorm;
 use crate::scorer::quantized::{self, Int8};
 
 /// How an arithmetic is called in a graph.
-pub(super) trait Named: Products + 'static {
+pub(super) trait Named: Products {
     /// The operator.
     const NAME: &'static str;
     /// The one of the form with a gate.
@@ -33,9 +32,11 @@ pub(super) trait Named: Products + 'static {
 
     /// A dense layer, of so many inputs.
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<Self::Matrix<'a>>;
+}
 
+thread_local! {
     /// A thread runs one layer after the other, and they share the memory.
-    fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>>;
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Named for Int8 {
@@ -56,11 +57,6 @@ impl Named for Int8 {
             bias: floats(inputs, 3)?,
         })
     }
-
-    fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>> {
-        thread_local!(static SCRATCH: RefCell<Scratch<Int8>> = RefCell::default());
-        &SCRATCH
-    }
 }
 
 impl Named for Fp32 {
@@ -75,11 +71,6 @@ impl Named for Fp32 {
             bias: floats(inputs, 1)?,
         })
     }
-
-    fn scratch() -> &'static LocalKey<RefCell<Scratch<Self>>> {
-        thread_local!(static SCRATCH: RefCell<Scratch<Fp32>> = RefCell::default());
-        &SCRATCH
-    }
 }
 
 fn activation(number: i64) -> ort::Result<Finish> {
@@ -92,9 +83,9 @@ fn activation(number: i64) -> ort::Result<Finish> {
 }
 
 /// What both forms of a layer are told by attributes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Settings {
-    pub(super) path: Path,
+    pub(super) hardware: Hardware,
     pub(super) heads: usize,
     pub(super) activation: Finish,
     window: Option<usize>,
@@ -103,9 +94,9 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn read(path: Path, context: &KernelContext<'_>) -> ort::Result<Self> {
+    pub(super) fn read(hardware: &Hardware, context: &KernelContext<'_>) -> ort::Result<Self> {
         Ok(Self {
-            path,
+            hardware: hardware.clone(),
             heads: number(context, operator::HEADS)? as usize,
             activation: activation(number(context, operator::ACTIVATION)?)?,
             window: window(context),
@@ -143,7 +134,7 @@ pub(super) struct Fed<'a, P> {
     values: Vec<ValueRef<'a>>,
     places: PlaceInputs<'a>,
     matrices: usize,
-    settings: Settings,
+    settings: &'a Settings,
     products: PhantomData<fn() -> P>,
 }
 
@@ -152,7 +143,7 @@ impl<'a, P: Named> Fed<'a, P> {
     pub(super) fn read(
         context: &'a ComputeContext,
         matrices: usize,
-        settings: Settings,
+        settings: &'a Settings,
     ) -> ort::Result<Self> {
         let count = before_norms::<P>(matrices) + operator::NORMS * 2;
         let values = inputs(context, count)?;
@@ -193,7 +184,7 @@ impl<'a, P: Named> Fed<'a, P> {
     pub(super) fn run(
         &self,
         context: &ComputeContext,
-        forward: impl FnOnce(Input<'_>, &mut Scratch<P>, &mut [f32]) -> Result<(), NotFinite>,
+        forward: impl FnOnce(Input<'_>, &mut Scratch, &mut [f32]) -> Result<(), NotFinite>,
     ) -> ort::Result<()> {
         let [tokens, width] = self.shape()?;
         let input = Input {
@@ -207,7 +198,7 @@ impl<'a, P: Named> Fed<'a, P> {
         };
         let mut output = output(context, [rows, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        P::scratch()
+        SCRATCH
             .with_borrow_mut(|scratch| forward(input, scratch, output))
             .map_err(|error| ort::Error::new(error.to_string()))
     }
@@ -224,14 +215,14 @@ impl<'a, P: Named> Fed<'a, P> {
 
 /// See [`operator::LAYER`] and [`operator::QUANTIZED_LAYER`].
 pub(super) struct EncoderLayer<P> {
-    path: Path,
+    hardware: Hardware,
     products: PhantomData<fn() -> P>,
 }
 
 impl<P> EncoderLayer<P> {
-    pub(super) fn new(path: Path) -> Self {
+    pub(super) fn new(hardware: Hardware) -> Self {
         Self {
-            path,
+            hardware,
             products: PhantomData,
         }
     }
@@ -257,7 +248,7 @@ impl<P: Named> Operator for EncoderLayer<P> {
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
         Ok(EncoderLayerKernel {
-            settings: Settings::read(self.path, context)?,
+            settings: Settings::read(&self.hardware, context)?,
             products: PhantomData,
         })
     }
@@ -271,12 +262,12 @@ pub(super) struct EncoderLayerKernel<P> {
 impl<P: Named> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let Settings {
-            path,
+            ref hardware,
             heads,
             activation,
             ..
         } = self.settings;
-        let fed = Fed::<P>::read(context, operator::MATRICES, self.settings)?;
+        let fed = Fed::<P>::read(context, operator::MATRICES, &self.settings)?;
         let layer = Layer {
             query: fed.matrix(0)?,
             keys: fed.matrix(1)?,
@@ -290,7 +281,7 @@ impl<P: Named> Kernel for EncoderLayerKernel<P> {
             places: fed.places()?,
         };
         fed.run(context, |input, scratch, output| {
-            layer::forward(path, &layer, input, scratch, output)
+            layer::forward::<P>(hardware, &layer, input, scratch, output)
         })
     }
 }

@@ -56,7 +56,8 @@ struct Spans {
     score_scale: Vec<f32>,
 }
 
-/// Attention of every token of a sequence to all of them.
+/// Attention of some tokens of a sequence to all of them. It is the same bits for a token whichever others
+/// are asked for beside it.
 pub(super) struct Attend<'a> {
     /// `[tokens, heads * size]`, divided by the root of `size`.
     pub queries: &'a [f32],
@@ -66,7 +67,9 @@ pub(super) struct Attend<'a> {
     /// Numbers of one head, a multiple of [`GROUP`].
     pub size: usize,
     pub scratch: &'a mut Scratch,
-    /// `[tokens, heads * size]`.
+    /// The first token that is asked for.
+    pub first: usize,
+    /// `[some tokens, heads * size]`.
     pub output: &'a mut [f32],
 }
 
@@ -79,6 +82,7 @@ impl Step for Attend<'_> {
             heads,
             size,
             scratch,
+            first,
             output,
         } = self;
         let width = heads * size;
@@ -90,7 +94,7 @@ impl Step for Attend<'_> {
         scratch.spans.measure(queries, keys, shape);
         scratch.quantize::<I>(queries, keys, shape);
         for head in 0..heads {
-            scratch.attend(isa, shape, head, output);
+            scratch.attend(isa, shape, head, first, output);
         }
     }
 }
@@ -290,9 +294,17 @@ impl Scratch {
     }
 
     #[inline(always)]
-    fn attend<I: Isa>(&mut self, isa: I, shape: Shape, head: usize, output: &mut [f32]) {
+    fn attend<I: Isa>(
+        &mut self,
+        isa: I,
+        shape: Shape,
+        head: usize,
+        asked: usize,
+        output: &mut [f32],
+    ) {
         let Shape { tokens, size, .. } = shape;
         let width = shape.width();
+        let asked = asked..asked + output.len() / width;
         let keys = &self.keys[head * shape.keys::<I>()..][..shape.keys::<I>()];
         let values = &self.values[head * shape.values()..][..shape.values()];
         let queries = &self.queries[head * shape.queries()..][..shape.queries()];
@@ -305,6 +317,9 @@ impl Scratch {
             let first = part * I::STRIPS * COLUMNS;
             let lanes = strips.len() / size;
             let count = lanes.min(tokens - first);
+            if first >= asked.end || first + count <= asked.start {
+                continue;
+            }
             let scores = room(&mut self.scores, tokens * lanes);
             for (block, rows) in keys.chunks_exact(shape.block::<I>()).enumerate() {
                 let scores = &mut scores[block * I::ROWS * lanes..];
@@ -349,6 +364,10 @@ impl Scratch {
                     let middles = &value_middle[offset..];
                     for (row, sums) in sums.chunks_exact(stride).enumerate().take(count) {
                         let query = first + start + row;
+                        if !asked.contains(&query) {
+                            continue;
+                        }
+                        let query = query - asked.start;
                         let output = &mut output[query * width + dimensions.start + offset..]
                             [..scales.len().min(stride)];
                         let reciprocal = 1.0 / totals[start + row];

@@ -73,7 +73,7 @@ impl Step for Embed<'_> {
             for (output, &number) in output.iter_mut().zip(word) {
                 *output = f32::from(number) * scale;
             }
-            norm.apply::<I>(output, &positions[position as usize * width..][..width]);
+            norm.apply_to_sum::<I>(output, &positions[position as usize * width..][..width]);
         }
     }
 }

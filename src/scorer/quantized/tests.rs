@@ -83,6 +83,7 @@ proptest! {
         heads in 1_usize..4,
         size in prop::sample::select(vec![4_usize, 20, 32, 64]),
         spread in 0.1_f32..3.0,
+        part in any::<(prop::sample::Index, prop::sample::Index)>(),
         seed in any::<u64>(),
     ) {
         let width = heads * size;
@@ -108,15 +109,24 @@ proptest! {
             }
         }
         for path in Path::available() {
+            let attend = |first: usize, output: &mut [f32]| {
+                path.perform(Attend {
+                    queries: &queries,
+                    keys: &keys,
+                    heads,
+                    size,
+                    scratch: &mut attention::Scratch::default(),
+                    first,
+                    output,
+                });
+            };
             let mut output = vec![f32::NAN; exact.len()];
-            path.perform(Attend {
-                queries: &queries,
-                keys: &keys,
-                heads,
-                size,
-                scratch: &mut attention::Scratch::default(),
-                output: &mut output,
-            });
+            attend(0, &mut output);
+            let first = part.0.index(tokens);
+            let some = &output[first * width..][..(1 + part.1.index(tokens - first)) * width];
+            let mut part = vec![f32::NAN; some.len()];
+            attend(first, &mut part);
+            prop_assert_eq!(&part, some, "{}", path.name());
             let error = output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Values lie between -2 and 2.
             prop_assert!(error < 0.08, "{}: off by {}", path.name(), error);
