@@ -141,11 +141,16 @@ impl Variant {
         let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
         let graph = graph::build(model, rows, precision).unwrap();
         let layout = Layout::of(&model.manifest);
+        // Our layers borrow cores as they do in the server, which gives ONNX Runtime one thread.
+        let session_threads = match precision {
+            Precision::Fp32Nodes => threads,
+            Precision::Fp32 | Precision::Int8 => 1,
+        };
         let hardware = Hardware::new(threads).unwrap().with_path(path);
         let onnx = OnnxModel::new(&library, graph, layout, hardware).unwrap();
         Self {
             name,
-            scorer: onnx.session(threads).unwrap(),
+            scorer: onnx.session(session_threads).unwrap(),
             batches,
         }
     }

@@ -344,9 +344,9 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
                 let onnx = OnnxModel::new(&library(), graph, layout, hardware).unwrap();
                 onnx.session(1).unwrap().score_alone(&batch).unwrap()
             };
-            let alone = score(Hardware::default());
+            let one_core = score(Hardware::default());
             let borrowing = score(Hardware::new(3).unwrap());
-            assert_eq!(alone, borrowing, "{name}, {}", precision.name());
+            assert_eq!(one_core, borrowing, "{name}, {}", precision.name());
         }
     }
 }

@@ -481,6 +481,34 @@ async fn priorities_are_read_and_checked() {
 /// A document of this many words makes the model fail.
 const BAD: usize = 9;
 
+#[tokio::test]
+async fn a_batch_is_told_to_be_alone_while_nothing_else_runs_or_waits() {
+    let (model, gate) = held();
+    let model = Model {
+        workers: 2,
+        ..model
+    };
+    let seen = model.seen.clone();
+    let server = Server::start(model, Config::default()).await;
+    let first = send(&server, &rerank(&[3])).await;
+    gate.entered().await;
+    let second = send(&server, &rerank(&[3])).await;
+    gate.entered().await;
+    gate.open();
+    gate.open();
+    for mut connection in [first, second] {
+        assert_ranked(&connection.answer().await, &[3]);
+    }
+    // One request that both workers share, half of it each.
+    let many = [9; 8];
+    let mut third = send(&server, &rerank(&many)).await;
+    gate.entered().await;
+    gate.entered().await;
+    gate.open_for_good();
+    assert_ranked(&third.answer().await, &many);
+    assert_eq!(seen.alone(), [true, false, false, false]);
+}
+
 fn failing() -> [Model; 2] {
     let panics = Model {
         logit: |words| match words {

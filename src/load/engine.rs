@@ -114,7 +114,13 @@ impl Plan {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
                 let layout = Layout::of(&model.manifest);
                 drop(model);
-                let hardware = Hardware::new(config.threads)?;
+                let hardware = match precision {
+                    // No operator of ours would borrow a core.
+                    graph::Precision::Fp32Nodes => Hardware::default(),
+                    graph::Precision::Fp32 | graph::Precision::Int8 => {
+                        Hardware::new(config.threads)?
+                    }
+                };
                 let onnx = OnnxModel::new(library, graph, layout, hardware)?;
                 on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
             }

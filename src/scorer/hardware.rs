@@ -1,9 +1,10 @@
 //! What a model is computed with: instructions, and the cores that a batch may use beside its own.
 //!
-//! Every session has a thread and a core of its own. A batch that begins alone may borrow the cores of the
-//! others for the length of a layer, while they have nothing to do. So a lone pair uses the whole
-//! machine, and under load every batch stays on its core. The parts of a layer are stolen, not
-//! dealt out: where other programs have the cores, the batch's own thread does what nobody came for.
+//! Every session has a core, and most of the time the thread that owns it. A batch that begins alone runs in
+//! a pool instead, and borrows the cores of the other sessions for the length of a layer, while they have
+//! nothing to do. So a lone pair uses the whole machine; a batch that comes meanwhile begins at once, and
+//! has its core to itself from the next layer on. The parts of a layer are stolen, not dealt out: where
+//! other programs have the cores, the batch's own thread does what nobody came for.
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +17,7 @@ use super::isa::Path;
 /// Fewest rows that a core is borrowed for: with fewer, waking it costs more than it takes off.
 const LEAST_ROWS: usize = 32;
 /// Rows of a part are a multiple of this, so that few blocks of rows are left half full.
-const ROUND: usize = 16;
+const ROUND: usize = 8;
 
 /// Instructions and cores. Clones share the cores.
 #[derive(Debug, Clone)]
@@ -58,9 +59,13 @@ impl Hardware {
         }
         let pool = ThreadPoolBuilder::new()
             .num_threads(cores)
-            .thread_name(|number| format!("spare-{number}"))
+            .thread_name(|number| format!("lone-{number}"))
             .build()
-            .map_err(|error| ScoreError(format!("threads cannot be started: {error}")))?;
+            .map_err(|error| {
+                ScoreError(format!(
+                    "{cores} threads cannot be started: {error}; hint: allow the process more, or lower `threads`"
+                ))
+            })?;
         let cores = Cores {
             idle: AtomicIsize::new(cores as isize),
             pool: Some(pool),
@@ -80,7 +85,7 @@ impl Hardware {
     /// Runs a batch on the caller's thread.
     pub(super) fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
         self.cores.idle.fetch_sub(1, Ordering::Relaxed);
-        let _own = Taken {
+        let _own = Held {
             cores: &self.cores,
             count: 1,
         };
@@ -90,14 +95,21 @@ impl Hardware {
     /// Runs a batch of so many rows in the pool, where its layers may borrow cores.
     pub(super) fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
         self.run(|| match &self.cores.pool {
-            Some(pool) if rows >= 2 * LEAST_ROWS => pool.install(batch),
+            Some(pool) if rows >= 2 * LEAST_ROWS && self.no_other(pool) => pool.install(batch),
             _ => batch(),
         })
     }
 
+    /// Whether the caller's batch is the only one. A thread of the pool that waits for a part would
+    /// begin another batch meanwhile, and answer neither in time.
+    fn no_other(&self, pool: &ThreadPool) -> bool {
+        self.cores.idle.load(Ordering::Relaxed) == pool.current_num_threads() as isize - 1
+    }
+
     /// Borrows cores that are idle for work on so many rows, maybe none.
-    pub(super) fn borrow(&self, rows: usize) -> Taken<'_> {
-        let pooled = rayon::current_thread_index().is_some();
+    pub(super) fn borrow(&self, rows: usize) -> Held<'_> {
+        let pool = self.cores.pool.as_ref();
+        let pooled = pool.and_then(ThreadPool::current_thread_index).is_some();
         let wanted = if pooled {
             (rows / LEAST_ROWS).saturating_sub(1)
         } else {
@@ -107,7 +119,7 @@ impl Hardware {
         let idle = &self.cores.idle;
         let before = idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spare);
         let count = before.map_or(0, |before| before.min(wanted)) as usize;
-        Taken {
+        Held {
             cores: &self.cores,
             count,
         }
@@ -122,23 +134,23 @@ impl Default for Hardware {
 }
 
 /// Cores, until it is dropped.
-pub(super) struct Taken<'a> {
+pub(super) struct Held<'a> {
     cores: &'a Cores,
     count: usize,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
         let count = self.count as isize;
         self.cores.idle.fetch_add(count, Ordering::Relaxed);
     }
 }
 
-impl Taken<'_> {
+impl Held<'_> {
     /// Rows of each part, when `rows` are shared by the caller's core and those that it borrowed.
     pub(super) fn share(&self, rows: usize) -> usize {
         match self.count {
-            0 => rows,
+            0 => rows.max(1),
             count => rows.div_ceil(count + 1).next_multiple_of(ROUND),
         }
     }
@@ -177,6 +189,8 @@ impl Taken<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
 
     const MANY: usize = 100 * LEAST_ROWS;
@@ -205,11 +219,43 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_beside_others_borrows_none() {
+    fn a_batch_that_is_not_alone_borrows_none() {
         let hardware = Hardware::new(4).unwrap();
-        hardware.run(|| assert_eq!(lent(&hardware, MANY), 0));
+        hardware.run(|| {
+            assert_eq!(lent(&hardware, MANY), 0);
+            // Whatever it is told.
+            hardware.run_alone(MANY, || assert_eq!(lent(&hardware, MANY), 0));
+        });
         let one = Hardware::default();
         one.run_alone(MANY, || assert_eq!(lent(&one, MANY), 0));
+    }
+
+    #[test]
+    fn a_part_that_panics_gives_its_cores_back() {
+        let hardware = Hardware::new(2).unwrap();
+        let panics = AssertUnwindSafe(|| {
+            hardware.run_alone(MANY, || {
+                let layer = hardware.borrow(MANY);
+                layer.each(0..2, |part| -> Result<(), ()> { panic!("part {part}") })
+            })
+        });
+        assert!(catch_unwind(panics).is_err());
+        hardware.run_alone(MANY, || assert_eq!(lent(&hardware, MANY), 1));
+    }
+
+    #[test]
+    fn parts_take_all_rows_and_no_core_is_left_without() {
+        for cores in 1..6 {
+            let hardware = Hardware::new(cores).unwrap();
+            hardware.run_alone(MANY, || {
+                for rows in (cores * LEAST_ROWS..1000).chain([1]) {
+                    let layer = hardware.borrow(rows);
+                    let parts = rows.div_ceil(layer.share(rows));
+                    assert!(parts <= layer.count + 1, "{rows} rows, {cores} cores");
+                    assert!(2 * parts > layer.count + 1, "{rows} rows, {cores} cores");
+                }
+            });
+        }
     }
 
     #[test]

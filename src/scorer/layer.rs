@@ -11,7 +11,7 @@ pub use gated::{GatedLayer, forward as forward_gated};
 
 use super::attention::{self, Attention, Columns, Places, Queries};
 pub use super::elementary::Finish;
-use super::hardware::{Hardware, Taken};
+use super::hardware::{Hardware, Held};
 use super::isa::Path;
 pub use super::norm::LayerNorm;
 use super::norm::{Normalize, NormalizeAlone};
@@ -171,7 +171,7 @@ struct Asking<'a, Matrix> {
 /// first of each sequence.
 fn project<'a, P: Products>(
     path: Path,
-    cores: &Taken<'_>,
+    cores: &Held<'_>,
     asking: &Asking<'a, P::Matrix<'_>>,
     input: Input<'a>,
     wanted: &[f32],

@@ -52,13 +52,26 @@ impl Default for Model {
     }
 }
 
-/// The batches that a model was given, each as the words of its documents.
+/// The batches that a model was given.
 #[derive(Clone, Default)]
-pub struct Seen(Arc<Mutex<Vec<Vec<usize>>>>);
+pub struct Seen(Arc<Mutex<Vec<SeenBatch>>>);
+
+struct SeenBatch {
+    words: Vec<usize>,
+    alone: bool,
+}
 
 impl Seen {
+    /// Each as the words of its documents.
     pub fn batches(&self) -> Vec<Vec<usize>> {
-        self.0.lock().unwrap().clone()
+        let seen = self.0.lock().unwrap();
+        seen.iter().map(|batch| batch.words.clone()).collect()
+    }
+
+    /// Of each, whether it was told to be alone.
+    pub fn alone(&self) -> Vec<bool> {
+        let seen = self.0.lock().unwrap();
+        seen.iter().map(|batch| batch.alone).collect()
     }
 
     pub fn pairs(&self) -> usize {
@@ -108,8 +121,22 @@ impl Gate {
 
 impl Scorer for Model {
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        self.run(batch, false)
+    }
+
+    fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        self.run(batch, true)
+    }
+}
+
+impl Model {
+    fn run(&self, batch: &Batch, alone: bool) -> Result<Vec<f32>, ScoreError> {
         let words = words(batch);
-        self.seen.0.lock().unwrap().push(words.clone());
+        let seen = SeenBatch {
+            words: words.clone(),
+            alone,
+        };
+        self.seen.0.lock().unwrap().push(seen);
         if let Some(gate) = &self.gate {
             gate.pass();
         }

@@ -198,9 +198,11 @@ impl<'a, P: Named> Fed<'a, P> {
         };
         let mut output = output(context, [rows, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        SCRATCH
-            .with_borrow_mut(|scratch| forward(input, scratch, output))
-            .map_err(|error| ort::Error::new(error.to_string()))
+        // Taken and not borrowed: while this thread waits for a part, it may run another layer.
+        let mut scratch = SCRATCH.take();
+        let done = forward(input, &mut scratch, output);
+        SCRATCH.set(scratch);
+        done.map_err(|error| ort::Error::new(error.to_string()))
     }
 
     fn shape(&self) -> ort::Result<[usize; 2]> {
