@@ -7,6 +7,7 @@ pub mod export;
 pub mod healthcheck;
 mod hub;
 pub mod models;
+mod output;
 pub mod progress;
 pub mod pull;
 pub mod score;

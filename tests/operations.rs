@@ -30,6 +30,25 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String
     )
 }
 
+#[test]
+fn output_that_nobody_reads_on_is_no_failure() {
+    for arguments in [
+        &["config"][..],
+        &["bench", "--print-requests", "200"],
+        &["healthcheck", "--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = plain(PROGRAM)
+            .args(arguments)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+    }
+}
+
 /// The status of one request on a connection of its own.
 fn status(mut stream: impl Read + Write, headers: &str) -> u16 {
     let length = RERANK.len();

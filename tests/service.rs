@@ -343,8 +343,7 @@ fn token_of(seconds: f64) -> Option<Costs> {
         per_token: seconds,
         per_square: 0.0,
     };
-    let estimator = Estimator::new(cost);
-    Some(Costs::new(estimator.clone(), estimator, 1))
+    Some(Costs::new(Estimator::new(cost), 1))
 }
 
 fn timed(body: &Value, milliseconds: u64) -> Request<Body> {

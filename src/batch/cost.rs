@@ -280,21 +280,19 @@ fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     from_fn(|i| a[(i + 1) % 3] * b[(i + 2) % 3] - a[(i + 2) % 3] * b[(i + 1) % 3])
 }
 
-/// The cost of a batch that runs alone, and of one beside which every other worker runs: cores share
-/// caches and memory, and sometimes their arithmetic. Each is learnt from its own batches, so that a
-/// quiet hour does not make the next rush look fast.
+/// The cost of a batch beside which every other worker runs: cores share caches and memory, and sometimes
+/// their arithmetic. It is learnt from such batches only, so that a quiet hour does not make the next rush
+/// look fast.
 #[derive(Debug, Clone)]
 pub struct Costs {
-    lone: Estimator,
     loaded: Estimator,
     workers: usize,
 }
 
 impl Costs {
     /// Starts with what was measured for `workers` workers.
-    pub fn new(lone: Estimator, loaded: Estimator, workers: usize) -> Self {
+    pub fn new(loaded: Estimator, workers: usize) -> Self {
         Self {
-            lone,
             loaded,
             workers: workers.max(1),
         }
@@ -302,8 +300,7 @@ impl Costs {
 
     /// Nothing was measured.
     pub fn guess(workers: usize) -> Self {
-        let guess = Estimator::new(Cost::GUESS);
-        Self::new(guess.clone(), guess, workers)
+        Self::new(Estimator::new(Cost::GUESS), workers)
     }
 
     /// Workers that score at the same time.
@@ -312,16 +309,8 @@ impl Costs {
     }
 
     /// Whether `busy` workers count as a loaded machine.
-    pub fn is_loaded(&self, busy: usize) -> bool {
+    fn is_loaded(&self, busy: usize) -> bool {
         2 * busy > self.workers
-    }
-
-    /// Of a batch while `busy` workers run, itself among them.
-    pub fn at(&self, busy: usize) -> Cost {
-        match self.is_loaded(busy) {
-            true => self.loaded.cost(),
-            false => self.lone.cost(),
-        }
     }
 
     /// Of a batch while every worker runs.
@@ -329,11 +318,10 @@ impl Costs {
         self.loaded.cost()
     }
 
-    /// Learns that a batch of `work` took `seconds` while `busy` workers ran.
-    pub fn observe(&mut self, work: Work, seconds: f64, busy: usize) {
-        match self.is_loaded(busy) {
-            true => self.loaded.observe(work, seconds),
-            false => self.lone.observe(work, seconds),
+    /// Learns that a batch of `work` took `seconds`, at whose start and end so many workers ran.
+    pub fn observe(&mut self, work: Work, seconds: f64, busy: [usize; 2]) {
+        if busy.iter().all(|&busy| self.is_loaded(busy)) {
+            self.loaded.observe(work, seconds);
         }
     }
 
@@ -457,19 +445,24 @@ mod tests {
     }
 
     #[test]
-    fn lone_and_loaded_are_learnt_apart() {
-        let mut costs = Costs::new(Estimator::new(TRUE), Estimator::new(TRUE.times(1.5)), 4);
-        for work in batches() {
-            costs.observe(work, TRUE.seconds(work), 1);
-        }
+    fn only_batches_of_a_loaded_machine_are_learnt_from() {
+        let loaded = TRUE.times(1.5);
+        let mut costs = Costs::new(Estimator::new(loaded), 4);
         let work = Work::of(200);
+        for busy in [[1, 1], [2, 2], [4, 2], [2, 4]] {
+            for work in batches() {
+                costs.observe(work, TRUE.seconds(work), busy);
+            }
+            assert_eq!(costs.loaded(), loaded, "{busy:?}");
+        }
+        for work in batches() {
+            costs.observe(work, TRUE.seconds(work), [4, 3]);
+        }
         assert!(close(
-            costs.at(4).seconds(work),
-            1.5 * TRUE.seconds(work),
+            costs.loaded().seconds(work),
+            TRUE.seconds(work),
             0.01
         ));
-        assert!(close(costs.at(1).seconds(work), TRUE.seconds(work), 0.01));
-        assert!(!costs.is_loaded(2) && costs.is_loaded(3));
         assert!(Costs::guess(1).is_loaded(1));
     }
 

@@ -166,10 +166,8 @@ fn finish(
                 shared.cache.insert(job.key, logits);
             }
             shared.settle(|state| {
-                // A batch that began beside others and ended alone belongs to neither kind.
-                if state.costs.is_loaded(busy) == state.costs.is_loaded(state.busy()) {
-                    state.costs.observe(work, seconds, busy);
-                }
+                let busy = [busy, state.busy()];
+                state.costs.observe(work, seconds, busy);
                 shared.admission.set_pace(state.costs.pace(work));
                 state.busy_until[number] = None;
                 state.queue.complete(&jobs, &logits)

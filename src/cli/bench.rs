@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::settings::Flags;
-use super::{Exit, hub, serve};
+use super::{Exit, hub, output, serve};
 use crate::bench::drive::{Load, Progress};
 use crate::bench::report::{Budget, Findings, Report};
 use crate::bench::target::{Dialect, Engine, Server, Target};
@@ -184,7 +184,7 @@ pub fn run(args: &Args) -> Exit {
         .with_different(args.different.map(NonZeroU64::get));
     if let Some(count) = args.print_requests {
         for number in 0..count {
-            println!("{}", json!(texts.request(number)));
+            output::line(json!(texts.request(number)));
         }
         return Exit::Success;
     }
@@ -352,8 +352,8 @@ fn show(args: &Args, target: String, info: Value, findings: Findings) {
         findings,
     };
     match args.json {
-        true => println!("{}", json!(report)),
-        false => print!("{}", report.table()),
+        true => output::line(json!(report)),
+        false => output::text(report.table()),
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::fmt::Write;
 
-use super::Exit;
 use super::settings::{Effective, Flags};
+use super::{Exit, output};
 use crate::config::{Kind, Setting};
 
 /// Prints every setting.
 pub fn run(flags: &Flags) -> Exit {
     match flags.resolve() {
         Ok(effective) => {
-            print!("{}", shown(&effective));
+            output::text(shown(&effective));
             Exit::Success
         }
         Err(exit) => exit,

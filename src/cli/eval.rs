@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::Exit;
 use super::hub::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
+use super::{Exit, output};
 use crate::bulk::Engine;
 use crate::config::{Config, Precision};
 use crate::eval::correlation::Correlation;
@@ -395,9 +395,9 @@ fn finish(
 ) -> Result<(), EvalError> {
     if common.json {
         let text = serde_json::to_string_pretty(report).expect("a report has only text keys");
-        println!("{text}");
+        output::line(text);
     } else {
-        print!("{}", report.table());
+        output::text(report.table());
     }
     let Some(path) = &common.plot else {
         return Ok(());

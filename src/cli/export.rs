@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::Exit;
 use super::hub::{Told, placed};
 use super::settings::EngineFlags;
+use super::{Exit, output};
 use crate::config::Config;
 use crate::export::{self, ExportError, Written};
 use crate::graph;
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Exit {
     match write(args, &config) {
         Ok(written) => {
             for file in &written.files {
-                println!("{}", file.display());
+                output::line(file.display());
             }
             eprintln!("{} bytes in {} files", written.bytes, written.files.len());
             Exit::Success

@@ -12,8 +12,8 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-use super::Exit;
 use super::settings::Flags;
+use super::{Exit, output};
 use crate::config::{Config, Listen};
 
 /// Longest answer that is read; `/ready` says less than this in every case.
@@ -28,11 +28,11 @@ pub fn run(flags: &Flags) -> Exit {
     let place = Place::of(&config);
     match ask(&place, config.healthcheck.timeout) {
         Ok(()) => {
-            println!("ready at {}", place.address);
+            output::line(format_args!("ready at {}", place.address));
             Exit::Success
         }
         Err(reason) => {
-            println!("not ready at {}: {reason}", place.address);
+            output::line(format_args!("not ready at {}: {reason}", place.address));
             Exit::Failure
         }
     }

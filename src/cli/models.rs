@@ -5,9 +5,9 @@ use std::fmt::Write;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::Exit;
 use super::hub::kept;
 use super::settings::HubFlags;
+use super::{Exit, output};
 use crate::model::ModelError;
 use crate::model::hub::{Cache, Cached, ModelId};
 
@@ -72,14 +72,17 @@ fn list(cache: &Cache, as_json: bool) -> Result<(), ModelError> {
     let models = cache.models()?;
     if as_json {
         let all: Vec<Value> = models.iter().map(json_of).collect();
-        println!("{:#}", json!({ "cache": cache.root(), "models": all }));
+        output::line(format_args!(
+            "{:#}",
+            json!({ "cache": cache.root(), "models": all })
+        ));
         return Ok(());
     }
     if models.is_empty() {
         eprintln!("no model is in `{}`", cache.root().display());
         return Ok(());
     }
-    print!("{}", table(&models));
+    output::text(table(&models));
     let bytes = models.iter().map(|model| model.bytes).sum();
     eprintln!("{} in `{}`", BinaryBytes(bytes), cache.root().display());
     Ok(())
@@ -137,6 +140,9 @@ fn json_of(model: &Cached) -> Value {
 fn out(cache: &Cache, model: &str) -> Result<(), ModelError> {
     let id: ModelId = model.parse()?;
     let freed = cache.remove(&id)?;
-    println!("removed {id}: {} are free", BinaryBytes(freed));
+    output::line(format_args!(
+        "removed {id}: {} are free",
+        BinaryBytes(freed)
+    ));
     Ok(())
 }

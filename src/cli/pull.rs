@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::Exit;
 use super::hub::{Told, fetched};
 use super::settings::HubFlags;
+use super::{Exit, output};
 use crate::model::AnyModel;
 use crate::model::hub::ModelId;
 
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Exit {
     });
     match pulled {
         Ok(directory) => {
-            println!("{}", directory.display());
+            output::line(directory.display());
             Exit::Success
         }
         Err(error) => {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::Exit;
 use super::hub::load_config;
 use super::settings::EngineFlags;
+use super::{Exit, output};
 use crate::bulk::Engine;
 use crate::config::{Config, Precision};
 use crate::load::LoadConfig;
@@ -79,7 +79,10 @@ fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     }
     let info = engine.info();
     let verdict = if good { "verified" } else { "NOT verified" };
-    println!("{verdict}: `{}` in {}", info.id, info.precision);
+    output::line(format_args!(
+        "{verdict}: `{}` in {}",
+        info.id, info.precision
+    ));
     Ok(good)
 }
 
@@ -88,22 +91,22 @@ fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
     for off in compared.beyond(tolerance) {
         beyond += 1;
         if beyond <= SHOWN {
-            println!(
+            output::line(format_args!(
                 "  pair {}: {:.6}, should be {:.6}",
                 off.pair, off.ours, off.golden
-            );
+            ));
         }
     }
     if beyond > SHOWN {
-        println!("  and {} more", beyond - SHOWN);
+        output::line(format_args!("  and {} more", beyond - SHOWN));
     }
     if let Some(worst) = compared.worst() {
-        println!(
+        output::line(format_args!(
             "{} of {pairs} pairs: at most {:.2e} off (pair {}), the tolerance is {tolerance:.0e}",
             compared.what,
             worst.size(),
             worst.pair
-        );
+        ));
     }
     beyond == 0
 }

@@ -8,9 +8,7 @@ use crate::batch::{Batch, Encoding};
 use crate::scorer::{ScoreError, Scorer};
 
 /// Longest that all of it takes, as long as a short sequence takes a fraction of that.
-const BUDGET: Duration = Duration::from_millis(180);
-/// What is left of it for one session that runs alone.
-const LONE_PART: f64 = 0.4;
+const BUDGET: Duration = Duration::from_millis(120);
 
 /// Sequences of each batch that is tried, small ones first: a slow machine ends after a few.
 pub const SHAPES: [&[usize]; 7] = [
@@ -50,7 +48,7 @@ impl Sample {
 }
 
 /// Warms every session up, so that no client pays for the first touch of its memory, and finds out
-/// what batches cost, alone and side by side.
+/// what batches cost while all run side by side.
 ///
 /// # Errors
 /// [`ScoreError`] when a session cannot score.
@@ -63,27 +61,15 @@ pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Cost
     let started = Instant::now();
     let (_, first) = sample.batch(sample.shapes[0]);
     side_by_side(scorers, |scorer| scorer.score(&first))?;
-    let left = BUDGET.saturating_sub(started.elapsed());
-    let Some(one) = scorers.first_mut() else {
+    if scorers.is_empty() {
         return Ok(Costs::guess(workers));
-    };
-    let part = if workers > 1 { LONE_PART } else { 1.0 };
-    let lone = try_shapes(
-        one.as_mut(),
-        |scorer, batch| scorer.score_alone(batch),
-        sample,
-        left.mul_f64(part),
-    )?;
-    let lone = Estimator::calibrated(&lone);
-    if workers == 1 {
-        return Ok(Costs::new(lone.clone(), lone, workers));
     }
     let left = BUDGET.saturating_sub(started.elapsed());
-    let beside = side_by_side(scorers, |scorer| {
-        try_shapes(scorer, |scorer, batch| scorer.score(batch), sample, left)
-    })?;
-    let loaded = Estimator::calibrated(&beside.concat());
-    Ok(Costs::new(lone, loaded, workers))
+    let measured = side_by_side(scorers, |scorer| try_shapes(scorer, sample, left))?;
+    Ok(Costs::new(
+        Estimator::calibrated(&measured.concat()),
+        workers,
+    ))
 }
 
 /// Runs `work` on all scorers at the same time.
@@ -115,7 +101,6 @@ fn side_by_side<T: Send>(
 /// one is scored.
 fn try_shapes(
     scorer: &mut dyn Scorer,
-    score: impl Fn(&mut dyn Scorer, &Batch) -> Result<Vec<f32>, ScoreError>,
     sample: Sample,
     time: Duration,
 ) -> Result<Vec<(Work, f64)>, ScoreError> {
@@ -132,7 +117,7 @@ fn try_shapes(
             break;
         }
         let before = Instant::now();
-        score(scorer, &batch)?;
+        scorer.score(&batch)?;
         measured.push((work, before.elapsed().as_secs_f64()));
     }
     Ok(measured)
