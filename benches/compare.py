@@ -354,7 +354,9 @@ def report(args) -> None:
                 text.append(f"| {precision} / {names[over]} | " + " | ".join(cells) + " |")
         text.append("")
     out = str(args.out)
-    Path(out + ".json").write_text(json.dumps(lines, indent=1) + "\n")
+    # Servers may name the model by its path, which is of this machine.
+    data = json.dumps(lines, indent=1).replace(f"{ROOT}/", "")
+    Path(out + ".json").write_text(data + "\n")
     text += [f"![pairs a second]({Path(out).name}.svg)", ""]
     Path(out + ".md").write_text("\n".join(text))
     plot(Path(out + ".svg"), models, systems, names, found)
