@@ -373,7 +373,10 @@ def plot(path: Path, models, systems, names, found) -> None:
         len(models), len(WORKLOADS), figsize=(13, 3.2 * len(models)), squeeze=False
     )
     for row, model in zip(rows, models):
-        for axes, workload in zip(row, WORKLOADS):
+        measured = [w for w in WORKLOADS if any((model, w, s) in found for s in systems)]
+        for axes in row[len(measured) :]:
+            axes.set_visible(False)
+        for axes, workload in zip(row, measured):
             shown = [s for s in systems if (model, workload, s) in found]
             values = [found[model, workload, s][0] for s in shown]
             colors = ["tab:blue" if s.startswith("rerankd") else "tab:gray" for s in shown]
