@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use support::reference::{Reference, model_dir};
@@ -334,6 +334,27 @@ fn scores(text: &str) -> BTreeMap<u64, f64> {
         .collect();
     assert_eq!(scores.len(), count, "a row came twice");
     scores
+}
+
+#[test]
+fn an_input_is_known_again_whatever_the_digits_of_its_time() {
+    let folder = Folder::new();
+    let input = folder.write("in.jsonl", many(5_000));
+    // As seconds in JSON it came back as 1795637436.939438.
+    let modified = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1_795_637_436.939_437_9);
+    fs::File::options()
+        .append(true)
+        .open(&input)
+        .unwrap()
+        .set_modified(modified)
+        .unwrap();
+    let (output, journal) = (folder.path("out.jsonl"), folder.path("out.jsonl.journal"));
+    let mut child = start(&input, &output);
+    wait_for_rows(&mut child, &journal, 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let message = finished(&run("tiny-bert", &input, &output, &[]));
+    assert!(message.contains("of an earlier run"), "{message}");
 }
 
 #[test]

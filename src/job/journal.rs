@@ -142,7 +142,8 @@ fn setup(job: &Job, model: &ModelInfo) -> Result<Map<String, Value>, JobError> {
             json!({
                 "path": path.display().to_string(),
                 "bytes": there.len(),
-                "modified_seconds": since.map(|since| since.as_secs_f64()),
+                // A whole number: a fraction can come back from JSON as its neighbour.
+                "modified_nanoseconds": since.map(|since| since.as_nanos() as u64),
             })
         }
     };
