@@ -70,13 +70,24 @@ pub trait Products: Default + 'static {
     }
 }
 
-/// Weights of a layer.
+/// What a layer asks of its tokens, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Layer<'a, Matrix> {
+pub struct Asking<'a, Matrix> {
     /// Queries, divided by the root of the size of a head: `[width]` outputs.
     pub query: Matrix,
     /// Keys and values: `[2 * width]`.
     pub keys: Matrix,
+    /// Number of heads.
+    pub heads: usize,
+    /// What attention makes of the places of tokens.
+    pub places: Places<'a>,
+}
+
+/// Weights of a layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a, Matrix> {
+    /// What attention is made of.
+    pub asking: Asking<'a, Matrix>,
     /// What attention gives, projected: `[width]`.
     pub projection: Matrix,
     /// After the projection and the residual.
@@ -89,10 +100,6 @@ pub struct Layer<'a, Matrix> {
     pub down: Matrix,
     /// After `down` and the residual.
     pub output_norm: LayerNorm<'a>,
-    /// Number of heads.
-    pub heads: usize,
-    /// What attention makes of the places of tokens.
-    pub places: Places<'a>,
 }
 
 /// Memory that one call leaves to the next, for what all parts of a layer read.
@@ -157,14 +164,6 @@ impl<'a> Input<'a> {
         }
         first
     }
-}
-
-/// What a layer asks of its tokens, and how.
-struct Asking<'a, Matrix> {
-    query: Matrix,
-    keys: Matrix,
-    heads: usize,
-    places: Places<'a>,
 }
 
 /// Makes keys and values of all rows of `input`, and queries of `wanted`, which is all of them or the
@@ -276,25 +275,38 @@ pub fn forward<P: Products>(
     output: &mut [f32],
 ) -> Result<(), NotFinite> {
     let path = hardware.path;
-    let width = P::outputs(layer.query);
+    let width = P::outputs(layer.asking.query);
     let cores = hardware.borrow(input.hidden.len() / width);
     let residual = input.wanted(width, &mut scratch.first);
-    let asking = Asking {
-        query: layer.query,
-        keys: layer.keys,
-        heads: layer.heads,
-        places: layer.places,
-    };
     let projected = &mut scratch.projected;
-    let attention = project::<P>(path, &cores, &asking, input, residual, projected)?;
+    let attention = project::<P>(path, &cores, &layer.asking, input, residual, projected)?;
+    attend(
+        path,
+        &cores,
+        &attention,
+        residual,
+        output,
+        |hand, residual, output| Hand::<P>::finish(hand, path, layer, residual, output),
+    )
+}
 
+/// Has each part of the rows attend, and then `finish`, which is given the part's `residual` and `output`.
+fn attend<P: Products>(
+    path: Path,
+    cores: &Held<'_>,
+    attention: &Attention<'_>,
+    residual: &[f32],
+    output: &mut [f32],
+    finish: impl Fn(&mut Hand<P>, &[f32], &mut [f32]) -> Result<(), NotFinite> + Sync,
+) -> Result<(), NotFinite> {
+    let width = attention.heads * attention.size;
     let share = cores.share(residual.len() / width);
     let parts = residual.chunks(share * width);
     let parts = parts.zip(output.chunks_mut(share * width));
     cores.each(parts.enumerate(), |(part, (residual, output))| {
         P::hand().with_borrow_mut(|hand| {
-            hand.attend(path, &attention, part * share, residual.len() / width);
-            hand.finish(path, layer, residual, output)
+            hand.attend(path, attention, part * share, residual.len() / width);
+            finish(hand, residual, output)
         })
     })
 }
@@ -315,7 +327,7 @@ impl<P: Products> Hand<P> {
             inner: expanded,
             ..
         } = self;
-        let (width, inner) = (P::outputs(layer.query), P::outputs(layer.up));
+        let (width, inner) = (P::outputs(layer.asking.query), P::outputs(layer.up));
         let nothing = Finish::Nothing;
         let chunks = context.chunks(CHUNK * width);
         let outputs = output.chunks_mut(CHUNK * width);

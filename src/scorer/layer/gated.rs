@@ -2,7 +2,7 @@
 
 use super::{
     Asking, CHUNK, Finish, Hand, Hardware, Input, LayerNorm, NormalizeAlone, NotFinite, Path,
-    Places, Products, Scratch, operand, project,
+    Products, Scratch, attend, operand, project,
 };
 
 /// Weights of such a layer.
@@ -10,10 +10,8 @@ use super::{
 pub struct GatedLayer<'a, Matrix> {
     /// Before attention; none where the hidden state is normalised already.
     pub attention_norm: Option<LayerNorm<'a>>,
-    /// Queries, divided by the root of the size of a head: `[width]` outputs.
-    pub query: Matrix,
-    /// Keys and values: `[2 * width]`.
-    pub keys: Matrix,
+    /// What attention is made of.
+    pub asking: Asking<'a, Matrix>,
     /// What attention gives, projected: `[width]`.
     pub projection: Matrix,
     /// Before the feed-forward part.
@@ -26,10 +24,6 @@ pub struct GatedLayer<'a, Matrix> {
     pub gate: Matrix,
     /// `[width]` outputs.
     pub down: Matrix,
-    /// Number of heads.
-    pub heads: usize,
-    /// What attention makes of the places of tokens.
-    pub places: Places<'a>,
 }
 
 /// Runs a layer: `output` is `[tokens or sequences, width]`.
@@ -44,7 +38,7 @@ pub fn forward<P: Products>(
     output: &mut [f32],
 ) -> Result<(), NotFinite> {
     let path = hardware.path;
-    let width = P::outputs(layer.query);
+    let width = P::outputs(layer.asking.query);
     let cores = hardware.borrow(input.hidden.len() / width);
     let Scratch {
         projected,
@@ -52,12 +46,6 @@ pub fn forward<P: Products>(
         normed,
         normed_first,
     } = scratch;
-    let asking = Asking {
-        query: layer.query,
-        keys: layer.keys,
-        heads: layer.heads,
-        places: layer.places,
-    };
     let hidden = match layer.attention_norm {
         None => input.hidden,
         Some(norm) => {
@@ -67,18 +55,16 @@ pub fn forward<P: Products>(
     };
     let normal = Input { hidden, ..input };
     let wanted = normal.wanted(width, normed_first);
-    let attention = project::<P>(path, &cores, &asking, normal, wanted, projected)?;
+    let attention = project::<P>(path, &cores, &layer.asking, normal, wanted, projected)?;
     let residual = input.wanted(width, first);
-
-    let share = cores.share(residual.len() / width);
-    let parts = residual.chunks(share * width);
-    let parts = parts.zip(output.chunks_mut(share * width));
-    cores.each(parts.enumerate(), |(part, (residual, output))| {
-        P::hand().with_borrow_mut(|hand| {
-            hand.attend(path, &attention, part * share, residual.len() / width);
-            hand.finish_gated(path, layer, residual, output)
-        })
-    })
+    attend(
+        path,
+        &cores,
+        &attention,
+        residual,
+        output,
+        |hand, residual, output| Hand::<P>::finish_gated(hand, path, layer, residual, output),
+    )
 }
 
 impl<P: Products> Hand<P> {
@@ -99,7 +85,7 @@ impl<P: Products> Hand<P> {
             normed,
             ..
         } = self;
-        let (width, inner) = (P::outputs(layer.query), P::outputs(layer.up));
+        let (width, inner) = (P::outputs(layer.asking.query), P::outputs(layer.up));
         let nothing = Finish::Nothing;
         let chunks = context.chunks(CHUNK * width);
         let outputs = output.chunks_mut(CHUNK * width);

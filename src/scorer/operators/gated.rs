@@ -64,7 +64,6 @@ impl<P: Named> Kernel for GatedKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let Settings {
             ref hardware,
-            heads,
             activation,
             ..
         } = self.settings;
@@ -74,16 +73,13 @@ impl<P: Named> Kernel for GatedKernel<P> {
                 true => None,
                 false => Some(fed.norm(0)?),
             },
-            query: fed.matrix(0)?,
-            keys: fed.matrix(1)?,
+            asking: fed.asking()?,
             projection: fed.matrix(2)?,
             inner_norm: fed.norm(1)?,
             up: fed.matrix(3)?,
             activation,
             gate: fed.matrix(4)?,
             down: fed.matrix(5)?,
-            heads,
-            places: fed.places()?,
         };
         fed.run(context, |input, scratch, output| {
             layer::forward_gated::<P>(hardware, &layer, input, scratch, output)

@@ -13,11 +13,11 @@ use super::{
     required, window,
 };
 use crate::graph::operator;
-use crate::scorer::attention::{Places, Queries};
+use crate::scorer::attention::Queries;
 use crate::scorer::elementary::Finish;
 use crate::scorer::fp32::{self, Fp32};
 use crate::scorer::hardware::Hardware;
-use crate::scorer::layer::{self, Input, Layer, NotFinite, Products, Scratch};
+use crate::scorer::layer::{self, Asking, Input, Layer, NotFinite, Products, Scratch};
 use crate::scorer::norm::LayerNorm;
 use crate::scorer::quantized::{self, Int8};
 
@@ -86,7 +86,7 @@ fn activation(number: i64) -> ort::Result<Finish> {
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) hardware: Hardware,
-    pub(super) heads: usize,
+    heads: usize,
     pub(super) activation: Finish,
     window: Option<usize>,
     queries: Queries,
@@ -173,11 +173,16 @@ impl<'a, P: Named> Fed<'a, P> {
         })
     }
 
-    pub(super) fn places(&self) -> ort::Result<Places<'_>> {
-        let heads = self.settings.heads;
+    /// The first two dense layers, and what attention is told beside them.
+    pub(super) fn asking(&self) -> ort::Result<Asking<'_, P::Matrix<'_>>> {
+        let Settings { heads, window, .. } = *self.settings;
         let size = self.shape()?[1] / heads;
-        self.places
-            .places(self.settings.window, (heads, size), self.lengths()?)
+        Ok(Asking {
+            query: self.matrix(0)?,
+            keys: self.matrix(1)?,
+            heads,
+            places: self.places.places(window, (heads, size), self.lengths()?)?,
+        })
     }
 
     /// Has `forward` write the output.
@@ -265,22 +270,18 @@ impl<P: Named> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let Settings {
             ref hardware,
-            heads,
             activation,
             ..
         } = self.settings;
         let fed = Fed::<P>::read(context, operator::MATRICES, &self.settings)?;
         let layer = Layer {
-            query: fed.matrix(0)?,
-            keys: fed.matrix(1)?,
+            asking: fed.asking()?,
             projection: fed.matrix(2)?,
             up: fed.matrix(3)?,
             down: fed.matrix(4)?,
             attention_norm: fed.norm(0)?,
             output_norm: fed.norm(1)?,
             activation,
-            heads,
-            places: fed.places()?,
         };
         fed.run(context, |input, scratch, output| {
             layer::forward::<P>(hardware, &layer, input, scratch, output)
