@@ -114,13 +114,17 @@ impl Value {
 impl GraphBuilder {
     /// An input that the caller feeds.
     pub fn input(&mut self, name: &str, data_type: DataType, dims: &[Dim]) -> Value {
-        self.graph.input.push(value_info(name, data_type, dims));
+        self.graph
+            .input
+            .push(value_info(name, data_type, dims.iter().copied()));
         Value(name.to_owned())
     }
 
     /// Names `value` as the output that the caller reads.
     pub fn output(&mut self, name: &str, value: &Value, data_type: DataType, dims: &[Dim]) {
-        self.graph.output.push(value_info(name, data_type, dims));
+        self.graph
+            .output
+            .push(value_info(name, data_type, dims.iter().copied()));
         self.node(name, STANDARD, "Identity", &[value], &[]);
     }
 
@@ -224,20 +228,27 @@ fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|&d| d as i64).collect()
 }
 
-pub(super) fn value_info(name: &str, data_type: DataType, dims: &[Dim]) -> ValueInfoProto {
-    let dim = dims
-        .iter()
-        .map(|dim| match *dim {
-            Dim::Fixed(size) => DimensionProto {
+impl From<Dim> for DimensionProto {
+    fn from(dim: Dim) -> Self {
+        match dim {
+            Dim::Fixed(size) => Self {
                 dim_value: Some(size as i64),
                 dim_param: None,
             },
-            Dim::Named(name) => DimensionProto {
+            Dim::Named(name) => Self {
                 dim_value: None,
                 dim_param: Some(name.into()),
             },
-        })
-        .collect();
+        }
+    }
+}
+
+pub(super) fn value_info(
+    name: &str,
+    data_type: DataType,
+    dims: impl IntoIterator<Item: Into<DimensionProto>>,
+) -> ValueInfoProto {
+    let dim = dims.into_iter().map(Into::into).collect();
     ValueInfoProto {
         name: name.into(),
         r#type: Some(TypeProto {

@@ -76,7 +76,7 @@ pub fn lower(graph: Graph, floats: Floats) -> Result<Graph, ModelError> {
         ),
         (CUMULATIVE, &[Dim::Named("sequences_and_one")][..]),
     ] {
-        input.push(value_info(name, DataType::Int32, dims));
+        input.push(value_info(name, DataType::Int32, dims.iter().copied()));
     }
     let read = lowering.read();
     input.retain(|value| read.contains(&value.name));

@@ -10,10 +10,10 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-use super::builder::{CONTRIB, STANDARD};
+use super::builder::{CONTRIB, Dim, STANDARD, value_info};
 use super::onnx::{
-    AttributeProto, AttributeType, DataType, DimensionProto, GraphProto, ModelProto, NodeProto,
-    OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+    AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, ValueInfoProto,
 };
 use super::{Data, Graph, Precision, Weight, io, operator};
 use crate::quantize;
@@ -384,6 +384,8 @@ impl Rewriter {
             let kind = output.r#type.as_ref()?.tensor_type.as_ref()?;
             kind.shape.as_ref()?.dim.last().cloned()
         });
+        let labels = labels.unwrap_or_else(|| Dim::Named("labels").into());
+        let batch = Dim::Named("batch_size");
         ModelProto {
             ir_version: 8,
             producer_name: env!("CARGO_PKG_NAME").into(),
@@ -394,17 +396,14 @@ impl Rewriter {
                 input: inputs
                     .into_iter()
                     .map(|name| {
-                        let dims = vec![named("batch_size"), named("sequence_length")];
-                        value(name, DataType::Int64, dims)
+                        let dims = [batch, Dim::Named("sequence_length")];
+                        value_info(name, DataType::Int64, dims)
                     })
                     .collect(),
-                output: vec![value(
+                output: vec![value_info(
                     io::LOGITS,
                     DataType::Float,
-                    vec![
-                        named("batch_size"),
-                        labels.unwrap_or_else(|| named("labels")),
-                    ],
+                    [batch.into(), labels],
                 )],
             }),
             opset_import: vec![OperatorSetIdProto {
@@ -493,23 +492,4 @@ fn ints(name: &str, numbers: &[i64]) -> AttributeProto {
 
 fn to(kind: DataType) -> AttributeProto {
     int("to", kind as i64)
-}
-
-fn named(name: &str) -> DimensionProto {
-    DimensionProto {
-        dim_value: None,
-        dim_param: Some(name.into()),
-    }
-}
-
-fn value(name: &str, kind: DataType, dim: Vec<DimensionProto>) -> ValueInfoProto {
-    ValueInfoProto {
-        name: name.into(),
-        r#type: Some(TypeProto {
-            tensor_type: Some(TensorTypeProto {
-                elem_type: kind as i32,
-                shape: Some(TensorShapeProto { dim }),
-            }),
-        }),
-    }
 }

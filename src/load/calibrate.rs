@@ -61,9 +61,6 @@ pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Cost
     let started = Instant::now();
     let (_, first) = sample.batch(sample.shapes[0]);
     side_by_side(scorers, |scorer| scorer.score(&first))?;
-    if scorers.is_empty() {
-        return Ok(Costs::guess(workers));
-    }
     let left = BUDGET.saturating_sub(started.elapsed());
     let measured = side_by_side(scorers, |scorer| try_shapes(scorer, sample, left))?;
     Ok(Costs::new(
