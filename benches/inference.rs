@@ -11,18 +11,19 @@
 use std::time::Instant;
 
 use rerankd::batch::{Batch, Encoding};
-use rerankd::graph::{self, Precision, Rows};
+use rerankd::graph::{Precision, Rows};
 use rerankd::model::Model;
 use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd::scorer::onnx::OnnxScorer;
+use support::packed;
 use support::saved::Bert;
 
 #[allow(dead_code)]
 #[path = "../tests/support"]
 mod support {
+    pub mod packed;
     pub mod reference;
     pub mod saved;
 }
@@ -138,16 +139,13 @@ impl Variant {
         batches: Batching,
         threads: usize,
     ) -> Self {
-        let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
-        let graph = graph::build(model, rows, precision).unwrap();
-        let layout = Layout::of(&model.manifest);
         // Our layers borrow cores as they do in the server, which gives ONNX Runtime one thread.
         let session_threads = match precision {
             Precision::Fp32Nodes => threads,
             Precision::Fp32 | Precision::Int8 => 1,
         };
         let hardware = Hardware::new(threads).unwrap().with_path(path);
-        let onnx = OnnxModel::new(&library, graph, layout, hardware).unwrap();
+        let onnx = packed::open(model, rows, precision, hardware);
         Self {
             name,
             scorer: onnx.session(session_threads).unwrap(),

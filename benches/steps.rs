@@ -16,7 +16,7 @@ use rerankd::batch::plan::{BatchLimits, Plan, SHARE_ABOVE};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::strips::strips;
-use rerankd::graph::{self, Precision, Rows};
+use rerankd::graph::{Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
@@ -24,8 +24,14 @@ use rerankd::scorer::fp32::{Fp32, Matrix};
 use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::layer::{Finish, Operand, Products};
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd::scorer::onnx::OnnxScorer;
+use support::packed;
+
+#[allow(dead_code)]
+#[path = "../tests/support"]
+mod support {
+    pub mod packed;
+}
 
 /// Tokens of a packed batch, as the server's default is.
 const BATCH_TOKENS: usize = 512;
@@ -48,15 +54,12 @@ fn lengths(count: usize) -> Vec<usize> {
 }
 
 fn scorer(model: &Model, threads: usize) -> OnnxScorer {
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
-    let graph = graph::build(model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let onnx = OnnxModel::new(
-        &library,
-        graph,
-        Layout::of(&model.manifest),
+    let onnx = packed::open(
+        model,
+        Rows::FirstOfEach,
+        Precision::Fp32,
         Hardware::default(),
-    )
-    .unwrap();
+    );
     onnx.session(threads).unwrap()
 }
 

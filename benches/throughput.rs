@@ -12,7 +12,7 @@ use std::time::Instant;
 use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{BatchConfig, CacheConfig, Config};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Precision, Rows};
+use rerankd::graph::{Precision, Rows};
 use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::{self, Door};
@@ -22,11 +22,17 @@ use rerankd::model::Model;
 use rerankd::rerank::{Limits, RerankCommand, ScoreOptions};
 use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd::scorer::onnx::OnnxScorer;
 use rerankd::service::Reranker;
+use support::packed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+#[allow(dead_code)]
+#[path = "../tests/support"]
+mod support {
+    pub mod packed;
+}
 
 const DOCUMENTS: usize = 32;
 const REQUESTS: usize = 12;
@@ -178,15 +184,12 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let batching = BatchConfig::default();
     let model = Model::embedded().unwrap();
-    let library = Library::load(runtime_library().as_deref()).unwrap();
-    let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let onnx = OnnxModel::new(
-        &library,
-        graph,
-        Layout::of(&model.manifest),
+    let onnx = packed::open(
+        &model,
+        Rows::FirstOfEach,
+        Precision::Fp32,
         Hardware::default(),
-    )
-    .unwrap();
+    );
     let mut sessions: Vec<_> = (0..threads).map(|_| onnx.session(1).unwrap()).collect();
     let batches = batches(batching.max_batch_tokens);
 

@@ -19,8 +19,8 @@ use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::cuda::check_without_gpu;
 use rerankd::scorer::cuda::offsets::{cumulative, token_offset};
-use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, PackedInputs};
+use support::packed::library;
 use support::reference::{Reference, model_dir};
 
 const SINGLE: f32 = 1e-4;
@@ -486,7 +486,7 @@ fn nothing_of_a_processor_is_left() {
 /// of the one that no processor has.
 #[test]
 fn onnx_runtime_takes_all_of_it_but_what_needs_a_gpu() {
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let library = library();
     for floats in [Floats::Single, Floats::Half] {
         let model = Model::open(&model_dir("tiny-bert")).unwrap();
         let error = check_without_gpu(&library, graph_of(&model, floats)).unwrap_err();

@@ -16,9 +16,8 @@ use rerankd::graph::{self, Precision, Rows};
 use rerankd::model::{ExportedModel, Model};
 use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel};
 use rerankd::scorer::padded::PaddedModel;
+use support::packed::{self, library};
 use support::program::{PROGRAM, plain};
 use support::reference::{Reference, model_dir};
 
@@ -41,10 +40,6 @@ const MODELS: [&str; 11] = [
     "tiny-roberta",
     "tiny-xlm-roberta",
 ];
-
-fn library() -> Library {
-    Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()
-}
 
 fn encodings(encoder: &PairEncoder, reference: &Reference) -> Vec<Encoding> {
     let pairs = reference.pairs();
@@ -88,14 +83,12 @@ fn check(name: &str, largest: usize) {
     let logits = loaded(out.path(), &reference);
 
     let encoder = PairEncoder::for_model(&model).unwrap();
-    let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let packed = OnnxModel::new(
-        &library(),
-        graph,
-        Layout::of(&model.manifest),
+    let packed = packed::open(
+        &model,
+        Rows::FirstOfEach,
+        Precision::Fp32,
         Hardware::default(),
-    )
-    .unwrap();
+    );
     let mut packed = packed.session(1).unwrap();
     let ours = score(&mut packed, &encodings(&encoder, &reference));
     for (what, expected) in [("packed", ours), ("reference", reference.logits())] {

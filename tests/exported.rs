@@ -11,8 +11,8 @@ use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::model::{AnyModel, ExportedModel};
 use rerankd::scorer::Scorer;
-use rerankd::scorer::library::Library;
 use rerankd::scorer::padded::{PaddedModel, PaddedScorer};
+use support::packed::library;
 use support::program::Program;
 use support::reference::{Reference, model_dir};
 use support::saved;
@@ -32,7 +32,7 @@ fn open(name: &str, file: Option<&str>) -> (Vec<Encoding>, Reference, PaddedScor
     let pairs = reference.pairs();
     let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
     let encodings = encoded.into_iter().map(|pair| pair.encoding).collect();
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let library = library();
     let padded = PaddedModel::new(&library, &model).unwrap();
     (encodings, reference, padded.session(1).unwrap())
 }
@@ -138,7 +138,7 @@ fn positions_are_those_of_the_kind_of_model() {
     let dir = saved::copy("tiny-roberta");
     fs::copy(model_dir("positions.onnx"), dir.path().join("model.onnx")).unwrap();
     let model = ExportedModel::open(dir.path(), None).unwrap();
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let library = library();
     let padded = PaddedModel::new(&library, &model).unwrap();
     let encoding = |ids: &[u32]| Encoding {
         ids: ids.to_vec(),
@@ -238,7 +238,7 @@ fn a_file_and_its_external_data_may_be_links() {
         std::os::unix::fs::symlink(entry.path(), dir.path().join(entry.file_name())).unwrap();
     }
     let model = ExportedModel::open(dir.path(), None).unwrap();
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
+    let library = library();
     let padded = PaddedModel::new(&library, &model).unwrap();
     padded.session(1).unwrap();
 }

@@ -11,15 +11,15 @@ use std::sync::atomic::AtomicBool;
 
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Precision, Rows};
+use rerankd::graph::{Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd::scorer::onnx::OnnxScorer;
 use serde::Deserialize;
+use support::packed;
 use support::reference::{Reference, fixture, model_dir};
 
 /// The least correlation between the order of eight bits and that of fp32.
@@ -32,10 +32,12 @@ const LEAST_RANDOM_CORRELATION: f64 = 0.98;
 const EMBEDDED: &str = "minilm-l6-rank";
 
 fn open(model: &Model, precision: Precision, path: Path) -> OnnxScorer {
-    let library = Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap();
-    let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
-    let layout = Layout::of(&model.manifest);
-    let onnx = OnnxModel::new(&library, graph, layout, Hardware::one_core(path)).unwrap();
+    let onnx = packed::open(
+        model,
+        Rows::FirstOfEach,
+        precision,
+        Hardware::one_core(path),
+    );
     onnx.session(1).unwrap()
 }
 

@@ -13,8 +13,8 @@ use rerankd::model::{Gated, HiddenAct, Model};
 use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
-use rerankd::scorer::library::Library;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
+use support::packed::{self, library};
 use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f32 = 1e-4;
@@ -22,10 +22,6 @@ const TOLERANCE: f32 = 1e-4;
 const NOTICED: f32 = 10.0 * TOLERANCE;
 /// Sequences of one batch: enough for lengths to differ.
 const BATCH: usize = 16;
-
-fn library() -> Library {
-    Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()
-}
 
 fn open(model: &Model, layout: Layout, precision: Precision, path: Path) -> OnnxScorer {
     let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
@@ -339,9 +335,7 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         let batch = Batch::pack(&sequences);
         for precision in [Precision::Fp32, Precision::Int8] {
             let score = |hardware: Hardware| {
-                let graph = graph::build(&model, Rows::FirstOfEach, precision).unwrap();
-                let layout = Layout::of(&model.manifest);
-                let onnx = OnnxModel::new(&library(), graph, layout, hardware).unwrap();
+                let onnx = packed::open(&model, Rows::FirstOfEach, precision, hardware);
                 onnx.session(1).unwrap().score_alone(&batch).unwrap()
             };
             let one_core = score(Hardware::default());

@@ -3,6 +3,7 @@
 
 pub mod fake;
 pub mod hub;
+pub mod packed;
 pub mod program;
 pub mod real;
 pub mod reference;
