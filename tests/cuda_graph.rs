@@ -9,17 +9,17 @@ use std::sync::atomic::AtomicBool;
 
 use half::f16;
 use prost::Message;
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::eval::metric::spearman;
-use rerankd::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET, lower};
-use rerankd::graph::onnx::{ModelProto, NodeProto};
-use rerankd::graph::{self, Data, Graph, Precision, Rows, io};
-use rerankd::model::Model;
-use rerankd::rerank::Pair;
-use rerankd::scorer::cuda::check_without_gpu;
-use rerankd::scorer::cuda::offsets::{cumulative, token_offset};
-use rerankd::scorer::onnx::{Layout, PackedInputs};
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET, lower};
+use rerankd_model::graph::onnx::{ModelProto, NodeProto};
+use rerankd_model::graph::{self, Data, Graph, Precision, Rows, io};
+use rerankd_runtime::cuda::check_without_gpu;
+use rerankd_runtime::cuda::offsets::{cumulative, token_offset};
+use rerankd_runtime::onnx::{Layout, PackedInputs};
+use rerankd_tools::eval::metric::spearman;
 use support::packed::library;
 use support::reference::{Reference, model_dir};
 

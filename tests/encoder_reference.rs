@@ -4,9 +4,9 @@ mod support;
 
 use std::sync::atomic::AtomicBool;
 
-use rerankd::encoder::PairEncoder;
-use rerankd::model::{HiddenAct, Model, TokenizerClass};
-use rerankd::rerank::Activation;
+use rerankd_core::Activation;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{HiddenAct, Model, TokenizerClass};
 use support::reference::{Reference, model_dir};
 
 fn open(name: &str) -> Model {

@@ -7,16 +7,16 @@ use std::path::Path;
 use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::eval::metric::spearman;
-use rerankd::export::{export, export_with};
-use rerankd::graph::standard::{Positions, padded};
-use rerankd::graph::{self, Precision, Rows};
-use rerankd::model::{ExportedModel, Model};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::padded::PaddedModel;
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::standard::{Positions, padded};
+use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::{ExportedModel, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::padded::PaddedModel;
+use rerankd_tools::eval::metric::spearman;
+use rerankd_tools::export::{export, export_with};
 use support::packed::{self, library};
 use support::program::{PROGRAM, plain};
 use support::reference::{Reference, model_dir};
@@ -142,7 +142,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let pairs: Vec<_> = text
         .lines()
         .map(|line| line.split_once('\t').unwrap())
-        .map(|(query, document)| rerankd::rerank::Pair {
+        .map(|(query, document)| rerankd_core::Pair {
             query: query.into(),
             document: document.into(),
         })

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::model::{AnyModel, ExportedModel};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::padded::{PaddedModel, PaddedScorer};
+use rerankd_core::{Batch, Encoding};
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{AnyModel, ExportedModel};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
 use support::packed::library;
 use support::program::Program;
 use support::reference::{Reference, model_dir};

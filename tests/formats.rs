@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rerankd::bulk::Engine;
-use rerankd::rerank::{Activation, Pair, Scale};
+use rerankd_core::{Activation, Pair, Scale};
+use rerankd_engine::bulk::Engine;
 use serde::Deserialize;
 use support::reference::{OneOrMany, fixture};
 

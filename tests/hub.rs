@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use rerankd::config::{Secret, Value as _};
 use rerankd::http::tls::Tls;
-use rerankd::model::hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
-use rerankd::model::{AnyModel, Model as Opened, ModelError};
+use rerankd_hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
+use rerankd_model::{AnyModel, Model as Opened, ModelError};
 use serde_json::{Value, json};
 use support::hub::{COMMIT, Fault, Hub, Model, git_blob, sha256};
 use support::program::{PROGRAM, Program, plain};

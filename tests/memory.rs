@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rerankd::metrics::{Metrics, resident_bytes};
+use rerankd_engine::metrics::{Metrics, resident_bytes};
 use support::real;
 use support::saved::Bert;
 

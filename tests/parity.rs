@@ -5,15 +5,15 @@ mod support;
 
 use std::sync::atomic::AtomicBool;
 
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Data, Precision, Rows};
-use rerankd::model::head::{HeadAct, HeadStep, Pooling};
-use rerankd::model::{Gated, HiddenAct, Model};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::isa::Path;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{self, Data, Precision, Rows};
+use rerankd_model::head::{HeadAct, HeadStep, Pooling};
+use rerankd_model::{Gated, HiddenAct, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 use support::packed::{self, library};
 use support::reference::{Reference, model_dir};
 

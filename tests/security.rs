@@ -334,7 +334,7 @@ async fn a_small_body_that_expands_to_a_large_one_is_refused() {
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 1 << 20);
     peak_bytes();
-    let before = rerankd::metrics::resident_bytes().unwrap();
+    let before = rerankd_engine::metrics::resident_bytes().unwrap();
     let message = packed(&app, "gzip", bomb).await.error(413, "too_large");
     let peak = peak_bytes();
     assert!(message.contains("more than 4194304 bytes"), "{message}");

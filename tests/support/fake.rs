@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use rerankd::batch::Batch;
-use rerankd::batch::cost::Costs;
-use rerankd::batch::plan::BatchLimits;
-use rerankd::encoder::PairEncoder;
 use rerankd::http::app::AppState;
-use rerankd::rerank::Activation;
-use rerankd::scorer::{ScoreError, Scorer};
-use rerankd::service::{Capacity, ModelInfo, Reranker};
+use rerankd_core::Activation;
+use rerankd_core::Batch;
+use rerankd_engine::cost::Costs;
+use rerankd_engine::plan::BatchLimits;
+use rerankd_engine::service::{Capacity, ModelInfo, Reranker};
+use rerankd_model::encoder::PairEncoder;
+use rerankd_runtime::{ScoreError, Scorer};
 use tokio::sync::Semaphore;
 
 /// Most tokens a pair of the default [`Model`] may have, three special ones among them.

@@ -1,9 +1,5 @@
 //! Token ids on their way to the model: one [`Encoding`] a pair, many of them packed in a [`Batch`].
 
-pub mod cost;
-pub mod padding;
-pub mod plan;
-
 /// Names what a model reads of a pair: equal keys, equal scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PairKey(pub u128);

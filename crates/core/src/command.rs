@@ -2,18 +2,13 @@
 //!
 //! A command is validated once, when it is made: holding one proves that every limit was checked.
 
-pub mod claim;
-pub mod error;
-pub mod fit;
-pub mod score;
-
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-pub use claim::{Claim, Deadline, DeadlineBy, Priority, Tenant};
-pub use error::{ErrorCode, RerankError};
-pub use fit::{Fit, Side, Strategy};
-pub use score::{Activation, Scale};
+use crate::error::RerankError;
+use crate::scheduling::Claim;
+use crate::score::Scale;
+use crate::truncation::Fit;
 
 /// One text judged against another.
 #[derive(Debug, Clone, PartialEq, Eq)]

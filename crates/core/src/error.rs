@@ -31,6 +31,25 @@ pub enum ErrorCode {
     Internal,
 }
 
+impl ErrorCode {
+    /// The HTTP status and the stable name of this kind. A name, once given, keeps its meaning.
+    pub fn http(self) -> (u16, &'static str) {
+        match self {
+            Self::InvalidRequest | Self::Malformed | Self::Empty | Self::Unsupported => {
+                (400, "invalid_request")
+            }
+            Self::UnknownModel => (404, "unknown_model"),
+            Self::TooLarge => (413, "too_large"),
+            Self::Overloaded => (429, "overloaded"),
+            Self::TooLate => (429, "cannot_finish_in_time"),
+            Self::DeadlinePassed => (504, "deadline_exceeded"),
+            Self::NotReady => (503, "not_ready"),
+            Self::Draining => (503, "draining"),
+            Self::Internal => (500, "internal"),
+        }
+    }
+}
+
 /// A refusal or failure: what to tell the caller, and what to tell the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]

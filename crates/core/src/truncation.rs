@@ -2,7 +2,18 @@
 
 use std::num::NonZeroUsize;
 
-pub use crate::config::Strategy;
+use strum::{EnumString, IntoStaticStr, VariantNames};
+
+/// Which text is cut when a pair is longer than the model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Strategy {
+    /// The longer text first, as sentence-transformers does.
+    #[default]
+    LongestFirst,
+    /// The document alone; a query that leaves it no room is refused.
+    DocumentOnly,
+}
 
 /// The end of a text that is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 
-use crate::batch::cost::{Work, duration};
-use crate::rerank::{Pair, RerankError};
+use crate::cost::{Work, duration};
+use rerankd_core::{Pair, RerankError};
 
 /// Seconds a token takes before anything has been measured: a small model on one slow core.
 const INITIAL_PACE: f64 = 1e-3;
@@ -53,7 +53,7 @@ impl Admission {
     /// Lets all of `pairs` in, or none of them. Each is read in at most `chunks` parts.
     ///
     /// # Errors
-    /// [`crate::rerank::ErrorCode::Overloaded`], with the time until there is room.
+    /// [`rerankd_core::ErrorCode::Overloaded`], with the time until there is room.
     pub fn admit(self: &Arc<Self>, pairs: &[Pair], chunks: usize) -> Result<Permit, RerankError> {
         let work = self.estimate(pairs, chunks);
         let estimate = work.tokens;
@@ -166,7 +166,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rerank::ErrorCode;
+    use rerankd_core::ErrorCode;
 
     fn admission(capacity_tokens: usize) -> Arc<Admission> {
         let gauge = IntGauge::new("queue_tokens", "test").unwrap();

@@ -18,14 +18,14 @@ use tokio::time::Instant;
 
 use self::queue::{Arrival, FlowId, Outcome, Queue, Speed, Wish};
 use crate::admission::{Admission, Permit};
-use crate::batch::cost::{Costs, Work, duration};
-use crate::batch::plan::BatchLimits;
-use crate::batch::{Encoding, PairKey};
 use crate::cache::ScoreCache;
+use crate::cost::{Costs, Work, duration};
 use crate::metrics::Metrics;
-use crate::rerank::Claim;
-use crate::scorer::Scorer;
+use crate::plan::BatchLimits;
 use crate::trace::Timeline;
+use rerankd_core::Claim;
+use rerankd_core::{Encoding, PairKey};
+use rerankd_runtime::Scorer;
 
 /// Why a submitted request has no logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

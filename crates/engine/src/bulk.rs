@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use crate::load::{self, LoadConfig, LoadError};
 use crate::metrics::Metrics;
-use crate::rerank::{Limits, Pair, PredictCommand, RerankError, Scale, ScoreOptions};
 use crate::service::{ModelInfo, Reranker};
+use rerankd_core::{Limits, Pair, PredictCommand, RerankError, Scale, ScoreOptions};
 
 /// Chunks that are scored while their caller reads and writes: with two, one is always whole in the
 /// queue when the other ends; the third makes up for a slow disk.

@@ -12,9 +12,9 @@ use moka::sync::Cache;
 use prometheus::IntGauge;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use crate::batch::{Encoding, PairKey};
 use crate::config::CacheConfig;
-use crate::rerank::Tenant;
+use rerankd_core::Tenant;
+use rerankd_core::{Encoding, PairKey};
 
 /// What a kept score costs beside its logits: key, links, counters, and its part of the tables. An
 /// estimate, on the safe side of the sum of their sizes.

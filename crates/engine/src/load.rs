@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::engine::{Engine, Plan};
-use crate::batch::cost::Work;
-use crate::config::{BatchConfig, CacheConfig, Device, Precision};
-use crate::encoder::PairEncoder;
+use crate::config::{BatchConfig, CacheConfig, Precision};
+use crate::cost::Work;
 use crate::metrics::Metrics;
-use crate::model::{AnyModel, Model, ModelError};
-use crate::rerank::{Activation, Strategy};
-use crate::scorer::device::DeviceError;
-use crate::scorer::isa::Path;
-use crate::scorer::library::{Library, LibraryError};
-use crate::scorer::padded::{PaddedError, PaddedModel};
-use crate::scorer::{ScoreError, Scorer};
 use crate::service::{Capacity, ModelInfo, Reranker};
+use rerankd_core::{Activation, Strategy};
+use rerankd_kernels::hardware::ThreadsError;
+use rerankd_kernels::isa::Path;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{AnyModel, Model, ModelError};
+use rerankd_runtime::Device;
+use rerankd_runtime::device::DeviceError;
+use rerankd_runtime::library::{Library, LibraryError};
+use rerankd_runtime::padded::{PaddedError, PaddedModel};
+use rerankd_runtime::{ScoreError, Scorer};
 
 pub use engine::PrecisionError;
 pub use self_test::SelfTestError;
@@ -73,6 +75,9 @@ pub enum LoadError {
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot run the model: {0}")]
     Runtime(#[from] ScoreError),
+    /// The system refused the threads that score.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
     /// The model loaded, and its scores mean nothing.
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
@@ -253,13 +258,7 @@ pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
             "`onnx_file` names a file of a model, and no model is named",
             "pass `--model` with the directory that the file lies in",
         )),
-        #[cfg(feature = "embedded-model")]
         None => Ok(AnyModel::Built(Box::new(Model::embedded()?))),
-        #[cfg(not(feature = "embedded-model"))]
-        None => Err(ModelError::new(
-            "this build has no embedded model",
-            "pass `--model` with the directory of a cross-encoder",
-        )),
     }
 }
 

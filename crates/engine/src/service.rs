@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::admission::{Admission, Permit};
-use crate::batch::cost::Costs;
-use crate::batch::plan::BatchLimits;
-use crate::batch::{Encoding, PairKey};
 use crate::batcher::{BatchError, Batcher, Workshop};
 use crate::cache::{PairKeys, ScoreCache};
 use crate::config::CacheConfig;
-use crate::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
+use crate::cost::Costs;
 use crate::metrics::Metrics;
-use crate::rerank::{
+use crate::plan::BatchLimits;
+use crate::trace::{Step, Timeline};
+use rerankd_core::{
     Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
     RerankCommand, RerankError, Scale, ScoreOptions, Truncate, rank,
 };
-use crate::scorer::Scorer;
-use crate::trace::{Step, Timeline};
+use rerankd_core::{Encoding, PairKey};
+use rerankd_model::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
+use rerankd_runtime::Scorer;
 
 /// What is served, for `/info`, logs and responses.
 #[derive(Debug, Clone, PartialEq)]

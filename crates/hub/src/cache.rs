@@ -8,8 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::names::{ModelId, is_commit};
-use crate::model::ModelError;
+use rerankd_model::ModelError;
+use rerankd_model::names::{ModelId, is_commit};
 
 const LOCKS: &str = ".locks";
 

@@ -9,9 +9,9 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::names::{ModelId, is_commit};
 use super::{Event, HubConfig, Retries, Watch};
-use crate::model::ModelError;
+use rerankd_model::ModelError;
+use rerankd_model::names::{ModelId, is_commit};
 
 /// Longest that a connection takes to be made, its TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

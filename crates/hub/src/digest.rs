@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-use super::names::is_hex;
+use rerankd_model::names::is_hex;
 
 /// Bytes that are read and hashed at a time.
 const CHUNK: usize = 1 << 18;

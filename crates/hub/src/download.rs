@@ -10,9 +10,9 @@ use ureq::http::{HeaderMap, Response, StatusCode};
 use super::cache::{Shelf, broken};
 use super::client::{Client, Failure, Trouble};
 use super::digest::Checksum;
-use super::names::ModelId;
 use super::{Event, Watch};
-use crate::model::ModelError;
+use rerankd_model::ModelError;
+use rerankd_model::names::ModelId;
 
 /// Bytes that are read and written at a time.
 const CHUNK: usize = 1 << 16;

@@ -7,7 +7,6 @@ mod cache;
 mod client;
 mod digest;
 mod download;
-mod names;
 mod wanted;
 
 use std::path::{Path, PathBuf};
@@ -16,17 +15,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 pub use cache::{Cache, Cached, Snapshot};
-pub use names::ModelId;
+pub use rerankd_model::names::ModelId;
 pub use ureq::Proxy;
 
 use self::cache::{Shelf, broken};
 use self::client::{Client, Failure, Listing};
 use self::download::{Place, Wanted};
 use self::wanted::Weights;
-use super::onnx::OnnxModel;
-use super::weights::shard_names;
-use super::{Files, Manifest, ModelError, SINGLE, exported};
-use crate::config::Secret;
+use rerankd_core::Secret;
+use rerankd_model::onnx::OnnxModel;
+use rerankd_model::weights::shard_names;
+use rerankd_model::{Files, Manifest, ModelError, SINGLE, exported};
 
 /// Files that are asked for or come at the same time.
 const PARALLEL: usize = 8;
@@ -273,7 +272,7 @@ fn beside_graph(directory: &Path, graph: &str) -> Result<Vec<String>, ModelError
 /// Brings every file that is needed, the small ones first: they tell whether the rest is of any use.
 fn download(place: Place<'_>, listing: &Listing, graph: Option<&str>) -> Result<(), ModelError> {
     for file in &listing.files {
-        names::check_inner_path(file, &format!("`{}`", place.id))?;
+        rerankd_model::names::check_inner_path(file, &format!("`{}`", place.id))?;
     }
     let has = |name: &str| listing.files.iter().any(|file| file == name);
     for needed in ["config.json", "tokenizer.json"].into_iter().chain(graph) {
@@ -284,7 +283,7 @@ fn download(place: Place<'_>, listing: &Listing, graph: Option<&str>) -> Result<
     get(place, wanted::settings(&listing.files))?;
     let directory = place.shelf.snapshot(place.commit);
     let files = Files::Directory(directory.clone());
-    let modules = super::json::read_value(&files, super::modules::MODULES)?;
+    let modules = rerankd_model::json::read_value(&files, rerankd_model::modules::MODULES)?;
     let folders = wanted::modules(&listing.files, &modules.unwrap_or_default());
     let (modules, settings): (Vec<_>, Vec<_>) = folders
         .into_iter()

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::names::is_inner_path;
-use crate::model::exported::PLACES;
-use crate::model::modules::{MODULE_CONFIGS, MODULES};
-use crate::model::{INDEX, SINGLE};
+use rerankd_model::exported::PLACES;
+use rerankd_model::modules::{MODULE_CONFIGS, MODULES};
+use rerankd_model::names::is_inner_path;
+use rerankd_model::{INDEX, SINGLE};
 
 /// Weights that run code when they are read.
 const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];

@@ -422,7 +422,7 @@ fn products<I: Isa, const LANES: usize>(panel: &[f32], lanes: &[f32]) -> [[f32; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scorer::testing::numbers;
+    use crate::testing::numbers;
     use proptest::prelude::*;
 
     /// The definition, in `f64`.

@@ -163,7 +163,7 @@ pub(super) fn gelu_tanh<I: Isa>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scorer::isa::Portable;
+    use crate::isa::Portable;
     use proptest::prelude::*;
 
     proptest! {

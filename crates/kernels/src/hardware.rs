@@ -9,15 +9,24 @@
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use super::ScoreError;
 use super::isa::Path;
 
 /// Fewest rows that a core is borrowed for: with fewer, waking it costs more than it takes off.
 const LEAST_ROWS: usize = 32;
 /// Rows of a part are a multiple of this, so that few blocks of rows are left half full.
 const ROUND: usize = 8;
+
+/// The system refused the threads of a pool.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot start {cores} threads: {source}; hint: raise the process's thread limit, or lower `threads`"
+)]
+pub struct ThreadsError {
+    cores: usize,
+    source: ThreadPoolBuildError,
+}
 
 /// Instructions and cores. Clones share the cores.
 #[derive(Debug, Clone)]
@@ -52,8 +61,8 @@ impl Hardware {
     /// So many cores for all batches together, with the fastest instructions.
     ///
     /// # Errors
-    /// [`ScoreError`] when the system refuses a thread.
-    pub fn new(cores: usize) -> Result<Self, ScoreError> {
+    /// [`ThreadsError`] when the system refuses a thread.
+    pub fn new(cores: usize) -> Result<Self, ThreadsError> {
         if cores < 2 {
             return Ok(Self::default());
         }
@@ -61,11 +70,7 @@ impl Hardware {
             .num_threads(cores)
             .thread_name(|number| format!("lone-{number}"))
             .build()
-            .map_err(|error| {
-                ScoreError(format!(
-                    "{cores} threads cannot be started: {error}; hint: allow the process more, or lower `threads`"
-                ))
-            })?;
+            .map_err(|source| ThreadsError { cores, source })?;
         let cores = Cores {
             idle: AtomicIsize::new(cores as isize),
             pool: Some(pool),
@@ -83,7 +88,7 @@ impl Hardware {
     }
 
     /// Runs a batch on the caller's thread.
-    pub(super) fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
+    pub fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
         self.cores.idle.fetch_sub(1, Ordering::Relaxed);
         let _own = Held {
             cores: &self.cores,
@@ -93,7 +98,7 @@ impl Hardware {
     }
 
     /// Runs a batch of so many rows in the pool, where its layers may borrow cores.
-    pub(super) fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
+    pub fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
         self.run(|| match &self.cores.pool {
             Some(pool) if rows >= 2 * LEAST_ROWS && self.no_other(pool) => pool.install(batch),
             _ => batch(),
@@ -107,7 +112,7 @@ impl Hardware {
     }
 
     /// Borrows cores that are idle for work on so many rows, maybe none.
-    pub(super) fn borrow(&self, rows: usize) -> Held<'_> {
+    pub fn borrow(&self, rows: usize) -> Held<'_> {
         let pool = self.cores.pool.as_ref();
         let pooled = pool.and_then(ThreadPool::current_thread_index).is_some();
         let wanted = if pooled {
@@ -134,7 +139,7 @@ impl Default for Hardware {
 }
 
 /// Cores, until it is dropped.
-pub(super) struct Held<'a> {
+pub struct Held<'a> {
     cores: &'a Cores,
     count: usize,
 }
@@ -148,7 +153,7 @@ impl Drop for Held<'_> {
 
 impl Held<'_> {
     /// Rows of each part, when `rows` are shared by the caller's core and those that it borrowed.
-    pub(super) fn share(&self, rows: usize) -> usize {
+    pub fn share(&self, rows: usize) -> usize {
         match self.count {
             0 => rows.max(1),
             count => rows.div_ceil(count + 1).next_multiple_of(ROUND),
@@ -159,7 +164,7 @@ impl Held<'_> {
     ///
     /// # Errors
     /// That of one of the parts.
-    pub(super) fn each<T: Send, E: Send + Sync>(
+    pub fn each<T: Send, E: Send + Sync>(
         &self,
         parts: impl IntoIterator<Item = T>,
         work: impl Fn(T) -> Result<(), E> + Sync,

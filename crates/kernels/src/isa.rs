@@ -229,7 +229,7 @@ pub(super) trait Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scorer::testing;
+    use crate::testing;
     use proptest::prelude::*;
 
     /// All sums of `rows`, `[count, groups * GROUP]`, with `strips`: `[count, strips * COLUMNS]`.

@@ -9,7 +9,7 @@ macro_rules! files {
             $name,
             include_bytes!(concat!(
                 env!("CARGO_MANIFEST_DIR"),
-                "/models/minilm-l6-rank/",
+                "/../../models/minilm-l6-rank/",
                 $name
             ))
             .as_slice(),

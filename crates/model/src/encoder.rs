@@ -17,9 +17,9 @@ pub use fitted::Fitted;
 pub use tokens::TextToken;
 pub use truncate::longest_first;
 
-use crate::batch::Encoding;
-use crate::model::{ExportedModel, Model, ModelError, TokenizerConfig};
-use crate::rerank::{self, Fit, Pair};
+use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
+use rerankd_core::Encoding;
+use rerankd_core::{Fit, Pair};
 use side::{Side, SideTokenizer};
 use template::PairTemplate;
 
@@ -95,7 +95,7 @@ pub struct PairEncoder {
     template: PairTemplate,
     max_length: usize,
     prompt: Option<String>,
-    strategy: rerank::Strategy,
+    strategy: rerankd_core::Strategy,
 }
 
 impl PairEncoder {
@@ -177,13 +177,13 @@ impl PairEncoder {
             template,
             max_length,
             prompt: prompt.map(str::to_owned),
-            strategy: rerank::Strategy::default(),
+            strategy: rerankd_core::Strategy::default(),
         })
     }
 
     /// The same encoder, which cuts by `strategy` unless a request says otherwise.
     #[must_use]
-    pub fn with_strategy(self, strategy: rerank::Strategy) -> Self {
+    pub fn with_strategy(self, strategy: rerankd_core::Strategy) -> Self {
         Self { strategy, ..self }
     }
 

@@ -7,7 +7,7 @@ use super::json::Object;
 use super::manifest;
 use super::modules::SavedSettings;
 use super::{Files, ModelError, TokenizerConfig, directory_name};
-use crate::rerank::Activation;
+use rerankd_core::Activation;
 
 /// Where the file lies when it is not named, in the order in which it is looked for.
 pub const PLACES: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
@@ -84,7 +84,7 @@ impl ExportedModel {
     }
 
     /// The file of the usual name, where there is one.
-    pub(super) fn find(files: &Files) -> Option<&'static str> {
+    pub fn find(files: &Files) -> Option<&'static str> {
         PLACES.into_iter().find(|place| files.contains(place))
     }
 
@@ -137,7 +137,7 @@ impl ExportedModel {
 ///
 /// # Errors
 /// [`ModelError`] when it does not lie in there.
-pub(super) fn place_of(name: &Path) -> Result<String, ModelError> {
+pub fn place_of(name: &Path) -> Result<String, ModelError> {
     match stays_inside(name) {
         true => Ok(below("", name)),
         false => Err(ModelError::new(
@@ -149,7 +149,7 @@ pub(super) fn place_of(name: &Path) -> Result<String, ModelError> {
 
 /// The place of the file `name` in the folder of the file at `place`, for a name that
 /// [`stays_inside`] of it.
-pub(super) fn beside(place: &str, name: &Path) -> String {
+pub fn beside(place: &str, name: &Path) -> String {
     below(
         place.rsplit_once('/').map_or("", |(folder, _)| folder),
         name,

@@ -12,12 +12,11 @@ mod gated;
 mod head;
 pub mod onnx;
 pub mod standard;
-pub mod strips;
 
 pub use builder::{Data, Graph, Weight};
 
 use self::encoder::EncoderGraph;
-use crate::model::{Model, ModelError};
+use crate::{Model, ModelError};
 
 /// Names of the graph's inputs and its output.
 pub mod io {
@@ -87,7 +86,7 @@ pub mod operator {
     /// missing, as in [`PACKED_ATTENTION`]. Output: `[tokens or sequences, width]`.
     pub const LAYER: &str = "Layer";
     /// The same with weights of eight bits: each matrix is the strips, scales and sums of
-    /// [`crate::quantize::Quantized`] and a bias.
+    /// [`rerankd_kernels::quantize::Quantized`] and a bias.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
     /// A layer that normalises before each part and has a gate, in fp32.
     ///

@@ -147,7 +147,7 @@ impl Object {
 }
 
 /// Reads a JSON file; `None` when there is no such file.
-pub(super) fn read_value(files: &Files, name: &str) -> Result<Option<Value>, ModelError> {
+pub fn read_value(files: &Files, name: &str) -> Result<Option<Value>, ModelError> {
     let Some(bytes) = files.read(name)? else {
         return Ok(None);
     };

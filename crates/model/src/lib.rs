@@ -5,12 +5,14 @@
 
 pub mod arch;
 mod causal;
+pub mod encoder;
 pub mod exported;
+pub mod graph;
 pub mod head;
-pub mod hub;
-mod json;
+pub mod json;
 pub mod manifest;
-mod modules;
+pub mod modules;
+pub mod names;
 pub mod onnx;
 pub mod weights;
 
@@ -41,7 +43,8 @@ pub struct ModelError {
 }
 
 impl ModelError {
-    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    /// `message` names the file and what is wrong with it, `hint` says what to do.
+    pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: hint.into(),
@@ -95,10 +98,15 @@ impl Model {
     /// The model that is compiled into the program.
     ///
     /// # Errors
-    /// As [`Model::open`]; none for a program that passed its tests.
-    #[cfg(feature = "embedded-model")]
+    /// [`ModelError`] when this build has no embedded model.
     pub fn embedded() -> Result<Self, ModelError> {
-        Self::from_memory(embedded::ID, embedded::FILES)
+        #[cfg(feature = "embedded-model")]
+        return Self::from_memory(embedded::ID, embedded::FILES);
+        #[cfg(not(feature = "embedded-model"))]
+        Err(ModelError::new(
+            "this build has no embedded model",
+            "pass `--model` with the directory of a cross-encoder",
+        ))
     }
 
     /// The files beside the weights of the model in `dir`, or of the embedded one: configuration and
@@ -171,19 +179,20 @@ impl AnyModel {
 /// cache of a hub the name of its model.
 fn directory_name(dir: &Path) -> String {
     let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    if let Some(id) = hub::ModelId::of_snapshot(&real) {
+    if let Some(id) = names::ModelId::of_snapshot(&real) {
         return id.path();
     }
     real.file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
-/// The file of the weights, where it is one, and the list of them, where there are several.
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The file of the weights, where it is one.
+pub const SINGLE: &str = "model.safetensors";
+/// The list of the files of the weights, where they are several.
+pub const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that say how a model is used, beside [`modules::MODULE_CONFIGS`].
-const COMPANIONS: [&str; 8] = [
+pub const COMPANIONS: [&str; 8] = [
     "config.json",
     "config_sentence_transformers.json",
     modules::MODULES,
@@ -195,14 +204,16 @@ const COMPANIONS: [&str; 8] = [
 ];
 
 /// Where the files of a model come from; one code reads both kinds.
-pub(crate) enum Files {
+pub enum Files {
+    /// A directory.
     Directory(PathBuf),
+    /// Files that are compiled in, as pairs of name and content.
     Memory(&'static [(&'static str, &'static [u8])]),
 }
 
 impl Files {
     /// Those of a directory.
-    fn of(dir: &Path) -> Result<Self, ModelError> {
+    pub fn of(dir: &Path) -> Result<Self, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::new(
                 format!("`{}` is not a directory", dir.display()),
@@ -227,7 +238,7 @@ impl Files {
     }
 
     /// The content of a file, `None` when there is no such file.
-    pub(crate) fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
+    pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
         match self {
             Self::Memory(_) => Ok(self.in_memory(name).map(Cow::Borrowed)),
             Self::Directory(dir) => {
@@ -242,7 +253,8 @@ impl Files {
         }
     }
 
-    pub(crate) fn contains(&self, name: &str) -> bool {
+    /// Whether there is such a file.
+    pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::Memory(_) => self.in_memory(name).is_some(),
             Self::Directory(dir) => dir.join(name).exists(),
@@ -250,7 +262,7 @@ impl Files {
     }
 
     /// How messages name a file.
-    pub(crate) fn place(&self, name: &str) -> String {
+    pub fn place(&self, name: &str) -> String {
         match self {
             Self::Memory(_) => format!("`{name}` of the embedded model"),
             Self::Directory(dir) => format!("`{}`", dir.join(name).display()),

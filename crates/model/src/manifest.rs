@@ -12,7 +12,7 @@ use super::head::{Head, no_head};
 use super::json::Object;
 use super::modules::SavedSettings;
 use super::{Files, ModelError, causal};
-use crate::rerank::Activation;
+use rerankd_core::Activation;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -102,7 +102,11 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    pub(super) fn read(id: String, files: &Files) -> Result<Self, ModelError> {
+    /// Reads the configuration of the model `id` from its files.
+    ///
+    /// # Errors
+    /// [`ModelError`] when one is missing, broken, or of a model that cannot be served.
+    pub fn read(id: String, files: &Files) -> Result<Self, ModelError> {
         let config = config(files)?;
         let tokenizer = tokenizer_settings(files)?;
         let saved = SavedSettings::read(files)?;
@@ -158,7 +162,7 @@ pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
 }
 
 /// Whether the graph of the model that `config.json` describes can be built here.
-pub(super) fn is_known(files: &Files) -> Result<bool, ModelError> {
+pub fn is_known(files: &Files) -> Result<bool, ModelError> {
     Ok(kind(&config(files)?, &SavedSettings::read(files)?).is_ok())
 }
 

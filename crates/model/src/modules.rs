@@ -7,7 +7,8 @@ use super::json::{Object, read_value};
 use super::weights::is_file_name;
 use super::{Files, ModelError};
 
-pub(super) const MODULES: &str = "modules.json";
+/// The list of the modules of sentence-transformers.
+pub const MODULES: &str = "modules.json";
 const ST_CONFIG: &str = "config_sentence_transformers.json";
 /// What modules call the hidden states, the vector that is made of them, and the logits.
 const TOKENS: &str = "token_embeddings";
@@ -19,7 +20,7 @@ const MAX_OUTPUTS: usize = 1 << 16;
 const NORM_EPSILON: f32 = 1e-5;
 /// The names under which the Transformer module's own settings were saved over the years, in the
 /// order in which sentence-transformers looks for them.
-pub(super) const MODULE_CONFIGS: [&str; 7] = [
+pub const MODULE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -161,7 +162,7 @@ fn modules(files: &Files) -> Result<Option<Vec<Module>>, ModelError> {
 }
 
 /// The settings of the modules behind the Transformer.
-pub(super) fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
+pub fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
     let modules = modules(files)?.unwrap_or_default();
     let behind = modules.iter().skip(1);
     Ok(behind

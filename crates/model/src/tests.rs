@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::rerank::Activation;
+use rerankd_core::Activation;
 
 const SIGMOID: &str = "torch.nn.modules.activation.Sigmoid";
 const IDENTITY: &str = "torch.nn.modules.linear.Identity";

@@ -311,7 +311,7 @@ impl Shard {
 ///
 /// # Errors
 /// As [`Weights::open_sharded`], of the index alone.
-pub(super) fn shard_names(files: &Files, index: &str) -> Result<Vec<String>, ModelError> {
+pub fn shard_names(files: &Files, index: &str) -> Result<Vec<String>, ModelError> {
     Ok(read_index(files, index)?.into_keys().collect())
 }
 
@@ -340,7 +340,7 @@ fn read_index(files: &Files, index: &str) -> Result<BTreeMap<String, Vec<String>
 }
 
 /// Whether `name` stays in its directory: one ordinary component, no root and no `..`.
-pub(super) fn is_file_name(name: &str) -> bool {
+pub fn is_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(components.next(), Some(Component::Normal(part)) if part == name)
         && components.next().is_none()

@@ -1,4 +1,4 @@
-//! Runs the graph of [`graph::cuda`](crate::graph::cuda) on an NVIDIA GPU.
+//! Runs the graph of [`graph::cuda`](rerankd_model::graph::cuda) on an NVIDIA GPU.
 //!
 //! There is one session, and two scorers that take turns on it: while one computes, the other has
 //! packed its batch and copies it to the device, so that neither hides behind the other. That is one
@@ -22,10 +22,10 @@ use super::library::Library;
 use super::onnx::{self, Layout, PackedInputs};
 use super::splitting::{Budget, Need, RunError, Runner, Splitting};
 use super::{ScoreError, driver};
-use crate::batch::Batch;
-use crate::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET};
-use crate::graph::{Graph, io};
-use crate::model::EncoderConfig;
+use rerankd_core::Batch;
+use rerankd_model::EncoderConfig;
+use rerankd_model::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET};
+use rerankd_model::graph::{Graph, io};
 
 /// Scorers that take turns on one session: one computes, one prepares.
 pub const SCORERS: usize = 2;
@@ -37,7 +37,7 @@ const USABLE_PERCENT: u64 = 70;
 /// ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
 const FUSED_FROM: usize = 256;
 
-/// Batches of a GPU that is measured, small ones first; see [`crate::load`].
+/// Batches of a GPU that is measured, small ones first; see [`rerankd_engine::load`].
 pub const SHAPES: [&[usize]; 7] = [
     &[32],
     &[128; 4],

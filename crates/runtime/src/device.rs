@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::driver::{self, DRIVER, DeviceFacts, RUNTIME};
-use crate::config::Device;
+use crate::Device;
 
 /// The library beside ONNX Runtime's that runs models on CUDA.
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";

@@ -1,27 +1,20 @@
-//! Runs a model over a packed batch.
+//! Runs models with ONNX Runtime: sessions, custom operators and devices.
 
 pub mod assignment;
-pub mod attention;
 pub mod cuda;
 pub mod device;
+mod device_name;
 pub mod driver;
-mod elementary;
-pub mod fp32;
-pub mod hardware;
-pub mod isa;
-pub mod layer;
 pub mod library;
-mod norm;
 pub mod onnx;
 mod operators;
 pub mod padded;
-pub mod pooling;
-mod quantized;
+mod padding;
 pub mod splitting;
-#[cfg(test)]
-mod testing;
 
-use crate::batch::Batch;
+pub use device_name::{Device, UnknownDevice};
+
+use rerankd_core::Batch;
 
 /// Why a batch could not be scored. The text is for the log.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -9,12 +9,12 @@ use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::assignment::{self, nodes_by_provider};
-use super::hardware::Hardware;
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
-use crate::batch::Batch;
-use crate::graph::{Data, Graph, Weight, io};
-use crate::model::Manifest;
+use rerankd_core::Batch;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::Manifest;
+use rerankd_model::graph::{Data, Graph, Weight, io};
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
 pub struct OnnxModel {
@@ -231,7 +231,7 @@ impl PackedInputs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Encoding;
+    use rerankd_core::Encoding;
 
     #[test]
     fn two_sequences_are_laid_out_end_to_end() {

@@ -10,14 +10,14 @@ use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
 use self::gated::GatedEncoderLayer;
 use self::layer::EncoderLayer;
-use super::attention::{Attention, Columns, Places, Queries, Scratch, attend};
-use super::fp32::Fp32;
-use super::hardware::Hardware;
-use super::isa::Path;
-use super::norm::LayerNorm;
-use super::pooling::{self, Mode};
-use super::quantized::{self, Embeddings, Int8};
-use crate::graph::operator;
+use rerankd_kernels::attention::{Attention, Columns, Places, Queries, Scratch, attend};
+use rerankd_kernels::fp32::Fp32;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_kernels::norm::LayerNorm;
+use rerankd_kernels::pooling::{self, Mode};
+use rerankd_kernels::quantized::{self, Embeddings, Int8};
+use rerankd_model::graph::operator;
 
 /// All operators, to be registered with a session.
 pub(super) fn domain(hardware: &Hardware) -> ort::Result<OperatorDomain> {

@@ -11,9 +11,11 @@ use super::assignment::{self, nodes_by_provider};
 use super::library::Library;
 use super::onnx::tensor;
 use super::{ScoreError, Scorer};
-use crate::batch::{Batch, padding};
-use crate::graph::file::OnnxFile;
-use crate::model::{ExportedModel, ModelError};
+use rerankd_core::Batch;
+
+use super::padding;
+use rerankd_model::graph::file::OnnxFile;
+use rerankd_model::{ExportedModel, ModelError};
 
 /// An ONNX file, ready to be opened by any number of sessions that share its large weights.
 pub struct PaddedModel {
@@ -397,8 +399,8 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Encoding;
     use ort::value::{Shape, SymbolicDimensions};
+    use rerankd_core::Encoding;
 
     fn kind(ty: TensorElementType, shape: &[i64]) -> ValueType {
         ValueType::Tensor {

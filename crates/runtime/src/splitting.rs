@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ScoreError, Scorer};
-use crate::batch::Batch;
+use rerankd_core::Batch;
 
 /// Why a run gave no logits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl<R: Runner> Scorer for Splitting<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Encoding;
+    use rerankd_core::Encoding;
 
     /// Has memory for so many tokens, and says of each sequence what its first token is.
     struct Small {

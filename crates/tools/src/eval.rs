@@ -8,8 +8,8 @@ pub mod plot;
 pub mod report;
 pub mod reranking;
 
-use crate::bulk::EngineError;
-use crate::load::LoadError;
+use rerankd_engine::bulk::EngineError;
+use rerankd_engine::load::LoadError;
 
 /// Why nothing could be evaluated, in words for the person at the terminal.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use crate::graph::onnx::{ModelProto, StringStringEntryProto};
-use crate::graph::standard::{self, NoStandardForm, Positions};
-use crate::graph::{self, Precision, Rows};
-use crate::model::{Model, ModelError};
-use crate::scorer::onnx::Layout;
+use rerankd_model::graph::onnx::{ModelProto, StringStringEntryProto};
+use rerankd_model::graph::standard::{self, NoStandardForm, Positions};
+use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::{Model, ModelError};
+use rerankd_runtime::onnx::Layout;
 
 /// Where the file lies in a directory: where programs of Hugging Face look for it.
 const PLACE: &str = "onnx/model.onnx";

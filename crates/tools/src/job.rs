@@ -1,7 +1,7 @@
 //! A file of pairs to a file of scores, of any size: in bounded memory, and able to go on after a
 //! kill without losing or repeating a row.
 //!
-//! Rows are read in chunks, scored by a [`Line`](crate::bulk::Line) and written in their order. Now
+//! Rows are read in chunks, scored by a [`Line`](rerankd_engine::bulk::Line) and written in their order. Now
 //! and then what is written is made safe and the [journal] says how far that is. Whoever
 //! goes on cuts off what came after the last entry, and reads on behind the rows that it counts.
 
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 use self::appended::Appended;
 use self::journal::{Journal, Mark};
 use self::rejects::Rejects;
-use crate::bulk::{Engine, EngineError, Outcome, RowError};
-use crate::load::LoadError;
-use crate::rerank::{Pair, Scale};
+use rerankd_core::{Pair, Scale};
+use rerankd_engine::bulk::{Engine, EngineError, Outcome, RowError};
+use rerankd_engine::load::LoadError;
 
 /// Rows of one chunk: enough to plan batches over, little enough to write often.
 const CHUNK_ROWS: usize = 512;

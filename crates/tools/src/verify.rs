@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::bulk::{Engine, EngineError};
-use crate::load::LoadError;
-use crate::rerank::{Pair, Scale};
+use rerankd_core::{Pair, Scale};
+use rerankd_engine::bulk::{Engine, EngineError};
+use rerankd_engine::load::LoadError;
 
 /// How far a score may be off where neither file nor user say.
 pub const DEFAULT_TOLERANCE: f64 = 1e-4;

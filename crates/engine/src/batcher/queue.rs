@@ -11,11 +11,11 @@ use super::BatchError;
 use super::fair::{FULL_SHARE, Turns};
 use super::reply::Reply;
 use crate::admission::Permit;
-use crate::batch::cost::{Cost, Work, duration};
-use crate::batch::plan::Plan;
-use crate::batch::{Encoding, PairKey};
-use crate::rerank::{Claim, Tenant};
+use crate::cost::{Cost, Work, duration};
+use crate::plan::Plan;
 use crate::trace::{self, Timeline};
+use rerankd_core::{Claim, Tenant};
+use rerankd_core::{Encoding, PairKey};
 
 /// Identifies a request in the queue. Later requests have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

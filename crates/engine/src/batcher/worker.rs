@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use super::queue::Job;
 use super::{Shared, State};
-use crate::batch::Batch;
-use crate::batch::cost::{Work, duration};
-use crate::batch::plan::Plan;
-use crate::scorer::{ScoreError, Scorer};
+use crate::cost::{Work, duration};
+use crate::plan::Plan;
 use crate::trace::{BatchRecord, Timeline};
+use rerankd_core::Batch;
+use rerankd_runtime::{ScoreError, Scorer};
 
 pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
     // The queue's times are those of the runtime, wherever they are read.

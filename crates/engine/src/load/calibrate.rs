@@ -3,9 +3,9 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use crate::batch::cost::{Costs, Estimator, Work};
-use crate::batch::{Batch, Encoding};
-use crate::scorer::{ScoreError, Scorer};
+use crate::cost::{Costs, Estimator, Work};
+use rerankd_core::{Batch, Encoding};
+use rerankd_runtime::{ScoreError, Scorer};
 
 /// Longest that all of it takes, as long as a short sequence takes a fraction of that.
 const BUDGET: Duration = Duration::from_millis(120);

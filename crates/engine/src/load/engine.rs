@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 
 use super::calibrate::{SHAPES, Sample};
 use super::{LoadConfig, LoadError};
-use crate::batch::plan::BatchLimits;
-use crate::config::{Device, Precision};
-use crate::graph::cuda::Floats;
-use crate::graph::{self, Rows};
-use crate::model::{Model, ModelError};
-use crate::scorer::cuda::{self, CudaModel};
-use crate::scorer::device::{Choice, Gpu, Taken, ThisMachine, choose};
-use crate::scorer::hardware::Hardware;
-use crate::scorer::isa::Path;
-use crate::scorer::library::Library;
-use crate::scorer::onnx::{Layout, OnnxModel, OnnxScorer};
-use crate::scorer::padded::{PaddedModel, PaddedScorer};
-use crate::scorer::{ScoreError, Scorer};
+use crate::config::Precision;
+use crate::plan::BatchLimits;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::graph::cuda::Floats;
+use rerankd_model::graph::{self, Rows};
+use rerankd_model::{Model, ModelError};
+use rerankd_runtime::Device;
+use rerankd_runtime::cuda::{self, CudaModel};
+use rerankd_runtime::device::{Choice, Gpu, Taken, ThisMachine, choose};
+use rerankd_runtime::library::Library;
+use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
+use rerankd_runtime::{ScoreError, Scorer};
 
 /// A device that was asked for an arithmetic that it has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -264,7 +265,7 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scorer::device::Gpu;
+    use rerankd_runtime::device::Gpu;
     use std::path::PathBuf;
 
     fn arithmetic(device: &Taken, precision: Precision) -> Result<&'static str, PrecisionError> {

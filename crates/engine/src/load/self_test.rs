@@ -5,10 +5,10 @@
 
 use std::sync::atomic::AtomicBool;
 
-use crate::batch::{Batch, Encoding};
-use crate::encoder::{EncodeError, EncodedPair, PairEncoder};
-use crate::rerank::Pair;
-use crate::scorer::Scorer;
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder};
+use rerankd_runtime::Scorer;
 
 /// Pairs that are alike, unlike, short, long, and in several scripts: no model that reads has one
 /// score for all. Together they are as long as a batch of a small request, so that scoring them also

@@ -1,11 +1,11 @@
 //! Any processor: what the other paths have to agree with.
 
 use super::{FloatTile, Isa, Step, Tile};
+use crate::elementary::multiply_add;
 use crate::quantize::{COLUMNS, GROUP};
-use crate::scorer::elementary::multiply_add;
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Portable(());
+pub(crate) struct Portable(());
 
 impl Isa for Portable {
     const ROWS: usize = 4;

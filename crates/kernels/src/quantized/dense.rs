@@ -1,9 +1,9 @@
 //! A dense layer over quantised rows.
 
 use super::rows::Rows;
+use crate::elementary::{Finish, gelu_tanh, multiply_add, relu, rough_gelu};
+use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP, strip_size};
-use crate::scorer::elementary::{Finish, gelu_tanh, multiply_add, relu, rough_gelu};
-use crate::scorer::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]

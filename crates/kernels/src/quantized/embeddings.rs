@@ -1,7 +1,7 @@
 //! Hidden states before the first layer, from word embeddings in eight bits.
 
-use crate::scorer::isa::{Isa, Path, Step};
-use crate::scorer::norm::LayerNorm;
+use crate::isa::{Isa, Path, Step};
+use crate::norm::LayerNorm;
 
 /// What tokens are looked up in.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,8 @@
 //! Rows in eight bits, each by a scale of its own.
 
+use crate::elementary::{LANES, fold, round_to_i32};
+use crate::isa::{Isa, Step};
 use crate::quantize::GROUP;
-use crate::scorer::elementary::{LANES, fold, round_to_i32};
-use crate::scorer::isa::{Isa, Step};
 
 /// Largest number of a quantised row.
 const MAX: f32 = 255.0;

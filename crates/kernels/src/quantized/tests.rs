@@ -6,11 +6,11 @@ use super::attention::{self, Attend};
 use super::dense::{Dense, Matrix};
 use super::embeddings::{Embeddings, embed};
 use super::rows::{Quantize, Rows};
+use crate::elementary::Finish;
+use crate::isa::Path;
+use crate::norm::{LayerNorm, Normalize};
 use crate::quantize::{self, GROUP, Quantized};
-use crate::scorer::elementary::Finish;
-use crate::scorer::isa::Path;
-use crate::scorer::norm::{LayerNorm, Normalize};
-use crate::scorer::testing;
+use crate::testing;
 
 /// Numbers between `-spread` and `spread`.
 fn numbers(seed: u64, count: usize, spread: f32) -> Vec<f32> {

@@ -1,7 +1,7 @@
 //! `BertForSequenceClassification`: a pooler (dense, tanh) and a linear classifier.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind};
-use crate::model::head::{Dense, Head, HeadAct};
+use crate::head::{Dense, Head, HeadAct};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "bert",

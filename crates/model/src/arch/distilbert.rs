@@ -2,7 +2,7 @@
 //! head of two dense layers with ReLU between them.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Fields, Kind, Tensors};
-use crate::model::head::{Dense, Head, HeadAct};
+use crate::head::{Dense, Head, HeadAct};
 
 const FIELDS: Fields = Fields {
     hidden_size: "dim",

@@ -2,7 +2,7 @@
 //! head of two dense layers with GELU between them.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, MAX_WIDTH, Tensors};
-use crate::model::head::{Dense, Head, HeadAct};
+use crate::head::{Dense, Head, HeadAct};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "electra",

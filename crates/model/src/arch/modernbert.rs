@@ -5,9 +5,9 @@ use super::{
     Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Fields, Gated, Kind, MAX_LAYERS,
     MAX_POSITIONS, Tensors,
 };
-use crate::model::ModelError;
-use crate::model::head::{Dense, Head, HeadAct, HeadStep, Norm, Pooling};
-use crate::model::json::Object;
+use crate::ModelError;
+use crate::head::{Dense, Head, HeadAct, HeadStep, Norm, Pooling};
+use crate::json::Object;
 
 const FIELDS: Fields = Fields {
     hidden_act: "hidden_activation",

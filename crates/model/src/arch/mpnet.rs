@@ -1,7 +1,7 @@
 //! `MPNetForSequenceClassification`: positions numbered as RoBERTa's, and a bias by distance in attention.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, RelativeBias, Tensors};
-use crate::model::head::{Dense, Head, HeadAct};
+use crate::head::{Dense, Head, HeadAct};
 
 const TENSORS: Tensors = Tensors {
     prefix: "mpnet.",

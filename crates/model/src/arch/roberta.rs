@@ -2,7 +2,7 @@
 //! `pad_token_id + 1`, and a head of two dense layers with tanh between them.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, Tensors};
-use crate::model::head::{Dense, Head, HeadAct};
+use crate::head::{Dense, Head, HeadAct};
 
 const fn kind(model_type: &'static str, class: &'static str, tokenizer: &'static str) -> Kind {
     Kind {

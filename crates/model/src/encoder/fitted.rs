@@ -10,8 +10,8 @@ use tokenizers::TruncationDirection;
 
 use super::side::{Side, keep};
 use super::{EncodeError, EncodedPair, PairEncoder, QueryTokens, longest_first};
-use crate::batch::Encoding;
-use crate::rerank::{self, Fit, Pair, Strategy};
+use rerankd_core::Encoding;
+use rerankd_core::{Fit, Pair, Strategy};
 
 /// A [`PairEncoder`] and what one request says about long texts.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +33,8 @@ struct Share {
 impl<'a> Fitted<'a> {
     pub(super) fn new(encoder: &'a PairEncoder, fit: Fit) -> Self {
         let direction = match fit.side {
-            Some(rerank::Side::Left) => TruncationDirection::Left,
-            Some(rerank::Side::Right) => TruncationDirection::Right,
+            Some(rerankd_core::Side::Left) => TruncationDirection::Left,
+            Some(rerankd_core::Side::Right) => TruncationDirection::Right,
             None => encoder.side.direction(),
         };
         Self {

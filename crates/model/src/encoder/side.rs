@@ -10,7 +10,7 @@ use tokenizers::{
 
 use super::EncodeError;
 use super::prefix::{allows_cuts, safe_cut};
-use crate::model::{ModelError, TokenizerClass, TokenizerConfig};
+use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special ones.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use tokenizers::{Encoding as Tokens, Token, Tokenizer};
 
-use crate::batch::Encoding;
-use crate::model::ModelError;
+use crate::ModelError;
+use rerankd_core::Encoding;
 
 /// Stand for the two texts while the template is read; no vocabulary is that large.
 const QUERY: u32 = u32::MAX;

@@ -10,7 +10,7 @@ use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStr
 
 use super::side::Side;
 use super::*;
-use crate::model::TokenizerClass;
+use crate::TokenizerClass;
 
 mod fitted;
 

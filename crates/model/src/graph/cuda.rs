@@ -21,7 +21,7 @@ use super::builder::{
 };
 use super::onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::{io, operator};
-use crate::model::ModelError;
+use crate::ModelError;
 
 /// Cell of each token in a padded batch, `[sequences, longest]`, 32-bit: first those of all tokens in
 /// their order, then the cells that no token has.

@@ -10,8 +10,8 @@ use prost::bytes::Bytes;
 
 use super::onnx::DataType;
 use super::{Data, Weight};
-use crate::model::ModelError;
-use crate::model::onnx::{OnnxModel, Part, Tensor};
+use crate::ModelError;
+use crate::onnx::{OnnxModel, Part, Tensor};
 
 /// Constants with fewer numbers are not worth sharing.
 const SHARED_FROM: usize = 1024;

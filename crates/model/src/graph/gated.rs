@@ -4,7 +4,7 @@
 use super::builder::{Attr, CONTRIB, STANDARD, Value};
 use super::encoder::EncoderGraph;
 use super::{Precision, Rows, operator};
-use crate::model::{EncoderConfig, Gated, HiddenAct, ModelError};
+use crate::{EncoderConfig, Gated, HiddenAct, ModelError};
 
 /// Tables of cosines and sines.
 struct Rotary {

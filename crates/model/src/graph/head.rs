@@ -3,8 +3,8 @@
 use super::builder::{Attr, CONTRIB, STANDARD, Value};
 use super::encoder::EncoderGraph;
 use super::{Rows, operator};
-use crate::model::ModelError;
-use crate::model::head::{Dense, HeadAct, HeadStep, Norm, Pooling, Residual};
+use crate::ModelError;
+use crate::head::{Dense, HeadAct, HeadStep, Norm, Pooling, Residual};
 
 /// A row for each sequence, and how wide it is.
 pub(super) struct Pooled {

@@ -16,7 +16,7 @@ use super::onnx::{
     TensorProto, ValueInfoProto,
 };
 use super::{Data, Graph, Precision, Weight, io, operator};
-use crate::quantize;
+use rerankd_kernels::quantize;
 
 /// Names of the inputs that are not those of the packed graph.
 const ATTENTION_MASK: &str = "attention_mask";

@@ -8,9 +8,9 @@ use ort::operator::{
 
 use super::layer::{Fed, Named, Settings, layer_inputs};
 use super::{number, one_output};
-use crate::graph::operator;
-use crate::scorer::hardware::Hardware;
-use crate::scorer::layer::{self, GatedLayer};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::layer::{self, GatedLayer};
+use rerankd_model::graph::operator;
 
 /// See [`operator::GATED_LAYER`].
 pub(super) struct GatedEncoderLayer<P> {

@@ -12,14 +12,14 @@ use super::{
     PlaceInputs, check_lengths, epsilon, floats, inputs, number, one_output, output, place_inputs,
     required, window,
 };
-use crate::graph::operator;
-use crate::scorer::attention::Queries;
-use crate::scorer::elementary::Finish;
-use crate::scorer::fp32::{self, Fp32};
-use crate::scorer::hardware::Hardware;
-use crate::scorer::layer::{self, Asking, Input, Layer, NotFinite, Products, Scratch};
-use crate::scorer::norm::LayerNorm;
-use crate::scorer::quantized::{self, Int8};
+use rerankd_kernels::attention::Queries;
+use rerankd_kernels::fp32::{self, Fp32};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::layer::Finish;
+use rerankd_kernels::layer::{self, Asking, Input, Layer, NotFinite, Products, Scratch};
+use rerankd_kernels::norm::LayerNorm;
+use rerankd_kernels::quantized::{self, Int8};
+use rerankd_model::graph::operator;
 
 /// How an arithmetic is called in a graph.
 pub(super) trait Named: Products {

@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::Times;
 use super::record::{Outcome, Sample, Summary};
 use super::text::{Request, Texts};
-use crate::batch::{Batch, Encoding};
-use crate::encoder::{EncodeError, PairEncoder};
-use crate::rerank::{Limits, RerankCommand, ScoreOptions};
-use crate::scorer::Scorer;
+use rerankd_core::{Batch, Encoding};
+use rerankd_core::{Limits, RerankCommand, ScoreOptions};
+use rerankd_model::encoder::{EncodeError, PairEncoder};
+use rerankd_runtime::Scorer;
 
 /// Requests that are tokenised before the clock starts; sessions go through them over and over.
 const REQUESTS: u64 = 32;
@@ -140,9 +140,9 @@ mod tests {
     struct Idle;
 
     impl Scorer for Idle {
-        fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, crate::scorer::ScoreError> {
+        fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, rerankd_runtime::ScoreError> {
             match batch.sequences() {
-                9 => Err(crate::scorer::ScoreError("nine".to_owned())),
+                9 => Err(rerankd_runtime::ScoreError("nine".to_owned())),
                 sequences => Ok(vec![0.0; sequences]),
             }
         }

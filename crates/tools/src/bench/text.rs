@@ -365,9 +365,9 @@ mod tests {
     #[cfg(feature = "embedded-model")]
     #[test]
     fn tokens_are_those_of_the_tokenizer() {
-        use crate::encoder::PairEncoder;
-        use crate::model::Model;
-        use crate::rerank::{Limits, RerankCommand, ScoreOptions};
+        use rerankd_core::{Limits, RerankCommand, ScoreOptions};
+        use rerankd_model::Model;
+        use rerankd_model::encoder::PairEncoder;
 
         let encoder = PairEncoder::for_model(&Model::embedded().unwrap()).unwrap();
         for (_, kind) in Kind::ALL {

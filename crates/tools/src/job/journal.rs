@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Job, JobError};
-use crate::rerank::Scale;
-use crate::service::ModelInfo;
+use rerankd_core::Scale;
+use rerankd_engine::service::ModelInfo;
 
 /// What is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,8 +9,8 @@ use super::{
     CHUNK_BYTES, CHUNK_ROWS, Chunk, Fields, JobError, MAX_ROW_BYTES, Pairing, Rows, Sink, Source,
     number,
 };
-use crate::bulk::{Outcome, RowError};
-use crate::rerank::Pair;
+use rerankd_core::Pair;
+use rerankd_engine::bulk::{Outcome, RowError};
 
 /// A row as it stands, and what is wrong with it as a line.
 type Line = (String, Result<(), RowError>);

@@ -18,8 +18,8 @@ use parquet::file::properties::WriterProperties;
 
 use super::journal::beside;
 use super::{CHUNK_ROWS, Chunk, Fields, JobError, Mark, Pairing, Rows, Sink, Source};
-use crate::bulk::{Outcome, RowError};
-use crate::rerank::Pair;
+use rerankd_core::Pair;
+use rerankd_engine::bulk::{Outcome, RowError};
 
 /// Rows that are copied at a time when parts are put together.
 const COPY_ROWS: usize = 8192;

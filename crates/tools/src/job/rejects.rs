@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::appended::Appended;
 use super::{Chunk, JobError};
-use crate::bulk::Outcome;
+use rerankd_engine::bulk::Outcome;
 
 /// A file of JSON lines, or the standard error.
 pub struct Rejects {

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::super::reply::{self, Answer};
 use super::*;
 use crate::admission::Admission;
-use crate::batch::plan::{BatchLimits, SHARE_ABOVE};
-use crate::rerank::{Deadline, DeadlineBy, Priority};
+use crate::plan::{BatchLimits, SHARE_ABOVE};
+use rerankd_core::{Deadline, DeadlineBy, Priority};
 
 const LIMITS: BatchLimits = BatchLimits {
     max_tokens: 64,

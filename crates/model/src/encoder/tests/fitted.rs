@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use proptest::prelude::*;
 
 use super::*;
-use crate::rerank::{Side as End, Strategy as Gives};
+use rerankd_core::{Side as End, Strategy as Gives};
 
 fn pair(encoder: &PairEncoder, fit: Fit, query: &str, document: &str) -> EncodedPair {
     let fitted = encoder.fitting(fit);

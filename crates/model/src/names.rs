@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Component, Path};
 use std::str::FromStr;
 
-use crate::model::ModelError;
+use crate::ModelError;
 
 /// The revision that counts where none is named.
 pub const MAIN: &str = "main";
