@@ -15,7 +15,6 @@ use rerankd::batch::cost::{Cost, Work};
 use rerankd::batch::plan::{BatchLimits, Plan, SHARE_ABOVE};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
-use rerankd::graph::strips::strips;
 use rerankd::graph::{Precision, Rows};
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
@@ -25,6 +24,7 @@ use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::layer::{Finish, Operand, Products};
 use rerankd::scorer::onnx::OnnxScorer;
+use rerankd::strips::strips;
 use support::packed;
 
 #[allow(dead_code)]

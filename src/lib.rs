@@ -25,6 +25,7 @@ pub mod rerank;
 pub mod scorer;
 pub mod service;
 pub mod shutdown;
+pub mod strips;
 pub mod telemetry;
 pub mod trace;
 pub mod verify;

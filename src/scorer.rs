@@ -11,12 +11,12 @@ pub mod hardware;
 pub mod isa;
 pub mod layer;
 pub mod library;
-mod norm;
+pub mod norm;
 pub mod onnx;
 mod operators;
 pub mod padded;
 pub mod pooling;
-mod quantized;
+pub mod quantized;
 pub mod splitting;
 #[cfg(test)]
 mod testing;
@@ -27,6 +27,12 @@ use crate::batch::Batch;
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct ScoreError(pub String);
+
+impl From<hardware::StartError> for ScoreError {
+    fn from(error: hardware::StartError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// Something that turns a batch into logits. A worker thread owns one and nothing locks it.
 pub trait Scorer: Send {

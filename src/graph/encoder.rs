@@ -3,10 +3,10 @@
 
 use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::onnx::DataType;
-use super::strips::strips;
 use super::{Precision, Rows, io, operator};
 use crate::model::{EncoderConfig, HiddenAct, Model, ModelError};
 use crate::quantize::{self, Quantized};
+use crate::strips::strips;
 
 const TOKENS: Dim = Dim::Named("tokens");
 const SEQUENCES: Dim = Dim::Named("sequences");

@@ -14,7 +14,7 @@ use crate::quantize::COLUMNS;
 /// Weights of a dense layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
-    /// As [`crate::graph::strips::strips`] makes them: `[strips, inputs, COLUMNS]`.
+    /// As [`crate::strips::strips`] makes them: `[strips, inputs, COLUMNS]`.
     pub strips: &'a [f32],
     /// Added to every row, `[outputs]`.
     pub bias: &'a [f32],
@@ -117,8 +117,8 @@ impl Dense<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::strips::strips;
     use crate::scorer::testing::numbers;
+    use crate::strips::strips;
     use proptest::prelude::*;
 
     /// Weights `[outputs, inputs]` over rows of `inputs` numbers.

@@ -9,15 +9,24 @@
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use super::ScoreError;
 use super::isa::Path;
 
 /// Fewest rows that a core is borrowed for: with fewer, waking it costs more than it takes off.
 const LEAST_ROWS: usize = 32;
 /// Rows of a part are a multiple of this, so that few blocks of rows are left half full.
 const ROUND: usize = 8;
+
+/// The threads of the compute pool could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot start {threads} compute threads: {source}; hint: raise the process's thread limit, or lower `threads`"
+)]
+pub struct StartError {
+    threads: usize,
+    source: ThreadPoolBuildError,
+}
 
 /// Instructions and cores. Clones share the cores.
 #[derive(Debug, Clone)]
@@ -52,8 +61,8 @@ impl Hardware {
     /// So many cores for all batches together, with the fastest instructions.
     ///
     /// # Errors
-    /// [`ScoreError`] when the system refuses a thread.
-    pub fn new(cores: usize) -> Result<Self, ScoreError> {
+    /// [`StartError`] when the system refuses a thread.
+    pub fn new(cores: usize) -> Result<Self, StartError> {
         if cores < 2 {
             return Ok(Self::default());
         }
@@ -61,10 +70,9 @@ impl Hardware {
             .num_threads(cores)
             .thread_name(|number| format!("lone-{number}"))
             .build()
-            .map_err(|error| {
-                ScoreError(format!(
-                    "{cores} threads cannot be started: {error}; hint: allow the process more, or lower `threads`"
-                ))
+            .map_err(|source| StartError {
+                threads: cores,
+                source,
             })?;
         let cores = Cores {
             idle: AtomicIsize::new(cores as isize),
@@ -83,7 +91,7 @@ impl Hardware {
     }
 
     /// Runs a batch on the caller's thread.
-    pub(super) fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
+    pub fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
         self.cores.idle.fetch_sub(1, Ordering::Relaxed);
         let _own = Held {
             cores: &self.cores,
@@ -93,7 +101,7 @@ impl Hardware {
     }
 
     /// Runs a batch of so many rows in the pool, where its layers may borrow cores.
-    pub(super) fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
+    pub fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
         self.run(|| match &self.cores.pool {
             Some(pool) if rows >= 2 * LEAST_ROWS && self.no_other(pool) => pool.install(batch),
             _ => batch(),

@@ -12,7 +12,7 @@ use super::{FloatTile, Isa, Step, Tile, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Avx2(pub(super) ());
+pub(crate) struct Avx2(pub(super) ());
 
 /// Registers that are worked on at once: half a strip, two sums for each of four columns.
 const REGISTERS: usize = 2;

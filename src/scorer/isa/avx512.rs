@@ -9,7 +9,7 @@ use super::{FloatTile, Isa, Step, Tile, with_constant};
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Avx512(Avx2);
+pub(crate) struct Avx512(Avx2);
 
 impl Isa for Avx512 {
     const ROWS: usize = Avx2::ROWS;

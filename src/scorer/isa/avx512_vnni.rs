@@ -9,7 +9,7 @@ use super::{FloatTile, Isa, Step, Tile, avx512, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Avx512Vnni(());
+pub(crate) struct Avx512Vnni(());
 
 impl Isa for Avx512Vnni {
     /// With three strips, twenty-four sums: more than enough for two multipliers of latency five.

@@ -9,7 +9,7 @@ use super::{FloatTile, Isa, Step, Tile, avx2, with_constant};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct AvxVnni(());
+pub(crate) struct AvxVnni(());
 
 /// Registers of a strip.
 const REGISTERS: usize = 2;

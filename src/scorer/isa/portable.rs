@@ -5,7 +5,7 @@ use crate::quantize::{COLUMNS, GROUP};
 use crate::scorer::elementary::multiply_add;
 
 #[derive(Debug, Clone, Copy)]
-pub(in crate::scorer) struct Portable(());
+pub(crate) struct Portable(());
 
 impl Isa for Portable {
     const ROWS: usize = 4;

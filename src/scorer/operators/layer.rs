@@ -14,10 +14,9 @@ use super::{
 };
 use crate::graph::operator;
 use crate::scorer::attention::Queries;
-use crate::scorer::elementary::Finish;
 use crate::scorer::fp32::{self, Fp32};
 use crate::scorer::hardware::Hardware;
-use crate::scorer::layer::{self, Asking, Input, Layer, NotFinite, Products, Scratch};
+use crate::scorer::layer::{self, Asking, Finish, Input, Layer, NotFinite, Products, Scratch};
 use crate::scorer::norm::LayerNorm;
 use crate::scorer::quantized::{self, Int8};
 

@@ -1,9 +1,9 @@
-//! Dense layers of fp32 in the order in which products read them.
+//! Packs the weights of fp32 dense layers in the order in which the matrix products read them.
 
 use crate::quantize::COLUMNS;
 
-/// Dense layers as they are stored, `[outputs, inputs]`, one after the other, as `[strips, inputs,
-/// COLUMNS]`; zeros where there is no such output.
+/// Packs dense layers `[outputs, inputs]`, side by side, into `[strips, inputs, COLUMNS]`. The last strip
+/// is padded with zeros.
 pub fn strips(matrices: &[&[f32]], inputs: usize) -> Vec<f32> {
     let rows = matrices.iter().flat_map(|m| m.chunks_exact(inputs));
     let outputs = rows.clone().count();
