@@ -31,6 +31,7 @@ const LAYERS: &[&str] = &[
     "encoder",
     "scorer",
     "graph",
+    "strips",
     "quantize",
     "model",
     "batch",

@@ -80,7 +80,7 @@ pub mod operator {
     /// A layer of the encoder in fp32.
     ///
     /// Inputs: hidden state `[tokens, width]`; lengths `[sequences]`, 32-bit; then [`MATRICES`] times
-    /// [`super::strips::strips`] and a bias `[outputs]`: queries, already divided by the root of the
+    /// [`strips`](crate::strips::strips) and a bias `[outputs]`: queries, already divided by the root of the
     /// size of a head; keys and values; the projection of what attention gives; up; down. Then
     /// [`NORMS`] times gamma and beta `[width]`: after attention, and after all. Behind them what may be
     /// missing, as in [`PACKED_ATTENTION`]. Output: `[tokens or sequences, width]`.
