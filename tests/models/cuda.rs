@@ -1,11 +1,10 @@
 //! A GPU, or the lack of one. What needs a GPU runs with `RERANKD_TEST_CUDA=1`; it is an error then if
 //! there is none.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use crate::support::reference::{Reference, model_dir};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{Device, Precision};
 use rerankd::encoder::PairEncoder;
@@ -14,7 +13,6 @@ use rerankd::metrics::Metrics;
 use rerankd::model::Model;
 use rerankd::rerank::Pair;
 use rerankd::scorer::Scorer;
-use support::reference::{Reference, model_dir};
 
 const MODELS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
 

@@ -3,14 +3,12 @@
 //! This is a program of its own because it measures processes: it starts itself once for each
 //! number of sessions.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::real;
+use crate::support::saved::Bert;
 use rerankd::metrics::{Metrics, resident_bytes};
-use support::real;
-use support::saved::Bert;
 
 /// Tells a child process what to measure: the model's directory.
 const MODEL: &str = "RERANKD_TEST_MEMORY_MODEL";

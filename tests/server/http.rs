@@ -1,10 +1,10 @@
 //! The HTTP edge, seen from outside: what a client sends and what it reads.
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::fake::{Gate, MAX_LENGTH, Model};
+use crate::support::server::{Answer, Server, TestApp, wire};
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::cli::healthcheck;
@@ -12,8 +12,6 @@ use rerankd::config::{Config, HttpConfig, Listen, ShutdownConfig};
 use rerankd::rerank::Activation;
 use rerankd::shutdown::{Phase, Stopped};
 use serde_json::{Value, json};
-use support::fake::{Gate, MAX_LENGTH, Model};
-use support::server::{Answer, Server, TestApp, wire};
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
 const PREDICT: &str = r#"{"pairs":[["q","a"],["q","a b"]]}"#;

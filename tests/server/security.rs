@@ -1,19 +1,17 @@
 //! Who is answered, and what a client may send.
 
-mod support;
-
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support::fake::{Gate, Model};
+use crate::support::server::{Answer, TestApp};
 use axum::body::Body;
 use axum::http::Request;
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Origins, Value};
 use serde_json::json;
-use support::fake::{Gate, Model};
-use support::server::{Answer, TestApp};
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
 const KEY: &str = "sixteen-letters!";

@@ -1,10 +1,10 @@
 //! The logits of the packed graph are those of sentence-transformers, and a fault in the graph would
 //! show.
 
-mod support;
-
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed::{self, library};
+use crate::support::reference::{Reference, model_dir};
 use rerankd::batch::{Batch, Encoding};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{self, Data, Precision, Rows};
@@ -14,8 +14,6 @@ use rerankd::scorer::Scorer;
 use rerankd::scorer::hardware::Hardware;
 use rerankd::scorer::isa::Path;
 use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
-use support::packed::{self, library};
-use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f32 = 1e-4;
 /// A fault must move some logit by more than ten times what is tolerated.

@@ -1,13 +1,11 @@
 //! Models open as sentence-transformers opened them, and their texts become the ids that it gave.
 
-mod support;
-
 use std::sync::atomic::AtomicBool;
 
+use crate::support::reference::{Reference, model_dir};
 use rerankd::encoder::PairEncoder;
 use rerankd::model::{HiddenAct, Model, TokenizerClass};
 use rerankd::rerank::Activation;
-use support::reference::{Reference, model_dir};
 
 fn open(name: &str) -> Model {
     Model::open(&model_dir(name)).unwrap_or_else(|error| panic!("{error}"))

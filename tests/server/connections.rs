@@ -1,11 +1,11 @@
 //! Connections: protocols, TLS, Unix sockets, and those that only take up room.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::fake::{Gate, Model};
+use crate::support::server::{Server, TestApp, wire};
 use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
 use rerankd::cli::healthcheck::{Place, ask};
@@ -17,8 +17,6 @@ use rerankd::shutdown::Stopped;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use support::fake::{Gate, Model};
-use support::server::{Server, TestApp, wire};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixSocket, UnixStream};
 use tokio_rustls::TlsConnector;
