@@ -1,7 +1,7 @@
 //! Sessions share the weights, also in the form in which the matrix products read them.
 //!
-//! This is a program of its own because it measures processes: it starts itself once for each
-//! number of sessions.
+//! Other tests run in this process: it starts itself once for each number of sessions, and measures the
+//! child.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,7 +43,7 @@ fn four_sessions_take_little_more_memory_than_one() {
 /// Runs [`child`] in a process of its own.
 fn measure(model: &Path, sessions: usize) -> u64 {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "child"])
+        .args(["--ignored", "--exact", "--nocapture", "memory::child"])
         .env(MODEL, model)
         .env(SESSIONS, sessions.to_string())
         .output()

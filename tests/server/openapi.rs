@@ -21,7 +21,7 @@ fn the_file_is_what_the_code_says() {
     let held = std::fs::read_to_string(FILE).unwrap();
     assert!(
         held == said,
-        "openapi.yaml is old; run `RERANKD_UPDATE=1 cargo test --test openapi`"
+        "openapi.yaml is old; run `RERANKD_UPDATE=1 cargo test --test server openapi`"
     );
 }
 

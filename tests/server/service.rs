@@ -782,7 +782,7 @@ async fn who_stops_waits_for_the_batch_that_runs_and_for_no_other() {
         move || reranker.stop(Duration::from_secs(60))
     });
     // It gives up where a batch does not end.
-    tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(1)))
+    tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(100)))
         .await
         .unwrap();
     assert!(!stopping.is_finished());
