@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rerankd::config::{BatchConfig, CacheConfig, Config};
+use rerankd::config::Config;
 use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::{self, Door};
+use rerankd_engine::config::{BatchConfig, CacheConfig};
 use rerankd_core::{Batch, Encoding};
 use rerankd_core::{Limits, RerankCommand, ScoreOptions};
 use rerankd_engine::load::{LoadConfig, load};

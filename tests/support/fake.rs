@@ -188,10 +188,10 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     };
     let batching = &state.config().batching;
     let capacity = Capacity {
-        batch: BatchLimits::of(batching),
+        batch: BatchLimits::of(&batching.into()),
         max_queue_tokens: batching.max_queue_tokens,
         encode_threads: 1,
-        cache: state.config().cache.clone(),
+        cache: (&state.config().cache).into(),
         costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),
     };
     let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };

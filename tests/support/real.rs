@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rerankd::config::{BatchConfig, CacheConfig, Device, Precision};
+use rerankd_engine::config::{BatchConfig, CacheConfig, Precision};
+use rerankd_runtime::Device;
 use rerankd_engine::load::{LoadConfig, load};
 use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;

@@ -26,6 +26,9 @@ use tower::ServiceExt;
 use super::fake::{self, Model};
 use super::real;
 
+/// A timeout that a test waits for: short, and long enough for everything that must come before it.
+pub const SHORT: Duration = Duration::from_millis(100);
+
 /// Far longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -342,6 +342,7 @@ pub fn rank(logits: &[f32], ties: Ties) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::score::Activation;
 
     const LIMITS: Limits = Limits { max_documents: 2 };
 

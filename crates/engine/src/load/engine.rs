@@ -119,7 +119,7 @@ impl Plan {
                     // No operator of ours would borrow a core.
                     graph::Precision::Fp32Nodes => Hardware::default(),
                     graph::Precision::Fp32 | graph::Precision::Int8 => {
-                        Hardware::new(config.threads).map_err(ScoreError::from)?
+                        Hardware::new(config.threads)?
                     }
                 };
                 let onnx = OnnxModel::new(library, graph, layout, hardware)?;

@@ -152,7 +152,7 @@ mod tests {
     fn every_session_works_and_a_failure_is_told() {
         let times = Times {
             warm_up: std::time::Duration::ZERO,
-            duration: std::time::Duration::from_millis(20),
+            duration: std::time::Duration::from_millis(100),
         };
         let mut sessions: Vec<Box<dyn Scorer>> = vec![Box::new(Idle), Box::new(Idle)];
         let good = [Batch::pack(&encodings(&[3, 4]))];

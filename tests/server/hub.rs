@@ -1,8 +1,6 @@
 //! Models from a hub, against a stand-in of one: what is downloaded, what is checked, who gets the
 //! token, and what an absent hub is not asked.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -13,15 +11,15 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::hub::{COMMIT, Fault, Hub, Model, git_blob, sha256};
+use crate::support::program::{PROGRAM, Program, plain};
+use crate::support::reference::{Reference, model_dir};
+use crate::support::saved;
 use rerankd::config::{Secret, Value as _};
 use rerankd::http::tls::Tls;
 use rerankd_hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
 use rerankd_model::{AnyModel, Model as Opened, ModelError};
 use serde_json::{Value, json};
-use support::hub::{COMMIT, Fault, Hub, Model, git_blob, sha256};
-use support::program::{PROGRAM, Program, plain};
-use support::reference::{Reference, model_dir};
-use support::saved;
 use tempfile::TempDir;
 use tokio::sync::Barrier;
 

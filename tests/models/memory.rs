@@ -1,16 +1,14 @@
 //! Sessions share the weights, also in the form in which the matrix products read them.
 //!
-//! This is a program of its own because it measures processes: it starts itself once for each
-//! number of sessions.
-
-mod support;
+//! Other tests run in this process: it starts itself once for each number of sessions, and measures the
+//! child.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::real;
+use crate::support::saved::Bert;
 use rerankd_engine::metrics::{Metrics, resident_bytes};
-use support::real;
-use support::saved::Bert;
 
 /// Tells a child process what to measure: the model's directory.
 const MODEL: &str = "RERANKD_TEST_MEMORY_MODEL";
@@ -45,7 +43,7 @@ fn four_sessions_take_little_more_memory_than_one() {
 /// Runs [`child`] in a process of its own.
 fn measure(model: &Path, sessions: usize) -> u64 {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "child"])
+        .args(["--ignored", "--exact", "--nocapture", "memory::child"])
         .env(MODEL, model)
         .env(SESSIONS, sessions.to_string())
         .output()

@@ -1,7 +1,5 @@
 //! The real program as its operators meet it: settings, signals, sockets that are passed.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,8 +8,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 
-use support::program::{PATIENCE, PROGRAM, Program, plain};
-use support::reference::model_dir;
+use crate::support::program::{PATIENCE, PROGRAM, Program, plain};
+use crate::support::reference::model_dir;
 
 const RERANK: &str = r#"{"query":"a river","documents":["the old bridge","a"]}"#;
 

@@ -1,16 +1,14 @@
 //! Models as each version of sentence-transformers and of transformers saves them: each is read as its own
 //! version reads it.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::reference::{OneOrMany, fixture};
 use rerankd_core::{Activation, Pair, Scale};
 use rerankd_engine::bulk::Engine;
 use serde::Deserialize;
-use support::reference::{OneOrMany, fixture};
 
 const TOLERANCE: f32 = 1e-4;
 /// Who saved them; README.md beside the fixtures says with what.
@@ -60,7 +58,7 @@ fn check(variant: &str) {
     for version in VERSIONS {
         let name = format!("{version}-{variant}");
         let (folder, answers) = open(&name);
-        let engine = Engine::load(&support::real::config(Some(&folder), 1)).unwrap();
+        let engine = Engine::load(&crate::support::real::config(Some(&folder), 1)).unwrap();
         let info = engine.info();
         assert_eq!(info.labels, answers.labels, "{name}");
         assert_eq!(info.max_length, answers.max_length, "{name}");

@@ -2,19 +2,17 @@
 //!
 //! `tests/eval/make_golden.py` asked them for their figures of made-up scores.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::support::reference::{Reference, model_dir};
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::data::{self, GoldPair, Texts};
 use rerankd_tools::eval::reranking::{Figures, Settings, Task};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f64 = 1e-6;
 
@@ -50,7 +48,7 @@ struct RerankingCase {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("eval/golden.json")).unwrap()
+    serde_json::from_str(include_str!("../eval/golden.json")).unwrap()
 }
 
 #[test]

@@ -4,18 +4,16 @@
 //! its number of words. `RERANKD_UPDATE=1` writes the answers anew; read the difference before you
 //! keep it.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::support::fake::Model;
+use crate::support::server::{Answer, TestApp};
 use axum::http::Request;
 use rerankd::config::Config;
 use rerankd_core::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::fake::Model;
-use support::server::{Answer, TestApp};
 
 /// One case.
 #[derive(Serialize, Deserialize)]

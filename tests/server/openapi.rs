@@ -1,15 +1,13 @@
 //! The description of the API is what the code says, and names what the server has.
 
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::fake::Model;
+use crate::support::server::TestApp;
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::config::{ApiKeys, Config, Value};
 use rerankd::http::openapi;
-use support::fake::Model;
-use support::server::TestApp;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
 
@@ -23,7 +21,7 @@ fn the_file_is_what_the_code_says() {
     let held = std::fs::read_to_string(FILE).unwrap();
     assert!(
         held == said,
-        "openapi.yaml is old; run `RERANKD_UPDATE=1 cargo test --test openapi`"
+        "openapi.yaml is old; run `RERANKD_UPDATE=1 cargo test --test server openapi`"
     );
 }
 
@@ -44,7 +42,7 @@ fn every_reference_leads_somewhere() {
 /// Every route in the source is described, and every description is of a route.
 #[tokio::test]
 async fn routes_and_descriptions_are_the_same() {
-    let source = include_str!("../src/http/app.rs");
+    let source = include_str!("../../src/http/app.rs");
     let routes: BTreeSet<&str> = source
         .split(".route(\"")
         .skip(1)

@@ -1,12 +1,13 @@
 //! `rerankd export`: what is written gives the scores of the model it was written from.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed::{self, library};
+use crate::support::program::{PROGRAM, plain};
+use crate::support::reference::{Reference, model_dir};
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::hardware::Hardware;
 use rerankd_model::encoder::PairEncoder;
@@ -17,9 +18,6 @@ use rerankd_runtime::Scorer;
 use rerankd_runtime::padded::PaddedModel;
 use rerankd_tools::eval::metric::spearman;
 use rerankd_tools::export::{export, export_with};
-use support::packed::{self, library};
-use support::program::{PROGRAM, plain};
-use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f32 = 1e-4;
 /// As in eight bits here. The random weights of the tiny models are made to magnify every fault.
@@ -138,7 +136,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     assert!(size < 25_000_000, "{size} bytes");
     let exported = ExportedModel::open(out.path(), None).unwrap();
     let encoder = PairEncoder::for_exported(&exported).unwrap();
-    let text = fs::read_to_string(support::reference::fixture("quality.tsv")).unwrap();
+    let text = fs::read_to_string(crate::support::reference::fixture("quality.tsv")).unwrap();
     let pairs: Vec<_> = text
         .lines()
         .map(|line| line.split_once('\t').unwrap())
@@ -152,7 +150,10 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let opened = PaddedModel::new(&library(), &exported).unwrap();
     let logits = score(&mut opened.session(1).unwrap(), &encodings);
     let batched = logits.clone();
-    let golden = fs::read(support::reference::fixture("minilm-l6-rank-quality.json")).unwrap();
+    let golden = fs::read(crate::support::reference::fixture(
+        "minilm-l6-rank-quality.json",
+    ))
+    .unwrap();
     let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
     let golden = golden["logits"].as_array().unwrap();
     let golden: Vec<f64> = golden

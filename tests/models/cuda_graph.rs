@@ -1,12 +1,12 @@
 //! The graph for a GPU, without one: computed operator by operator here, in 32 bits and as 16 bits
 //! would round it, and read by ONNX Runtime as far as it goes.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed::library;
+use crate::support::reference::{Reference, model_dir};
 use half::f16;
 use prost::Message;
 use rerankd_core::Pair;
@@ -20,8 +20,6 @@ use rerankd_runtime::cuda::check_without_gpu;
 use rerankd_runtime::cuda::offsets::{cumulative, token_offset};
 use rerankd_runtime::onnx::{Layout, PackedInputs};
 use rerankd_tools::eval::metric::spearman;
-use support::packed::library;
-use support::reference::{Reference, model_dir};
 
 const SINGLE: f32 = 1e-4;
 const HALF: f32 = 5e-3;

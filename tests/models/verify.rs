@@ -1,12 +1,10 @@
 //! `rerankd verify` tells scores that are right from those that are not.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::reference::model_dir;
 use serde_json::{Value, json};
-use support::reference::model_dir;
 
 fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/reference/{model}.json"))

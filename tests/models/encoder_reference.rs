@@ -1,13 +1,11 @@
 //! Models open as sentence-transformers opened them, and their texts become the ids that it gave.
 
-mod support;
-
 use std::sync::atomic::AtomicBool;
 
+use crate::support::reference::{Reference, model_dir};
 use rerankd_core::Activation;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::{HiddenAct, Model, TokenizerClass};
-use support::reference::{Reference, model_dir};
 
 fn open(name: &str) -> Model {
     Model::open(&model_dir(name)).unwrap_or_else(|error| panic!("{error}"))

@@ -1,22 +1,20 @@
 //! Models that come as ONNX files: their logits are those of sentence-transformers, and what does not fit
 //! is refused at start.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed::library;
+use crate::support::program::Program;
+use crate::support::reference::{Reference, model_dir};
+use crate::support::saved;
+use crate::support::server::TestApp;
 use rerankd_core::{Batch, Encoding};
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::{AnyModel, ExportedModel};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
-use support::packed::library;
-use support::program::Program;
-use support::reference::{Reference, model_dir};
-use support::saved;
-use support::server::TestApp;
 
 const TOLERANCE: f32 = 1e-4;
 /// What a score may differ by with what it is padded for.

@@ -1,11 +1,10 @@
 //! A GPU, or the lack of one. What needs a GPU runs with `RERANKD_TEST_CUDA=1`; it is an error then if
 //! there is none.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use crate::support::reference::{Reference, model_dir};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
@@ -14,7 +13,6 @@ use rerankd_engine::metrics::Metrics;
 use rerankd_model::Model;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_runtime::Scorer;
-use support::reference::{Reference, model_dir};
 
 const MODELS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
 

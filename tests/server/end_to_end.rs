@@ -1,16 +1,14 @@
 //! From a model's files to the answer on the wire: what a client reads is what sentence-transformers
 //! said.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::reference::{Reference, model_dir};
+use crate::support::saved::{self, Tensors, WEIGHTS};
+use crate::support::server::{Answer, Server, TestApp};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use support::reference::{Reference, model_dir};
-use support::saved::{self, Tensors, WEIGHTS};
-use support::server::{Answer, Server, TestApp};
 
 const TOLERANCE: f32 = 1e-4;
 const ONE_LABEL: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];

@@ -1,12 +1,10 @@
 //! The page at `/`: who gets it, and what it may do. `tests/browser/` uses it.
 
-mod support;
-
+use crate::support::server::{Answer, TestApp};
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::config::Config;
 use rerankd::http::openapi;
-use support::server::{Answer, TestApp};
 
 const CHROMIUM: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,\
                         image/webp,image/apng,*/*;q=0.8";
@@ -84,7 +82,7 @@ async fn a_page_that_is_off_is_for_nobody() {
     let app = TestApp::starting(config);
     let answer = accepting(&app, &[CHROMIUM]).await;
     answer.error(503, "not_ready");
-    app.load(support::fake::Model::default());
+    app.load(crate::support::fake::Model::default());
     let answer = accepting(&app, &[CHROMIUM]).await;
     assert_eq!(answer.body, app.get("/health").await.body);
 }

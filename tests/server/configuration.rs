@@ -14,7 +14,7 @@ fn check(file: &str, said: &str) {
     let held = std::fs::read_to_string(&path).unwrap();
     assert!(
         held == said,
-        "{file} is old; run `RERANKD_UPDATE=1 cargo test --test configuration`"
+        "{file} is old; run `RERANKD_UPDATE=1 cargo test --test server configuration`"
     );
 }
 

@@ -4,11 +4,11 @@
 //! `make quality` runs this and prints the figures of docs/bench/int8.md.
 #![cfg(feature = "embedded-model")]
 
-mod support;
-
 use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed;
+use crate::support::reference::{Reference, fixture, model_dir};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::hardware::Hardware;
@@ -19,8 +19,6 @@ use rerankd_model::graph::{Precision, Rows};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::OnnxScorer;
 use serde::Deserialize;
-use support::packed;
-use support::reference::{Reference, fixture, model_dir};
 
 /// The least correlation between the order of eight bits and that of fp32.
 const LEAST_CORRELATION: f64 = 0.997;

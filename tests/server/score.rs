@@ -1,7 +1,5 @@
 //! `rerankd score`: every row comes out once, with its score, whatever happens on the way.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -10,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::reference::{Reference, model_dir};
 use serde_json::{Value, json};
-use support::reference::{Reference, model_dir};
 
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,11 +1,9 @@
 //! The model that is compiled in gives the scores that sentence-transformers gives for it.
 #![cfg(feature = "embedded-model")]
 
-mod support;
-
+use crate::support::reference::Reference;
+use crate::support::server::{Server, TestApp};
 use serde_json::{Value, json};
-use support::reference::Reference;
-use support::server::{Server, TestApp};
 
 const TOLERANCE: f32 = 1e-4;
 

@@ -1,17 +1,15 @@
 //! Traces as a collector receives them, from the real program.
 
-mod support;
-
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 
+use crate::support::program::{PATIENCE, Program};
+use crate::support::reference::model_dir;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use support::program::{PATIENCE, Program};
-use support::reference::model_dir;
 
 const RERANK: &str = r#"{"query":"a river","documents":["the old bridge","a boat"]}"#;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";

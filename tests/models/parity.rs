@@ -1,10 +1,10 @@
 //! The logits of the packed graph are those of sentence-transformers, and a fault in the graph would
 //! show.
 
-mod support;
-
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed::{self, library};
+use crate::support::reference::{Reference, model_dir};
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::hardware::Hardware;
 use rerankd_kernels::isa::Path;
@@ -14,8 +14,6 @@ use rerankd_model::head::{HeadAct, HeadStep, Pooling};
 use rerankd_model::{Gated, HiddenAct, Model};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
-use support::packed::{self, library};
-use support::reference::{Reference, model_dir};
 
 const TOLERANCE: f32 = 1e-4;
 /// A fault must move some logit by more than ten times what is tolerated.

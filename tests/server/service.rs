@@ -1,7 +1,5 @@
 //! What the service promises under load, when clients leave and when the model fails.
 
-mod support;
-
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use crate::support::fake::{Gate, MAX_LENGTH, Model, Seen, WORDS};
+use crate::support::server::{Answer, Connection, Server, TestApp, wire};
 use axum::body::Body;
 use axum::http::Request;
 use proptest::prelude::*;
@@ -20,8 +20,6 @@ use rerankd_core::{
 use rerankd_engine::cost::{Cost, Costs, Estimator};
 use rerankd_engine::service::Reranker;
 use serde_json::{Value, json};
-use support::fake::{Gate, MAX_LENGTH, Model, Seen, WORDS};
-use support::server::{Answer, Connection, Server, TestApp, wire};
 use tower::ServiceExt;
 
 /// Special tokens of a pair, and the one word of the queries here.
@@ -784,7 +782,7 @@ async fn who_stops_waits_for_the_batch_that_runs_and_for_no_other() {
         move || reranker.stop(Duration::from_secs(60))
     });
     // It gives up where a batch does not end.
-    tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(1)))
+    tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(100)))
         .await
         .unwrap();
     assert!(!stopping.is_finished());

@@ -1,13 +1,11 @@
 //! A model larger than a protobuf message, or a signed 32-bit offset, can hold.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::saved::{Bert, WEIGHTS};
+use crate::support::server::TestApp;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use support::saved::{Bert, WEIGHTS};
-use support::server::TestApp;
 
 const SMALL: Bert = Bert {
     layers: 1,

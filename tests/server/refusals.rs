@@ -1,7 +1,5 @@
 //! The real program: what it says when it cannot serve, and how it ends when it could.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
@@ -9,11 +7,11 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::program::{PATIENCE, PROGRAM, Program, arguments, plain};
+use crate::support::reference::model_dir;
+use crate::support::saved::{self, WEIGHTS};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use support::program::{PATIENCE, PROGRAM, Program, arguments, plain};
-use support::reference::model_dir;
-use support::saved::{self, WEIGHTS};
 use tempfile::TempDir;
 
 const LIBRARY: &str = "ORT_DYLIB_PATH";
