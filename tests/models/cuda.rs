@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crate::support::reference::{Reference, model_dir};
-use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{Device, Precision};
-use rerankd::encoder::PairEncoder;
-use rerankd::load::{Bare, LoadConfig, load, sessions};
-use rerankd::metrics::Metrics;
-use rerankd::model::Model;
-use rerankd::rerank::Pair;
-use rerankd::scorer::Scorer;
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_engine::load::{Bare, LoadConfig, load, sessions};
+use rerankd_engine::metrics::Metrics;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_runtime::Scorer;
 
 const MODELS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
 
@@ -157,7 +157,7 @@ fn fp16_keeps_logits_and_order_on_a_gpu() {
     );
     let off = worst(&half, &exact);
     let as_f64 = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let rank = rerankd::eval::metric::spearman(&as_f64(&half), &as_f64(&exact)).unwrap();
+    let rank = rerankd_tools::eval::metric::spearman(&as_f64(&half), &as_f64(&exact)).unwrap();
     println!("off by {off:.1e}, rank correlation {rank:.5}");
     assert!(off <= 5e-3, "off by {off}");
     assert!(rank >= 0.999, "rank correlation {rank}");

@@ -3,9 +3,9 @@
 use std::sync::atomic::AtomicBool;
 
 use crate::support::reference::{Reference, model_dir};
-use rerankd::encoder::PairEncoder;
-use rerankd::model::{HiddenAct, Model, TokenizerClass};
-use rerankd::rerank::Activation;
+use rerankd_core::Activation;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{HiddenAct, Model, TokenizerClass};
 
 fn open(name: &str) -> Model {
     Model::open(&model_dir(name)).unwrap_or_else(|error| panic!("{error}"))

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::reference::{Reference, model_dir};
-use rerankd::eval::correlation::Correlation;
-use rerankd::eval::data::{self, GoldPair, Texts};
-use rerankd::eval::reranking::{Figures, Settings, Task};
+use rerankd_tools::eval::correlation::Correlation;
+use rerankd_tools::eval::data::{self, GoldPair, Texts};
+use rerankd_tools::eval::reranking::{Figures, Settings, Task};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

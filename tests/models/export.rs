@@ -8,16 +8,16 @@ use std::sync::atomic::AtomicBool;
 use crate::support::packed::{self, library};
 use crate::support::program::{PROGRAM, plain};
 use crate::support::reference::{Reference, model_dir};
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::eval::metric::spearman;
-use rerankd::export::{export, export_with};
-use rerankd::graph::standard::{Positions, padded};
-use rerankd::graph::{self, Precision, Rows};
-use rerankd::model::{ExportedModel, Model};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::padded::PaddedModel;
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::standard::{Positions, padded};
+use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::{ExportedModel, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::padded::PaddedModel;
+use rerankd_tools::eval::metric::spearman;
+use rerankd_tools::export::{export, export_with};
 
 const TOLERANCE: f32 = 1e-4;
 /// As in eight bits here. The random weights of the tiny models are made to magnify every fault.
@@ -140,7 +140,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let pairs: Vec<_> = text
         .lines()
         .map(|line| line.split_once('\t').unwrap())
-        .map(|(query, document)| rerankd::rerank::Pair {
+        .map(|(query, document)| rerankd_core::Pair {
             query: query.into(),
             document: document.into(),
         })

@@ -10,11 +10,11 @@ use crate::support::program::Program;
 use crate::support::reference::{Reference, model_dir};
 use crate::support::saved;
 use crate::support::server::TestApp;
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::model::{AnyModel, ExportedModel};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::padded::{PaddedModel, PaddedScorer};
+use rerankd_core::{Batch, Encoding};
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{AnyModel, ExportedModel};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
 
 const TOLERANCE: f32 = 1e-4;
 /// What a score may differ by with what it is padded for.

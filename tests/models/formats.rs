@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::reference::{OneOrMany, fixture};
-use rerankd::bulk::Engine;
-use rerankd::rerank::{Activation, Pair, Scale};
+use rerankd_core::{Activation, Pair, Scale};
+use rerankd_engine::bulk::Engine;
 use serde::Deserialize;
 
 const TOLERANCE: f32 = 1e-4;

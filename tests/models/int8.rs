@@ -9,15 +9,15 @@ use std::sync::atomic::AtomicBool;
 
 use crate::support::packed;
 use crate::support::reference::{Reference, fixture, model_dir};
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::graph::{Precision, Rows};
-use rerankd::model::Model;
-use rerankd::rerank::Pair;
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::isa::Path;
-use rerankd::scorer::onnx::OnnxScorer;
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{Precision, Rows};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::OnnxScorer;
 use serde::Deserialize;
 
 /// The least correlation between the order of eight bits and that of fp32.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::support::real;
 use crate::support::saved::Bert;
-use rerankd::metrics::{Metrics, resident_bytes};
+use rerankd_engine::metrics::{Metrics, resident_bytes};
 
 /// Tells a child process what to measure: the model's directory.
 const MODEL: &str = "RERANKD_TEST_MEMORY_MODEL";

@@ -6,15 +6,15 @@ use std::sync::atomic::AtomicBool;
 
 use crate::support::packed::{self, library};
 use crate::support::reference::{Reference, model_dir};
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::graph::{self, Data, Precision, Rows};
-use rerankd::model::head::{HeadAct, HeadStep, Pooling};
-use rerankd::model::{Gated, HiddenAct, Model};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::isa::Path;
-use rerankd::scorer::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{self, Data, Precision, Rows};
+use rerankd_model::head::{HeadAct, HeadStep, Pooling};
+use rerankd_model::{Gated, HiddenAct, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
 const TOLERANCE: f32 = 1e-4;
 /// A fault must move some logit by more than ten times what is tolerated.

@@ -11,7 +11,7 @@ use crate::support::fake::Model;
 use crate::support::server::{Answer, TestApp};
 use axum::http::Request;
 use rerankd::config::Config;
-use rerankd::rerank::Activation;
+use rerankd_core::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

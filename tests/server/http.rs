@@ -9,8 +9,8 @@ use axum::body::Body;
 use axum::http::Request;
 use rerankd::cli::healthcheck;
 use rerankd::config::{Config, HttpConfig, Listen, ShutdownConfig};
-use rerankd::rerank::Activation;
 use rerankd::shutdown::{Phase, Stopped};
+use rerankd_core::Activation;
 use serde_json::{Value, json};
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;

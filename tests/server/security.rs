@@ -325,7 +325,7 @@ fn a_small_body_that_expands_to_a_large_one_is_refused() {
         runtime.block_on(async {
             let app = TestApp::default();
             peak_bytes();
-            let before = rerankd::metrics::resident_bytes().unwrap();
+            let before = rerankd_engine::metrics::resident_bytes().unwrap();
             let message = packed(&app, "gzip", bomb).await.error(413, "too_large");
             let peak = peak_bytes();
             assert!(message.contains("more than 4194304 bytes"), "{message}");

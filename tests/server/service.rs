@@ -13,12 +13,12 @@ use axum::body::Body;
 use axum::http::Request;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use rerankd::batch::cost::{Cost, Costs, Estimator};
 use rerankd::config::Config;
-use rerankd::rerank::{
+use rerankd_core::{
     ErrorCode, Limits, Pair, PredictCommand, Ranking, RerankCommand, RerankError, ScoreOptions,
 };
-use rerankd::service::Reranker;
+use rerankd_engine::cost::{Cost, Costs, Estimator};
+use rerankd_engine::service::Reranker;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
