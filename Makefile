@@ -97,7 +97,7 @@ $(BROWSER)/installed: tests/browser/requirements.txt
 	touch $@
 
 lint:
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 
 docs:
