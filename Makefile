@@ -97,7 +97,7 @@ $(BROWSER)/installed: tests/browser/requirements.txt
 	touch $@
 
 lint:
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 
 docs:
@@ -123,6 +123,19 @@ bench: onnxruntime
 # What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
 quality: onnxruntime
 	$(CARGO) test --locked $(FEATURES) --test models int8:: -- --nocapture --test-threads 1
+
+# Fuzzes every reader of foreign input for SECONDS each; `make fuzz TARGETS=onnx` runs one. Needs a C++
+# compiler and cargo-fuzz: cargo install --locked cargo-fuzz. Without a sanitizer, which is of use to unsafe
+# code only, stable Rust is enough.
+.PHONY: fuzz
+SECONDS ?= 60
+TARGETS ?= requests settings model safetensors tokenizer onnx
+fuzz:
+	$(PYTHON) fuzz/seeds.py
+	for target in $(TARGETS); do \
+		$(CARGO) fuzz run --sanitizer none $$target -- \
+			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 || exit 1; \
+	done
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:

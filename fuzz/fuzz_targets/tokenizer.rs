@@ -1,0 +1,38 @@
+//! A `tokenizer.json`, and pairs of texts for it.
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+use rerankd_model::encoder::PairEncoder;
+
+const MAX_LENGTH: usize = 32;
+const TEXTS: [&str; 5] = [
+    "",
+    "a river",
+    "The Ünïcode — 東京 \u{1f600} [SEP]\u{0}\n",
+    "antidisestablishmentarianism 1234567890 !?",
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l m n o p q r s",
+];
+
+fuzz_target!(|data: &[u8]| -> Corpus {
+    let Ok(encoder) = PairEncoder::new(data, MAX_LENGTH, None) else {
+        return Corpus::Keep;
+    };
+    for query in TEXTS {
+        let Ok(query) = encoder.query(query) else {
+            continue;
+        };
+        for document in TEXTS {
+            if let Ok(pair) = encoder.pair(&query, document) {
+                assert!(pair.encoding.ids.len() <= MAX_LENGTH);
+                assert_eq!(pair.encoding.ids.len(), pair.encoding.type_ids.len());
+            }
+        }
+    }
+    for text in TEXTS {
+        if let Ok(tokens) = encoder.text_tokens(text, true) {
+            let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+            let _ = encoder.decode(&ids, true);
+        }
+    }
+    Corpus::Keep
+});
