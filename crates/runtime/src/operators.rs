@@ -2,6 +2,7 @@
 
 mod gated;
 mod layer;
+mod unwind;
 
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
@@ -10,6 +11,7 @@ use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
 use self::gated::GatedEncoderLayer;
 use self::layer::EncoderLayer;
+use self::unwind::CatchUnwind;
 use rerankd_kernels::attention::{Attention, Columns, Places, Queries, Scratch, attend};
 use rerankd_kernels::fp32::Fp32;
 use rerankd_kernels::hardware::Hardware;
@@ -22,14 +24,22 @@ use rerankd_model::graph::operator;
 /// All operators, to be registered with a session.
 pub(super) fn domain(hardware: &Hardware) -> ort::Result<OperatorDomain> {
     let path = hardware.path;
-    OperatorDomain::new(operator::DOMAIN)?
-        .add(PackedAttention(path))?
-        .add(PackedPooling)?
-        .add(QuantizedEmbeddings(path))?
-        .add(EncoderLayer::<Int8>::new(hardware.clone()))?
-        .add(GatedEncoderLayer::<Int8>::new(hardware.clone()))?
-        .add(GatedEncoderLayer::<Fp32>::new(hardware.clone()))?
-        .add(EncoderLayer::<Fp32>::new(hardware.clone()))
+    let domain = OperatorDomain::new(operator::DOMAIN)?;
+    let domain = register(domain, PackedAttention(path))?;
+    let domain = register(domain, PackedPooling)?;
+    let domain = register(domain, QuantizedEmbeddings(path))?;
+    let domain = register(domain, EncoderLayer::<Int8>::new(hardware.clone()))?;
+    let domain = register(domain, GatedEncoderLayer::<Int8>::new(hardware.clone()))?;
+    let domain = register(domain, GatedEncoderLayer::<Fp32>::new(hardware.clone()))?;
+    register(domain, EncoderLayer::<Fp32>::new(hardware.clone()))
+}
+
+/// Adds an operator whose panics are errors.
+fn register<O: Operator + 'static>(
+    domain: OperatorDomain,
+    operator: O,
+) -> ort::Result<OperatorDomain> {
+    domain.add(CatchUnwind(operator))
 }
 
 /// Inputs that an operator does not work without.
