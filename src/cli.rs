@@ -2,10 +2,12 @@
 
 pub mod bench;
 pub mod config;
+mod download;
 pub mod eval;
 pub mod export;
 pub mod healthcheck;
 mod hub;
+mod loader;
 pub mod models;
 mod output;
 pub mod progress;
@@ -13,6 +15,7 @@ pub mod pull;
 pub mod score;
 pub mod serve;
 pub mod settings;
+mod systemd;
 pub mod verify;
 
 use std::process::ExitCode;

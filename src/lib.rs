@@ -10,7 +10,6 @@ pub mod bulk;
 pub mod cache;
 pub mod cli;
 pub mod config;
-pub mod cores;
 pub mod encoder;
 pub mod eval;
 pub mod export;

@@ -1031,7 +1031,7 @@ fn a_server_downloads_its_model_and_answers_as_with_a_directory() {
             .env("HF_ENDPOINT", &hub.endpoint);
     });
     from_hub.until("downloading the model");
-    from_hub.until("the model is downloaded");
+    from_hub.until("model downloaded");
     let address = from_hub.address();
     let ready = from_hub.until("ready");
     assert_eq!(ready["model"], ID);

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
@@ -19,7 +20,7 @@ use crate::eval::plot::{self, Series};
 use crate::eval::report::{Agreement, Figures, Report, Row};
 use crate::eval::reranking::{Settings, Task};
 use crate::eval::{EvalError, data, reranking};
-use crate::load::LoadConfig;
+use crate::load::{LoadConfig, LoadError};
 use crate::rerank::{Pair, Scale};
 use crate::service::ModelInfo;
 
@@ -341,7 +342,7 @@ fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, E
     let runs = precisions.iter().map(|&precision| {
         let engine = Engine::load(&LoadConfig {
             precision,
-            ..load_config(config)?
+            ..load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?
         })?;
         let labels = engine.info().labels.len();
         if labels != 1 {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::hub::{Told, placed};
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::Config;
@@ -86,7 +87,7 @@ pub fn run(args: &Args) -> Exit {
 }
 
 fn write(args: &Args, config: &Config) -> Result<Written, ExportError> {
-    let load_config = placed(config, Told::ToPeople)?;
+    let load_config = load_config(config, ProgressSink::Stderr)?;
     let model = match load::open(&load_config)? {
         AnyModel::Built(model) => *model,
         AnyModel::Exported(model) => {

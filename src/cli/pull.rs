@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::hub::{Told, fetched};
+use super::download::ProgressSink;
+use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
 use crate::model::AnyModel;
@@ -34,7 +35,7 @@ pub fn run(args: &Args) -> Exit {
     }
     let id = args.model.parse::<ModelId>();
     let pulled = id.and_then(|id| {
-        let directory = fetched(&id, &config, Told::ToPeople)?;
+        let directory = hub::fetch(&id, &config, ProgressSink::Stderr)?;
         AnyModel::open(&directory, config.model.onnx_file.as_deref())?;
         Ok(directory)
     });

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::bulk::Engine;
 use crate::config::{Config, Precision};
-use crate::load::LoadConfig;
+use crate::load::{LoadConfig, LoadError};
 use crate::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 
 /// Pairs that are named when they are off.
@@ -66,7 +67,7 @@ pub fn run(args: &Args) -> Exit {
 /// Whether every number is within the tolerance.
 fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let golden = Golden::read(&args.reference)?;
-    let load = load_config(config)?;
+    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
     let engine = Engine::load(&LoadConfig {
         precision: args.precision.unwrap_or(load.precision),
         ..load
