@@ -13,15 +13,17 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::Flags;
-use super::{Exit, hub, output, serve};
+use super::{Exit, output, serve};
 use crate::bench::drive::{Load, Progress};
 use crate::bench::report::{Budget, Findings, Report};
 use crate::bench::target::{Dialect, Engine, Server, Target};
 use crate::bench::text::{Kind, Source, Texts, read};
 use crate::bench::{self, Pace, Times, bare};
 use crate::config::Config;
-use crate::load;
+use crate::load::{self, LoadError};
 use crate::metrics::Metrics;
 
 /// Longest part of a measurement.
@@ -220,7 +222,7 @@ pub fn run(args: &Args) -> Exit {
                 Ok(config) => config,
                 Err(exit) => return exit,
             };
-            let engine = match hub::load_config(&engine) {
+            let engine = match load_config(&engine, ProgressSink::Stderr) {
                 Ok(engine) => engine,
                 Err(error) => {
                     eprintln!("rerankd: {error}");
@@ -274,7 +276,8 @@ fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let opened = hub::load_config(&config).and_then(|load_config| {
+    let opened = load_config(&config, ProgressSink::Stderr).map_err(LoadError::from);
+    let opened = opened.and_then(|load_config| {
         let engine = load::sessions(&load_config)?;
         Ok((load_config, engine))
     });
@@ -351,9 +354,10 @@ fn show(args: &Args, target: String, info: Value, findings: Findings) {
         seed: args.seed,
         findings,
     };
-    match args.json {
-        true => output::line(json!(report)),
-        false => output::text(report.table()),
+    if args.json {
+        output::line(json!(report));
+    } else {
+        output::text(report.table());
     }
 }
 
@@ -406,10 +410,7 @@ async fn find<T: Target>(
 }
 
 fn exit(good: bool) -> Exit {
-    match good {
-        true => Exit::Success,
-        false => Exit::Failure,
-    }
+    if good { Exit::Success } else { Exit::Failure }
 }
 
 /// What is shown meanwhile, on a terminal.
@@ -420,9 +421,10 @@ struct Bar {
 
 impl Bar {
     fn start(args: &Args, progress: Arc<Progress>) -> Self {
-        let bar = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new(expected(args).as_secs().max(1)),
-            false => ProgressBar::hidden(),
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new(expected(args).as_secs().max(1))
+        } else {
+            ProgressBar::hidden()
         };
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}{prefix}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

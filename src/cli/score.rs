@@ -6,13 +6,14 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use crate::bulk::Engine;
 use crate::config::{Config, Precision, Value};
 use crate::job::{self, End, Fields, Format, Job, JobError, Summary};
-use crate::load::LoadConfig;
+use crate::load::{LoadConfig, LoadError};
 use crate::rerank::Scale;
 
 /// A part of a Parquet file costs more to make safe than a few lines.
@@ -138,9 +139,10 @@ impl Args {
                 document: self.document_field.clone(),
                 score: self.score_field.clone(),
             },
-            scale: match self.raw_scores {
-                true => Scale::Raw,
-                false => Scale::Activated,
+            scale: if self.raw_scores {
+                Scale::Raw
+            } else {
+                Scale::Activated
             },
             overwrite: self.overwrite,
             commit_every: self.commit_every.unwrap_or(match format {
@@ -152,7 +154,7 @@ impl Args {
 }
 
 fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Summary, JobError> {
-    let load = load_config(config)?;
+    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
     let engine = Engine::load(&LoadConfig {
         precision: precision.unwrap_or(load.precision),
         ..load
@@ -178,9 +180,10 @@ fn report(job: &Job, summary: Summary) -> Exit {
         }
     }
     eprintln!("{text}");
-    // A wrong name, most likely; a program that started us should notice.
-    match summary.scored == 0 && summary.rejected > 0 {
-        true => Exit::Failure,
-        false => Exit::Success,
+    // Most likely a wrong column name, which a calling program should notice.
+    if summary.scored == 0 && summary.rejected > 0 {
+        Exit::Failure
+    } else {
+        Exit::Success
     }
 }

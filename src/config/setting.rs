@@ -99,10 +99,10 @@ impl Setting {
     /// The setting of this environment variable, as [`Setting::find`].
     pub fn of_variable(variable: &str) -> Option<(&'static Self, bool)> {
         let name = variable.strip_prefix(PREFIX)?;
-        match name.bytes().any(|byte| byte.is_ascii_lowercase()) {
-            true => None,
-            false => Self::find(&name.to_ascii_lowercase()),
+        if name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            return None;
         }
+        Self::find(&name.to_ascii_lowercase())
     }
 
     /// The names that a file can have for it.
