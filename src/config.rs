@@ -23,6 +23,8 @@ pub use secret::Secret;
 pub use setting::{Kind, PREFIX, Setting};
 pub use value::{Listen, Origins, Value};
 
+use rerankd_engine::config::{BatchConfig, CacheConfig};
+
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -182,28 +184,28 @@ setting::settings! {
     }
 
     /// Batching and queueing.
-    batching: BatchConfig {
+    batching: BatchSettings {
         // Matrix products of a small model run at full speed from 64 rows on; the smaller a batch, the
         // sooner a new request gets its turn.
         /// Maximum number of tokens in a batch. It bounds the memory for inference; smaller batches
         /// reduce throughput.
-        max_batch_tokens "TOKENS": usize = 512, in 1..=1 << 24;
+        max_batch_tokens "TOKENS": usize = BatchConfig::default().max_batch_tokens, in 1..=1 << 24;
 
         // Enough rows to keep a large GPU busy with a small model.
         /// Maximum number of tokens in a batch on a GPU, instead of `max_batch_tokens`. It is lowered
         /// automatically to what fits the GPU's memory.
-        cuda_batch_tokens "TOKENS": usize = 16_384, in 1..=1 << 24;
+        cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
         // Not noticeable to a person.
         /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. A new
         /// request may wait this long for its turn; very small values reduce throughput.
-        max_batch_ms "MS": usize = 100, in 1..=600_000;
+        max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
         // A minute or more of work for a small machine; most clients have given up by then.
         /// Maximum number of tokens in the queue; requests beyond it get 429. A longer queue refuses
         /// fewer requests and lets them wait longer. A request of any size is accepted when the queue
         /// is empty.
-        max_queue_tokens "TOKENS": usize = 262_144, in 1..=1 << 40;
+        max_queue_tokens "TOKENS": usize = BatchConfig::default().max_queue_tokens, in 1..=1 << 40;
 
         /// Deadline of requests without an `x-request-timeout-ms` header; `0s` sets none. A request that
         /// cannot meet its deadline gets 429 at once, before any work is done on it.
@@ -211,11 +213,11 @@ setting::settings! {
     }
 
     /// Score cache.
-    cache: CacheConfig {
+    cache: CacheSettings {
         // About 250,000 scores.
         /// Memory for cached scores; `0` disables the cache. A repeated pair gets bit-identical scores
         /// without inference.
-        size as cache_size "BYTES": usize = 64 * 1024 * 1024, in 0..=1 << 40;
+        size as cache_size "BYTES": usize = CacheConfig::default().size, in 0..=1 << 40;
 
         /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale, since the
         /// model of a process does not change.
@@ -272,6 +274,27 @@ setting::settings! {
         /// Maximum time for `rerankd healthcheck` to get a response. Keep it below the timeout of
         /// whatever runs the check.
         timeout as healthcheck_timeout "TIME": Duration = 2 * SECOND, in MILLISECOND..=YEAR;
+    }
+}
+
+impl From<&BatchSettings> for BatchConfig {
+    fn from(settings: &BatchSettings) -> Self {
+        Self {
+            max_batch_tokens: settings.max_batch_tokens,
+            cuda_batch_tokens: settings.cuda_batch_tokens,
+            max_batch_ms: settings.max_batch_ms,
+            max_queue_tokens: settings.max_queue_tokens,
+        }
+    }
+}
+
+impl From<&CacheSettings> for CacheConfig {
+    fn from(settings: &CacheSettings) -> Self {
+        Self {
+            size: settings.size,
+            ttl: settings.ttl,
+            per_key: settings.per_key,
+        }
     }
 }
 

@@ -17,14 +17,14 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::settings::Flags;
 use super::{Exit, output, serve};
-use crate::bench::drive::{Load, Progress};
-use crate::bench::report::{Budget, Findings, Report};
-use crate::bench::target::{Dialect, Engine, Server, Target};
-use crate::bench::text::{Kind, Source, Texts, read};
-use crate::bench::{self, Pace, Times, bare};
+use rerankd_tools::bench::drive::{Load, Progress};
+use rerankd_tools::bench::report::{Budget, Findings, Report};
+use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
+use rerankd_tools::bench::text::{Kind, Source, Texts, read};
+use rerankd_tools::bench::{self, Pace, Times, bare};
 use crate::config::Config;
-use crate::load::{self, LoadError};
-use crate::metrics::Metrics;
+use rerankd_engine::load::{self, LoadError};
+use rerankd_engine::metrics::Metrics;
 
 /// Longest part of a measurement.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

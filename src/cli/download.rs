@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::systemd;
-use crate::model::hub::Event;
+use rerankd_hub::Event;
 
 /// How often a line is written if there is no progress bar.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::download::{Download, ProgressSink};
 use crate::config::{Config, Secret, Value};
-use crate::model::ModelError;
-use crate::model::hub::{self, Cache, HubConfig, ModelId, Proxy, Retries};
+use rerankd_model::ModelError;
+use rerankd_hub::{Cache, HubConfig, ModelId, Proxy, Retries};
 
 /// The directory of a model, which is downloaded if it is not in the cache.
 ///
@@ -19,7 +19,7 @@ pub(super) fn fetch(
 ) -> Result<PathBuf, ModelError> {
     let download = Download::new(id.to_string(), sink);
     let onnx_file = config.model.onnx_file.as_deref();
-    let directory = hub::fetch(id, onnx_file, &hub_config(config)?, &|event| {
+    let directory = rerankd_hub::fetch(id, onnx_file, &hub_config(config)?, &|event| {
         download.report(event);
     })?;
     download.finish();

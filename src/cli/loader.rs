@@ -3,9 +3,9 @@
 use super::download::ProgressSink;
 use super::hub;
 use crate::config::Config;
-use crate::load::LoadConfig;
-use crate::model::ModelError;
-use crate::model::hub::Source;
+use rerankd_engine::load::LoadConfig;
+use rerankd_model::ModelError;
+use rerankd_hub::Source;
 
 /// The engine's configuration. Downloads the model if `--model` names one of a hub that is not in the
 /// cache, with progress on `sink`.
@@ -29,8 +29,8 @@ pub(super) fn load_config(config: &Config, sink: ProgressSink) -> Result<LoadCon
         precision: config.model.precision,
         device: config.model.device,
         library_path: std::env::var_os("LD_LIBRARY_PATH"),
-        batching: config.batching.clone(),
-        cache: config.cache.clone(),
+        batching: (&config.batching).into(),
+        cache: (&config.cache).into(),
     })
 }
 

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
-use crate::model::ModelError;
-use crate::model::hub::{Cache, Cached, ModelId};
+use rerankd_hub::{Cache, Cached, ModelId};
+use rerankd_model::ModelError;
 
 /// Length of abbreviated commit hashes.
 const SHORT: usize = 12;

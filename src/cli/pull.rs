@@ -6,8 +6,8 @@ use super::download::ProgressSink;
 use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
-use crate::model::AnyModel;
-use crate::model::hub::ModelId;
+use rerankd_hub::ModelId;
+use rerankd_model::AnyModel;
 
 /// Flags of `pull`.
 #[derive(Debug, clap::Args)]

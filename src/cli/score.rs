@@ -10,11 +10,11 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
-use crate::bulk::Engine;
+use rerankd_engine::bulk::Engine;
 use crate::config::{Config, Precision, Value};
-use crate::job::{self, End, Fields, Format, Job, JobError, Summary};
-use crate::load::{LoadConfig, LoadError};
-use crate::rerank::Scale;
+use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
+use rerankd_engine::load::{LoadConfig, LoadError};
+use rerankd_core::Scale;
 
 /// A part of a Parquet file costs more to make safe than a few lines.
 const COMMIT_LINES: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ pub struct Args {
 
     /// Arithmetic of the matrix products. Default: the setting `precision`.
     #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
-    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    #[arg(value_parser = super::precision())]
     precision: Option<Precision>,
 
     #[command(flatten)]

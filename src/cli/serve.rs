@@ -22,11 +22,11 @@ use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::{Tls, TlsError};
-use crate::load::{LoadConfig, LoadError};
-use crate::metrics::Metrics;
+use rerankd_engine::load::{self, LoadConfig, LoadError};
+use rerankd_engine::metrics::Metrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
-use crate::{http, load, shutdown, telemetry};
+use crate::{http, shutdown, telemetry};
 
 /// How long a server that stops without answering every request waits for the running batch. One
 /// takes a tenth of a second, unless a single pair takes longer.

@@ -10,7 +10,7 @@ const WIDTH: usize = 100;
 const MARKDOWN: &str = "\
 # Configuration
 
-<!-- Generated from src/config.rs: `RERANKD_UPDATE=1 cargo test --test configuration`. -->
+<!-- Generated from src/config.rs: `RERANKD_UPDATE=1 cargo test --test server configuration`. -->
 
 Every setting can be set in three places: `max_documents` in a file, `RERANKD_MAX_DOCUMENTS` in the
 environment and `--max-documents` on the command line. Flags take precedence over environment variables,

@@ -16,7 +16,7 @@ use super::dialect::Dialect;
 use super::error::Failure;
 use super::observe::RequestId;
 use crate::config::{ApiKeys, HttpConfig, MAX_KEY_BYTES};
-use crate::rerank::Tenant;
+use rerankd_core::Tenant;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 

@@ -6,8 +6,8 @@ use axum::http::HeaderName;
 use axum::http::request::Parts;
 use tokio::time::Instant;
 
-use crate::config::BatchConfig;
-use crate::rerank::{Claim, Deadline, DeadlineBy, RerankError};
+use crate::config::BatchSettings;
+use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError};
 
 /// How many milliseconds the client waits for the response.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -19,7 +19,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Errors
 /// When the header is not a positive whole number of milliseconds.
-pub fn of_head(head: &Parts, config: &BatchConfig) -> Result<Claim, RerankError> {
+pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankError> {
     let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
             let number = value
@@ -56,7 +56,7 @@ pub fn of_head(head: &Parts, config: &BatchConfig) -> Result<Claim, RerankError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rerank::Tenant;
+    use rerankd_core::Tenant;
     use axum::http::Request;
 
     fn head(header: Option<&str>) -> Parts {
@@ -69,9 +69,9 @@ mod tests {
     }
 
     fn deadline(header: Option<&str>, default: Duration) -> Option<(u128, DeadlineBy)> {
-        let config = BatchConfig {
+        let config = BatchSettings {
             request_timeout: default,
-            ..BatchConfig::default()
+            ..BatchSettings::default()
         };
         let claim = of_head(&head(header), &config).unwrap();
         let now = Instant::now().into_std();
@@ -92,14 +92,14 @@ mod tests {
     #[test]
     fn a_header_that_is_not_a_positive_number_is_refused() {
         for text in ["", "0", "-5", "1.5", "soon", "99999999999999999999"] {
-            let error = of_head(&head(Some(text)), &BatchConfig::default()).unwrap_err();
+            let error = of_head(&head(Some(text)), &BatchSettings::default()).unwrap_err();
             assert!(error.message().contains("`x-request-timeout-ms`"), "{text}");
         }
     }
 
     #[test]
     fn each_key_is_a_tenant() {
-        let hints = |head: &Parts| of_head(head, &BatchConfig::default()).unwrap();
+        let hints = |head: &Parts| of_head(head, &BatchSettings::default()).unwrap();
         let mut head = head(None);
         assert_eq!(hints(&head).tenant, Tenant::default());
         head.extensions.insert(Tenant(7));

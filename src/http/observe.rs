@@ -20,7 +20,7 @@ use super::app::AppState;
 use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
-use crate::trace::Timeline;
+use rerankd_engine::trace::Timeline;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");

@@ -17,7 +17,7 @@ use ureq::tls::Certificate;
 
 use self::client::Client;
 use crate::config::TraceConfig;
-use crate::trace;
+use rerankd_engine::trace;
 
 /// Longest that one export may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);

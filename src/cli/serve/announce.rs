@@ -3,8 +3,8 @@
 use crate::cli::healthcheck::reachable;
 use crate::cli::loader::cores;
 use crate::config::{Config, Device, Listen};
-use crate::load::LoadConfig;
-use crate::service::Reranker;
+use rerankd_engine::load::LoadConfig;
+use rerankd_engine::service::Reranker;
 
 /// Warns of a server that answers the network without API keys.
 pub(super) fn warn_if_open(config: &Config, address: &Listen) {
