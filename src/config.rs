@@ -14,14 +14,15 @@ mod value;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
 pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
 pub use secret::Secret;
-pub use setting::{Kind, PREFIX, Setting};
-pub use value::{Listen, Origins, Value};
+pub use setting::PREFIX;
+pub use value::{Kind, Listen, Origins, Value};
 
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 
@@ -274,6 +275,32 @@ setting::settings! {
         /// Maximum time for `rerankd healthcheck` to get a response. Keep it below the timeout of
         /// whatever runs the check.
         timeout as healthcheck_timeout "TIME": Duration = 2 * SECOND, in MILLISECOND..=YEAR;
+    }
+}
+
+/// A setting of the server.
+pub type Setting = setting::Setting<Config>;
+
+impl Setting {
+    /// All settings, in the order of their declaration.
+    pub fn all() -> &'static [Self] {
+        static ALL: LazyLock<Vec<Setting>> = LazyLock::new(declared);
+        &ALL
+    }
+
+    /// The setting with this key in a configuration file, and whether the key names a file with the
+    /// value.
+    pub fn find(name: &str) -> Option<(&'static Self, bool)> {
+        Self::find_in(Self::all(), name)
+    }
+
+    /// The setting with this environment variable, as [`Setting::find`].
+    pub fn of_variable(variable: &str) -> Option<(&'static Self, bool)> {
+        let name = variable.strip_prefix(PREFIX)?;
+        if name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            return None;
+        }
+        Self::find(&name.to_ascii_lowercase())
     }
 }
 

@@ -1,4 +1,4 @@
-//! `rerankd pull`: a model of a hub into the cache.
+//! `rerankd pull`: downloads a model from the hub into the cache.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: String,
 
-    /// An ONNX file of the model, such as `onnx/model_quantized.onnx`, in place of what is run without it.
+    /// Download this ONNX file of the model, such as `onnx/model_quantized.onnx`, instead of the weights.
     #[arg(long, value_name = "FILE")]
     onnx_file: Option<PathBuf>,
 
@@ -24,7 +24,7 @@ pub struct Args {
     hub: HubFlags,
 }
 
-/// Downloads, checks that the model can be served, and says where it is.
+/// Downloads the model, checks that it can be served, and prints its directory.
 pub fn run(args: &Args) -> Exit {
     let mut config = match args.hub.resolve() {
         Ok(effective) => effective.config,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::setting::{Kind, Setting};
+use super::{Kind, Setting};
 
 /// Maximum length of a comment line in the example file.
 const WIDTH: usize = 100;

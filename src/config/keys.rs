@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 
-use super::setting::Kind;
-use super::value::Value;
+use super::value::{Kind, Value};
 
 /// Shortest key; shorter ones are easy to guess.
 const MIN_CHARACTERS: usize = 8;

@@ -5,7 +5,24 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::setting::Kind;
+/// How a value is written, in a configuration file and in documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// A whole number.
+    Number,
+    /// `500ms`, `10s`, `2m`, `1h`, or plain seconds.
+    Time,
+    /// `true` or `false`; a flag without a value is `true`.
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Texts, separated by commas; in a file also an array.
+    List,
+    /// A secret. It has no flag of its own; `<name>_file` names a file with the secret.
+    Secret,
+}
 
 /// The type of a setting's value.
 pub trait Value: Sized + 'static {
