@@ -64,7 +64,11 @@ pub fn init(config: &LogConfig) -> Result<(), LogError> {
 fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     let own = EnvFilter::try_new(directives)?;
     let names_h2 = directives.split(',').any(|directive| {
-        let target = directive.trim().split(['=', '[']).next().unwrap_or_default();
+        let target = directive
+            .trim()
+            .split(['=', '['])
+            .next()
+            .unwrap_or_default();
         target == "h2" || target.starts_with("h2::")
     });
     if names_h2 {
@@ -83,7 +87,7 @@ mod tests {
             ("info", "h2=error,info"),
             ("rerankd=debug", "rerankd=debug,h2=error"),
             ("info,h2=debug", "h2=debug,info"),
-            ("warn, h2::proto=info", "h2::proto=info,warn"),
+            ("warn,h2::proto=info", "h2::proto=info,warn"),
             // Other targets only have these letters in their names.
             ("info,auth2=warn", "auth2=warn,h2=error,info"),
         ] {

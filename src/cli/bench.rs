@@ -17,14 +17,14 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::settings::Flags;
 use super::{Exit, output, serve};
+use crate::config::Config;
+use rerankd_engine::load::{self, LoadError};
+use rerankd_engine::metrics::Metrics;
 use rerankd_tools::bench::drive::{Load, Progress};
 use rerankd_tools::bench::report::{Budget, Findings, Report};
 use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
 use rerankd_tools::bench::text::{Kind, Source, Texts, read};
 use rerankd_tools::bench::{self, Pace, Times, bare};
-use crate::config::Config;
-use rerankd_engine::load::{self, LoadError};
-use rerankd_engine::metrics::Metrics;
 
 /// Maximum duration of a phase.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

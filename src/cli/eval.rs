@@ -10,17 +10,17 @@ use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
-use rerankd_engine::bulk::Engine;
 use crate::config::{Config, Precision};
+use rerankd_core::{Pair, Scale};
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::{LoadConfig, LoadError};
+use rerankd_engine::service::ModelInfo;
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::metric::{largest_difference, spearman};
 use rerankd_tools::eval::plot::{self, Series};
 use rerankd_tools::eval::report::{Agreement, Figures, Report, Row};
 use rerankd_tools::eval::reranking::{Settings, Task};
 use rerankd_tools::eval::{EvalError, data, reranking};
-use rerankd_engine::load::{LoadConfig, LoadError};
-use rerankd_core::{Pair, Scale};
-use rerankd_engine::service::ModelInfo;
 
 /// Flags of `eval`.
 #[derive(Debug, clap::Args)]

@@ -97,14 +97,17 @@ pub enum NotReady {
     /// Something else listens there.
     #[error("no HTTP response: {0}")]
     Http(#[from] hyper::Error),
-    /// The server says no.
-    #[error("status {}{}", status.as_u16(), message.as_ref().map(|message| format!(", {message}")).unwrap_or_default())]
-    Status {
+    /// The server says why it is not ready.
+    #[error("status {}, {message}", .status.as_u16())]
+    Message {
         /// The status of the response.
         status: StatusCode,
         /// The message in its body.
-        message: Option<String>,
+        message: String,
     },
+    /// The server says that it is not ready.
+    #[error("status {}", .0.as_u16())]
+    Status(StatusCode),
 }
 
 /// Sends `GET /ready`, all of it within `timeout`: the name lookup, the connection and the response.
@@ -115,7 +118,8 @@ pub fn check_ready(endpoint: &Endpoint, timeout: Duration) -> Result<(), NotRead
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let checked = runtime.block_on(async { tokio::time::timeout(timeout, connect(endpoint)).await });
+    let checked =
+        runtime.block_on(async { tokio::time::timeout(timeout, connect(endpoint)).await });
     // Does not wait for what cannot be canceled, such as a name lookup.
     runtime.shutdown_background();
     checked.unwrap_or(Err(NotReady::Timeout(timeout)))
@@ -131,7 +135,7 @@ async fn connect(Endpoint { address, tls }: &Endpoint) -> Result<(), NotReady> {
         Listen::Unix(path) => {
             // Only a blocking socket waits while the backlog of a busy server is full.
             let path = path.clone();
-            let connecting = tokio::task::spawn_blocking(|| BlockingUnixStream::connect(path));
+            let connecting = tokio::task::spawn_blocking(move || BlockingUnixStream::connect(path));
             let stream = connecting.await.map_err(io::Error::other)??;
             stream.set_nonblocking(true)?;
             secure(UnixStream::from_std(stream)?, *tls).await
@@ -171,7 +175,10 @@ where
         let body: serde_json::Value = serde_json::from_slice(&body.to_bytes()).ok()?;
         Some(body.get("message")?.as_str()?.to_owned())
     });
-    Err(NotReady::Status { status, message })
+    Err(match message {
+        Some(message) => NotReady::Message { status, message },
+        None => NotReady::Status(status),
+    })
 }
 
 fn tls_config() -> io::Result<ClientConfig> {

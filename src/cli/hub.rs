@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::download::{Download, ProgressSink};
 use crate::config::{Config, Secret, Value};
-use rerankd_model::ModelError;
 use rerankd_hub::{Cache, HubConfig, ModelId, Proxy, Retries};
+use rerankd_model::ModelError;
 
 /// The directory of a model, which is downloaded if it is not in the cache.
 ///

@@ -4,8 +4,8 @@ use super::download::ProgressSink;
 use super::hub;
 use crate::config::Config;
 use rerankd_engine::load::LoadConfig;
-use rerankd_model::ModelError;
 use rerankd_hub::Source;
+use rerankd_model::ModelError;
 
 /// The engine's configuration. Downloads the model if `--model` names one of a hub that is not in the
 /// cache, with progress on `sink`.

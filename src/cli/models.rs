@@ -57,7 +57,9 @@ pub fn run(args: &Args) -> Exit {
     };
     let done = hub::cache(&config).and_then(|cache| match remove {
         [] => list(&cache, args.json),
-        models => models.iter().try_for_each(|model| remove_one(&cache, model)),
+        models => models
+            .iter()
+            .try_for_each(|model| remove_one(&cache, model)),
     });
     match done {
         Ok(()) => Exit::Success,

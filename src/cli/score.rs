@@ -10,11 +10,11 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
-use rerankd_engine::bulk::Engine;
 use crate::config::{Config, Precision, Value};
-use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_core::Scale;
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::{LoadConfig, LoadError};
+use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
 
 /// Default intervals between commits. A row group of a Parquet file costs more than a few lines.
 const COMMIT_LINES: Duration = Duration::from_secs(1);
@@ -108,7 +108,10 @@ pub fn run(args: &Args) -> Exit {
         Err(error) => {
             eprintln!("rerankd: {error}");
             if let Some(path) = job.output.path().filter(|path| path.exists()) {
-                eprintln!("hint: run the same command again to resume `{}`", path.display());
+                eprintln!(
+                    "hint: run the same command again to resume `{}`",
+                    path.display()
+                );
             }
             match error {
                 JobError::Load(_) => Exit::Model,
@@ -171,7 +174,10 @@ fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Sum
 fn report(job: &Job, summary: Summary) -> Exit {
     let mut text = format!("{} rows scored", summary.scored);
     if summary.resumed > 0 {
-        text = format!("{text}, in addition to {} by an earlier run", summary.resumed);
+        text = format!(
+            "{text}, in addition to {} by an earlier run",
+            summary.resumed
+        );
     }
     if summary.rejected > 0 {
         text = format!("{text}, {} rejected", summary.rejected);

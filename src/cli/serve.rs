@@ -22,11 +22,11 @@ use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::{Tls, TlsError};
-use rerankd_engine::load::{self, LoadConfig, LoadError};
-use rerankd_engine::metrics::Metrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
 use crate::{http, shutdown, telemetry};
+use rerankd_engine::load::{self, LoadConfig, LoadError};
+use rerankd_engine::metrics::Metrics;
 
 /// How long a server that stops without answering every request waits for the running batch. One
 /// takes a tenth of a second, unless a single pair takes longer.
@@ -255,9 +255,8 @@ impl Opened {
 }
 
 async fn bind(listen: &Listen) -> Result<Socket, StartError> {
-    let named = |error| io::Error::other(format!("`{listen}`: {error}"));
     let bound = Socket::bind(listen).await;
-    bound.map_err(|error| StartError::Listen(named(error)))
+    bound.map_err(|error| StartError::Listen(io::Error::other(format!("`{listen}`: {error}"))))
 }
 
 /// TLS as configured.

@@ -6,8 +6,8 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
-use rerankd_engine::bulk::Engine;
 use crate::config::{Config, Precision};
+use rerankd_engine::bulk::Engine;
 use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 

@@ -129,7 +129,10 @@ impl Value for ApiKeys {
 /// a digest are enough to tell keys apart and not enough to recover one.
 fn fingerprint(key: &str) -> String {
     let digest = digest(&SHA256, key.as_bytes());
-    let digits: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = digest.as_ref()[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("key-{digits}")
 }
 

@@ -175,7 +175,7 @@ macro_rules! settings {
             vec![$($({
                 type Kind = $kind;
                 let name = setting::name!($field $($name)?);
-                setting::Setting {
+                Setting {
                     section: setting::Section {
                         name: stringify!($section),
                         about: $about.trim_ascii(),

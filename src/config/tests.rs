@@ -62,7 +62,15 @@ fn addresses_need_a_port() {
         Listen::Unix("/run/s".into())
     );
     assert!(address("unix:s").is_err());
-    for text in ["127.0.0.1", "8080", ":", "::1", "[::1]", "a b:1", "name:99999"] {
+    for text in [
+        "127.0.0.1",
+        "8080",
+        ":",
+        "::1",
+        "[::1]",
+        "a b:1",
+        "name:99999",
+    ] {
         let message = address(text).unwrap_err();
         assert!(message.contains("HOST:PORT"), "{text}: {message}");
     }
@@ -98,7 +106,15 @@ fn keys_are_parsed_with_their_names_and_never_shown() {
 
 #[test]
 fn the_log_name_of_an_unnamed_key_depends_on_the_key_alone() {
-    let last = |text| ApiKeys::parse(text).unwrap().keys().last().unwrap().name.clone();
+    let last = |text| {
+        ApiKeys::parse(text)
+            .unwrap()
+            .keys()
+            .last()
+            .unwrap()
+            .name
+            .clone()
+    };
     let name = last("first-key-of-two, second-key-of-two");
     assert_eq!(last("second-key-of-two"), name);
     assert_ne!(last("first-key-of-two"), name);

@@ -56,8 +56,8 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rerankd_core::Tenant;
     use axum::http::Request;
+    use rerankd_core::Tenant;
 
     fn head(header: Option<&str>) -> Parts {
         let mut request = Request::new(());

@@ -113,7 +113,9 @@ fn system_roots() -> Result<Vec<Certificate<'static>>, SpansError> {
     if roots.is_empty() {
         return Err(SpansError::NoRoots);
     }
-    let roots = roots.iter().map(|root| Certificate::from_der(root.as_ref()).to_owned());
+    let roots = roots
+        .iter()
+        .map(|root| Certificate::from_der(root.as_ref()).to_owned());
     Ok(roots.collect())
 }
 

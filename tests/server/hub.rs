@@ -938,7 +938,10 @@ fn models_are_pulled_listed_and_removed() {
     assert!(error.contains("`owner/other` is not in `"), "{error}");
     let (code, out, _) = run(&["models", "remove", ID]);
     assert_eq!(code, Some(0));
-    assert!(out.starts_with("removed owner/tiny-bert, which freed "), "{out}");
+    assert!(
+        out.starts_with("removed owner/tiny-bert, which freed "),
+        "{out}"
+    );
     assert!(!shelf.exists());
     assert!(run(&["models"]).2.starts_with("no models in `"));
 }

@@ -118,7 +118,10 @@ fn wrong_settings_are_told_before_anything_starts() {
     let endpoint = ["serve", "--otlp-endpoint", "collector.example:4318"];
     let (code, _, error) = run(&endpoint, &[]);
     assert_eq!(code, Some(2), "{error}");
-    assert!(error.contains("hint: write it as `http://HOST:PORT`"), "{error}");
+    assert!(
+        error.contains("hint: write it as `http://HOST:PORT`"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 
 /// A fake collector, which passes on the head and the spans of each request.
 fn collector() -> (String, Receiver<(String, Vec<Span>)>) {
-    let (address, received) = collector_over(Box::new);
+    let (address, received) = collector_over(|stream| Box::new(stream));
     (format!("http://{address}"), received)
 }
 
