@@ -1,11 +1,13 @@
-//! The command line. Only this module, its children and `main.rs` know flags and the environment.
+//! The command line. Only this module, its children and `main.rs` read flags and the environment.
 
 pub mod bench;
 pub mod config;
+mod download;
 pub mod eval;
 pub mod export;
 pub mod healthcheck;
 mod hub;
+mod loader;
 pub mod models;
 mod output;
 pub mod progress;
@@ -13,6 +15,7 @@ pub mod pull;
 pub mod score;
 pub mod serve;
 pub mod settings;
+mod systemd;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -25,66 +28,66 @@ use strum::VariantNames;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    stopped cleanly, every accepted request was answered
-  1    failed while running, or an unhealthy `healthcheck`
+  1    runtime failure, or `healthcheck` found the server not ready
   2    wrong usage or settings; nothing was started
   3    the model or ONNX Runtime cannot be loaded
-  4    the drain timeout passed before every request was answered
-  130  stopped at once by a second signal";
+  4    the drain timeout passed with requests unanswered
+  130  stopped by a second signal";
 
 /// Serves sentence-transformers cross-encoders over HTTP.
 #[derive(Debug, Parser)]
 #[command(name = "rerankd", version, about, after_help = EXIT_CODES)]
 #[command(arg_required_else_help = true, subcommand_required = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the binary can do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Load a model and answer requests until told to stop.
+    /// Load a model and serve requests until a signal stops it.
     Serve(settings::Flags),
-    /// Ask a running server whether it is ready: exit code 0 when it is, 1 when not.
+    /// Check whether a running server is ready: exit code 0 if it is, 1 otherwise.
     Healthcheck(settings::Flags),
-    /// Print what file, environment and flags come to, and where each value is from.
+    /// Print the settings that result from file, environment and flags, and the source of each.
     Config(settings::Flags),
-    /// Measure a server, or the engine in this process: latency, throughput, documents in time.
+    /// Measure latency and throughput of a server, or of the engine in this process.
     Bench(Box<bench::Args>),
-    /// Say how good a model is, on data with known answers.
+    /// Evaluate the quality of a model on labeled data.
     Eval(Box<eval::Args>),
-    /// Score a file of pairs, of any size.
+    /// Score the pairs in a file of any size.
     Score(Box<score::Args>),
-    /// Download a model of a hub into the cache.
+    /// Download a model from the hub into the cache.
     Pull(pull::Args),
-    /// List the models in the cache, or remove some.
+    /// List or remove models in the cache.
     Models(models::Args),
-    /// Write a model as an ONNX file that any program with ONNX Runtime can load.
+    /// Export a model to an ONNX file for other programs.
     Export(export::Args),
-    /// Compare scores with golden ones: exit code 0 when all are within the tolerance, 1 when not.
+    /// Compare scores with reference scores: exit code 0 if all are within the tolerance, 1 otherwise.
     Verify(verify::Args),
 }
 
-/// Reads the name of a precision.
+/// Parses the name of a precision.
 fn precision() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::VARIANTS).try_map(|name| name.parse::<Precision>())
 }
 
-/// How the process ends. The help text documents each code.
+/// The exit code of the process. The help text documents each code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Everything went well.
+    /// Success.
     Success,
-    /// Something failed at run time.
+    /// A runtime failure.
     Failure,
-    /// The settings are wrong.
+    /// Wrong usage or settings.
     Usage,
     /// The model or its runtime cannot be loaded.
     Model,
-    /// Requests were left unanswered.
+    /// The drain timeout passed with requests unanswered.
     DrainTimeout,
-    /// A second signal.
+    /// Stopped by a second signal.
     Killed,
 }
 

@@ -1,8 +1,8 @@
 //! Every setting of the server, declared once.
 //!
-//! A declaration carries a setting's meaning, type, default and range. Its flag, its environment
-//! variable, its key in a configuration file, its help text, its line in `docs/configuration.md` and
-//! in `config/rerankd.toml` are all made of it. Nothing here reads flags, files or the environment.
+//! A declaration has a setting's meaning, type, default and range. Its command line flag, environment
+//! variable, key in a configuration file and help text, and its entries in `docs/configuration.md` and
+//! `config/rerankd.toml`, are generated from it. Nothing here reads flags, files or the environment.
 
 mod choice;
 mod device;
@@ -14,14 +14,15 @@ mod value;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
 pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
 pub use secret::Secret;
-pub use setting::{Kind, PREFIX, Setting};
-pub use value::{Listen, Origins, Value};
+pub use setting::PREFIX;
+pub use value::{Kind, Listen, Origins, Value};
 
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 
@@ -31,250 +32,275 @@ const SECOND: Duration = Duration::from_secs(1);
 
 // field [as name] "VALUE": type = default [, in range] [, or "what the default means"];
 //
-// The name is that of the field where no other is given: `max_documents` is `max_documents` in a
-// file, `--max-documents` and `RERANKD_MAX_DOCUMENTS`. The doc comment is the help text; its first
-// sentence has to say what the setting is, the rest what it costs. A comment above says why the
-// default is what it is.
+// Without a name, the field's name counts: `max_documents` is `max_documents` in a file,
+// `--max-documents` and `RERANKD_MAX_DOCUMENTS`. The doc comment is the help text: its first sentence
+// says what the setting is, the rest what it costs. A comment above says why the default is what it
+// is.
 setting::settings! {
-    /// What is read from a client, and for how long.
+    /// HTTP server.
     http: HttpConfig {
-        /// Where to listen: an address, or `unix:/path` for a Unix socket. The default answers this
-        /// machine only; `0.0.0.0:8080` answers the network: set `api_keys` there. A socket that
-        /// systemd passes comes before this.
+        /// Address to listen on: `HOST:PORT`, or `unix:/path` for a Unix socket. The default accepts
+        /// connections from this machine only; with `0.0.0.0:8080`, which accepts connections from
+        /// the network, set `api_keys`. A socket passed by systemd takes precedence.
         listen "ADDRESS": Listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 8080).into());
 
-        /// Where probes and `/metrics` are answered apart from requests, without TLS and keys, on 32
-        /// connections that clients cannot take. `/metrics` is then answered nowhere else.
-        admin_listen "ADDRESS": Option<Listen> = None, or "with the requests";
+        /// Separate address for probes and `/metrics`, without TLS and API keys. It has 32 connections
+        /// of its own, which clients cannot use up. With it, `/metrics` is not served on `listen`.
+        admin_listen "ADDRESS": Option<Listen> = None, or "served on `listen`";
 
-        /// Keys that clients may show, as `Authorization: Bearer KEY` or `x-api-key: KEY`: entries
-        /// `KEY` or `NAME: KEY`, divided by commas or line ends. With keys, requests without one of
-        /// them get 401; probes, and `/metrics`, stay open. A file of keys is read again on SIGHUP
-        /// and when it changes.
-        api_keys "KEYS": ApiKeys = ApiKeys::default(), or "everybody is served";
+        /// API keys that clients may send, as `Authorization: Bearer KEY` or `x-api-key: KEY`: entries
+        /// `KEY` or `NAME: KEY`, separated by commas or line breaks. With keys set, requests without a
+        /// valid one get 401; probes and `/metrics` stay open. Each key has an equal share of the
+        /// server under load. Logs show the name of a key, or `key-` and a fingerprint. A file of keys
+        /// is reloaded on SIGHUP and when it changes.
+        api_keys "KEYS": ApiKeys = ApiKeys::default(), or "no authentication";
 
-        /// Origins of web pages that may send requests from browsers, divided by commas, such as
-        /// `https://search.example`; `*` stands for all. Without keys, browser requests of other
-        /// pages are refused.
-        cors_origin "ORIGINS": Origins = Origins::default(), or "none but the server's own pages";
+        /// Web page origins that may send requests from browsers, separated by commas, such as
+        /// `https://search.example`; `*` allows all. Without API keys, browser requests from other
+        /// origins are refused.
+        cors_origin "ORIGINS": Origins = Origins::default(), or "only the server's own pages";
 
-        /// Certificate chain in PEM, leaf first; with it and `tls_key` the server speaks TLS only.
-        /// Both are read again on SIGHUP and when they change.
+        /// TLS certificate chain in PEM, leaf first. With it and `tls_key`, the server speaks TLS only.
+        /// Both files are reloaded on SIGHUP and when they change.
         tls_cert "FILE": Option<PathBuf> = None, or "no TLS";
 
         /// Private key of `tls_cert` in PEM.
         tls_key "FILE": Option<PathBuf> = None, or "no TLS";
 
-        // Each file is small and read in no time; certificates are renewed days before they expire.
-        /// How often the files of keys and certificates are looked at; `0s` looks on SIGHUP only.
+        // The files are small, and certificates are renewed days before they expire.
+        /// How often the files of API keys and certificates are checked for changes; `0s` reloads them
+        /// on SIGHUP only.
         reload_interval "TIME": Duration = Duration::from_secs(60), in Duration::ZERO..=YEAR;
 
-        // With those of probes and those that are refused, below the 1024 files that a process may
-        // have open where nobody raised it.
-        /// Most connections of clients at the same time; further ones get 503 and are closed. Each may
-        /// hold one body, or several with HTTP/2. `admin_listen` has 32 more of its own, and up to 32
-        /// that are refused are open for a moment: allow the process about a hundred files more than
-        /// this.
+        // With those for probes and those being refused, below the usual limit of 1024 open files.
+        /// Maximum number of client connections; further ones get 503 and are closed. Each may hold one
+        /// request body, or several with HTTP/2. Allow the process about 100 more open files than
+        /// this, for `admin_listen` and for connections being refused.
         max_connections "N": usize = 900, in 1..=1_000_000;
 
         // Well above the 100 candidates that search pipelines send.
-        /// Most documents (or pairs) of one request. A client refused by this limit often falls back
-        /// to its unranked order unseen: keep it above what your clients send.
+        /// Maximum number of documents or pairs in a request. Clients often respond to this error by
+        /// silently keeping their original order: set it above what they send.
         max_documents "N": usize = 1000, in 1..=1_000_000;
 
         // A thousand documents of 4 kB each.
-        /// Largest body of a request, before and after it is expanded where it came compressed. It
-        /// bounds the memory that a request costs before it is checked.
+        /// Maximum size of a request body, both compressed and decompressed. It bounds the memory that
+        /// a request takes before it is validated.
         max_body_bytes "BYTES": usize = 4 * 1024 * 1024, in 1..=1 << 30;
 
-        // Sixty-four bodies of the largest size: what a machine of 1 GiB can spare.
-        /// Most bytes that the bodies of all requests may take together; one that would go beyond is
-        /// refused with 429. It bounds what clients make the server hold, over however many
-        /// connections; a body that is alone always fits.
+        // Sixty-four bodies of the maximum size: what a machine with 1 GiB can spare.
+        /// Maximum total size of all request bodies in memory; requests beyond it get 429. It bounds
+        /// memory across all connections. A body is always accepted when there is no other.
         max_bodies_bytes "BYTES": usize = 256 * 1024 * 1024, in 1..=1 << 40;
 
-        // On a local network, sending what is smaller costs less than compressing it.
-        /// Smallest answer that is compressed for a client that takes `gzip`.
+        // On a local network, sending smaller responses costs less than compressing them.
+        /// Minimum size of a response that is compressed for clients that accept `gzip`.
         compress_above "BYTES": usize = 32 * 1024, in 0..=1 << 30;
 
-        // Longer than the 90 s after which common HTTP clients drop an idle connection, so that the
-        // client closes it and never sends a request into a connection that was just closed.
-        /// Longest a connection may take to send a request's head, and longest it may be idle. Keep
-        /// it above the idle timeout of your clients or load balancer, or they meet closed
-        /// connections.
+        // Longer than the 90 s after which common HTTP clients close an idle connection, so that it is
+        // the client that closes it, and no request is sent into a closed connection.
+        /// Maximum time for receiving the head of a request, and maximum idle time of a connection. Set
+        /// it above the idle timeout of clients and load balancers, or they will send requests into
+        /// closed connections.
         header_timeout "TIME": Duration = Duration::from_secs(100), in MILLISECOND..=YEAR;
 
         // 4 MiB in this time is 70 kB/s.
-        /// Longest a body may take to arrive. Slow senders hold memory meanwhile.
+        /// Maximum time for receiving a request body. Slow senders hold memory meanwhile.
         body_timeout "TIME": Duration = Duration::from_secs(60), in MILLISECOND..=YEAR;
 
-        /// Refuse requests that ask for another model than the one that is served. Without it any
-        /// name is taken, as most clients send the name that some other service wants.
+        /// Refuse requests that name another model than the one served. By default, any model name is
+        /// accepted, since many clients send that of another service.
         strict_model_name "BOOL": bool = false;
 
-        /// How answers repeat a document, where the body of the request does not tell which form its
-        /// client reads: `{"text": "…"}`, `"…"`, or not at all.
+        /// How responses return a document, unless the request determines it: as `{"text": "…"}`, as
+        /// `"…"`, or not at all.
         rerank_document "FORM": DocumentForm = DocumentForm::Object;
 
-        /// Show browsers a page at `/` to try rankings on, with a live view of the server. Off, `/`
-        /// answers everybody as `/health` does.
+        /// Serve a web page at `/` for trying out queries, with live statistics. Without it, `/` is the
+        /// same as `/health`.
         page "BOOL": bool = true;
     }
 
-    /// Which model is served, and how it runs.
+    /// Model.
     model: ModelConfig {
-        /// Directory of a cross-encoder as sentence-transformers saves it, or `owner/name` or
-        /// `owner/name@revision` of a hub, which is downloaded once. Without it the embedded model is
-        /// served, which is small and reads English.
-        dir as model "MODEL": Option<PathBuf> = None, or "the embedded model";
+        /// Model to serve: a directory in sentence-transformers format, or `owner/name` or
+        /// `owner/name@revision` on the hub, which is downloaded once. The built-in model is small and
+        /// English only.
+        dir as model "MODEL": Option<PathBuf> = None, or "the built-in model";
 
-        /// ONNX file to run as it is, by its path in the model's directory, such as
-        /// `onnx/model_quantized.onnx`. Without it, a graph is built from the weights where the
-        /// architecture is known, which packs batches without padding and is faster; else
+        /// ONNX file to run unchanged, as a path in the model directory, such as
+        /// `onnx/model_quantized.onnx`. By default, a graph is built from the weights if the
+        /// architecture is supported, which runs unpadded batches and is faster; otherwise
         /// `onnx/model.onnx` or `model.onnx` is run.
-        onnx_file "FILE": Option<PathBuf> = None, or "what the model's directory holds";
+        onnx_file "FILE": Option<PathBuf> = None, or "built from the weights, or the model's own file";
 
-        /// Name of the model in answers and in `/info`, instead of its own.
-        served_name as served_model_name "NAME": Option<String> = None, or "the model's own";
+        /// Model name in responses and in `/info`.
+        served_name as served_model_name "NAME": Option<String> = None, or "the model's own name";
 
-        /// Which text gives way when a pair is longer than the model reads. `longest_first` cuts the
-        /// longer one, as sentence-transformers does. `document_only` keeps queries whole and
-        /// refuses those that leave a document no room.
+        /// What is truncated when a pair is longer than the model's maximum length. `longest_first`
+        /// truncates the longer text, as sentence-transformers does. `document_only` never truncates
+        /// queries, and refuses those that leave no room for a document.
         truncation "STRATEGY": Strategy = Strategy::LongestFirst;
 
-        /// Threads that run the model. More than there are cores makes every request slower; fewer
-        /// leave room for what else runs here.
+        /// Number of threads that run the model. More threads than cores slow down every request; fewer
+        /// leave cores to other processes.
         threads "N": Option<usize> = None, in 1..=1024,
-            or "the cores that affinity mask and cgroup allow";
+            or "the cores available by affinity mask and cgroup quota";
 
-        // What a server runs on, and with it the digits of its scores, should not change by itself.
-        /// What runs the model: `cpu`, `cuda` or `cuda:N` for an NVIDIA GPU, or `auto` for a GPU where
-        /// one can be used. A GPU that was asked for and cannot be used is an error at start, with
-        /// what is missing; `auto` says in the log and in `/info` what it took, and why.
+        // A server should not change the hardware that it runs on, and with it the last digits of its
+        // scores, by itself.
+        /// Device that runs the model: `cpu`, `cuda` or `cuda:N` for an NVIDIA GPU, or `auto` for a GPU
+        /// if one is usable. If a requested GPU is not usable, the server does not start and says what
+        /// is missing; `auto` logs its choice and the reason, and shows them in `/info`.
         device "DEVICE": Device = Device::Cpu;
 
-        /// Arithmetic of the matrix products. `fp32` computes as the reference does; `int8` is
-        /// faster and needs less memory, and moves scores a little. `auto` takes `int8` for the
-        /// embedded model, where its effect was measured, if the processor has AVX2 or better, and
-        /// `fp32` for every other: measure your model before you choose `int8` for it. On a GPU it
-        /// is `fp16`, which no processor is run with, and there is no `int8`.
+        /// Precision of matrix products. `fp32` matches the reference implementation; `int8` is faster
+        /// and needs less memory, and changes scores slightly. `auto` uses `int8` for the built-in
+        /// model, for which the effect was measured, on CPUs with AVX2 or better, and `fp32` otherwise:
+        /// evaluate your model before you use `int8`. `fp16` is for GPUs only, where `auto` uses it and
+        /// `int8` is not available.
         precision "PRECISION": Precision = Precision::Fp32;
     }
 
-    /// Where models come from that are no directory.
+    /// Model downloads.
     hub: HubSettings {
-        /// Take models from the cache and open no connection for them; `HF_HUB_OFFLINE=1` says so too.
+        /// Use models in the cache and make no network requests; `HF_HUB_OFFLINE=1` does the same.
         offline "BOOL": bool = false;
 
-        /// Hub that models are downloaded from, or a mirror of it; `HF_ENDPOINT` names it too. The
-        /// token goes to this address only.
+        /// URL of the hub, or of a mirror; also read from `HF_ENDPOINT`. The token is sent to this
+        /// address only.
         endpoint as hub_endpoint "URL": String = "https://huggingface.co".to_owned();
 
-        /// Token of an account of the hub, for private and gated models. `HF_TOKEN` holds it too; else
-        /// it is in the file that `HF_TOKEN_PATH` names, or where `hf auth login` leaves it.
-        token as hub_token "TOKEN": Secret = Secret::default(), or "that of `hf auth login`, if there is one";
+        /// Access token for private and gated models; also read from `HF_TOKEN`, from the file named by
+        /// `HF_TOKEN_PATH`, or from where `hf auth login` saves it.
+        token as hub_token "TOKEN": Secret = Secret::default(), or "the token saved by `hf auth login`, if any";
 
-        /// Folder that downloaded models are kept in, shared with every Hugging Face library.
+        /// Directory for downloaded models, shared with all Hugging Face libraries.
         cache as hub_cache "DIR": Option<PathBuf> = None,
             or "`$HF_HUB_CACHE`, `$HF_HOME/hub` or `~/.cache/huggingface/hub`";
 
-        /// Certificates in PEM that are trusted beside those of the system when models are downloaded,
-        /// such as that of a proxy which opens TLS.
-        ca_file as hub_ca_file "FILE": Option<PathBuf> = None, or "those of the system";
+        /// CA certificates in PEM to trust for downloads in addition to those of the system, such as
+        /// that of a proxy which inspects TLS.
+        ca_file as hub_ca_file "FILE": Option<PathBuf> = None, or "only those of the system";
     }
 
-    /// How pairs become batches, and how many may wait.
+    /// Batching and queueing.
     batching: BatchSettings {
-        // Matrix products of a small model run at full speed from 64 rows on; the less one batch
-        // takes, the sooner a newcomer gets its turn.
-        /// Most tokens of one batch. It bounds the memory of a run; smaller batches give away
-        /// throughput.
+        // Matrix products of a small model run at full speed from 64 rows on; the smaller a batch, the
+        // sooner a new request gets its turn.
+        /// Maximum number of tokens in a batch. It bounds the memory for inference; smaller batches
+        /// reduce throughput.
         max_batch_tokens "TOKENS": usize = BatchConfig::default().max_batch_tokens, in 1..=1 << 24;
 
         // Enough rows to keep a large GPU busy with a small model.
-        /// Most tokens of one batch on a GPU, in place of `max_batch_tokens`. What the GPU's memory
-        /// does not hold is less by itself.
+        /// Maximum number of tokens in a batch on a GPU, instead of `max_batch_tokens`. It is lowered
+        /// automatically to what fits the GPU's memory.
         cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
-        // What people do not notice.
-        /// Longest that one batch may take by the server's own estimate, unless a single pair takes
-        /// longer, in milliseconds. A newcomer waits that long before its turn; very small values give
-        /// away throughput.
+        // Not noticeable to a person.
+        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. A new
+        /// request may wait this long for its turn; very small values reduce throughput.
         max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
-        // A minute or more of work for a small machine; what waits longer has mostly been given up.
-        /// Most tokens that may wait; beyond it requests get 429. A longer queue refuses less and
-        /// makes clients wait longer. A request is always taken when the queue is empty, however
-        /// large.
+        // A minute or more of work for a small machine; most clients have given up by then.
+        /// Maximum number of tokens in the queue; requests beyond it get 429. A longer queue refuses
+        /// fewer requests and lets them wait longer. A request of any size is accepted when the queue
+        /// is empty.
         max_queue_tokens "TOKENS": usize = BatchConfig::default().max_queue_tokens, in 1..=1 << 40;
 
-        /// Time of a request that does not set `x-request-timeout-ms` itself; `0s` is any time. What
-        /// would not be answered within it gets 429 at once, and costs nothing.
+        /// Deadline of requests without an `x-request-timeout-ms` header; `0s` sets none. A request that
+        /// cannot meet its deadline gets 429 at once, before any work is done on it.
         request_timeout "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
     }
 
-    /// Which scores are kept, so that a pair that is asked for again costs nothing.
+    /// Score cache.
     cache: CacheSettings {
-        // Some 250,000 scores.
-        /// Memory for known scores; `0` keeps none. A pair that is asked for again is answered from
-        /// there, with the same bits.
+        // About 250,000 scores.
+        /// Memory for cached scores; `0` disables the cache. A repeated pair gets bit-identical scores
+        /// without inference.
         size as cache_size "BYTES": usize = CacheConfig::default().size, in 0..=1 << 40;
 
-        /// Longest a score is kept; `0s` is for ever. A score never becomes wrong, as the model of a
-        /// process does not change.
+        /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale, since the
+        /// model of a process does not change.
         ttl as cache_ttl "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
 
-        /// Answer from known scores only what the same API key has asked before. Without it, how fast
-        /// an answer comes tells whether somebody has asked for the same texts.
+        /// Cache scores separately for each API key. A shared cache lets clients find out by timing
+        /// whether others have sent the same texts.
         per_key as cache_per_key "BOOL": bool = false;
     }
 
-    /// How the server stops.
+    /// Shutdown.
     shutdown: ShutdownConfig {
-        // Nothing to wait for unless a load balancer polls `/ready`.
-        /// How long requests are still served after a stop signal, while `/ready` already says 503.
-        /// Behind a load balancer, give it the time to notice.
+        // There is nothing to wait for unless a load balancer polls `/ready`.
+        /// How long requests are still accepted after a stop signal, while `/ready` returns 503.
+        /// Behind a load balancer, set it to the time that the balancer takes to notice.
         grace "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
 
-        // What Kubernetes gives a pod between its first and its last signal.
-        /// How long accepted requests may take after the grace period, before the process ends with
-        /// exit code 4. Grace and this together should stay below the time after which your platform
-        /// kills it.
+        // The termination grace period of Kubernetes.
+        /// Maximum time to finish accepted requests after the grace period; beyond it the process exits
+        /// with code 4. Keep the sum of both below the time after which your platform kills the
+        /// process.
         drain_timeout "TIME": Duration = Duration::from_secs(30), in Duration::ZERO..=YEAR;
     }
 
-    /// What is logged.
+    /// Logging.
     log: LogConfig {
-        /// How log lines are written, to the standard error. `auto` is `human` on a terminal and
+        /// Format of log lines, which go to the standard error. `auto` is `human` on a terminal and
         /// `json` elsewhere.
         format as log_format "FORMAT": LogFormat = LogFormat::Auto;
 
-        // One line a request and one for each event an operator should know.
-        /// What is logged: `error`, `warn`, `info`, `debug` (probes too), `trace`, or directives as
-        /// `RUST_LOG` takes them. `RUST_LOG` counts where `RERANKD_LOG_LEVEL` is not set. Texts of
-        /// requests are never logged.
+        // One line for each request and for each event that operators should know of.
+        /// Log level: `error`, `warn`, `info`, `debug` (includes probes), `trace`, or directives in the
+        /// format of `RUST_LOG`, which is used if `RERANKD_LOG_LEVEL` is not set. Queries and documents
+        /// are never logged.
         filter as log_level "LEVEL": String = "info".to_owned();
     }
 
-    /// Where traces are sent.
+    /// Tracing.
     traces: TraceConfig {
-        /// Collector of OpenTelemetry that traces are sent to, by OTLP over HTTP, such as
-        /// `http://127.0.0.1:4318`. A request that carries a `traceparent` is a part of its caller's
-        /// trace.
-        endpoint as otlp_endpoint "URL": Option<String> = None, or "no traces are sent";
+        /// URL of an OpenTelemetry collector that receives traces by OTLP over HTTP or HTTPS, such as
+        /// `http://127.0.0.1:4318`. It is connected to directly, not through a proxy. A request with a
+        /// `traceparent` header becomes part of its caller's trace.
+        endpoint as otlp_endpoint "URL": Option<String> = None, or "no tracing";
 
-        /// Headers for the collector, as `NAME=VALUE`, divided by commas.
+        /// Headers sent to the collector, as `NAME=VALUE`, separated by commas.
         headers as otlp_headers "HEADERS": Secret = Secret::default(), or "none";
 
-        /// How many of a hundred requests are traced. Where a caller has decided, that counts.
+        /// Percentage of requests that are traced. The sampling decision of a caller takes precedence.
         sample_percent as trace_sample_percent "PERCENT": usize = 100, in 0..=100;
     }
 
-    /// What `rerankd healthcheck` does.
+    /// `rerankd healthcheck`.
     healthcheck: HealthcheckConfig {
-        /// Longest that `rerankd healthcheck` waits for its answer. Keep it below the timeout of
-        /// whatever runs it.
+        /// Maximum time for `rerankd healthcheck` to get a response. Keep it below the timeout of
+        /// whatever runs the check.
         timeout as healthcheck_timeout "TIME": Duration = 2 * SECOND, in MILLISECOND..=YEAR;
+    }
+}
+
+/// A setting of the server.
+pub type Setting = setting::Setting<Config>;
+
+impl Setting {
+    /// All settings, in the order of their declaration.
+    pub fn all() -> &'static [Self] {
+        static ALL: LazyLock<Vec<Setting>> = LazyLock::new(declared);
+        &ALL
+    }
+
+    /// The setting with this key in a configuration file, and whether the key names a file with the
+    /// value.
+    pub fn find(name: &str) -> Option<(&'static Self, bool)> {
+        Self::find_in(Self::all(), name)
+    }
+
+    /// The setting with this environment variable, as [`Setting::find`].
+    pub fn of_variable(variable: &str) -> Option<(&'static Self, bool)> {
+        let name = variable.strip_prefix(PREFIX)?;
+        if name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            return None;
+        }
+        Self::find(&name.to_ascii_lowercase())
     }
 }
 

@@ -1,4 +1,4 @@
-//! How the server stops: what phase it is in, and who moves it on.
+//! Graceful shutdown: the phases of the server, and what moves it from one to the next.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::ShutdownConfig;
 
-/// Where in its life the server is. Phases only move forward.
+/// The phases of the server, in order. It never goes back to an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The model is loading; only `/live` and `/metrics` have something to say.
+    /// The model is loading; only probes and `/metrics` are answered.
     Starting,
     /// Requests are served.
     Ready,
-    /// A stop was asked for: `/ready` says no, requests are still served.
+    /// A stop was requested: `/ready` fails, requests are still accepted.
     Grace,
-    /// The listener is closed; what was accepted is finished and nothing new is taken.
+    /// The listener is closed: accepted requests are finished, and no others are accepted.
     Draining,
 }
 
-/// The phase of the server, to be read and awaited from anywhere.
+/// The current phase of the server, which other tasks can read and await.
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: watch::Sender<Phase>,
@@ -34,12 +34,13 @@ impl Default for Lifecycle {
 }
 
 impl Lifecycle {
-    /// The phase now.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// Moves on to `phase`; says whether it did. A server told to stop does not become ready again.
+    /// Advances to `phase` unless it has passed already, and returns whether it did. A server that is
+    /// stopping never becomes ready again.
     pub fn advance(&self, phase: Phase) -> bool {
         self.phase.send_if_modified(|now| {
             let later = *now < phase;
@@ -52,27 +53,27 @@ impl Lifecycle {
     pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut phases = self.phase.subscribe();
         async move {
-            // An error means that the lifecycle is gone, and the server with it.
+            // Fails only if the lifecycle was dropped, and the server with it.
             let _ = phases.wait_for(|now| *now >= phase).await;
         }
     }
 }
 
-/// How stopping went.
+/// How the server stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// Everything accepted was answered.
+    /// Every accepted request was answered.
     Clean,
     /// The drain timeout passed first.
     TimedOut,
-    /// A second signal asked not to wait.
+    /// A second signal came.
     Killed,
 }
 
-/// Walks `lifecycle` to its end, driven by `signals`.
+/// Advances `lifecycle` to its end, driven by `signals`.
 ///
-/// The first signal starts the grace period and then the drain, the second one ends it. `finished`
-/// resolves when everything accepted is answered.
+/// The first signal starts the grace period, which the drain follows; the second one stops the server at
+/// once. `finished` resolves when every accepted request is answered.
 pub async fn supervise(
     lifecycle: &Lifecycle,
     timing: &ShutdownConfig,
@@ -80,13 +81,14 @@ pub async fn supervise(
     finished: impl Future<Output = ()>,
 ) -> Stopped {
     if signals.recv().await.is_none() {
-        // Nobody is left who could ask for a stop.
+        // Nothing is left that could stop the server.
         std::future::pending::<()>().await;
     }
     tracing::info!(
         grace_seconds = timing.grace.as_secs_f64(),
         drain_timeout_seconds = timing.drain_timeout.as_secs_f64(),
-        "stopping; a second signal stops at once"
+        hint = "a second signal stops at once",
+        "stopping"
     );
     lifecycle.advance(Phase::Grace);
     let drained = async {
@@ -98,7 +100,7 @@ pub async fn supervise(
         }
     };
     tokio::select! {
-        // Asked first: of a second signal and a passed deadline, the signal counts.
+        // If a second signal and the deadline coincide, the signal counts.
         biased;
         Some(()) = signals.recv() => Stopped::Killed,
         stopped = drained => stopped,
@@ -111,10 +113,10 @@ async fn sleep(time: Duration) {
     }
 }
 
-/// Starts to listen for SIGTERM and SIGINT; each one arrives as an item.
+/// Receives SIGTERM and SIGINT, each as an item.
 ///
 /// # Errors
-/// When the system does not let signals be caught.
+/// When the system refuses.
 pub fn signals() -> std::io::Result<mpsc::Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;

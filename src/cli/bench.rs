@@ -1,4 +1,4 @@
-//! `rerankd bench`: how fast a server is, or the engine in this process.
+//! `rerankd bench`: measures the performance of a server, or of the engine in this process.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -13,10 +13,12 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::Flags;
-use super::{Exit, hub, output, serve};
+use super::{Exit, output, serve};
 use crate::config::Config;
-use rerankd_engine::load;
+use rerankd_engine::load::{self, LoadError};
 use rerankd_engine::metrics::Metrics;
 use rerankd_tools::bench::drive::{Load, Progress};
 use rerankd_tools::bench::report::{Budget, Findings, Report};
@@ -24,7 +26,7 @@ use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
 use rerankd_tools::bench::text::{Kind, Source, Texts, read};
 use rerankd_tools::bench::{self, Pace, Times, bare};
 
-/// Longest part of a measurement.
+/// Maximum duration of a phase.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 const EXAMPLES: &str = "\
@@ -39,12 +41,12 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Server to measure, such as `http://127.0.0.1:8080`. Without it the engine is loaded into this
-    /// process and measured without HTTP; the flags of `serve` for it come after `--`.
+    /// URL of a server to measure, such as `http://127.0.0.1:8080`. By default, the engine runs in this
+    /// process and is measured without HTTP; its `serve` flags come after `--`.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// Names that the server's `/rerank` reads: this server's, or those of Text Embeddings Inference.
+    /// API of the server's `/rerank`: that of this server, or of Text Embeddings Inference.
     #[arg(
         long,
         value_name = "DIALECT",
@@ -54,77 +56,73 @@ pub struct Args {
     #[arg(value_parser = PossibleValuesParser::new(Dialect::ALL.map(|(name, _)| name)).map(dialect))]
     dialect: Dialect,
 
-    /// Texts to send: `short` (sentences, about 23 tokens a pair), `passage` (abstracts, 224 tokens
-    /// on average with a long tail), `mixed` (half and half), `long` (8 documents of 512 tokens), all
-    /// made up, or a file with a line `{"query": "...", "documents": ["..."]}` for each request.
+    /// Synthetic texts to send: `short` (sentences, about 23 tokens per pair), `passage` (abstracts, 224
+    /// tokens on average with a long tail), `mixed` (half of each), `long` (8 documents of 512 tokens),
+    /// or a file with a line `{"query": "...", "documents": ["..."]}` for each request.
     #[arg(long, value_name = "KIND|FILE", default_value = "mixed")]
     workload: String,
 
-    /// Documents of each request. Default: 32; 8 of `long`; as it stands of a file.
+    /// Number of documents per request. Default: 32; 8 for `long`; those in the file for a file.
     #[arg(long, value_name = "N")]
     documents: Option<NonZeroUsize>,
 
-    /// Number that texts and arrivals are made from: the same number makes the same load.
+    /// Random seed of texts and arrival times.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// Send only so many different requests, over and over, as a cache likes it. Default: no text is
+    /// Number of distinct requests, which are sent repeatedly, to measure caches. Default: no text is
     /// sent twice.
     #[arg(long, value_name = "N")]
     different: Option<NonZeroU64>,
 
-    /// Clients that each wait for their answer before they send again. Latency then is what a
-    /// client sees that never has more than one request under way.
+    /// Number of clients, each of which waits for a response before it sends the next request (closed
+    /// loop).
     #[arg(long, value_name = "N", default_value = "4")]
     clients: NonZeroUsize,
 
-    /// Requests a second, at random times, whether or not earlier ones were answered. Latency then
-    /// counts from when a request should have been sent, so that a stall is seen by all whom it
-    /// would have kept waiting.
+    /// Requests per second at random times, regardless of earlier responses (open loop). Latency counts
+    /// from when a request was due, so that a stall affects all requests that were due during it.
     #[arg(long, value_name = "RATE", conflicts_with = "clients", value_parser = rate)]
     rate: Option<f64>,
 
-    /// How long to measure.
+    /// Duration of the measurement.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     duration: Duration,
 
-    /// How long to send before anything counts.
+    /// Duration of the warm-up before it.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
     warm_up: Duration,
 
-    /// Answer time, in milliseconds, for the sentence at the end: how many documents one request
-    /// may have so that 95 % of the answers come in this time, one request at a time. 0 leaves the
-    /// search out.
+    /// Target latency in milliseconds: search for the number of documents per request with which 95 % of
+    /// sequential requests meet it. 0 disables the search.
     #[arg(long, value_name = "MS", default_value_t = 200)]
     target_ms: u64,
 
-    /// Measure the model alone in this process: its sessions, with batches that are ready, no queue
-    /// and no HTTP. What a server gives away is told by comparing with this.
+    /// Measure the model alone in this process: its sessions with prepared batches, without queue and
+    /// HTTP, as a baseline for the overhead of the server.
     #[arg(long, conflicts_with_all = ["url", "rate", "fairness", "overload"])]
     bare: bool,
 
-    /// Measure a client that sends 8 sentences at a time, first by itself, then beside one that
-    /// sends 256 abstracts at a time. Ends with exit code 1 when the small one waits too long.
+    /// Measure a client that sends 8 sentences at a time, first alone, then next to one that sends 256
+    /// abstracts at a time. Exits with code 1 if the small one waits too long.
     #[arg(long, conflicts_with_all = ["overload", "rate", "clients", "workload", "documents", "different"])]
     fairness: bool,
 
-    /// Longest time a batch may take, for the judgement of `--fairness`: the median may be longer by
-    /// one, the 99th percentile by two.
+    /// Time of a batch for the verdict of `--fairness`: the median latency may grow by one batch, the
+    /// 99th percentile by two.
     #[arg(long, value_name = "MS", default_value_t = 100, requires = "fairness")]
     batch_ms: u64,
 
-    /// Find out the capacity, then send ten times as much. Ends with exit code 1 when there is
-    /// anything but answers and 429, a refusal takes over 20 ms (p99.9), or less than 95 % of the
-    /// capacity remains.
+    /// Measure the capacity, then send ten times as much. Exits with code 1 if there is any error except
+    /// 429, if a refusal takes over 20 ms (p99.9), or if throughput falls below 95 % of the capacity.
     #[arg(long, conflicts_with_all = ["rate", "clients"])]
     overload: bool,
 
-    /// Print the figures as JSON instead of a table.
+    /// Print the results as JSON instead of a table.
     #[arg(long)]
     json: bool,
 
-    /// Print so many requests, a line each, and measure nothing: for other programs to be measured
-    /// with the same texts.
+    /// Print this many requests, one per line, and measure nothing. Other load generators can send them.
     #[arg(long, value_name = "N", conflicts_with_all = ["url", "bare", "fairness", "overload", "rate"])]
     print_requests: Option<u64>,
 
@@ -133,7 +131,7 @@ pub struct Args {
     engine: Vec<OsString>,
 }
 
-/// The flags of `serve` that stand after `--`.
+/// The flags of `serve` after `--`.
 #[derive(Debug, Parser)]
 #[command(name = "rerankd bench --", no_binary_name = true)]
 struct EngineLine {
@@ -147,30 +145,30 @@ fn dialect(name: String) -> Dialect {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let hint = "write it as a number above zero, such as `0.5` or `20`";
+    let hint = "must be a number above zero, such as `0.5` or `20`";
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
         _ => Err(hint.to_owned()),
     }
 }
 
-/// Reads a time as settings are written.
+/// Parses a duration as settings do.
 fn duration(text: &str) -> Result<Duration, String> {
     match <Duration as crate::config::Value>::parse(text)? {
         time if time <= LONGEST => Ok(time),
-        _ => Err(format!("has to be at most `{}s`", LONGEST.as_secs())),
+        _ => Err(format!("must be at most `{}s`", LONGEST.as_secs())),
     }
 }
 
 /// The same, but not zero.
 fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("has to be longer than zero".to_owned()),
+        Duration::ZERO => Err("must be longer than zero".to_owned()),
         time => Ok(time),
     }
 }
 
-/// Measures, and prints the figures to the standard output.
+/// Runs the measurement, and prints the results.
 pub fn run(args: &Args) -> Exit {
     let source = match args.workload.parse::<Kind>() {
         Ok(kind) => Source::BuiltIn(kind),
@@ -191,11 +189,11 @@ pub fn run(args: &Args) -> Exit {
     if args.bare {
         return bare_sessions(args, &texts);
     }
-    // As `serve` has it, so that the engine is measured as it runs there.
+    // The same runtime as in `serve`, for the same performance.
     let runtime = match serve::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("rerankd: the runtime did not start: {error}");
+            eprintln!("rerankd: cannot start threads: {error}");
             return Exit::Failure;
         }
     };
@@ -220,7 +218,7 @@ pub fn run(args: &Args) -> Exit {
                 Ok(config) => config,
                 Err(exit) => return exit,
             };
-            let engine = match hub::load_config(&engine) {
+            let engine = match load_config(&engine, ProgressSink::Stderr) {
                 Ok(engine) => engine,
                 Err(error) => {
                     eprintln!("rerankd: {error}");
@@ -252,7 +250,7 @@ pub fn run(args: &Args) -> Exit {
     exit
 }
 
-/// The settings of the engine; what is wrong with them is said on the standard error.
+/// The settings of the engine. Prints errors in them to the standard error.
 fn engine(flags: &[OsString]) -> Result<Config, Exit> {
     match EngineLine::try_parse_from(flags) {
         Ok(line) => Ok(line.settings.resolve()?.config),
@@ -268,13 +266,14 @@ fn usage(message: &str) -> Exit {
     Exit::Usage
 }
 
-/// Measures sessions without a server around them.
+/// Measures sessions without queue and HTTP.
 fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
     let config = match engine(&args.engine) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let opened = hub::load_config(&config).and_then(|load_config| {
+    let opened = load_config(&config, ProgressSink::Stderr).map_err(LoadError::from);
+    let opened = opened.and_then(|load_config| {
         let engine = load::sessions(&load_config)?;
         Ok((load_config, engine))
     });
@@ -351,9 +350,10 @@ fn show(args: &Args, target: String, info: Value, findings: Findings) {
         seed: args.seed,
         findings,
     };
-    match args.json {
-        true => output::line(json!(report)),
-        false => output::text(report.table()),
+    if args.json {
+        output::line(json!(report));
+    } else {
+        output::text(report.table());
     }
 }
 
@@ -390,7 +390,7 @@ async fn find<T: Target>(
     let answered = summary.answered() > 0;
     let budget = match (answered, args.target_ms) {
         (true, 1..) => {
-            bar.say("looking for the number of documents");
+            bar.say("searching for the number of documents");
             let target = Duration::from_millis(args.target_ms);
             let search = bench::budget(load, target, Config::default().http.max_documents).await?;
             Some(Budget::new(target, &search))
@@ -406,13 +406,10 @@ async fn find<T: Target>(
 }
 
 fn exit(good: bool) -> Exit {
-    match good {
-        true => Exit::Success,
-        false => Exit::Failure,
-    }
+    if good { Exit::Success } else { Exit::Failure }
 }
 
-/// What is shown meanwhile, on a terminal.
+/// A progress bar, if the standard error is a terminal.
 struct Bar {
     bar: ProgressBar,
     ticker: tokio::task::JoinHandle<()>,
@@ -420,9 +417,10 @@ struct Bar {
 
 impl Bar {
     fn start(args: &Args, progress: Arc<Progress>) -> Self {
-        let bar = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new(expected(args).as_secs().max(1)),
-            false => ProgressBar::hidden(),
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new(expected(args).as_secs().max(1))
+        } else {
+            ProgressBar::hidden()
         };
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}{prefix}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -442,7 +440,7 @@ impl Bar {
         Self { bar, ticker }
     }
 
-    /// Shows `what` from now on.
+    /// Shows `what` after the counts.
     fn say(&self, what: &str) {
         self.bar.set_prefix(format!("; {what}"));
     }
@@ -453,7 +451,7 @@ impl Bar {
     }
 }
 
-/// How long the measurement itself takes, without the search that may follow.
+/// Duration of the measurement, without the search that may follow.
 fn expected(args: &Args) -> Duration {
     let once = args.warm_up + args.duration;
     match (args.fairness, args.overload) {

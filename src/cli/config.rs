@@ -1,4 +1,4 @@
-//! `rerankd config`: what all settings come to, and where each is from.
+//! `rerankd config`: prints all settings, and the source of each.
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ pub fn run(flags: &Flags) -> Exit {
     }
 }
 
-/// Every setting with its value and its origin, as a TOML file would have it.
+/// All settings with their values and origins, in TOML.
 pub fn shown(effective: &Effective) -> String {
     let lines: Vec<String> = Setting::all()
         .iter()
@@ -33,7 +33,7 @@ pub fn shown(effective: &Effective) -> String {
     let width = width.unwrap_or_default().min(60);
     let mut text = String::new();
     for (line, origin) in lines.iter().zip(&effective.origins) {
-        writeln!(text, "{line:width$} # {origin}").expect("a string takes any text");
+        writeln!(text, "{line:width$} # {origin}").expect("writing to a string cannot fail");
     }
     text
 }

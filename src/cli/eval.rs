@@ -1,18 +1,19 @@
-//! `rerankd eval`: figures that say how good a model is.
+//! `rerankd eval`: evaluates the quality of a model.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
 use rerankd_core::{Pair, Scale};
 use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::LoadConfig;
+use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_engine::service::ModelInfo;
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::metric::{largest_difference, spearman};
@@ -30,21 +31,21 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// How scores of pairs rise and fall with those that people gave: Pearson and Spearman, as
-    /// sentence-transformers' `CrossEncoderCorrelationEvaluator` has them.
+    /// Correlation of scores with human judgments: Pearson and Spearman, as in sentence-transformers'
+    /// `CrossEncoderCorrelationEvaluator`.
     Correlation(CorrelationArgs),
-    /// Whether relevant documents come first: NDCG, MRR, recall and MAP, as `trec_eval` has them.
+    /// Ranking quality: NDCG, MRR, recall and MAP, as in `trec_eval`.
     Reranking(RerankingArgs),
 }
 
-/// Flags that every task has.
+/// Flags of all tasks.
 #[derive(Debug, clap::Args)]
 struct Common {
     #[command(flatten)]
     engine: EngineFlags,
 
-    /// Arithmetic to evaluate; several, such as `fp32,int8`, are compared with one another. Default:
-    /// the setting `precision`.
+    /// Precision to evaluate; several, such as `fp32,int8`, are compared with each other. Default: the
+    /// setting `precision`.
     #[arg(
         id = "precisions",
         long = "precision",
@@ -54,22 +55,22 @@ struct Common {
     #[arg(value_parser = super::precision())]
     precision: Vec<Precision>,
 
-    /// Write the report as JSON, with all digits, instead of a table.
+    /// Print the report as JSON with full precision instead of a table.
     #[arg(long)]
     json: bool,
 
-    /// Draw the figures into this file, as SVG.
+    /// Plot the results to this SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 struct CorrelationArgs {
-    /// Pairs with a score: JSONL, TSV, or CSV with or without a header.
+    /// Labeled pairs: JSONL, TSV, or CSV with or without a header.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
 
-    /// Names of the two texts and of the score. A file without a header has them in this order.
+    /// Field names of the two texts and the score, and their order in files without a header.
     #[arg(
         long,
         value_name = "NAMES",
@@ -92,16 +93,16 @@ struct RerankingArgs {
     #[arg(long, value_name = "FILE")]
     queries: PathBuf,
 
-    /// Judgements: `query 0 document relevance`, as TREC has them, or `query document relevance`.
+    /// Relevance judgments: `query 0 document relevance`, as in TREC, or `query document relevance`.
     #[arg(long, value_name = "FILE")]
     qrels: PathBuf,
 
-    /// What a first stage found, in TREC's format. Default: what BM25 finds in the corpus, which is
-    /// taken to be English.
+    /// First-stage results in TREC's run format. Default: BM25 over the corpus, which is assumed to be
+    /// English.
     #[arg(long, value_name = "FILE")]
     run: Option<PathBuf>,
 
-    /// Fields of a document that make its text, joined by a blank, such as `title,text`.
+    /// Fields that are joined by a space to the text of a document, such as `title,text`.
     #[arg(
         long,
         value_name = "NAMES",
@@ -110,16 +111,16 @@ struct RerankingArgs {
     )]
     document_fields: Vec<String>,
 
-    /// Best documents of the first stage that are reranked, of each query.
+    /// Number of first-stage documents to rerank for each query.
     #[arg(long, value_name = "N", default_value = "100")]
     depth: NonZeroUsize,
 
-    /// Rerank relevant documents that the first stage missed too. This measures the model alone, and
-    /// is what sentence-transformers' `CrossEncoderRerankingEvaluator` does by default.
+    /// Also rerank relevant documents that the first stage missed. This evaluates the model alone, as
+    /// sentence-transformers' `CrossEncoderRerankingEvaluator` does by default.
     #[arg(long)]
     add_relevant: bool,
 
-    /// Ranks at which NDCG, MRR and recall cut.
+    /// Cutoff ranks of NDCG, MRR and recall.
     #[arg(
         long = "at",
         value_name = "RANKS",
@@ -128,13 +129,13 @@ struct RerankingArgs {
     )]
     cutoffs: Vec<NonZeroUsize>,
 
-    /// Least relevance that counts as relevant for MRR, recall and MAP. NDCG takes it as it is.
+    /// Minimum relevance grade that counts as relevant for MRR, recall and MAP. NDCG uses the grades.
     #[arg(long, value_name = "RELEVANCE", default_value = "1")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     relevant_from: u32,
 
-    /// Write the reranked documents to this file in TREC's format, for other programs to measure;
-    /// with several precisions, to one file each, the precision put before the extension.
+    /// Write the reranked documents to this file in TREC's run format. With several precisions, each has
+    /// a file of its own, with the precision before the extension.
     #[arg(long, value_name = "FILE")]
     save_run: Option<PathBuf>,
 
@@ -146,7 +147,7 @@ fn three_names(text: &str) -> Result<[String; 3], String> {
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     names
         .try_into()
-        .map_err(|_| "write three names: two texts and a score".to_owned())
+        .map_err(|_| "must be three names: those of two texts and a score".to_owned())
 }
 
 /// Evaluates and reports.
@@ -339,7 +340,7 @@ fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, E
     let runs = precisions.iter().map(|&precision| {
         let engine = Engine::load(&LoadConfig {
             precision,
-            ..load_config(config)?
+            ..load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?
         })?;
         let labels = engine.info().labels.len();
         if labels != 1 {

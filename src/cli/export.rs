@@ -1,10 +1,11 @@
-//! `rerankd export`: a model as an ONNX file.
+//! `rerankd export`: exports a model to an ONNX file.
 
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::hub::{Told, placed};
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::Config;
@@ -16,13 +17,13 @@ use rerankd_tools::export::{self, ExportError, Written};
 /// Flags of `export`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to write: a file whose name ends in `.onnx`, or a directory for `onnx/model.onnx` with
-    /// configuration and tokenizer beside it, as other servers want it. Nothing is overwritten.
+    /// Output: a file with the extension `.onnx`, or a directory for `onnx/model.onnx` with
+    /// configuration and tokenizer, as other servers expect it. Nothing is overwritten.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 
-    /// Arithmetic of the file. `int8` makes it a quarter as large and faster, moves scores, and lets what
-    /// shares a batch move them a little more: it measures rows together, as standard operators do.
+    /// Precision of the file. `int8` is a quarter as large and faster, and changes scores. They also
+    /// depend slightly on the batch: standard operators quantize the rows of a batch together.
     #[arg(
         id = "arithmetic",
         long = "precision",
@@ -31,8 +32,8 @@ pub struct Args {
     )]
     precision: Arithmetic,
 
-    /// How batches are laid out. Only `padded` can be written: a packed graph needs operators that are in
-    /// this program and nowhere else, and it builds such a graph from the weights by itself.
+    /// Layout of batches. Only `padded` can be exported: a `packed` (unpadded) graph needs custom
+    /// operators, which only this program has.
     #[arg(long, value_name = "LAYOUT", default_value = "padded")]
     layout: FileLayout,
 
@@ -52,13 +53,12 @@ enum FileLayout {
     Packed,
 }
 
-/// Writes the file, and says what was written.
+/// Exports the model, and prints which files were written.
 pub fn run(args: &Args) -> Exit {
     if args.layout == FileLayout::Packed {
         eprintln!(
-            "rerankd: a packed graph cannot be written: its operators are in this program and nowhere else, so \
-             that nothing could load the file\nhint: leave `--layout` out; `rerankd serve --model` packs by \
-             itself whatever it builds from weights"
+            "rerankd: cannot export a packed graph: it needs custom operators, which only this program has\n\
+             hint: leave `--layout` out; `rerankd serve` uses packed graphs for models with weights anyway"
         );
         return Exit::Usage;
     }
@@ -86,13 +86,13 @@ pub fn run(args: &Args) -> Exit {
 }
 
 fn write(args: &Args, config: &Config) -> Result<Written, ExportError> {
-    let load_config = placed(config, Told::ToPeople)?;
+    let load_config = load_config(config, ProgressSink::Stderr)?;
     let model = match load::open(&load_config)? {
         AnyModel::Built(model) => *model,
         AnyModel::Exported(model) => {
             return Err(ExportError::Model(ModelError::new(
-                format!("`{}` is an ONNX file already", model.path.display()),
-                "copy it",
+                format!("`{}` is already an ONNX file", model.path.display()),
+                "copy the file",
             )));
         }
     };

@@ -1,54 +1,62 @@
-//! `rerankd healthcheck`: what a container asks about the server inside it.
+//! `rerankd healthcheck`: asks a server on this machine whether it is ready, for container runtimes.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixStream as BlockingUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use super::settings::Flags;
 use super::{Exit, output};
 use crate::config::{Config, Listen};
+use crate::http::socket::lookup;
 
-/// Longest answer that is read; `/ready` says less than this in every case.
-const MAX_ANSWER_BYTES: u64 = 16 * 1024;
+/// Largest response body that is read; those of `/ready` are smaller.
+const MAX_BODY_BYTES: usize = 16 * 1024;
 
-/// Asks, and says the answer in one line.
+/// Prints one line, and exits with 0 if the server is ready.
 pub fn run(flags: &Flags) -> Exit {
     let config = match flags.resolve() {
         Ok(effective) => effective.config,
         Err(exit) => return exit,
     };
-    let place = Place::of(&config);
-    match ask(&place, config.healthcheck.timeout) {
+    let endpoint = Endpoint::of(&config);
+    match check_ready(&endpoint, config.healthcheck.timeout) {
         Ok(()) => {
-            output::line(format_args!("ready at {}", place.address));
+            output::line(format_args!("ready at {}", endpoint.address));
             Exit::Success
         }
         Err(reason) => {
-            output::line(format_args!("not ready at {}: {reason}", place.address));
+            output::line(format_args!("not ready at {}: {reason}", endpoint.address));
             Exit::Failure
         }
     }
 }
 
-/// Where a server is asked.
+/// Where a server answers probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// An address that can be connected to.
+pub struct Endpoint {
+    /// An address to connect to.
     pub address: Listen,
-    /// Whether TLS is spoken there.
+    /// Whether the server speaks TLS there.
     pub tls: bool,
 }
 
-impl Place {
-    /// Where the server of this configuration answers probes.
+impl Endpoint {
+    /// The endpoint of the server with this configuration.
     pub fn of(config: &Config) -> Self {
         let http = &config.http;
         match &http.admin_listen {
@@ -64,7 +72,7 @@ impl Place {
     }
 }
 
-/// The address a client on this machine uses for a server that listens on `listen`.
+/// The address by which clients on this machine reach a server that listens on `listen`.
 pub fn reachable(listen: &Listen) -> Listen {
     let Listen::Tcp(address) = listen else {
         return listen.clone();
@@ -77,130 +85,103 @@ pub fn reachable(listen: &Listen) -> Listen {
     Listen::Tcp(SocketAddr::new(ip, address.port()))
 }
 
-/// Asks `GET /ready` within `timeout`, connecting included.
+/// Why a server does not count as ready.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// There was no response in time.
+    #[error("no response within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
+    /// There is no connection.
+    #[error(transparent)]
+    Connection(#[from] io::Error),
+    /// Something else listens there.
+    #[error("no HTTP response: {0}")]
+    Http(#[from] hyper::Error),
+    /// The server says why it is not ready.
+    #[error("status {}, {message}", .status.as_u16())]
+    Message {
+        /// The status of the response.
+        status: StatusCode,
+        /// The message in its body.
+        message: String,
+    },
+    /// The server says that it is not ready.
+    #[error("status {}", .0.as_u16())]
+    Status(StatusCode),
+}
+
+/// Sends `GET /ready`, all of it within `timeout`: the name lookup, the connection and the response.
 ///
 /// # Errors
-/// Why the server is not known to be ready, in a few words.
-pub fn ask(place: &Place, timeout: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + timeout;
-    let answer = exchange(place, deadline).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-            format!("no answer within {} s", timeout.as_secs_f64())
+/// Why the server does not count as ready.
+pub fn check_ready(endpoint: &Endpoint, timeout: Duration) -> Result<(), NotReady> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let checked =
+        runtime.block_on(async { tokio::time::timeout(timeout, connect(endpoint)).await });
+    // Does not wait for what cannot be canceled, such as a name lookup.
+    runtime.shutdown_background();
+    checked.unwrap_or(Err(NotReady::Timeout(timeout)))
+}
+
+async fn connect(Endpoint { address, tls }: &Endpoint) -> Result<(), NotReady> {
+    match address {
+        Listen::Tcp(address) => secure(TcpStream::connect(address).await?, *tls).await,
+        Listen::Name(name) => {
+            let addresses = lookup(name).await?;
+            secure(TcpStream::connect(&addresses[..]).await?, *tls).await
         }
-        _ => error.to_string(),
-    })?;
-    let status = answer
-        .strip_prefix("HTTP/1.1 ")
-        .and_then(|rest| rest.get(..3))
-        .ok_or("the answer is not HTTP")?;
-    match status {
-        "200" => Ok(()),
-        _ => Err(format!("status {status}{}", message(&answer))),
+        Listen::Unix(path) => {
+            // Only a blocking socket waits while the backlog of a busy server is full.
+            let path = path.clone();
+            let connecting = tokio::task::spawn_blocking(move || BlockingUnixStream::connect(path));
+            let stream = connecting.await.map_err(io::Error::other)??;
+            stream.set_nonblocking(true)?;
+            secure(UnixStream::from_std(stream)?, *tls).await
+        }
     }
 }
 
-/// The message of an error's body, to be put behind its status.
-fn message(answer: &str) -> String {
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    serde_json::from_str::<serde_json::Value>(body)
-        .ok()
-        .and_then(|body| Some(format!(", {}", body.get("message")?.as_str()?)))
-        .unwrap_or_default()
-}
-
-fn exchange(place: &Place, deadline: Instant) -> io::Result<String> {
-    let stream = Timed::connect(&place.address, deadline)?;
-    match place.tls {
-        false => converse(stream),
-        true => converse(StreamOwned::new(tls()?, stream)),
+async fn secure<IO>(stream: IO, tls: bool) -> Result<(), NotReady>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    if !tls {
+        return get_ready(stream).await;
     }
+    let connector = TlsConnector::from(Arc::new(tls_config()?));
+    let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
+    get_ready(connector.connect(name, stream).await?).await
 }
 
-fn converse(mut stream: impl Read + Write) -> io::Result<String> {
-    stream.write_all(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    match stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer) {
-        // TLS wants a goodbye that some servers do not say.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => {}
-        read => drop(read?),
+async fn get_ready<IO>(stream: IO) -> Result<(), NotReady>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/ready")
+        .header(header::HOST, "localhost")
+        .body(Empty::<Bytes>::new())
+        .expect("a constant request");
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    if status == StatusCode::OK {
+        return Ok(());
     }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    let body = Limited::new(response.into_body(), MAX_BODY_BYTES);
+    let message = body.collect().await.ok().and_then(|body| {
+        let body: serde_json::Value = serde_json::from_slice(&body.to_bytes()).ok()?;
+        Some(body.get("message")?.as_str()?.to_owned())
+    });
+    Err(match message {
+        Some(message) => NotReady::Message { status, message },
+        None => NotReady::Status(status),
+    })
 }
 
-/// A connection whose every step ends at a deadline. Timeouts of sockets are for one call: without
-/// it, a server that drips would keep us.
-struct Timed {
-    socket: Box<dyn Socket>,
-    deadline: Instant,
-}
-
-trait Socket: Read + Write {
-    /// Lets the next calls take no longer than `time`.
-    fn limit(&self, time: Duration) -> io::Result<()>;
-}
-
-impl Socket for TcpStream {
-    fn limit(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time))?;
-        self.set_write_timeout(Some(time))
-    }
-}
-
-impl Socket for UnixStream {
-    fn limit(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time))?;
-        self.set_write_timeout(Some(time))
-    }
-}
-
-impl Timed {
-    fn connect(address: &Listen, deadline: Instant) -> io::Result<Self> {
-        let left = left(deadline)?;
-        let socket: Box<dyn Socket> = match address {
-            Listen::Tcp(address) => Box::new(TcpStream::connect_timeout(address, left)?),
-            Listen::Unix(path) => Box::new(connect_unix(path, left)?),
-        };
-        Ok(Self { socket, deadline })
-    }
-}
-
-/// Connects within `time`. Where the queue of a Unix socket is full, connecting waits for as long as
-/// nobody accepts, and there is no timeout to set: a thread waits, which ends with the process.
-fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
-    let (sender, connected) = mpsc::channel();
-    let path = path.to_owned();
-    std::thread::spawn(move || sender.send(UnixStream::connect(path)));
-    connected
-        .recv_timeout(time)
-        .map_err(|_| io::ErrorKind::TimedOut)?
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        left => Ok(left),
-    }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.limit(left(self.deadline)?)?;
-        self.socket.read(buffer)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.limit(left(self.deadline)?)?;
-        self.socket.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn tls() -> io::Result<ClientConnection> {
+fn tls_config() -> io::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -208,12 +189,11 @@ fn tls() -> io::Result<ClientConnection> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)
+    Ok(config)
 }
 
-/// Takes whatever certificate the server shows: it is made out to the name that clients use, and
-/// this probe of the own machine neither tells nor learns a secret.
+/// Accepts any certificate: the server's is for the name that clients use, and this probe of the same
+/// machine neither sends nor receives secrets.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -257,66 +237,84 @@ impl ServerCertVerifier for AnyCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
-    fn plain(address: SocketAddr) -> Place {
-        Place {
+    fn plain(address: SocketAddr) -> Endpoint {
+        Endpoint {
             address: Listen::Tcp(address),
             tls: false,
         }
     }
 
-    /// Answers one connection with `answer` and returns what it was asked.
-    fn server(answer: &'static str) -> (Place, std::thread::JoinHandle<String>) {
+    /// Answers one connection with `response`, and returns the request.
+    fn server(response: &'static str) -> (Endpoint, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let asked = std::thread::spawn(move || {
+        let request = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut question = [0; 1024];
-            let read = stream.read(&mut question).unwrap();
-            stream.write_all(answer.as_bytes()).unwrap();
-            String::from_utf8_lossy(&question[..read]).into_owned()
+            let mut request = [0; 1024];
+            let read = stream.read(&mut request).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
+            String::from_utf8_lossy(&request[..read]).into_owned()
         });
-        (plain(address), asked)
+        (plain(address), request)
     }
 
-    fn check(answer: &'static str, expected: Result<(), &str>) {
-        let (place, asked) = server(answer);
-        let result = ask(&place, Duration::from_secs(10));
+    fn check(response: &'static str, expected: Result<(), &str>) {
+        let (endpoint, request) = server(response);
+        let result = check_ready(&endpoint, Duration::from_secs(10));
+        let result = result.map_err(|error| error.to_string());
         assert_eq!(result, expected.map_err(str::to_owned));
-        assert!(asked.join().unwrap().starts_with("GET /ready HTTP/1.1\r\n"));
+        let request = request.join().unwrap();
+        assert!(request.starts_with("GET /ready HTTP/1.1\r\n"), "{request}");
     }
 
     #[test]
-    fn answers_are_told_apart() {
+    fn only_status_200_is_ready() {
         check("HTTP/1.1 200 OK\r\n\r\n{}", Ok(()));
         check(
             "HTTP/1.1 503 Service Unavailable\r\n\r\n{\"message\":\"the model is still loading\"}",
             Err("status 503, the model is still loading"),
         );
         check("HTTP/1.1 500 \r\n\r\n", Err("status 500"));
-        check("SSH-2.0-OpenSSH", Err("the answer is not HTTP"));
-        check("", Err("the answer is not HTTP"));
+        check(
+            "SSH-2.0-OpenSSH\r\n",
+            Err("no HTTP response: invalid HTTP version parsed"),
+        );
+        check(
+            "",
+            Err("no HTTP response: connection closed before message completed"),
+        );
     }
 
     #[test]
-    fn silence_ends_at_the_deadline() {
+    fn a_silent_server_is_not_ready_at_the_timeout() {
         // The system accepts into the backlog; nobody ever answers.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let result = ask(&plain(address), Duration::from_millis(100));
-        assert_eq!(result, Err("no answer within 0.1 s".to_owned()));
+        let endpoint = plain(listener.local_addr().unwrap());
+        let error = check_ready(&endpoint, Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.to_string(), "no response within 0.1 s");
     }
 
     #[test]
-    fn every_interface_is_asked_over_loopback() {
-        for (listen, asked) in [
+    fn a_name_is_looked_up_when_it_is_connected_to() {
+        let (Endpoint { address, tls }, request) = server("HTTP/1.1 200 OK\r\n\r\n");
+        let port = address.to_string().rsplit(':').next().unwrap().to_owned();
+        let address = Listen::Name(format!("localhost:{port}"));
+        check_ready(&Endpoint { address, tls }, Duration::from_secs(10)).unwrap();
+        request.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_on_all_interfaces_is_asked_over_loopback() {
+        for (listen, expected) in [
             ("0.0.0.0:80", "127.0.0.1:80"),
             ("[::]:80", "[::1]:80"),
             ("10.0.0.7:80", "10.0.0.7:80"),
         ] {
             let listen = Listen::Tcp(listen.parse().unwrap());
-            assert_eq!(reachable(&listen).to_string(), asked);
+            assert_eq!(reachable(&listen).to_string(), expected);
         }
     }
 }

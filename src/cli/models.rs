@@ -1,17 +1,17 @@
-//! `rerankd models`: what lies in the cache, and out with it.
+//! `rerankd models`: lists and removes models in the cache.
 
 use std::fmt::Write;
 
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::hub::kept;
+use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
 use rerankd_hub::{Cache, Cached, ModelId};
 use rerankd_model::ModelError;
 
-/// Digits of a commit that tell it apart.
+/// Length of abbreviated commit hashes.
 const SHORT: usize = 12;
 
 /// Flags of `models`.
@@ -31,13 +31,13 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Remove models from the cache, for every program that shares it.
+    /// Remove models from the cache, which other Hugging Face programs share.
     Remove(Remove),
 }
 
 #[derive(Debug, clap::Args)]
 struct Remove {
-    /// `owner/name`, or `owner/name@revision` for one commit of it.
+    /// `owner/name`, or `owner/name@revision` for a single commit.
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<String>,
 
@@ -45,7 +45,7 @@ struct Remove {
     hub: HubFlags,
 }
 
-/// Lists, or removes.
+/// Lists or removes models.
 pub fn run(args: &Args) -> Exit {
     let (hub, remove) = match &args.command {
         Some(Command::Remove(remove)) => (&remove.hub, &remove.models[..]),
@@ -55,9 +55,11 @@ pub fn run(args: &Args) -> Exit {
         Ok(effective) => effective.config,
         Err(exit) => return exit,
     };
-    let done = kept(&config).and_then(|cache| match remove {
+    let done = hub::cache(&config).and_then(|cache| match remove {
         [] => list(&cache, args.json),
-        models => models.iter().try_for_each(|model| out(&cache, model)),
+        models => models
+            .iter()
+            .try_for_each(|model| remove_one(&cache, model)),
     });
     match done {
         Ok(()) => Exit::Success,
@@ -79,7 +81,7 @@ fn list(cache: &Cache, as_json: bool) -> Result<(), ModelError> {
         return Ok(());
     }
     if models.is_empty() {
-        eprintln!("no model is in `{}`", cache.root().display());
+        eprintln!("no models in `{}`", cache.root().display());
         return Ok(());
     }
     output::text(table(&models));
@@ -88,16 +90,17 @@ fn list(cache: &Cache, as_json: bool) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// A line a snapshot.
+/// A table with a line for each snapshot.
 fn table(models: &[Cached]) -> String {
     let mut rows = vec![["MODEL", "REVISION", "COMMIT", "FILES", "SIZE"].map(str::to_owned)];
     for model in models {
         for snapshot in &model.snapshots {
             rows.push([
                 model.id.path(),
-                match snapshot.revisions.is_empty() {
-                    true => "-".to_owned(),
-                    false => snapshot.revisions.join(", "),
+                if snapshot.revisions.is_empty() {
+                    "-".to_owned()
+                } else {
+                    snapshot.revisions.join(", ")
                 },
                 snapshot.commit.chars().take(SHORT).collect(),
                 snapshot.files.to_string(),
@@ -137,11 +140,11 @@ fn json_of(model: &Cached) -> Value {
     json!({ "model": model.id.path(), "bytes": model.bytes, "snapshots": snapshots })
 }
 
-fn out(cache: &Cache, model: &str) -> Result<(), ModelError> {
+fn remove_one(cache: &Cache, model: &str) -> Result<(), ModelError> {
     let id: ModelId = model.parse()?;
     let freed = cache.remove(&id)?;
     output::line(format_args!(
-        "removed {id}: {} are free",
+        "removed {id}, which freed {}",
         BinaryBytes(freed)
     ));
     Ok(())

@@ -1,8 +1,9 @@
-//! `rerankd pull`: a model of a hub into the cache.
+//! `rerankd pull`: downloads a model from the hub into the cache.
 
 use std::path::PathBuf;
 
-use super::hub::{Told, fetched};
+use super::download::ProgressSink;
+use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
 use rerankd_hub::ModelId;
@@ -15,7 +16,7 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: String,
 
-    /// An ONNX file of the model, such as `onnx/model_quantized.onnx`, in place of what is run without it.
+    /// Download this ONNX file of the model, such as `onnx/model_quantized.onnx`, instead of the weights.
     #[arg(long, value_name = "FILE")]
     onnx_file: Option<PathBuf>,
 
@@ -23,7 +24,7 @@ pub struct Args {
     hub: HubFlags,
 }
 
-/// Downloads, checks that the model can be served, and says where it is.
+/// Downloads the model, checks that it can be served, and prints its directory.
 pub fn run(args: &Args) -> Exit {
     let mut config = match args.hub.resolve() {
         Ok(effective) => effective.config,
@@ -34,7 +35,7 @@ pub fn run(args: &Args) -> Exit {
     }
     let id = args.model.parse::<ModelId>();
     let pulled = id.and_then(|id| {
-        let directory = fetched(&id, &config, Told::ToPeople)?;
+        let directory = hub::fetch(&id, &config, ProgressSink::Stderr)?;
         AnyModel::open(&directory, config.model.onnx_file.as_deref())?;
         Ok(directory)
     });

@@ -1,4 +1,4 @@
-//! `rerankd score`: a file of pairs to a file of scores.
+//! `rerankd score`: scores the pairs in a file.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,51 +6,52 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use crate::config::{Config, Precision, Value};
 use rerankd_core::Scale;
 use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::LoadConfig;
+use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
 
-/// A part of a Parquet file costs more to make safe than a few lines.
+/// Default intervals between commits. A row group of a Parquet file costs more than a few lines.
 const COMMIT_LINES: Duration = Duration::from_secs(1);
 const COMMIT_PARTS: Duration = Duration::from_secs(15);
 
 /// Flags of `score`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Rows with a query and a document each; `-` is the standard input.
+    /// Input with a query and a document in each row; `-` is the standard input.
     #[arg(long, value_name = "FILE", value_parser = end)]
     input: End,
 
-    /// Where the rows go with their scores; `-` is the standard output. A file that an earlier run
-    /// of the same command left unfinished is gone on with.
+    /// Output of the rows with their scores; `-` is the standard output. If an earlier run of the same
+    /// command was interrupted, it is resumed.
     #[arg(long, value_name = "FILE", value_parser = end)]
     output: End,
 
-    /// How both are written. Default: what the name of a file ends with. Parquet is there in builds
-    /// with the feature `parquet`.
+    /// Format of input and output. Default: by file extension. Parquet needs a build with the feature
+    /// `parquet`.
     #[arg(long, value_name = "FORMAT")]
     #[arg(value_parser = PossibleValuesParser::new(Format::NAMES).try_map(|name| Format::named(&name).ok_or("no format")))]
     format: Option<Format>,
 
-    /// Where rows without a score go, with the reason, as JSON lines. Default: the output's name
-    /// with `.rejected.jsonl` behind it, or the standard error where the output is a stream.
+    /// Output of rows that could not be scored, with the reason, as JSON lines. Default: the name of the
+    /// output followed by `.rejected.jsonl`, or the standard error if the output is a stream.
     #[arg(long, value_name = "FILE")]
     rejects: Option<PathBuf>,
 
-    /// Column of the first text.
+    /// Column of the query.
     #[arg(long, value_name = "NAME", default_value = "query")]
     query_field: String,
 
-    /// Column of the second text.
+    /// Column of the document.
     #[arg(long, value_name = "NAME", default_value = "document")]
     document_field: String,
 
-    /// Column of the score, which is added. A model of several labels adds one a label in CSV and
+    /// Column to add for the score. A model with several labels adds one column per label in CSV and
     /// Parquet, and a list in JSON.
     #[arg(long, value_name = "NAME", default_value = "score")]
     score_field: String,
@@ -59,16 +60,16 @@ pub struct Args {
     #[arg(long)]
     raw_scores: bool,
 
-    /// Throw away an output that is there already.
+    /// Overwrite an existing output.
     #[arg(long)]
     overwrite: bool,
 
-    /// How often what is done is made safe: a killed run does again what came later. Default: 1s, for
-    /// Parquet 15s.
+    /// How often results are committed to disk. An interrupted run repeats what came after the last
+    /// commit. Default: 1s; 15s for Parquet.
     #[arg(long, value_name = "TIME", value_parser = time)]
     commit_every: Option<Duration>,
 
-    /// Arithmetic of the matrix products. Default: the setting `precision`.
+    /// Precision of matrix products. Default: the setting `precision`.
     #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
     #[arg(value_parser = super::precision())]
     precision: Option<Precision>,
@@ -79,7 +80,7 @@ pub struct Args {
 
 fn end(text: &str) -> Result<End, String> {
     match text {
-        "" => Err("write the name of a file, or `-`".to_owned()),
+        "" => Err("must be a file name, or `-`".to_owned()),
         "-" => Ok(End::Standard),
         path => Ok(End::File(path.into())),
     }
@@ -107,7 +108,10 @@ pub fn run(args: &Args) -> Exit {
         Err(error) => {
             eprintln!("rerankd: {error}");
             if let Some(path) = job.output.path().filter(|path| path.exists()) {
-                eprintln!("hint: the same command goes on with `{}`", path.display());
+                eprintln!(
+                    "hint: run the same command again to resume `{}`",
+                    path.display()
+                );
             }
             match error {
                 JobError::Load(_) => Exit::Model,
@@ -122,7 +126,7 @@ impl Args {
         let by_name = |end: &End| end.path().and_then(Format::of);
         let format = self.format.or_else(|| by_name(&self.input));
         let format = format.or_else(|| by_name(&self.output)).ok_or(
-            "neither the name of the input nor that of the output ends with a format; hint: `--format`",
+            "cannot tell the format by the names of input and output; hint: `--format FORMAT` sets it",
         )?;
         let mut beside = self.output.path().map(|path| path.as_os_str().to_owned());
         if let Some(name) = &mut beside {
@@ -138,9 +142,10 @@ impl Args {
                 document: self.document_field.clone(),
                 score: self.score_field.clone(),
             },
-            scale: match self.raw_scores {
-                true => Scale::Raw,
-                false => Scale::Activated,
+            scale: if self.raw_scores {
+                Scale::Raw
+            } else {
+                Scale::Activated
             },
             overwrite: self.overwrite,
             commit_every: self.commit_every.unwrap_or(match format {
@@ -152,7 +157,7 @@ impl Args {
 }
 
 fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Summary, JobError> {
-    let load = load_config(config)?;
+    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
     let engine = Engine::load(&LoadConfig {
         precision: precision.unwrap_or(load.precision),
         ..load
@@ -169,18 +174,22 @@ fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Sum
 fn report(job: &Job, summary: Summary) -> Exit {
     let mut text = format!("{} rows scored", summary.scored);
     if summary.resumed > 0 {
-        text = format!("{text}, after {} of an earlier run", summary.resumed);
+        text = format!(
+            "{text}, in addition to {} by an earlier run",
+            summary.resumed
+        );
     }
     if summary.rejected > 0 {
-        text = format!("{text}, {} without a score", summary.rejected);
+        text = format!("{text}, {} rejected", summary.rejected);
         if let Some(path) = &job.rejects {
             text = format!("{text}: see `{}`", path.display());
         }
     }
     eprintln!("{text}");
-    // A wrong name, most likely; a program that started us should notice.
-    match summary.scored == 0 && summary.rejected > 0 {
-        true => Exit::Failure,
-        false => Exit::Success,
+    // Most likely a wrong column name, which a calling program should notice.
+    if summary.scored == 0 && summary.rejected > 0 {
+        Exit::Failure
+    } else {
+        Exit::Success
     }
 }

@@ -1,4 +1,4 @@
-//! Settings from a file, the environment and flags, the later before the earlier.
+//! Settings from a file, the environment and command line flags; later ones take precedence.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,7 +13,8 @@ use crate::config::{Config, Kind, PREFIX, Setting, document};
 
 const FILE_FLAG: &str = "config";
 const FILE_VARIABLE: &str = "RERANKD_CONFIG";
-/// What the ecosystem calls settings of ours, which these stand behind; the first of a name counts.
+/// Environment variables of other tools, and the settings that they set unless our own variables do. Of
+/// several for one setting, the first counts.
 const ADOPTED: [(&str, &str); 6] = [
     ("RUST_LOG", "log_level"),
     ("HF_ENDPOINT", "hub_endpoint"),
@@ -23,25 +24,26 @@ const ADOPTED: [(&str, &str); 6] = [
     ("TRANSFORMERS_OFFLINE", "offline"),
 ];
 
-/// The flags of every setting, as they were given.
+/// The flags for all settings.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
     file: Option<PathBuf>,
     given: Vec<Given>,
 }
 
-/// The flags of those settings that work without a server needs; file and environment may hold all.
+/// The flags for the settings of commands that load a model and start no server. File and environment
+/// may set all settings.
 #[derive(Debug, Clone, Default)]
 pub struct EngineFlags(Flags);
 
-/// The flags of those settings that say where models come from and are kept.
+/// The flags for the settings of model downloads.
 #[derive(Debug, Clone, Default)]
 pub struct HubFlags(Flags);
 
-/// Where the value of a setting is from.
+/// Where the value of a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// It is not set.
     Default,
     /// A line of a configuration file.
     File(PathBuf, usize),
@@ -62,26 +64,26 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One setting as one layer gives it.
+/// A setting in one of the layers.
 #[derive(Debug, Clone)]
 struct Given {
     setting: &'static Setting,
     text: String,
-    /// Whether the text is the path of a file that holds the value.
+    /// Whether the text is the path of a file with the value.
     in_file: bool,
     origin: Origin,
 }
 
-/// What all layers come to.
+/// The settings that result from all layers.
 #[derive(Debug, Clone)]
 pub struct Effective {
     /// The values.
     pub config: Config,
-    /// Where each of [`Setting::all`] is from, in that order.
+    /// Where the value of each of [`Setting::all`] comes from, in that order.
     pub origins: Vec<Origin>,
 }
 
-/// Everything that is wrong with the settings; never empty.
+/// All errors in the settings; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
@@ -102,7 +104,7 @@ impl fmt::Display for Problems {
 }
 
 impl Flags {
-    /// The settings of this process; what is wrong with them is said on the standard error.
+    /// The settings of this process. Prints errors in them to the standard error.
     ///
     /// # Errors
     /// The exit code for wrong settings.
@@ -116,7 +118,7 @@ impl Flags {
     /// The settings in an environment of `variables`.
     ///
     /// # Errors
-    /// Everything that is wrong with them.
+    /// All errors in them.
     pub fn layered(
         &self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
@@ -128,7 +130,7 @@ impl Flags {
             match std::fs::read_to_string(path) {
                 Ok(text) => given = read_file(path, &text, &mut problems),
                 Err(error) => problems.push(Problem {
-                    what: format!("the configuration file `{}`: {error}", path.display()),
+                    what: format!("configuration file `{}`: {error}", path.display()),
                     hint: format!("`--{FILE_FLAG}` and `{FILE_VARIABLE}` name a TOML file"),
                 }),
             }
@@ -145,9 +147,10 @@ impl Flags {
         for given in given {
             effective.take(given, &mut problems);
         }
-        match problems.is_empty() {
-            true => Ok(effective),
-            false => Err(Problems(problems)),
+        if problems.is_empty() {
+            Ok(effective)
+        } else {
+            Err(Problems(problems))
         }
     }
 }
@@ -160,11 +163,12 @@ impl Effective {
             in_file,
             origin,
         } = given;
-        let set = match in_file {
-            true => setting.set_from_file(&mut self.config, &text),
-            false => setting.set(&mut self.config, &text),
+        let set = if in_file {
+            setting.set_from_file(&mut self.config, &text)
+        } else {
+            setting.set(&mut self.config, &text)
         };
-        if let Err(wanted) = set {
+        if let Err(error) = set {
             let text = match (setting.kind, in_file) {
                 (Kind::Secret, false) => "hidden".to_owned(),
                 _ => format!("`{text}`"),
@@ -175,8 +179,8 @@ impl Effective {
                 (None, None) => "none".to_owned(),
             };
             problems.push(Problem {
-                what: format!("`{}` is {text} ({origin}): it {wanted}", setting.name),
-                hint: format!("without it, it is {default}"),
+                what: format!("`{}` is {text} ({origin}): it {error}", setting.name),
+                hint: format!("the default is {default}"),
             });
             return;
         }
@@ -187,7 +191,7 @@ impl Effective {
     }
 }
 
-/// The configuration file that the environment names, and the settings in it.
+/// The configuration file that the environment names, and the settings in the environment.
 fn environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
     problems: &mut Vec<Problem>,
@@ -212,7 +216,7 @@ fn environment(
         let Ok(text) = value.into_string() else {
             problems.push(Problem {
                 what: format!("the value of `{name}` is not UTF-8"),
-                hint: "write it in UTF-8".to_owned(),
+                hint: "encode it as UTF-8".to_owned(),
             });
             continue;
         };
@@ -245,7 +249,7 @@ fn environment(
     (file, given)
 }
 
-/// Refuses a secret that one layer gives both as text and in a file: neither comes before the other.
+/// Reports secrets that one layer sets both as text and as a file: neither takes precedence.
 fn refuse_twice(layer: &[Given], problems: &mut Vec<Problem>) {
     for text in layer.iter().filter(|given| !given.in_file) {
         let in_file = |given: &&Given| given.in_file && given.setting.name == text.setting.name;
@@ -253,13 +257,13 @@ fn refuse_twice(layer: &[Given], problems: &mut Vec<Problem>) {
             let (text, file) = (&text.origin, &file.origin);
             problems.push(Problem {
                 what: format!("{text} and {file} both set the same secret"),
-                hint: "leave one of them out".to_owned(),
+                hint: "remove one of them".to_owned(),
             });
         }
     }
 }
 
-/// Whether Kubernetes makes such a variable, of a service whose name begins with ours.
+/// Whether Kubernetes sets this variable for a service whose name starts with ours.
 fn made_by_kubernetes(name: &str) -> bool {
     let port = |rest: &str| {
         let mut parts = rest.split('_');
@@ -275,7 +279,7 @@ fn made_by_kubernetes(name: &str) -> bool {
         || name.split("_PORT_").skip(1).any(port)
 }
 
-/// The settings of the file at `path` that says `text`.
+/// The settings in `text`, the contents of the file at `path`.
 fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given> {
     let line = |start: usize| text[..start].matches('\n').count() + 1;
     let table = match DeTable::parse(text) {
@@ -284,7 +288,7 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
             let at = error.span().map_or(1, |span| line(span.start));
             problems.push(Problem {
                 what: format!("`{}`, line {at}: {}", path.display(), error.message()),
-                hint: "`config/rerankd.toml` in the source shows the form".to_owned(),
+                hint: "`config/rerankd.toml` in the source code is an example".to_owned(),
             });
             return Vec::new();
         }
@@ -300,7 +304,7 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
                 Setting::all().iter().map(|s| s.name),
             );
             if value.get_ref().is_table() {
-                problem.hint = "settings stand at the top of the file, outside of any table".into();
+                problem.hint = "write settings at the top level of the file, not in a table".into();
             }
             problems.push(problem);
             continue;
@@ -314,15 +318,15 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
                 origin,
             }),
             Err(wanted) => problems.push(Problem {
-                what: format!("`{name}` ({origin}) is not {wanted}"),
-                hint: format!("{} = {}", setting.name, example_of(setting)),
+                what: format!("`{name}` ({origin}) must be {wanted}"),
+                hint: format!("write `{} = {}`", setting.name, example_of(setting)),
             }),
         }
     }
     given
 }
 
-/// A value that could stand in a file.
+/// A valid value in TOML.
 fn example_of(setting: &Setting) -> String {
     let default = setting.default();
     default.map_or_else(
@@ -331,7 +335,7 @@ fn example_of(setting: &Setting) -> String {
     )
 }
 
-/// A value of a file in the text that the environment would have, or what it should have been.
+/// A TOML value as the text that an environment variable would hold, or the type that it should have.
 fn as_text(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
     let integer = || {
         let integer = value.as_integer()?;
@@ -360,7 +364,7 @@ fn as_text(kind: Kind, value: &DeValue<'_>) -> Result<String, &'static str> {
 }
 
 fn unknown<'a>(name: &str, place: &str, known: impl Iterator<Item = &'a str>) -> Problem {
-    // What all names share says nothing about their likeness.
+    // The common prefix would make all names look alike.
     let own = |name: &'_ str| name.trim_start_matches(PREFIX).to_owned();
     let closest = known
         .map(|known| (strsim::jaro_winkler(&own(name), &own(known)), known))
@@ -375,7 +379,7 @@ fn unknown<'a>(name: &str, place: &str, known: impl Iterator<Item = &'a str>) ->
     }
 }
 
-/// The text of a flag's help: all of it, or its first sentence.
+/// The help text of a flag: all of it, or its first sentence.
 fn help(setting: &Setting, long: bool) -> String {
     let help = match setting.help.split_once(". ") {
         Some((first, _)) if !long => first,
@@ -388,14 +392,14 @@ fn help(setting: &Setting, long: bool) -> String {
     }
 }
 
-/// The flags of `settings`, added to those of `command`.
+/// Adds the flags of `settings` to `command`.
 fn augmented(command: Command, settings: impl Iterator<Item = &'static Setting>) -> Command {
     let file = Arg::new(FILE_FLAG)
         .long(FILE_FLAG)
         .value_name("FILE")
         .value_parser(clap::value_parser!(PathBuf))
         .help(format!(
-            "File of settings, in TOML; variables and flags come before it [env: {FILE_VARIABLE}]"
+            "Configuration file in TOML; environment variables and flags take precedence [env: {FILE_VARIABLE}]"
         ));
     settings.fold(command.arg(file), |command, setting| {
         let arg = Arg::new(setting.name)
@@ -418,7 +422,7 @@ fn augmented(command: Command, settings: impl Iterator<Item = &'static Setting>)
     })
 }
 
-/// What `matches` give of `settings`.
+/// The values of `settings` in `matches`.
 fn given(matches: &ArgMatches, settings: impl Iterator<Item = &'static Setting>) -> Flags {
     let given = settings.filter_map(|setting| {
         Some(Given {
@@ -458,7 +462,7 @@ impl clap::Args for Flags {
 }
 
 impl EngineFlags {
-    /// Those that say which model runs, and how; the arithmetic is up to each command.
+    /// Those for the model and how it runs. Each command has its own flag for the precision.
     fn settings() -> impl Iterator<Item = &'static Setting> {
         const NAMES: [&str; 7] = [
             "model",
@@ -483,7 +487,7 @@ impl EngineFlags {
 }
 
 impl HubFlags {
-    /// Those that say where models come from and are kept.
+    /// Those for model downloads.
     fn settings() -> impl Iterator<Item = &'static Setting> {
         Setting::all().iter().filter(|s| s.section.name == "hub")
     }
@@ -645,7 +649,7 @@ mod tests {
             "",
             "error: `RERANKD_TREADS` (environment) is not a setting\n  hint: did you mean `RERANKD_THREADS`?\n\
              error: `RERANKD_XYZ` (environment) is not a setting\n  hint: `rerankd config` lists every setting\n\
-             error: `http` (`DIR/f.toml`, line 2) is not a setting\n  hint: settings stand at the top of the file, outside of any table\n\
+             error: `http` (`DIR/f.toml`, line 2) is not a setting\n  hint: write settings at the top level of the file, not in a table\n\
              error: `max_document` (`DIR/f.toml`, line 1) is not a setting\n  hint: did you mean `max_documents`?",
         );
     }
@@ -656,31 +660,31 @@ mod tests {
             "max_documents = 0",
             &[("RERANKD_THREADS", "many")],
             "--header-timeout 0",
-            "error: `max_documents` is `0` (`DIR/f.toml`, line 1): it has to be from `1` to `1000000`\n  hint: without it, it is `1000`\n\
-             error: `threads` is `many` (`RERANKD_THREADS`): it has to be a whole number\n  hint: without it, it is the cores that affinity mask and cgroup allow\n\
-             error: `header_timeout` is `0` (`--header-timeout`): it has to be from `1ms` to `8760h`\n  hint: without it, it is `100s`",
+            "error: `max_documents` is `0` (`DIR/f.toml`, line 1): it must be from `1` to `1000000`\n  hint: the default is `1000`\n\
+             error: `threads` is `many` (`RERANKD_THREADS`): it must be a whole number\n  hint: the default is the cores available by affinity mask and cgroup quota\n\
+             error: `header_timeout` is `0` (`--header-timeout`): it must be from `1ms` to `8760h`\n  hint: the default is `100s`",
         );
     }
 
     #[test]
-    fn a_file_that_is_none_is_refused() {
+    fn a_file_that_is_not_toml_is_refused() {
         check_refused(
             "a = 1\nmax_documents =\n",
             &[],
             "",
-            "error: `DIR/f.toml`, line 2: string values must be quoted, expected literal string\n  hint: `config/rerankd.toml` in the source shows the form",
+            "error: `DIR/f.toml`, line 2: string values must be quoted, expected literal string\n  hint: `config/rerankd.toml` in the source code is an example",
         );
         check_refused(
             "max_documents = '7'",
             &[],
             "",
-            "error: `max_documents` (`DIR/f.toml`, line 1) is not a whole number\n  hint: max_documents = 1000",
+            "error: `max_documents` (`DIR/f.toml`, line 1) must be a whole number\n  hint: write `max_documents = 1000`",
         );
         let missing = flags("--config /nowhere.toml").layered([]).unwrap_err();
         assert!(
             missing
                 .to_string()
-                .starts_with("error: the configuration file `/nowhere.toml`: ")
+                .starts_with("error: configuration file `/nowhere.toml`: ")
         );
     }
 
@@ -720,7 +724,7 @@ mod tests {
                 &both,
                 "",
                 "error: `RERANKD_API_KEYS` and `RERANKD_API_KEYS_FILE` both set the same secret\n  \
-                 hint: leave one of them out",
+                 hint: remove one of them",
             );
         }
         let both = format!("api_keys_file = '{path}'\napi_keys = 'third-secret-key'");
@@ -729,7 +733,7 @@ mod tests {
             &[],
             "",
             "error: `DIR/f.toml`, line 2 and `DIR/f.toml`, line 1 both set the same secret\n  \
-             hint: leave one of them out",
+             hint: remove one of them",
         );
 
         let wrong = layered(None, &[("RERANKD_API_KEYS", "secret")], "").unwrap_err();
@@ -768,7 +772,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_ecosystem_stand_behind_our_own() {
+    fn our_own_variables_take_precedence_over_those_of_other_tools() {
         for (theirs, ours) in ADOPTED {
             let setting = Setting::find(ours).unwrap().0;
             let [first, second, third] = match setting.kind {

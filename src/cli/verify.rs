@@ -1,31 +1,32 @@
-//! `rerankd verify`: scores here against golden ones.
+//! `rerankd verify`: compares scores with reference scores.
 
 use std::path::PathBuf;
 
-use super::hub::load_config;
+use super::download::ProgressSink;
+use super::loader::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
 use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::LoadConfig;
+use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 
-/// Pairs that are named when they are off.
+/// Maximum number of deviating pairs that are listed.
 const SHOWN: usize = 10;
 
 /// Flags of `verify`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Golden scores, as JSON: `{"pairs": [[query, document], …], "logits": […]}`, with `scores` in
-    /// place of logits or beside them.
+    /// Reference scores in JSON: `{"pairs": [[query, document], …], "logits": […]}`, with `scores`
+    /// instead of or in addition to `logits`.
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
 
-    /// How far a number may be off. Default: `tolerance` of the file, else 0.0001.
+    /// Maximum absolute difference. Default: `tolerance` in the file, else 0.0001.
     #[arg(long, value_name = "NUMBER", value_parser = tolerance)]
     tolerance: Option<f64>,
 
-    /// Arithmetic of the matrix products. Default: the setting `precision`.
+    /// Precision of matrix products. Default: the setting `precision`.
     #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
     #[arg(value_parser = super::precision())]
     precision: Option<Precision>,
@@ -39,10 +40,10 @@ fn tolerance(text: &str) -> Result<f64, String> {
         .parse()
         .ok()
         .filter(|n: &f64| n.is_finite() && *n >= 0.0);
-    number.ok_or_else(|| "write a number that is not negative, such as `0.0001`".to_owned())
+    number.ok_or_else(|| "must be a number that is not negative, such as `0.0001`".to_owned())
 }
 
-/// Compares, and says how far the numbers are off.
+/// Compares scores, and prints the differences.
 pub fn run(args: &Args) -> Exit {
     let config = match args.engine.resolve() {
         Ok(effective) => effective.config,
@@ -64,7 +65,7 @@ pub fn run(args: &Args) -> Exit {
 /// Whether every number is within the tolerance.
 fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let golden = Golden::read(&args.reference)?;
-    let load = load_config(config)?;
+    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
     let engine = Engine::load(&LoadConfig {
         precision: args.precision.unwrap_or(load.precision),
         ..load

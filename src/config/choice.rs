@@ -1,26 +1,25 @@
-//! Settings that are one of a few words.
+//! Settings with a fixed set of values.
 
 pub use rerankd_core::Strategy;
 pub use rerankd_engine::config::Precision;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-use super::setting::Kind;
-use super::value::{Value, listed};
+use super::value::{Kind, Value, listed};
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     #[default]
     Auto,
-    /// Text for people.
+    /// Text.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How a document is repeated in an answer.
+/// How a response returns a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "lowercase")]
 pub enum DocumentForm {
@@ -33,7 +32,7 @@ pub enum DocumentForm {
     Omit,
 }
 
-/// Makes enums of words values of settings.
+/// Implements [`Value`] for enums of words.
 macro_rules! choices {
     ($($type:ty),+) => {$(
         impl Value for $type {
@@ -44,7 +43,7 @@ macro_rules! choices {
             fn parse(text: &str) -> Result<Self, String> {
                 text.trim()
                     .parse()
-                    .map_err(|_| format!("has to be one of {}", listed(<$type>::VARIANTS)))
+                    .map_err(|_| format!("must be one of {}", listed(<$type>::VARIANTS)))
             }
 
             fn show(&self) -> Option<String> {

@@ -2,8 +2,7 @@
 
 pub use rerankd_runtime::Device;
 
-use super::Value;
-use super::setting::Kind;
+use super::value::{Kind, Value};
 
 impl Value for Device {
     type Bound = ();

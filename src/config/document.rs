@@ -1,36 +1,36 @@
-//! The settings as papers: `docs/configuration.md` and `config/rerankd.toml`.
+//! Generates `docs/configuration.md` and `config/rerankd.toml` from the settings.
 
 use std::fmt::Write;
 
-use super::setting::{Kind, Setting};
+use super::{Kind, Setting};
 
-/// Columns of a line of comment in the example file.
+/// Maximum length of a comment line in the example file.
 const WIDTH: usize = 100;
 
 const MARKDOWN: &str = "\
 # Configuration
 
-<!-- Made of the declarations in src/config.rs: `RERANKD_UPDATE=1 cargo test --test server configuration`. -->
+<!-- Generated from src/config.rs: `RERANKD_UPDATE=1 cargo test --test server configuration`. -->
 
-A setting has one name in three spellings: `max_documents` is `max_documents` in a file,
-`RERANKD_MAX_DOCUMENTS` in the environment and `--max-documents` on the command line. Later ones come
-before earlier ones: file, environment, flag.
+Every setting can be set in three places: `max_documents` in a file, `RERANKD_MAX_DOCUMENTS` in the
+environment and `--max-documents` on the command line. Flags take precedence over environment variables,
+and those over the file.
 
-- The file is the one that `--config FILE` or `RERANKD_CONFIG` names; without either there is none.
-  [config/rerankd.toml](../config/rerankd.toml) lists every setting with its default, as a start.
-- A secret can also be in a file of its own, which the setting with `_file` behind its name names. It is
-  never a flag, and `rerankd config` does not show it.
-- A variable that is set to nothing counts as not set.
-- Settings that do not exist and values that are out of range are errors: the program says all of them,
-  each with a hint, and ends with code 2 before it has opened a port. Variables that Kubernetes makes
-  for a service named `rerankd`, such as `RERANKD_SERVICE_HOST`, are left alone.
-- `rerankd config` prints what all of them together come to, and where each value is from. It takes the
-  same flags as `rerankd serve`.
+- The configuration file is the one that `--config FILE` or `RERANKD_CONFIG` names.
+  [config/rerankd.toml](../config/rerankd.toml) is a template with every setting and its default.
+- A secret can also be in a file of its own, which the setting with the suffix `_file` names. There is no
+  flag for a secret itself, and `rerankd config` does not show it.
+- An empty environment variable counts as not set.
+- Unknown settings and invalid values are errors. The program reports all of them, each with a hint, and
+  exits with code 2 before it opens a port. Variables that Kubernetes sets for a service named
+  `rerankd`, such as `RERANKD_SERVICE_HOST`, are ignored.
+- `rerankd config` prints the resulting settings, and where each value comes from. It takes the same
+  flags as `rerankd serve`.
 
-Times are `500ms`, `10s`, `2m`, `1h`, or plain seconds.
+Durations are written as `500ms`, `10s`, `2m`, `1h`, or plain seconds.
 ";
 
-/// What `docs/configuration.md` has to say.
+/// The contents of `docs/configuration.md`.
 pub fn markdown() -> String {
     let mut text = MARKDOWN.to_owned();
     let mut section = "";
@@ -54,18 +54,19 @@ pub fn markdown() -> String {
     text
 }
 
-/// What `config/rerankd.toml` has to say.
+/// The contents of `config/rerankd.toml`.
 pub fn example() -> String {
     let mut text = String::from(
-        "# Every setting of `rerankd`, with its default. A line that is commented out changes nothing; take\n\
-         # the `#` away to set it. `rerankd serve --config FILE` reads the file, environment variables and\n\
-         # flags come before it, and `rerankd config --config FILE` shows what they come to together.\n",
+        "# Every setting of `rerankd`, with its default. Remove the `#` of a line to change its setting.\n\
+         # `rerankd serve --config FILE` reads this file; environment variables and flags take precedence.\n\
+         # `rerankd config --config FILE` prints the resulting settings.\n",
     );
     let mut section = "";
     for setting in Setting::all() {
         if setting.section.name != section {
             section = setting.section.name;
-            write!(text, "\n\n#### {}\n", setting.section.about).expect(INFALLIBLE);
+            let about = setting.section.about.trim_end_matches('.');
+            write!(text, "\n\n#### {about}\n").expect(INFALLIBLE);
         }
         let about = format!("{} {}.", setting.help, facts(setting).join(". "));
         text.push('\n');
@@ -82,10 +83,10 @@ pub fn example() -> String {
     text
 }
 
-const INFALLIBLE: &str = "a string takes any text";
+const INFALLIBLE: &str = "writing to a string cannot fail";
 
-/// Flag and variables of a setting. A secret on a command line would be seen by everybody on the
-/// machine.
+/// Flag and environment variables of a setting. A secret has no flag of its own: every user of the
+/// machine can see command lines.
 fn spellings(setting: &Setting) -> String {
     let Setting {
         flag,
@@ -99,7 +100,7 @@ fn spellings(setting: &Setting) -> String {
     }
 }
 
-/// Short statements about a setting's values, for help texts and documents.
+/// Short statements about a setting's values, for help texts and documentation.
 pub fn facts(setting: &Setting) -> Vec<String> {
     let mut facts = Vec::new();
     if let Kind::Choice(names) = setting.kind {
@@ -116,11 +117,11 @@ pub fn facts(setting: &Setting) -> Vec<String> {
     facts
 }
 
-/// `text` in lines that fit behind a comment sign.
+/// `text` in lines that fit after `# `.
 fn wrapped(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
-        let line = lines.last_mut().expect("there is always a line");
+        let line = lines.last_mut().expect("never empty");
         if line.is_empty() {
             line.push_str(word);
         } else if line.chars().count() + 1 + word.chars().count() <= WIDTH - 2 {

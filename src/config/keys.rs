@@ -1,22 +1,23 @@
-//! Keys that clients show to be served.
+//! API keys, and the file they come from.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::setting::Kind;
-use super::value::Value;
+use ring::digest::{SHA256, digest};
 
-/// Shorter keys can be guessed.
+use super::value::{Kind, Value};
+
+/// Shortest key; shorter ones are easy to guess.
 const MIN_CHARACTERS: usize = 8;
-/// Longest key; comparing takes the same time for every length up to it.
+/// Longest key; comparing keys takes the same time for every length up to it.
 pub const MAX_KEY_BYTES: usize = 256;
 
-/// One key, and whose it is.
+/// An API key and its name.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
-    /// Whose it is, for logs; `key-1` and so on where nobody said.
+    /// Its name in logs: the given one, or `key-` and a fingerprint.
     pub name: String,
-    /// What the client shows.
+    /// The secret that clients send.
     pub key: String,
 }
 
@@ -28,7 +29,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Keys, and the file they were read from.
+/// A list of API keys, and the file they were read from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ApiKeys {
     keys: Vec<ApiKey>,
@@ -41,15 +42,15 @@ impl ApiKeys {
         &self.keys
     }
 
-    /// The file to read again when it changes.
+    /// The file to reload when it changes.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 }
 
-/// Entries `KEY` or `NAME: KEY`, divided by commas or line ends. A `#` at the beginning of a line or
-/// behind a space begins a comment; within a key it is part of the key. The colon keeps a key from
-/// being taken for a name, and shown.
+/// Entries `KEY` or `NAME: KEY`, separated by commas or line breaks. A `#` at the start of a line or
+/// after a space begins a comment; within a key it is part of the key. The colon is required so that a
+/// key is never mistaken for a name and logged.
 impl Value for ApiKeys {
     type Bound = ();
 
@@ -63,25 +64,25 @@ impl Value for ApiKeys {
             let number = keys.len() + 1;
             let words: Vec<&str> = entry.split_whitespace().collect();
             let (name, key) = match words[..] {
-                [key] => (format!("key-{number}"), key),
+                [key] => (fingerprint(key), key),
                 [name, key] if name.len() > 1 && name.ends_with(':') => {
                     (name[..name.len() - 1].to_owned(), key)
                 }
                 _ => {
                     return Err(format!(
-                        "has to have `KEY` or `NAME: KEY` in entry {number}"
+                        "must list entries `KEY` or `NAME: KEY`; entry {number} is neither"
                     ));
                 }
             };
-            // The key itself is not for messages.
+            // Messages name the entry by its number: the text may be a key.
             if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(format!(
-                    "has to have keys of printable ASCII; `{name}` is not"
+                    "must list keys of printable ASCII characters; entry {number} has others"
                 ));
             }
             if !(MIN_CHARACTERS..=MAX_KEY_BYTES).contains(&key.len()) {
                 return Err(format!(
-                    "has to have keys of {MIN_CHARACTERS} to {MAX_KEY_BYTES} characters; `{name}` has {}",
+                    "must list keys of {MIN_CHARACTERS} to {MAX_KEY_BYTES} characters; entry {number} has {}",
                     key.len()
                 ));
             }
@@ -90,7 +91,7 @@ impl Value for ApiKeys {
                 .any(|other| other.name == name || other.key == key)
             {
                 return Err(format!(
-                    "has to name every key once; `{name}` is there twice"
+                    "must list every key and every name once; entry {number} repeats `{name}`"
                 ));
             }
             keys.push(ApiKey {
@@ -98,11 +99,11 @@ impl Value for ApiKeys {
                 key: key.to_owned(),
             });
         }
-        match keys.is_empty() {
-            // A file that was emptied by mistake must not open the server.
-            true => Err("has to have at least one key".to_owned()),
-            false => Ok(Self { keys, file: None }),
+        if keys.is_empty() {
+            // A file that was emptied by mistake must not open the server to everyone.
+            return Err("must list at least one key".to_owned());
         }
+        Ok(Self { keys, file: None })
     }
 
     fn read(path: &Path) -> Result<Self, String> {
@@ -122,6 +123,17 @@ impl Value for ApiKeys {
             (Some(file), _) => Some(format!("{} (in `{}`)", names.join(", "), file.display())),
         }
     }
+}
+
+/// The log name of a key that was given none: it does not depend on the other keys, and eight digits of
+/// a digest are enough to tell keys apart and not enough to recover one.
+fn fingerprint(key: &str) -> String {
+    let digest = digest(&SHA256, key.as_bytes());
+    let digits: String = digest.as_ref()[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("key-{digits}")
 }
 
 fn without_comment(line: &str) -> &str {

@@ -4,8 +4,7 @@ use std::path::Path;
 
 pub use rerankd_core::Secret;
 
-use super::setting::Kind;
-use super::value::Value;
+use super::value::{Kind, Value};
 
 impl Value for Secret {
     type Bound = ();

@@ -1,111 +1,77 @@
-//! One setting as flags, files, help texts and documents see it.
+//! A setting without its value: its names, its help text, and how its value is parsed and shown.
 
-use std::sync::LazyLock;
+use super::value::Kind;
 
-use super::Config;
-
-/// What spells a value of a setting, in a file and in documents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Any text.
-    Text,
-    /// A whole number.
-    Number,
-    /// `500ms`, `10s`, `2m`, `1h`, or plain seconds.
-    Time,
-    /// `true` or `false`; a flag may leave the value out.
-    Switch,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// Texts, divided by commas; in a file also an array.
-    List,
-    /// What must not be seen. It is never a flag; `<name>_file` names a file that holds it.
-    Secret,
-}
-
-/// A part of the configuration, as a heading.
+/// A section of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Section {
     /// Its name, such as `http`.
     pub name: &'static str,
-    /// What its settings are about, as a sentence.
+    /// Its heading, with a full stop.
     pub about: &'static str,
 }
 
-/// What the environment variable of every setting begins with.
+/// The prefix of the environment variables of all settings.
 pub const PREFIX: &str = "RERANKD_";
 
-type Parse = fn(&str) -> Result<Box<dyn FnOnce(&mut Config)>, String>;
+/// Parses a value, and returns what stores it in a configuration of type `C`.
+type Parse<C> = fn(&str) -> Result<Box<dyn FnOnce(&mut C)>, String>;
 
-/// What the name of a secret ends in where its value is the path of a file that holds it.
+/// The suffix of a secret's name for the path of a file with the secret.
 const IN_FILE: &str = "_file";
 
-/// A setting: everything about it but its value.
-pub struct Setting {
-    /// Where it belongs.
+/// A setting of a configuration of type `C`.
+pub struct Setting<C> {
+    /// Its section.
     pub section: Section,
     /// Its key in a file, such as `max_documents`.
     pub name: &'static str,
-    /// Its flag without dashes in front, such as `max-documents`. Everybody on a machine sees command
-    /// lines, so that the flag of a secret names its file.
+    /// Its flag without leading dashes, such as `max-documents`. Every user of the machine can see
+    /// command lines: the flag of a secret names a file.
     pub flag: String,
     /// Its environment variable, such as `RERANKD_MAX_DOCUMENTS`.
     pub variable: String,
-    /// What stands for its value in help texts, such as `N`.
+    /// The placeholder of its value in help texts, such as `N`.
     pub value_name: &'static str,
-    /// What it is and what it costs, in one paragraph.
+    /// What it is and what it costs, as one paragraph.
     pub help: String,
-    /// What spells its value.
+    /// How its value is written.
     pub kind: Kind,
-    /// The smallest and the largest value, where there are such.
+    /// The smallest and the largest value, if its values have a range.
     pub range: Option<(String, String)>,
-    /// What is the case where it is not set and has no default value.
+    /// What applies if it is not set and has no default value.
     pub otherwise: Option<&'static str>,
-    pub(super) parse: Parse,
-    pub(super) read: Parse,
-    pub(super) show: fn(&Config) -> Option<String>,
+    pub(super) parse: Parse<C>,
+    pub(super) read: Parse<C>,
+    pub(super) show: fn(&C) -> Option<String>,
 }
 
-impl std::fmt::Debug for Setting {
+impl<C> std::fmt::Debug for Setting<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Setting").field(&self.name).finish()
     }
 }
 
-impl Setting {
-    /// Every setting, in the order of its declaration.
-    pub fn all() -> &'static [Self] {
-        static ALL: LazyLock<Vec<Setting>> = LazyLock::new(super::declared);
-        &ALL
-    }
-
-    /// Gives the setting the value that `text` spells.
+impl<C: Default> Setting<C> {
+    /// Parses `text`, and stores the value in `config`.
     ///
     /// # Errors
-    /// What the text would have to be, to be put behind the name of the setting.
-    pub fn set(&self, config: &mut Config, text: &str) -> Result<(), String> {
+    /// A predicate that follows the name of the setting, such as `must be a whole number`.
+    pub fn set(&self, config: &mut C, text: &str) -> Result<(), String> {
         (self.parse)(text).map(|set| set(config))
     }
 
-    /// The setting of this name in a file, and whether the name is that of a file which holds it.
-    pub fn find(name: &str) -> Option<(&'static Self, bool)> {
-        let called = |name: &str| Self::all().iter().find(|setting| setting.name == name);
-        called(name).map(|setting| (setting, false)).or_else(|| {
-            let setting = called(name.strip_suffix(IN_FILE)?)?;
+    /// Of `all` settings, the one with this key in a configuration file, and whether the key names a
+    /// file with the value.
+    pub fn find_in<'a>(all: &'a [Self], name: &str) -> Option<(&'a Self, bool)> {
+        let named = |name: &str| all.iter().find(|setting| setting.name == name);
+        named(name).map(|setting| (setting, false)).or_else(|| {
+            let setting = named(name.strip_suffix(IN_FILE)?)?;
             (setting.kind == Kind::Secret).then_some((setting, true))
         })
     }
 
-    /// The setting of this environment variable, as [`Setting::find`].
-    pub fn of_variable(variable: &str) -> Option<(&'static Self, bool)> {
-        let name = variable.strip_prefix(PREFIX)?;
-        match name.bytes().any(|byte| byte.is_ascii_lowercase()) {
-            true => None,
-            false => Self::find(&name.to_ascii_lowercase()),
-        }
-    }
-
-    /// The names that a file can have for it.
+    /// Its keys in a configuration file.
     pub fn names(&self) -> Vec<String> {
         let in_file = format!("{}{IN_FILE}", self.name);
         let in_file = (self.kind == Kind::Secret).then_some(in_file);
@@ -114,22 +80,22 @@ impl Setting {
             .collect()
     }
 
-    /// Gives a secret the value that the file at `path` holds.
+    /// Reads a secret from the file at `path`, and stores it in `config`.
     ///
     /// # Errors
-    /// As [`Setting::set`], or that there is no such file.
-    pub fn set_from_file(&self, config: &mut Config, path: &str) -> Result<(), String> {
+    /// As [`Setting::set`], or why the file cannot be read.
+    pub fn set_from_file(&self, config: &mut C, path: &str) -> Result<(), String> {
         (self.read)(path).map(|set| set(config))
     }
 
-    /// The value in `config` as [`Setting::set`] would read it; `None` where there is none.
-    pub fn value(&self, config: &Config) -> Option<String> {
+    /// The value in `config` as [`Setting::set`] would parse it; `None` if there is none.
+    pub fn value(&self, config: &C) -> Option<String> {
         (self.show)(config)
     }
 
-    /// The default as [`Setting::set`] would read it; `None` where there is none.
+    /// The default as [`Setting::set`] would parse it; `None` if there is none.
     pub fn default(&self) -> Option<String> {
-        self.value(&Config::default())
+        self.value(&C::default())
     }
 
     /// `text` as a value in a TOML file.
@@ -167,13 +133,13 @@ pub(super) fn flag(name: &str, kind: Kind) -> String {
     format!("{name}{in_file}").replace('_', "-")
 }
 
-/// One paragraph of the lines of a doc comment.
+/// The lines of a doc comment as one paragraph.
 pub(super) fn paragraph(lines: &[&str]) -> String {
     let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
     lines.join(" ")
 }
 
-/// Declares the settings; [`super`] says how to read a declaration.
+/// Declares the settings; `config.rs` documents the syntax.
 macro_rules! settings {
     ($(
         #[doc = $about:literal]
@@ -185,7 +151,7 @@ macro_rules! settings {
             )+
         }
     )+) => {
-        /// Everything the server can be told.
+        /// The values of all settings.
         #[derive(Debug, Clone, PartialEq, Eq, Default)]
         pub struct Config {
             $(#[doc = $about] pub $section: $type,)+
@@ -205,11 +171,11 @@ macro_rules! settings {
             }
         )+
 
-        fn declared() -> Vec<setting::Setting> {
+        fn declared() -> Vec<Setting> {
             vec![$($({
                 type Kind = $kind;
                 let name = setting::name!($field $($name)?);
-                setting::Setting {
+                Setting {
                     section: setting::Section {
                         name: stringify!($section),
                         about: $about.trim_ascii(),
@@ -238,7 +204,7 @@ macro_rules! settings {
     };
 }
 
-/// The name of a setting: its own, or that of its field.
+/// The name of a setting: the given one, or that of the field.
 macro_rules! name {
     ($field:ident) => {
         stringify!($field)
@@ -248,7 +214,7 @@ macro_rules! name {
     };
 }
 
-/// What may have been left out.
+/// An optional part of a declaration.
 macro_rules! optional {
     () => {
         None

@@ -52,24 +52,37 @@ fn addresses_need_a_port() {
         address("[::]:1"),
         Ok(Listen::Tcp("[::]:1".parse().unwrap()))
     );
-    assert_eq!(address("localhost:80").unwrap().to_string(), "127.0.0.1:80");
+    // A name is not looked up here.
+    assert_eq!(
+        address("name.invalid:80"),
+        Ok(Listen::Name("name.invalid:80".to_owned()))
+    );
     assert_eq!(
         address("unix:/run/s").unwrap(),
         Listen::Unix("/run/s".into())
     );
     assert!(address("unix:s").is_err());
-    for text in ["127.0.0.1", "8080", ":", "127.0.0.1:99999"] {
+    for text in [
+        "127.0.0.1",
+        "8080",
+        ":",
+        "::1",
+        "[::1]",
+        "a b:1",
+        "name:99999",
+    ] {
         let message = address(text).unwrap_err();
         assert!(message.contains("HOST:PORT"), "{text}: {message}");
     }
 }
 
 #[test]
-fn keys_are_read_with_their_names_and_never_shown() {
+fn keys_are_parsed_with_their_names_and_never_shown() {
     let keys =
         ApiKeys::parse("search: sixteen-letters!, # the shop\n\nanother-long-key\n").unwrap();
     let named: Vec<&str> = keys.keys().iter().map(|key| key.name.as_str()).collect();
-    assert_eq!(named, ["search", "key-2"]);
+    assert_eq!(named[0], "search");
+    assert!(named[1].starts_with("key-"), "{named:?}");
     assert_eq!(keys.keys()[0].key, "sixteen-letters!");
     for shown in [keys.show().unwrap(), format!("{keys:?}")] {
         assert!(
@@ -89,6 +102,23 @@ fn keys_are_read_with_their_names_and_never_shown() {
         let message = ApiKeys::parse(wrong).unwrap_err();
         assert!(!message.contains("same-key"), "{message}");
     }
+}
+
+#[test]
+fn the_log_name_of_an_unnamed_key_depends_on_the_key_alone() {
+    let last = |text| {
+        ApiKeys::parse(text)
+            .unwrap()
+            .keys()
+            .last()
+            .unwrap()
+            .name
+            .clone()
+    };
+    let name = last("first-key-of-two, second-key-of-two");
+    assert_eq!(last("second-key-of-two"), name);
+    assert_ne!(last("first-key-of-two"), name);
+    assert!(!name.contains("second") && name.len() == 12, "{name}");
 }
 
 #[test]
@@ -124,7 +154,7 @@ fn ends_of_ranges_are_within_and_the_next_is_not() {
         assert_eq!(documents.set(&mut config, text).is_ok(), taken, "{text}");
     }
     let message = documents.set(&mut config, "0").unwrap_err();
-    assert_eq!(message, "has to be from `1` to `1000000`");
+    assert_eq!(message, "must be from `1` to `1000000`");
 }
 
 #[test]

@@ -1,35 +1,52 @@
-//! How values of settings are read from text and written as text.
+//! How values of settings are parsed from text and written as text.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::setting::Kind;
+/// How a value is written, in a configuration file and in documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// A whole number.
+    Number,
+    /// `500ms`, `10s`, `2m`, `1h`, or plain seconds.
+    Time,
+    /// `true` or `false`; a flag without a value is `true`.
+    Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Texts, separated by commas; in a file also an array.
+    List,
+    /// A secret. It has no flag of its own; `<name>_file` names a file with the secret.
+    Secret,
+}
 
-/// A type that a setting can have.
+/// The type of a setting's value.
 pub trait Value: Sized + 'static {
-    /// What ends of a range are; `()` where the values have no order that matters.
+    /// The type of a range's ends; `()` if values have no ranges.
     type Bound;
 
-    /// What spells it.
+    /// How it is written.
     const KIND: Kind;
 
-    /// Reads it.
+    /// Parses it.
     ///
     /// # Errors
-    /// What the text would have to be, to be put behind the name of the setting.
+    /// A predicate that follows the name of the setting, such as `must be a whole number`.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// Reads the secret that the file at `path` holds.
+    /// Reads a secret from a file.
     ///
     /// # Errors
     /// As [`Value::parse`], or why the file cannot be read.
     fn read(_path: &Path) -> Result<Self, String> {
-        Err("is no secret and cannot be in a file of its own".to_owned())
+        Err("is not a secret and cannot be in a file of its own".to_owned())
     }
 
-    /// Writes it so that [`Value::parse`] reads it, but for secrets; `None` where it is left open.
+    /// Writes it so that [`Value::parse`] can parse it, except for secrets; `None` if it is not set.
     fn show(&self) -> Option<String>;
 
     /// Whether it is within `range`.
@@ -37,7 +54,7 @@ pub trait Value: Sized + 'static {
         true
     }
 
-    /// Writes the end of a range.
+    /// Writes an end of a range.
     fn show_bound(_bound: &Self::Bound) -> String {
         String::new()
     }
@@ -51,18 +68,16 @@ pub(super) fn ends<T: Value>(range: &RangeInclusive<T::Bound>) -> (String, Strin
 /// Checks that `value` is within `range`.
 ///
 /// # Errors
-/// The ends of the range, to be put behind the name of the setting.
+/// The range, as a predicate that follows the name of the setting.
 pub(super) fn within<T: Value>(value: &T, range: &RangeInclusive<T::Bound>) -> Result<(), String> {
-    match value.within(range) {
-        true => Ok(()),
-        false => {
-            let (first, last) = ends::<T>(range);
-            Err(format!("has to be from `{first}` to `{last}`"))
-        }
+    if value.within(range) {
+        return Ok(());
     }
+    let (first, last) = ends::<T>(range);
+    Err(format!("must be from `{first}` to `{last}`"))
 }
 
-/// Words as a sentence lists them.
+/// Words as a list in a sentence.
 pub(super) fn listed(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
@@ -77,7 +92,7 @@ impl Value for usize {
         let digits = text.trim().replace('_', "");
         digits
             .parse()
-            .map_err(|_| "has to be a whole number".to_owned())
+            .map_err(|_| "must be a whole number".to_owned())
     }
 
     fn show(&self) -> Option<String> {
@@ -102,7 +117,7 @@ impl Value for bool {
         match text.trim().to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Ok(true),
             "false" | "0" | "no" | "off" => Ok(false),
-            _ => Err("has to be `true` or `false`".to_owned()),
+            _ => Err("must be `true` or `false`".to_owned()),
         }
     }
 
@@ -153,7 +168,7 @@ impl Value for Duration {
 
     fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let wrong = || "has to be a time such as `500ms`, `10s`, `2m`, `1h`, or plain seconds";
+        let wrong = || "must be a duration such as `500ms`, `10s`, `2m`, `1h`, or plain seconds";
         let digits = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(text.len());
@@ -166,8 +181,8 @@ impl Value for Duration {
             _ => return Err(wrong().to_owned()),
         };
         let number: f64 = number.parse().map_err(|_| wrong().to_owned())?;
-        // Through whole microseconds, so that `0.1s` is exactly 100 ms; too large a number becomes
-        // the largest one, which no range allows.
+        // Rounds to microseconds, so that `0.1s` is exactly 100 ms. Too large a number becomes the
+        // largest one, which is beyond every range.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         Ok(Self::from_micros((number * unit * 1e6).round() as u64))
     }
@@ -197,16 +212,15 @@ impl Value for Duration {
     }
 }
 
-/// The text of a file that holds a secret.
+/// The contents of a file with a secret.
 ///
 /// # Errors
-/// Why it cannot be read, to be put behind the name of the setting.
+/// Why it cannot be read, as a predicate that follows the name of the setting.
 pub(super) fn secret_file(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// Texts, divided by commas.
-/// Origins of web pages, as browsers name them; `*` stands for all.
+/// Origins of web pages as browsers send them; `*` stands for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origins(Vec<String>);
 
@@ -226,12 +240,12 @@ impl Value for Origins {
     fn parse(text: &str) -> Result<Self, String> {
         let texts = text.split(',').map(str::trim);
         let origins = texts.filter(|text| !text.is_empty()).map(|origin| {
-            match origin == "*" || is_origin(origin) {
-                true => Ok(origin.to_owned()),
-                false => Err(format!(
-                    "has to have origins such as `https://search.example` or `*`; `{origin}` is none"
-                )),
+            if origin != "*" && !is_origin(origin) {
+                return Err(format!(
+                    "must list origins such as `https://search.example`, or `*`; `{origin}` is neither"
+                ));
             }
+            Ok(origin.to_owned())
         });
         origins.collect::<Result<_, _>>().map(Self)
     }
@@ -241,8 +255,8 @@ impl Value for Origins {
     }
 }
 
-/// Whether a browser would send `text` as an origin: a scheme and a host in lower case, maybe a port,
-/// and no path.
+/// Whether a browser could send `text` as an origin: a scheme and a host in lower case, optionally a
+/// port, and no path.
 fn is_origin(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._~:[]+".contains(c);
     text.split_once("://").is_some_and(|(scheme, host)| {
@@ -250,12 +264,14 @@ fn is_origin(text: &str) -> bool {
     })
 }
 
-/// Where a server listens.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// An address and a port.
     Tcp(SocketAddr),
-    /// A socket of the file system.
+    /// `HOST:PORT`, with a name that is looked up when it is used.
+    Name(String),
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -263,15 +279,16 @@ impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
+            Self::Name(name) => f.write_str(name),
             Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
         }
     }
 }
 
-/// What the name of a Unix socket begins with.
+/// The prefix of Unix socket paths.
 const UNIX: &str = "unix:";
 
-/// `HOST:PORT` or `unix:/path`. Of the addresses of a name, an IPv4 one is preferred.
+/// `HOST:PORT` or `unix:/path`.
 impl Value for Listen {
     type Bound = ();
 
@@ -279,24 +296,26 @@ impl Value for Listen {
 
     fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix(UNIX) {
-            return match Path::new(path).is_absolute() {
-                true => Ok(Self::Unix(path.into())),
-                false => Err("has to be a full path behind `unix:`".to_owned()),
-            };
+            if !Path::new(path).is_absolute() {
+                return Err("must be an absolute path after `unix:`".to_owned());
+            }
+            return Ok(Self::Unix(path.into()));
         }
-        let hint = "has to be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`, \
-                    or `unix:/path`";
-        let addresses: Vec<SocketAddr> = text
-            .to_socket_addrs()
-            .map_err(|error| format!("{hint}: {error}"))?
-            .collect();
-        addresses
-            .iter()
-            .find(|address| address.is_ipv4())
-            .or(addresses.first())
-            .copied()
-            .map(Self::Tcp)
-            .ok_or_else(|| format!("{hint}: the name has no address"))
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Tcp(address));
+        }
+        let is_name = text.rsplit_once(':').is_some_and(|(host, port)| {
+            let in_name = |c: char| c.is_alphanumeric() || "-._".contains(c);
+            !host.is_empty() && host.chars().all(in_name) && port.parse::<u16>().is_ok()
+        });
+        if !is_name {
+            return Err(
+                "must be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`, or \
+                 `unix:/path`"
+                    .to_owned(),
+            );
+        }
+        Ok(Self::Name(text.to_owned()))
     }
 
     fn show(&self) -> Option<String> {

@@ -1,5 +1,6 @@
-//! Who may ask: keys, and pages of which origin.
+//! Authentication by API key, and which web pages may send requests.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{MatchedPath, Request, State};
@@ -15,59 +16,78 @@ use super::dialect::Dialect;
 use super::error::Failure;
 use super::observe::RequestId;
 use crate::config::{ApiKeys, HttpConfig, MAX_KEY_BYTES};
+use rerankd_core::Tenant;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Whose key a request shows, travelling to the scheduler and to the log line.
+/// The name of the API key that a request shows, for its log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyName(pub Arc<str>);
 
-/// The keys that are taken now.
+/// The API keys that are valid now.
 #[derive(Default)]
-pub struct Keys(RwLock<Arc<Vec<Key>>>);
+pub struct Keys {
+    valid: RwLock<Arc<Vec<Key>>>,
+    /// Hashes keys to tenants. It stays the same for the life of the process, so that a tenant
+    /// survives every reload of the keys; it is random, so that a tenant tells nothing of its key.
+    hasher: RandomState,
+}
 
 struct Key {
-    name: KeyName,
+    owner: Owner,
     key: Padded,
 }
 
+/// Whose key a request shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owner {
+    name: KeyName,
+    tenant: Tenant,
+}
+
 impl Keys {
-    /// Takes `keys` from here on, and no others.
+    /// Makes `keys` the valid ones, and no others.
+    ///
+    /// The tenant follows from the key alone: neither its name nor its place in the list may move a
+    /// share of the machine or of the cache from one client to another.
     pub fn replace(&self, keys: &ApiKeys) {
         let keys = keys.keys().iter().map(|key| Key {
-            name: KeyName(key.name.as_str().into()),
-            key: Padded::of(key.key.as_bytes()).expect("keys of the configuration are short"),
+            owner: Owner {
+                name: KeyName(key.name.as_str().into()),
+                tenant: Tenant(self.hasher.hash_one(&key.key)),
+            },
+            key: Padded::of(key.key.as_bytes()).expect("settings limit the length of keys"),
         });
         let keys = Arc::new(keys.collect());
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.valid.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    fn now(&self) -> Arc<Vec<Key>> {
-        self.0
+    fn valid(&self) -> Arc<Vec<Key>> {
+        self.valid
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Whether anybody is served.
+    /// Whether requests need no key.
     pub fn open(&self) -> bool {
-        self.now().is_empty()
+        self.valid().is_empty()
     }
 
-    /// Whose key `shown` is. Every key is compared to its end, whichever it is.
-    fn owner(&self, shown: &[u8]) -> Option<KeyName> {
+    /// Whose key `shown` is. Compares all of every key, so that the time tells nothing.
+    fn owner(&self, shown: &[u8]) -> Option<Owner> {
         let shown = Padded::of(shown)?;
         let mut owner = None;
-        for key in self.now().iter() {
+        for key in self.valid().iter() {
             if bool::from(shown.ct_eq(&key.key)) {
-                owner = Some(key.name.clone());
+                owner = Some(key.owner.clone());
             }
         }
         owner
     }
 }
 
-/// A key and its length, at a length that all keys have.
+/// A key, padded to one length, and its own length.
 struct Padded([u8; MAX_KEY_BYTES], usize);
 
 impl Padded {
@@ -84,7 +104,7 @@ impl ConstantTimeEq for Padded {
     }
 }
 
-/// Lets through who may ask.
+/// Middleware that refuses requests without a valid key, and of web pages of other sites.
 pub async fn check(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("", MatchedPath::as_str);
@@ -99,16 +119,17 @@ pub async fn check(State(state): State<AppState>, mut request: Request, next: Ne
             None => Some(Failure::NoKey),
             Some(None) => Some(Failure::WrongKey),
             Some(Some(owner)) => {
-                request.extensions_mut().insert(owner);
+                request.extensions_mut().insert(owner.name);
+                request.extensions_mut().insert(owner.tenant);
                 None
             }
         }
     };
     let Some(failure) = refused else {
-        let owner = request.extensions().get::<KeyName>().cloned();
+        let name = request.extensions().get::<KeyName>().cloned();
         let mut response = next.run(request).await;
-        if let Some(owner) = owner {
-            response.extensions_mut().insert(owner);
+        if let Some(name) = name {
+            response.extensions_mut().insert(name);
         }
         return response;
     };
@@ -164,14 +185,14 @@ mod tests {
     use crate::config::{Origins, Value};
 
     #[test]
-    fn a_key_is_known_whole_and_only_whole() {
+    fn only_a_whole_key_is_valid() {
         let keys = Keys::default();
         assert!(keys.open());
-        keys.replace(&ApiKeys::parse("search: sixteen-letters!, other-key-of-two").unwrap());
+        keys.replace(&ApiKeys::parse("search: sixteen-letters!, bulk: other-key-of-two").unwrap());
         assert!(!keys.open());
-        let owner = |key: &str| keys.owner(key.as_bytes()).map(|name| name.0.to_string());
+        let owner = |key: &str| Some(keys.owner(key.as_bytes())?.name.0.to_string());
         assert_eq!(owner("sixteen-letters!").as_deref(), Some("search"));
-        assert_eq!(owner("other-key-of-two").as_deref(), Some("key-2"));
+        assert_eq!(owner("other-key-of-two").as_deref(), Some("bulk"));
         let long = "x".repeat(MAX_KEY_BYTES + 1);
         for wrong in [
             "",
@@ -184,6 +205,19 @@ mod tests {
         }
         keys.replace(&ApiKeys::parse("third-key-of-all").unwrap());
         assert_eq!(owner("sixteen-letters!"), None);
+    }
+
+    #[test]
+    fn a_tenant_is_its_key_whatever_the_order_and_the_names() {
+        let keys = Keys::default();
+        let owner = |key: &str| keys.owner(key.as_bytes()).unwrap();
+        keys.replace(&ApiKeys::parse("first-key-of-two, second-key-of-two").unwrap());
+        let (first, second) = (owner("first-key-of-two"), owner("second-key-of-two"));
+        assert_ne!(first.tenant, second.tenant);
+        keys.replace(&ApiKeys::parse("second-key-of-two").unwrap());
+        assert_eq!(owner("second-key-of-two"), second);
+        keys.replace(&ApiKeys::parse("search: second-key-of-two").unwrap());
+        assert_eq!(owner("second-key-of-two").tenant, second.tenant);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a request may claim of the machine, from its head.
+//! Scheduling hints from the head of a request: tenant and deadline.
 
 use std::time::Duration;
 
@@ -6,20 +6,19 @@ use axum::http::HeaderName;
 use axum::http::request::Parts;
 use tokio::time::Instant;
 
-use super::auth::KeyName;
 use crate::config::BatchSettings;
-use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError, Tenant};
+use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError};
 
-/// Milliseconds after which the client does not want the answer any more.
+/// How many milliseconds the client waits for the response.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
-/// Longer than anybody waits, and short enough to be added to any time.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// Longest timeout; longer ones are cut to it, so that adding it to a time cannot overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// The claim of a request whose head has just arrived. Each key is a tenant.
+/// The hints of a request whose head has just arrived. Each API key is a tenant.
 ///
 /// # Errors
-/// When the header is no number of milliseconds.
+/// When the header is not a positive whole number of milliseconds.
 pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankError> {
     let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
@@ -29,8 +28,8 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankErro
                 .and_then(|text| text.trim().parse().ok());
             let milliseconds: u64 = number.filter(|&ms| ms > 0).ok_or_else(|| {
                 RerankError::invalid(
-                    "`x-request-timeout-ms` is no whole number of milliseconds from 1; send \
-                     one, or leave it out",
+                    "`x-request-timeout-ms` is not a positive whole number of milliseconds; send \
+                     one, or leave the header out",
                 )
             })?;
             (
@@ -44,14 +43,10 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankErro
         }
     };
     let now = Instant::now().into_std();
-    let tenant = match head.extensions.get::<KeyName>() {
-        Some(KeyName(name)) => Tenant::named(name),
-        None => Tenant::default(),
-    };
     Ok(Claim {
-        tenant,
+        tenant: head.extensions.get().copied().unwrap_or_default(),
         deadline: timeout.map(|timeout| Deadline {
-            at: now + timeout.min(LONGEST),
+            at: now + timeout.min(MAX_TIMEOUT),
             by,
         }),
         ..Claim::default()
@@ -62,6 +57,7 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankErro
 mod tests {
     use super::*;
     use axum::http::Request;
+    use rerankd_core::Tenant;
 
     fn head(header: Option<&str>) -> Parts {
         let mut request = Request::new(());
@@ -83,18 +79,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_client_comes_before_the_settings() {
+    async fn the_header_takes_precedence_over_the_setting() {
         let (never, default) = (Duration::ZERO, Duration::from_secs(5));
         assert_eq!(deadline(None, never), None);
         assert_eq!(deadline(None, default), Some((5000, DeadlineBy::Server)));
         let own = deadline(Some(" 250 "), default);
         assert_eq!(own, Some((250, DeadlineBy::Client)));
         let longest = deadline(Some("18446744073709551615"), never);
-        assert_eq!(longest, Some((LONGEST.as_millis(), DeadlineBy::Client)));
+        assert_eq!(longest, Some((MAX_TIMEOUT.as_millis(), DeadlineBy::Client)));
     }
 
     #[test]
-    fn what_is_no_time_is_refused() {
+    fn a_header_that_is_not_a_positive_number_is_refused() {
         for text in ["", "0", "-5", "1.5", "soon", "99999999999999999999"] {
             let error = of_head(&head(Some(text)), &BatchSettings::default()).unwrap_err();
             assert!(error.message().contains("`x-request-timeout-ms`"), "{text}");
@@ -103,15 +99,10 @@ mod tests {
 
     #[test]
     fn each_key_is_a_tenant() {
-        let tenant = |key: Option<&str>| {
-            let mut head = head(None);
-            if let Some(key) = key {
-                head.extensions.insert(KeyName(key.into()));
-            }
-            of_head(&head, &BatchSettings::default()).unwrap().tenant
-        };
-        assert_eq!(tenant(None), Tenant::default());
-        assert_eq!(tenant(Some("search")), tenant(Some("search")));
-        assert_ne!(tenant(Some("search")), tenant(Some("bulk")));
+        let hints = |head: &Parts| of_head(head, &BatchSettings::default()).unwrap();
+        let mut head = head(None);
+        assert_eq!(hints(&head).tenant, Tenant::default());
+        head.extensions.insert(Tenant(7));
+        assert_eq!(hints(&head).tenant, Tenant(7));
     }
 }

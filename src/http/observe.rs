@@ -10,18 +10,21 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use opentelemetry::Context;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry_http::HeaderExtractor;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Instrument;
 
 use super::app::AppState;
 use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
-use rerankd_engine::trace::{self, Timeline};
+use rerankd_engine::trace::Timeline;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Longest request id that is taken over from a client: ids end up in every log line.
 const REQUEST_ID_CHARS: usize = 128;
@@ -70,10 +73,10 @@ impl FromRequestParts<AppState> for RequestId {
     }
 }
 
-/// The timeline of `request`, a part of what its caller traces.
+/// The timeline of `request`, as part of its caller's trace.
 fn timeline(request: &Request, route: &str) -> Timeline {
-    let text = |name: HeaderName| request.headers().get(name)?.to_str().ok();
-    let caller = text(TRACEPARENT).and_then(|span| trace::caller(span, text(TRACESTATE)));
+    let caller = TraceContextPropagator::new()
+        .extract_with_context(&Context::new(), &HeaderExtractor(request.headers()));
     Timeline::begin(format!("{} {route}", request.method()), caller)
 }
 

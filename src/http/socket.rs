@@ -1,6 +1,7 @@
 //! Sockets that connections come from: of the network, or of the file system.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,10 @@ impl Socket {
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Listen::Name(name) => {
+                let addresses = lookup(name).await?;
+                Ok(Self::Tcp(TcpListener::bind(&addresses[..]).await?))
+            }
             Listen::Unix(path) => {
                 remove_left_over(path).await?;
                 let listener = UnixListener::bind(path)?;
@@ -126,6 +131,16 @@ impl Socket {
             }
         }
     }
+}
+
+/// The addresses of `HOST:PORT`, IPv4 first.
+///
+/// # Errors
+/// When the lookup fails.
+pub async fn lookup(name: &str) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host(name).await?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    Ok(addresses)
 }
 
 impl Stream {

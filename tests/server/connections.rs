@@ -8,7 +8,7 @@ use crate::support::fake::{Gate, Model};
 use crate::support::server::{SHORT, Server, TestApp, wire};
 use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
-use rerankd::cli::healthcheck::{Place, ask};
+use rerankd::cli::healthcheck::{Endpoint, check_ready};
 use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Value};
 use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
@@ -224,12 +224,12 @@ async fn a_unix_socket_is_served_and_asked_for_its_health() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 
-    let place = Place {
+    let endpoint = Endpoint {
         address: listen,
         tls: false,
     };
-    let asked = tokio::task::spawn_blocking(move || ask(&place, PATIENCE));
-    assert_eq!(asked.await.unwrap(), Ok(()));
+    let asked = tokio::task::spawn_blocking(move || check_ready(&endpoint, PATIENCE));
+    asked.await.unwrap().unwrap();
 
     server.signals.send(()).await.unwrap();
     server.stopped.await.unwrap();
@@ -248,14 +248,15 @@ async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
     while let Ok(connection) = UnixStream::connect(&path).await {
         waiting.push(connection);
     }
-    let place = Place {
+    let endpoint = Endpoint {
         address: Listen::Unix(path),
         tls: false,
     };
-    let asking = tokio::task::spawn_blocking(move || ask(&place, SHORT));
+    let asking = tokio::task::spawn_blocking(move || check_ready(&endpoint, SHORT));
     let asked = tokio::time::timeout(PATIENCE, asking).await;
     let asked = asked.expect("it ends by itself").unwrap();
-    assert_eq!(asked, Err("no answer within 0.1 s".to_owned()));
+    let error = asked.unwrap_err().to_string();
+    assert_eq!(error, "no response within 0.1 s");
 }
 
 // TLS.
@@ -323,12 +324,12 @@ async fn tls_is_spoken_in_either_version_and_asked_for_its_health() {
         assert_eq!(&start, b"HTTP/1.1 200 OK");
     }
 
-    let place = Place {
+    let endpoint = Endpoint {
         address: Listen::Tcp(server.address),
         tls: true,
     };
-    let asked = tokio::task::spawn_blocking(move || ask(&place, PATIENCE));
-    assert_eq!(asked.await.unwrap(), Ok(()));
+    let asked = tokio::task::spawn_blocking(move || check_ready(&endpoint, PATIENCE));
+    asked.await.unwrap().unwrap();
 }
 
 #[tokio::test]

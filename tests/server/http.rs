@@ -908,20 +908,18 @@ async fn the_drain_timeout_ends_waiting() {
 async fn the_healthcheck_agrees_with_readiness() {
     let server = Server::start(Model::default(), stopping(HOUR, HOUR)).await;
     let address = server.address;
-    let place = healthcheck::Place {
+    let endpoint = healthcheck::Endpoint {
         address: Listen::Tcp(address),
         tls: false,
     };
-    let ask = move || healthcheck::ask(&place, Duration::from_secs(60));
-    assert_eq!(
-        tokio::task::spawn_blocking(ask.clone()).await.unwrap(),
-        Ok(())
-    );
+    let ask = move || healthcheck::check_ready(&endpoint, Duration::from_secs(60));
+    let ready = tokio::task::spawn_blocking(ask.clone()).await.unwrap();
+    ready.unwrap();
     server.signals.send(()).await.unwrap();
     server.state.lifecycle().reached(Phase::Grace).await;
     let error = tokio::task::spawn_blocking(ask).await.unwrap().unwrap_err();
     assert_eq!(
-        error,
+        error.to_string(),
         "status 503, the server is stopping; retry on another instance"
     );
 }

@@ -352,7 +352,7 @@ fn an_input_is_known_again_whatever_the_digits_of_its_time() {
     child.kill().unwrap();
     child.wait().unwrap();
     let message = finished(&run("tiny-bert", &input, &output, &[]));
-    assert!(message.contains("of an earlier run"), "{message}");
+    assert!(message.contains("by an earlier run"), "{message}");
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn a_killed_run_goes_on_without_losing_or_repeating_a_row() {
         file.write_all(b"{\"rows\":99999,\"outp").unwrap();
     }
     let message = finished(&run("tiny-bert", &input, &output, &[]));
-    assert!(message.contains("of an earlier run"), "{message}");
+    assert!(message.contains("by an earlier run"), "{message}");
 
     let found = scores(&folder.read("out.jsonl"));
     assert_eq!(found.len(), ROWS - ROWS / 100);
@@ -461,7 +461,7 @@ fn what_cannot_be_read_is_named() {
     );
     let only_bad = folder.write("in4.jsonl", "{\"q\":\"a\"}\n");
     let output = run("tiny-bert", &only_bad, &folder.path("out4.jsonl"), &[]);
-    refused(&output, "0 rows scored, 1 without a score");
+    refused(&output, "0 rows scored, 1 rejected");
     let unknown = run("tiny-bert", &folder.path("in"), &folder.path("out"), &[]);
     assert_eq!(unknown.status.code(), Some(2));
     let missing = run(
@@ -598,7 +598,7 @@ mod parquet {
         }
         assert!(!output.exists());
         let message = finished(&run("tiny-bert", &input, &output, &[]));
-        assert!(message.contains("of an earlier run"), "{message}");
+        assert!(message.contains("by an earlier run"), "{message}");
         let found = read(&output);
         assert_eq!(found.len(), ROWS - ROWS / 100);
         let names = folder.names();

@@ -157,6 +157,31 @@ async fn keys_can_be_replaced_while_the_server_runs() {
     assert_eq!(status("a-key-that-is-new").await, 200);
 }
 
+/// With `cache_per_key`, a reload that drops a key does not give its scores to the next one.
+#[tokio::test]
+async fn a_key_never_inherits_the_cache_of_another() {
+    let model = Model::default();
+    let seen = model.seen.clone();
+    let mut config = Config::default();
+    config.http.api_keys = ApiKeys::parse("first-key-of-two,second-key-of-two").unwrap();
+    config.cache.per_key = true;
+    let app = TestApp::new(model, config);
+    let scored = async |key| {
+        let before = seen.pairs();
+        let answer = post(&app, "/rerank", &[("x-api-key", key)], RERANK).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        seen.pairs() - before
+    };
+    assert_eq!(scored("first-key-of-two").await, 3);
+    let keys = ApiKeys::parse("second-key-of-two").unwrap();
+    app.state.keys().replace(&keys);
+    assert_eq!(scored("second-key-of-two").await, 3);
+    // Its own scores stay where they are.
+    let keys = ApiKeys::parse("third-key-of-all,second-key-of-two").unwrap();
+    app.state.keys().replace(&keys);
+    assert_eq!(scored("second-key-of-two").await, 0);
+}
+
 #[tokio::test]
 async fn metrics_move_to_the_admin_listener() {
     let app = app(|http| http.admin_listen = Some(Listen::Unix("/nowhere".into())));

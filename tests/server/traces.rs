@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use crate::support::program::{PATIENCE, Program};
@@ -10,19 +11,32 @@ use crate::support::reference::model_dir;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 const RERANK: &str = r#"{"query":"a river","documents":["the old bridge","a boat"]}"#;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// What stands in for a collector: takes what is posted, and hands it over.
+/// A fake collector, which passes on the head and the spans of each request.
 fn collector() -> (String, Receiver<(String, Vec<Span>)>) {
+    let (address, received) = collector_over(|stream| Box::new(stream));
+    (format!("http://{address}"), received)
+}
+
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+fn collector_over(
+    wrap: impl Fn(TcpStream) -> Box<dyn Stream> + Send + 'static,
+) -> (SocketAddr, Receiver<(String, Vec<Span>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     let (sender, received) = channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
+            let mut stream = wrap(stream.unwrap());
             let (head, body) = read(&mut stream);
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
@@ -40,7 +54,7 @@ fn collector() -> (String, Receiver<(String, Vec<Span>)>) {
 }
 
 /// Head and body of a request.
-fn read(stream: &mut TcpStream) -> (String, Vec<u8>) {
+fn read(stream: &mut impl Read) -> (String, Vec<u8>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -162,6 +176,40 @@ fn what_is_not_sampled_is_not_sent() {
     let requests = spans.iter().filter(|span| span.name == "POST /rerank");
     assert_eq!(requests.count(), 1);
     assert!(received.try_recv().is_err());
+}
+
+/// Its certificate is checked against those of the system.
+#[test]
+fn a_collector_can_be_reached_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let roots = dir.path().join("roots.pem");
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&roots, made.cert.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let (address, received) = collector_over(move |stream| {
+        let connection = ServerConnection::new(config.clone()).unwrap();
+        Box::new(StreamOwned::new(connection, stream))
+    });
+    let endpoint = format!("https://{address}");
+    let mut program = Program::serve_with(&model_dir("tiny-bert"), |command| {
+        command.args(["--otlp-endpoint", &endpoint]);
+        command.env("SSL_CERT_FILE", &roots);
+    });
+    let address = program.address();
+    program.until("ready");
+    ask(&address, "");
+    program.terminate();
+    assert_eq!(program.end().0, Some(0));
+    let (_, spans) = received.recv_timeout(PATIENCE).unwrap();
+    assert!(spans.iter().any(|span| span.name == "POST /rerank"));
 }
 
 /// A collector that is not there costs a line in the log, and no request anything.

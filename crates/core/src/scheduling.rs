@@ -1,6 +1,5 @@
 //! What a request may claim of the machine.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 /// Whose a request is, how urgent, and until when its answer is wanted.
@@ -17,15 +16,6 @@ pub struct Claim {
 /// Somebody who has a share of the machine. Everybody is the same one unless told apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant(pub u64);
-
-impl Tenant {
-    /// The tenant of this name.
-    pub fn named(name: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        Self(hasher.finish())
-    }
-}
 
 /// From 0, the most urgent, to 999. A weight, not a strict order: a request of priority `p` has
 /// `1 / (1 + p)` of the share of one of priority 0, so that it waits longer but never for ever.

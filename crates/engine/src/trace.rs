@@ -1,32 +1,30 @@
-//! What a request goes through, and when: for `Server-Timing`, for its log line, and for traces.
+//! The timeline of a request: how long each step took, for `Server-Timing`, log lines and traces.
 
 use std::future::Future;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::global::BoxedTracer;
 use opentelemetry::trace::{
-    Link, Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
-    TraceId, TraceState, Tracer,
+    Link, Span, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer,
 };
 use opentelemetry::{Context, KeyValue};
 
-/// Part of the way of a request.
+/// A step in the life of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Deciding whether there is room for it.
+    /// Deciding whether the queue has room for it.
     Admission,
-    /// Tokenising its texts, the wait for a thread included.
+    /// Tokenizing its texts, including the wait for a thread.
     Tokenize,
-    /// Waiting for the first of its sequences to be taken.
+    /// Waiting until the first of its sequences is part of a batch.
     Queue,
-    /// From then on to its last logits.
+    /// From then until the last logits are computed.
     Inference,
 }
 
 impl Step {
-    /// Every step, in order.
+    /// All steps, in order.
     pub const ALL: [Self; 4] = [
         Self::Admission,
         Self::Tokenize,
@@ -45,30 +43,31 @@ impl Step {
     }
 }
 
-/// Where spans go; nowhere until a collector is named.
+/// Records spans; unset if no collector is configured.
 static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 
-/// Sends spans of this process with `tracer` from here on. The first one counts.
+/// Records the spans of this process with `tracer` from now on. Later calls have no effect: a process
+/// has one collector.
 pub fn send_with(tracer: BoxedTracer) {
-    // A second one is one too many: the process has one collector.
     let _ = TRACER.set(tracer);
 }
 
-/// Whether spans are sent.
+/// Whether spans are recorded.
 pub fn is_on() -> bool {
     TRACER.get().is_some()
 }
 
-/// A request on its way. A cheap handle; the default one is of no request and keeps nothing.
+/// The timeline of one request. A cheap handle; the default one belongs to no request and records
+/// nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Timeline(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
     spent: Mutex<[Duration; Step::ALL.len()]>,
-    /// When the first of its sequences was taken from the queue.
+    /// When the first of its sequences left the queue.
     taken: OnceLock<Instant>,
-    /// Holds the request's span; of the caller's where none is sent.
+    /// Holds the request's own span, or the caller's if no spans are recorded.
     context: Context,
 }
 
@@ -77,12 +76,8 @@ tokio::task_local! {
 }
 
 impl Timeline {
-    /// A request that begins now; `caller` is the span that it is a part of.
-    pub fn begin(name: String, caller: Option<SpanContext>) -> Self {
-        let parent = match caller {
-            Some(caller) => Context::new().with_remote_span_context(caller),
-            None => Context::new(),
-        };
+    /// A request that begins now; `parent` holds the caller's span if there is one.
+    pub fn begin(name: String, parent: Context) -> Self {
         let context = match TRACER.get() {
             None => parent,
             Some(tracer) => {
@@ -97,7 +92,7 @@ impl Timeline {
         })))
     }
 
-    /// Whether both are of one request.
+    /// Whether both belong to the same request.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
@@ -105,36 +100,36 @@ impl Timeline {
         }
     }
 
-    /// The request that the running task answers.
+    /// The timeline of the request that the current task serves.
     pub fn current() -> Self {
         CURRENT.try_with(Self::clone).unwrap_or_default()
     }
 
-    /// Runs `task` for this request.
+    /// Runs `task` with this as the current timeline.
     pub fn scope<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self.clone(), task)
     }
 
-    /// The span that this process sends for it, or else that of the caller.
+    /// The request's own span, or the caller's if no spans are recorded.
     fn span(&self) -> Option<SpanContext> {
         let context = &self.0.as_ref()?.context;
         let span = context.span().span_context().clone();
         span.is_valid().then_some(span)
     }
 
-    /// Identifies its trace, where it has one.
+    /// The id of its trace, if it has one.
     pub fn trace_id(&self) -> Option<String> {
         self.span().map(|span| span.trace_id().to_string())
     }
 
-    /// What a caller is told of the span that this process sends.
+    /// The `traceparent` of the request's own span, for the response.
     pub fn traceparent(&self) -> Option<String> {
         let span = self.span().filter(|span| !span.is_remote())?;
         let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags().to_u8());
         Some(format!("00-{trace}-{id}-{flags:02x}"))
     }
 
-    /// Notes that a step took from `started` to `ended`.
+    /// Records that a step took from `started` to `ended`.
     pub fn record(&self, step: Step, started: Instant, ended: Instant) {
         let Some(inner) = &self.0 else {
             return;
@@ -151,7 +146,7 @@ impl Timeline {
         }
     }
 
-    /// Notes that a sequence was taken at `now`, of a request that was queued at `queued`.
+    /// Records that a sequence of the request, queued at `queued`, left the queue at `now`.
     pub fn take(&self, queued: Instant, now: Instant) {
         if let Some(inner) = &self.0
             && inner.taken.set(now).is_ok()
@@ -160,8 +155,8 @@ impl Timeline {
         }
     }
 
-    /// Notes that all logits of a request are there that was queued at `queued`. One that had them all
-    /// from others was never taken: it has waited until now.
+    /// Records that the request, queued at `queued`, has all its logits at `now`. If other requests
+    /// computed all of them, it was in the queue until now.
     pub fn complete(&self, queued: Instant, now: Instant) {
         match self.0.as_ref().and_then(|inner| inner.taken.get()) {
             Some(&taken) => self.record(Step::Inference, taken, now),
@@ -169,7 +164,7 @@ impl Timeline {
         }
     }
 
-    /// What each step has taken, without those that were not reached.
+    /// How long each step took, without steps that were not reached.
     pub fn spent(&self) -> Vec<(Step, Duration)> {
         let Some(inner) = &self.0 else {
             return Vec::new();
@@ -179,7 +174,7 @@ impl Timeline {
         steps.filter(|(_, spent)| !spent.is_zero()).collect()
     }
 
-    /// Ends the request's span with what became of it.
+    /// Ends the request's span with its outcome.
     pub fn end(&self, method: &str, route: &str, status: u16, request_id: &str) {
         let Some(inner) = &self.0 else {
             return;
@@ -200,24 +195,24 @@ impl Timeline {
     }
 }
 
-/// A batch that was scored: what was in it, and for whom.
+/// A scored batch.
 #[derive(Debug)]
 pub struct BatchRecord<'a> {
-    /// Requests that had a sequence in it.
+    /// The requests that have a sequence in it.
     pub requests: &'a [Timeline],
-    /// When the model began.
+    /// When the model started.
     pub started: Instant,
-    /// When it had answered.
+    /// When the model was done.
     pub ended: Instant,
-    /// Sequences.
+    /// Number of sequences.
     pub pairs: usize,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
 }
 
 impl BatchRecord<'_> {
-    /// Sends the batch as a part of the first traced request, with links to all that are. Nothing is
-    /// sent where none is.
+    /// Records the batch as a child of its first sampled request, with links to all sampled ones. Does
+    /// nothing if none is sampled.
     pub fn send(&self) {
         let Some(tracer) = TRACER.get() else {
             return;
@@ -230,8 +225,7 @@ impl BatchRecord<'_> {
         let Some(first) = links.first() else {
             return;
         };
-        // Not a trace of its own: the sampler would decide on it anew, and leave it out where those
-        // that it links to are sent.
+        // A trace of its own would be sampled independently of the requests that it links to.
         let parent = Context::new().with_remote_span_context(first.span_context.clone());
         let pairs = i64::try_from(self.pairs).unwrap_or(i64::MAX);
         let tokens = i64::try_from(self.tokens).unwrap_or(i64::MAX);
@@ -248,35 +242,7 @@ impl BatchRecord<'_> {
     }
 }
 
-/// The span that `traceparent` and `tracestate` of W3C name; `None` where they name none.
-pub fn caller(traceparent: &str, tracestate: Option<&str>) -> Option<SpanContext> {
-    let parts: Vec<&str> = traceparent.trim().split('-').collect();
-    let [version, trace, span, flags, rest @ ..] = &parts[..] else {
-        return None;
-    };
-    let hex = |text: &str, length: usize| {
-        let digits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        text.len() == length && text.bytes().all(digits)
-    };
-    let known = *version == "00" && rest.is_empty();
-    let later = hex(version, 2) && !matches!(*version, "00" | "ff");
-    if !(known || later) || !hex(trace, 32) || !hex(span, 16) || !hex(flags, 2) {
-        return None;
-    }
-    let sampled = u8::from_str_radix(flags, 16).ok()? & 1;
-    let span = SpanContext::new(
-        TraceId::from_hex(trace).ok()?,
-        SpanId::from_hex(span).ok()?,
-        TraceFlags::new(sampled),
-        true,
-        tracestate
-            .and_then(|state| TraceState::from_str(state).ok())
-            .unwrap_or_default(),
-    );
-    span.is_valid().then_some(span)
-}
-
-/// The time of day of an instant in the past.
+/// The wall-clock time of an instant in the past.
 fn at(instant: Instant) -> SystemTime {
     SystemTime::now() - instant.elapsed()
 }
@@ -284,37 +250,11 @@ fn at(instant: Instant) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-
-    #[test]
-    fn a_traceparent_is_read_as_w3c_wants_it() {
-        let header = format!("00-{TRACE}-00f067aa0ba902b7-01");
-        let span = caller(&header, Some("a=b")).unwrap();
-        assert_eq!(span.trace_id().to_string(), TRACE);
-        assert!(span.is_sampled() && span.is_remote());
-        assert_eq!(span.trace_state().get("a"), Some("b"));
-        let unsampled = caller(&format!("00-{TRACE}-00f067aa0ba902b7-00"), None).unwrap();
-        assert!(!unsampled.is_sampled());
-        assert!(caller(&format!("01-{TRACE}-00f067aa0ba902b7-01-more"), None).is_some());
-        for wrong in [
-            "",
-            "00",
-            TRACE,
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e473é-00f067aa0ba902b7-01",
-        ] {
-            assert!(caller(wrong, None).is_none(), "{wrong}");
-        }
-    }
+    use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState};
 
     #[test]
     fn steps_add_up_and_those_not_reached_are_left_out() {
-        let timeline = Timeline::begin("POST /rerank".to_owned(), None);
+        let timeline = Timeline::begin("POST /rerank".to_owned(), Context::new());
         let start = Instant::now();
         let later = |ms| start + Duration::from_millis(ms);
         timeline.record(Step::Queue, start, later(3));
@@ -328,7 +268,7 @@ mod tests {
     fn the_first_sequence_that_is_taken_ends_the_wait() {
         let start = Instant::now();
         let later = |ms| start + Duration::from_millis(ms);
-        let timeline = Timeline::begin(String::new(), None);
+        let timeline = Timeline::begin(String::new(), Context::new());
         timeline.take(start, later(2));
         timeline.take(start, later(5));
         timeline.complete(start, later(9));
@@ -337,16 +277,19 @@ mod tests {
             timeline.spent(),
             spent.map(|(step, ms)| (step, Duration::from_millis(ms)))
         );
-        let shared = Timeline::begin(String::new(), None);
+        let shared = Timeline::begin(String::new(), Context::new());
         shared.complete(start, later(9));
         assert_eq!(shared.spent(), [(Step::Queue, Duration::from_millis(9))]);
     }
 
     #[test]
-    fn the_trace_of_a_caller_is_known_where_no_spans_are_sent() {
-        let span = caller(&format!("00-{TRACE}-00f067aa0ba902b7-01"), None);
-        let timeline = Timeline::begin("GET /".to_owned(), span);
-        assert_eq!(timeline.trace_id().as_deref(), Some(TRACE));
+    fn the_trace_of_the_caller_is_known_although_no_spans_are_recorded() {
+        let (trace, span) = (TraceId::from(7), SpanId::from(8));
+        let state = TraceState::default();
+        let caller = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, state);
+        let parent = Context::new().with_remote_span_context(caller);
+        let timeline = Timeline::begin("GET /".to_owned(), parent);
+        assert_eq!(timeline.trace_id(), Some(trace.to_string()));
         assert_eq!(timeline.traceparent(), None);
     }
 }

@@ -27,7 +27,7 @@ impl fmt::Display for Device {
 
 /// The name of a device that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("has to be `cpu`, `cuda`, `cuda:N` or `auto`")]
+#[error("must be `cpu`, `cuda`, `cuda:N` or `auto`")]
 pub struct UnknownDevice;
 
 impl FromStr for Device {

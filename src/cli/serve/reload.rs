@@ -1,4 +1,4 @@
-//! Keys and certificates that change while the server runs.
+//! Reloads API keys and certificates while the server runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,12 @@ use crate::config::{ApiKeys, Value};
 use crate::http::app::AppState;
 use crate::http::tls::Tls;
 
-/// What can be read again.
+/// What is reloaded.
+#[derive(Clone)]
 pub struct Reload {
-    /// Holds the keys that are taken now.
+    /// Holds the valid API keys.
     pub state: AppState,
-    /// The certificate, where there is one.
+    /// The certificate, if there is one.
     pub tls: Option<Arc<Tls>>,
 }
 
@@ -22,50 +23,61 @@ impl Reload {
     pub async fn run(self, mut hangup: Signal, interval: Duration) {
         let mut keys = self.state.config().http.api_keys.clone();
         loop {
-            let asked = tokio::select! {
+            let signaled = tokio::select! {
                 caught = hangup.recv() => match caught {
                     Some(()) => true,
                     None => return,
                 },
                 () = tokio::time::sleep(interval), if !interval.is_zero() => false,
             };
-            self.keys(&mut keys, asked);
-            self.certificate(asked);
+            let reload = self.clone();
+            // Files may lie on a slow disk, or on one that is not there any more.
+            let reading = tokio::task::spawn_blocking(move || {
+                reload.certificate(signaled);
+                reload.keys(keys, signaled)
+            });
+            keys = match reading.await {
+                Ok(keys) => keys,
+                Err(error) => {
+                    tracing::error!(%error, "reloading has stopped");
+                    return;
+                }
+            };
         }
     }
 
-    fn keys(&self, current: &mut ApiKeys, asked: bool) {
+    /// The keys that are valid from now on: those of the file, or `current` if it cannot be read.
+    fn keys(&self, current: ApiKeys, signaled: bool) -> ApiKeys {
         let Some(file) = current.file() else {
-            return;
+            return current;
         };
         match ApiKeys::read(file) {
             Ok(new) => {
-                if asked || new != *current {
-                    tracing::info!(keys = new.keys().len(), "the keys were read again");
+                if signaled || new != current {
+                    tracing::info!(keys = new.keys().len(), "API keys reloaded");
                 }
                 self.state.keys().replace(&new);
-                *current = new;
+                new
             }
-            Err(error) => tracing::error!(
-                file = %file.display(),
-                "the file of keys {error}; those of before are kept"
-            ),
+            Err(error) => {
+                let error = format!("the file {error}");
+                tracing::error!(file = %file.display(), error, "keeping the previous API keys");
+                current
+            }
         }
     }
 
-    fn certificate(&self, asked: bool) {
+    fn certificate(&self, signaled: bool) {
         let Some(tls) = &self.tls else {
             return;
         };
         match tls.reload() {
             Ok(changed) => {
-                if asked || changed {
-                    tracing::info!(changed, "the certificate was read again");
+                if signaled || changed {
+                    tracing::info!(changed, "certificate reloaded");
                 }
             }
-            Err(error) => {
-                tracing::error!(%error, "the certificate stays as it was");
-            }
+            Err(error) => tracing::error!(%error, "keeping the previous certificate"),
         }
     }
 }

@@ -1,71 +1,97 @@
-//! The client that carries spans to a collector: one request at a time, on the thread that exports.
+//! The HTTP client that exports spans.
 
-use std::io::{Error, Read, Write};
-use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-/// Longest that any step of an exchange may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer that is read; collectors say a few bytes.
-const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+/// Largest response that is read; collectors send a few bytes.
+const MAX_RESPONSE_BYTES: u64 = 64 * 1024;
 
-/// Speaks plain HTTP/1.1. It blocks: nothing else runs on the thread that exports.
+/// Blocks the thread that calls it, which is the exporter's own: no async task runs there.
 #[derive(Debug)]
-pub(super) struct Client;
+pub(super) struct Client(Agent);
+
+impl Client {
+    /// A client whose requests take at most `timeout`, from the name lookup to the end of the
+    /// response. It trusts `roots` on `https://` addresses.
+    pub(super) fn new(timeout: Duration, roots: &[Certificate<'static>]) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(provider)
+            .root_certs(RootCerts::new_with_certs(roots))
+            .build();
+        let config = Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            // Exports are seconds apart: a kept connection saves little, and spans that are sent into
+            // one that the collector has just closed are lost.
+            .max_idle_connections(0)
+            .proxy(None)
+            .tls_config(tls)
+            .build();
+        Self(config.new_agent())
+    }
+
+    fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
+        let (head, body) = request.into_parts();
+        let mut response = self.0.run(Request::from_parts(head, &body[..]))?;
+        let body = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES);
+        let body = body.read_to_vec()?;
+        Ok(response.map(|_| body.into()))
+    }
+}
 
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        Ok(exchange(&request)?)
+        Ok(self.send(request)?)
     }
 }
 
-fn exchange(request: &Request<Bytes>) -> Result<Response<Bytes>, Error> {
-    let uri = request.uri();
-    let host = uri
-        .host()
-        .ok_or_else(|| Error::other("the address of the collector has no host"))?;
-    let port = uri.port_u16().unwrap_or(80);
-    let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{SocketAddr, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket};
 
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let length = request.body().len();
-    let mut head = format!(
-        "{} {path} HTTP/1.1\r\nhost: {host}:{port}\r\nconnection: close\r\ncontent-length: {length}\r\n",
-        request.method()
-    )
-    .into_bytes();
-    for (name, value) in request.headers() {
-        if !matches!(name.as_str(), "host" | "connection" | "content-length") {
-            head.extend_from_slice(name.as_str().as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(value.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
+    const TIMEOUT: Duration = Duration::from_millis(100);
+
+    /// A listener that nobody accepts from, with room for a single connection.
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
     }
-    head.extend_from_slice(b"\r\n");
-    stream.write_all(&head)?;
-    stream.write_all(request.body())?;
 
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
-    let status = answer
-        .strip_prefix(b"HTTP/1.")
-        .and_then(|rest| {
-            std::str::from_utf8(rest.get(2..5)?)
-                .ok()?
-                .parse::<u16>()
-                .ok()
-        })
-        .ok_or_else(|| Error::other("the answer of the collector is not HTTP"))?;
-    // The body of an answer tells of spans that were refused; what matters is the status.
-    Response::builder()
-        .status(status)
-        .body(Bytes::new())
-        .map_err(Error::other)
+    fn check_times_out(address: SocketAddr) {
+        let request = Request::post(format!("http://{address}/v1/traces"));
+        let request = request.body(Bytes::from_static(b"spans")).unwrap();
+        let error = Client::new(TIMEOUT, &[]).send(request).unwrap_err();
+        assert!(matches!(error, ureq::Error::Timeout(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_never_answers_costs_one_timeout() {
+        let (_listener, address) = listener().await;
+        check_times_out(address);
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_drops_packets_costs_one_timeout() {
+        let (_listener, address) = listener().await;
+        // Once the backlog is full, the system drops the packets of further connections.
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, TIMEOUT) {
+            waiting.push(stream);
+        }
+        check_times_out(address);
+    }
 }

@@ -1,4 +1,4 @@
-//! What systemd passes to a service, and what it is told: sockets in, states out.
+//! Socket activation and state notifications of systemd.
 
 use std::io;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use sd_notify::NotifyState;
 
 use crate::http::socket::Socket;
 
-/// What a passed socket is named that is for probes and metrics (`FileDescriptorName=` of its unit).
+/// The name of the socket for probes and metrics (`FileDescriptorName=` of its unit).
 const ADMIN: &str = "admin";
 
-/// Sockets that were opened for this program.
+/// Sockets that systemd opened for this process.
 #[derive(Default)]
 pub struct Passed {
     /// For requests.
@@ -21,10 +21,10 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Takes them over. Has to be called inside of the runtime.
+    /// Takes the sockets over. Must be called within the async runtime.
     ///
     /// # Errors
-    /// When there are others than those two, or they are no stream sockets.
+    /// When there are other sockets than these two, or they are not stream sockets.
     pub fn take() -> io::Result<Self> {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let names: Vec<&str> = names.split(':').collect();
@@ -45,7 +45,7 @@ impl Passed {
             };
             if place.replace(socket).is_some() {
                 return Err(io::Error::other(format!(
-                    "more than one socket was passed; name that of probes `{ADMIN}`"
+                    "systemd passed several sockets for requests; hint: name the one for probes `{ADMIN}`"
                 )));
             }
         }
@@ -53,14 +53,23 @@ impl Passed {
     }
 }
 
-/// Tells systemd, if it started this program and wants to know.
-pub fn tell(states: &[NotifyState<'_>]) {
+/// Notifies systemd, if it started this process and asks for it.
+pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "systemd cannot be told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 
-/// Tells systemd for as long as the runtime turns that it does, where the unit asks for it.
+/// Asks systemd to wait that much longer for the server to start.
+pub fn extend_start(time: Duration) {
+    let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    notify(&[
+        NotifyState::ExtendTimeoutUsec(time),
+        NotifyState::Status("downloading the model"),
+    ]);
+}
+
+/// Sends keep-alives to systemd while the async runtime makes progress, if the unit asks for them.
 pub async fn watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
@@ -68,6 +77,6 @@ pub async fn watchdog() {
     let mut ticks = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
     }
 }
