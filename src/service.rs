@@ -11,7 +11,7 @@ use crate::admission::{Admission, Permit};
 use crate::batch::cost::Costs;
 use crate::batch::plan::BatchLimits;
 use crate::batch::{Encoding, PairKey};
-use crate::batcher::{BatchError, Batcher, Workshop};
+use crate::batcher::{BatchError, Batcher, BatcherConfig};
 use crate::cache::{PairKeys, ScoreCache};
 use crate::config::CacheConfig;
 use crate::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
@@ -145,14 +145,14 @@ impl Reranker {
             .panic_handler(|_| tracing::error!("the tokeniser panicked"))
             .build()
             .expect("the system gives threads");
-        let workshop = Workshop {
+        let config = BatcherConfig {
             scorers,
             labels: info.labels.len(),
             limits: capacity.batch,
             costs: capacity.costs,
             cache: cache.clone(),
         };
-        let batcher = Batcher::start(workshop, admission.clone(), metrics.clone());
+        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
         Self {
             info,
             encoder: Arc::new(encoder),
@@ -280,6 +280,11 @@ impl Reranker {
         self.batcher.idle().await;
     }
 
+    /// Whether a worker is left to score.
+    pub fn can_serve(&self) -> bool {
+        self.batcher.can_serve()
+    }
+
     /// As [`Batcher::stop`].
     pub fn stop(&self, limit: Duration) {
         self.batcher.stop(limit);
@@ -394,6 +399,7 @@ impl Reranker {
         let by = claim.deadline.map(|deadline| deadline.by);
         match error {
             BatchError::Failed(cause) => RerankError::internal(cause),
+            BatchError::NoWorkers => RerankError::no_workers(),
             BatchError::TooLate { needed } => {
                 self.refused("cannot_finish_in_time");
                 let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
