@@ -26,5 +26,6 @@ pub mod scorer;
 pub mod service;
 pub mod shutdown;
 pub mod telemetry;
+mod tokenizing;
 pub mod trace;
 pub mod verify;
