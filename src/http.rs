@@ -34,7 +34,7 @@ use self::connection::Protocols;
 use self::socket::{Socket, Stream};
 use self::tls::Tls;
 use crate::config::HttpConfig;
-use crate::metrics::Metrics;
+use rerankd_engine::metrics::Metrics;
 
 /// Where connections come in, and how many.
 pub struct Door {

@@ -23,12 +23,12 @@ use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::Tls;
-use crate::load::{LoadConfig, LoadError};
-use crate::metrics::Metrics;
-use crate::service::Reranker;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
-use crate::{http, load, shutdown, telemetry};
+use crate::{http, shutdown, telemetry};
+use rerankd_engine::load::{self, LoadConfig, LoadError};
+use rerankd_engine::metrics::Metrics;
+use rerankd_engine::service::Reranker;
 
 /// Runs the server until it is told to stop.
 pub fn run(flags: &Flags) -> Exit {
@@ -421,8 +421,8 @@ pub(super) fn load_config(config: &Config) -> LoadConfig {
         precision: config.model.precision,
         device: config.model.device,
         library_path: std::env::var_os("LD_LIBRARY_PATH"),
-        batching: config.batching.clone(),
-        cache: config.cache.clone(),
+        batching: (&config.batching).into(),
+        cache: (&config.cache).into(),
     }
 }
 

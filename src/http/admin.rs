@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 
 use super::app::AppState;
 use super::error::{Failure, json};
-use crate::rerank::RerankError;
 use crate::shutdown::Phase;
+use rerankd_core::RerankError;
 
 /// Whether `route` is polled by machines.
 pub fn is_probe(route: &str) -> bool {

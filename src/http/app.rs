@@ -23,10 +23,10 @@ use super::error::Failure;
 use super::rerank::{detecting, only};
 use super::{admin, auth, infer, observe, openapi, page, predict, score, tokenize};
 use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::rerank::{Limits, RerankError};
-use crate::service::Reranker;
 use crate::shutdown::{Lifecycle, Phase};
+use rerankd_core::{Limits, RerankError};
+use rerankd_engine::metrics::Metrics;
+use rerankd_engine::service::Reranker;
 
 /// What every request can reach. A cheap handle: clones share everything.
 #[derive(Clone)]

@@ -18,8 +18,8 @@ use super::claim;
 use super::dialect::field::{self, Fields};
 use super::error::Failure;
 use crate::config::HttpConfig;
-use crate::rerank::{Claim, RerankError};
-use crate::service::Reranker;
+use rerankd_core::{Claim, RerankError};
+use rerankd_engine::service::Reranker;
 
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.

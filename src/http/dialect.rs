@@ -24,7 +24,7 @@ use serde::Serialize;
 use self::field::Fields;
 use super::error::Failure;
 use crate::config::DocumentForm;
-use crate::rerank::{Limits, Pair, Priority, Ranking, RerankCommand, RerankError};
+use rerankd_core::{Limits, Pair, Priority, Ranking, RerankCommand, RerankError};
 
 /// A wire format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::dialect::Dialect;
 use super::observe::Left;
-use crate::rerank::{ErrorCode, RerankError};
+use rerankd_core::{ErrorCode, RerankError};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
@@ -64,20 +64,11 @@ impl Failure {
             Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
-            Self::Service(error) => match error.code() {
-                ErrorCode::InvalidRequest
-                | ErrorCode::Malformed
-                | ErrorCode::Empty
-                | ErrorCode::Unsupported => (StatusCode::BAD_REQUEST, "invalid_request"),
-                ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, "unknown_model"),
-                ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-                ErrorCode::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
-                ErrorCode::TooLate => (StatusCode::TOO_MANY_REQUESTS, "cannot_finish_in_time"),
-                ErrorCode::DeadlinePassed => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
-                ErrorCode::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
-                ErrorCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-                ErrorCode::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-            },
+            Self::Service(error) => {
+                let (status, name) = error.code().http();
+                let status = StatusCode::from_u16(status).expect("a status has three digits");
+                (status, name)
+            }
         }
     }
 

@@ -13,8 +13,8 @@ use super::error::{Failure, json};
 use super::observe::RequestId;
 use super::predict::scored;
 use super::rerank::Exchange;
-use crate::rerank::RerankError;
-use crate::service::Reranker;
+use rerankd_core::RerankError;
+use rerankd_engine::service::Reranker;
 
 /// How long the part of the body is that is JSON, where tensors lie behind it.
 const JSON_LENGTH: &str = "inference-header-content-length";

@@ -16,7 +16,7 @@ use super::app::AppState;
 use super::auth::KeyName;
 use super::dialect::Dialect;
 use super::error::Cause;
-use crate::trace::{self, Timeline};
+use rerankd_engine::trace::{self, Timeline};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");

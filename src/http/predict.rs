@@ -10,7 +10,7 @@ use super::dialect::{Dialect, native, tei};
 use super::error::{Failure, json};
 use super::observe::{RequestId, Work};
 use super::rerank::{Exchange, check_finite};
-use crate::rerank::{Claim, PredictCommand, Prediction, RerankError};
+use rerankd_core::{Claim, PredictCommand, Prediction, RerankError};
 
 /// `POST /predict`, the server's own or TEI's.
 pub async fn predict(State(state): State<AppState>, id: RequestId, request: Request) -> Response {

@@ -21,8 +21,8 @@ use super::dialect::{
 use super::error::{Failure, json};
 use super::infer;
 use super::observe::{RequestId, Work};
-use crate::rerank::{Claim, RerankError};
-use crate::service::Reranker;
+use rerankd_core::{Claim, RerankError};
+use rerankd_engine::service::Reranker;
 
 /// A path that many dialects share; bodies that tell nothing are in `default`.
 pub fn detecting(default: Dialect) -> MethodRouter<AppState> {

@@ -11,7 +11,7 @@ use super::error::json;
 use super::observe::RequestId;
 use super::predict::scored;
 use super::rerank::{Exchange, now};
-use crate::rerank::RerankError;
+use rerankd_core::RerankError;
 
 /// `POST /score`.
 pub async fn score(State(state): State<AppState>, id: RequestId, request: Request) -> Response {

@@ -10,7 +10,7 @@ use super::dialect::{Dialect, tei};
 use super::error::json;
 use super::observe::RequestId;
 use super::rerank::Exchange;
-use crate::rerank::RerankError;
+use rerankd_core::RerankError;
 
 /// `POST /tokenize`.
 pub async fn tokenize(State(state): State<AppState>, id: RequestId, request: Request) -> Response {

@@ -17,7 +17,7 @@ use rerankd::config::{Config, Listen};
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
 use rerankd::http::{Door, serve};
-use rerankd::metrics::Metrics;
+use rerankd_engine::metrics::Metrics;
 use ring::digest::{Context as Digest, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use tokio::sync::{Barrier, oneshot};
 

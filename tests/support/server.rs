@@ -15,8 +15,8 @@ use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
 use rerankd::http::{self, Door};
-use rerankd::metrics::Metrics;
 use rerankd::shutdown::{Phase, Stopped, supervise};
+use rerankd_engine::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -25,6 +25,9 @@ use tower::ServiceExt;
 
 use super::fake::{self, Model};
 use super::real;
+
+/// A timeout that a test waits for: short, and long enough for everything that must come before it.
+pub const SHORT: Duration = Duration::from_millis(100);
 
 /// Far longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(60);

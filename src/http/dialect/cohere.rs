@@ -16,9 +16,7 @@ use super::request::request;
 use super::usage::Usage;
 use super::{Answer, Dialect, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{
-    Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, Texts,
-};
+use rerankd_core::{Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, Texts};
 
 request! {
     /// A reranking as Cohere, Jina and their kin ask for it.
@@ -118,7 +116,7 @@ pub struct Ranked<'a> {
 
 /// The results of `answer`, best first.
 pub fn results<'a>(answer: &Answer<'a>, echo: &'a Echo) -> Vec<Ranked<'a>> {
-    let result = |ranked: &crate::rerank::Ranked| Ranked {
+    let result = |ranked: &rerankd_core::Ranked| Ranked {
         index: ranked.index,
         relevance_score: ranked.score,
         document: echo.document(answer, ranked.index),

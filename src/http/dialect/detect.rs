@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::Dialect;
 use super::field::BYTE_ORDER_MARK;
-use crate::rerank::RerankError;
+use rerankd_core::RerankError;
 
 /// Which telling keys a body has; their values do not matter, not even null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::Answer;
 use super::field::Item;
 use crate::config::DocumentForm;
-use crate::rerank::RerankError;
+use rerankd_core::RerankError;
 
 /// Fields of one document that may be ranked together: more than any schema for search has.
 const MAX_RANK_FIELDS: usize = 64;

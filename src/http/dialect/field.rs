@@ -23,7 +23,7 @@ pub use loose::{Contents, Name, OneContent, OptionalText};
 pub use pairs::{Ids, Inputs, Pairs, PredictInputs, TokenIds};
 pub use tensors::{InferParameters, Names, Parameters, Tensor, Tensors};
 
-use crate::rerank::{Priority, RerankError};
+use rerankd_core::{Priority, RerankError};
 
 /// A request that reads itself field by field. It starts empty; what is missing is said later.
 pub trait Fields: Default + Send + 'static {

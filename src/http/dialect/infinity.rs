@@ -14,7 +14,7 @@ use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::config::DocumentForm;
 use crate::http::error::{Failure, json};
-use crate::rerank::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
 
 request! {
     /// A reranking as `infinity` reads it; `raw_scores` and `return_documents` together tell

@@ -13,7 +13,7 @@ use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{Limits, RerankCommand, RerankError, ScoreOptions};
+use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions};
 
 request! {
     /// A reranking as llama.cpp reads it.

@@ -13,7 +13,7 @@ use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::config::DocumentForm;
 use crate::http::error::Failure;
-use crate::rerank::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Texts};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Texts};
 
 request! {
     /// A reranking as Mixedbread reads it; `input` tells it from others on a shared path.
@@ -64,7 +64,7 @@ impl RerankDialect for Request {
     }
 
     fn fill<'a>(answer: &Answer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
-        let result = |ranked: &crate::rerank::Ranked| Ranked {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
             index: ranked.index,
             score: ranked.score,
             input: kept

@@ -15,7 +15,7 @@ use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{
+use rerankd_core::{
     Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
     ScoreOptions, Side, Strategy, Truncate,
 };

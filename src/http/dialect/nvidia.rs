@@ -12,7 +12,7 @@ use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::Failure;
-use crate::rerank::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Texts, Truncate};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Texts, Truncate};
 
 request! {
     /// A ranking as NVIDIA's clients ask for it.
@@ -64,7 +64,7 @@ impl RerankDialect for Request {
     }
 
     fn fill<'a>(answer: &Answer<'a>, (): &'a ()) -> impl Serialize + 'a {
-        let result = |ranked: &crate::rerank::Ranked| Ranked {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
             index: ranked.index,
             logit: ranked.score,
         };

@@ -14,7 +14,7 @@ use super::field::{InferParameters, Names, OptionalText, Parameters, Tensor, Ten
 use super::missing;
 use super::request::request;
 use crate::http::error::{Failure, json};
-use crate::rerank::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
 
 const QUERY: &str = "query";
 const DOCUMENTS: &str = "documents";

@@ -16,7 +16,7 @@ use super::field::{Count, Flag, Strings, Text, direction};
 use super::request::request;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{
+use rerankd_core::{
     ErrorCode, Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Texts, Ties,
     Truncate,
 };
@@ -84,7 +84,7 @@ impl RerankDialect for RerankRequest {
     }
 
     fn fill<'a>(answer: &Answer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
-        let rank = |ranked: &crate::rerank::Ranked| Rank {
+        let rank = |ranked: &rerankd_core::Ranked| Rank {
             index: ranked.index,
             text: (kept.return_text).then(|| &*answer.pairs[ranked.index].document),
             score: ranked.score,

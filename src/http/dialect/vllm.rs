@@ -15,7 +15,7 @@ use super::request::request;
 use super::usage::Usage;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Texts};
+use rerankd_core::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Texts};
 
 request! {
     /// A reranking as vLLM reads it.
@@ -143,7 +143,7 @@ impl RerankDialect for RerankRequest {
     }
 
     fn fill<'a>(answer: &Answer<'a>, (): &'a ()) -> impl Serialize + 'a {
-        let result = |ranked: &crate::rerank::Ranked| Ranked {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
             index: ranked.index,
             document: Document {
                 text: &answer.pairs[ranked.index].document,

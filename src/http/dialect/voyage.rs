@@ -13,7 +13,7 @@ use super::request::request;
 use super::{Answer, RerankDialect, missing};
 use crate::config::DocumentForm;
 use crate::http::error::{Failure, json};
-use crate::rerank::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
 
 request! {
     /// A reranking as Voyage reads it; `truncation` or `top_k` tells it from others on a shared
@@ -55,7 +55,7 @@ impl RerankDialect for Request {
     }
 
     fn fill<'a>(answer: &Answer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
-        let result = |ranked: &crate::rerank::Ranked| Ranked {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
             relevance_score: ranked.score,
             index: ranked.index,
             document: echo.document_as(DocumentForm::String, answer, ranked.index),

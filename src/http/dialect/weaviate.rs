@@ -10,7 +10,7 @@ use super::field::{Documents, OptionalText, Text};
 use super::request::request;
 use super::{Answer, RerankDialect, missing};
 use crate::http::error::{Failure, json};
-use crate::rerank::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
+use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
 
 request! {
     /// A reranking as Weaviate asks for it; `property` tells it from others on a shared path.

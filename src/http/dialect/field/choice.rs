@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, Visitor};
 
 use super::{refuse_strings, seed};
-use crate::rerank::{Side, Strategy, Truncate};
+use rerankd_core::{Side, Strategy, Truncate};
 
 /// One of a few names, or null, at a path.
 pub struct OneOf<'a, T: 'static> {

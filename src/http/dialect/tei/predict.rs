@@ -7,7 +7,7 @@ use super::options;
 use crate::http::dialect::field::{Flag, Inputs, PredictInputs, direction};
 use crate::http::dialect::missing;
 use crate::http::dialect::request::request;
-use crate::rerank::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 request! {
     /// A prediction as TEI reads it.

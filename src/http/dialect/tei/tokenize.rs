@@ -3,11 +3,11 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::encoder::TextToken;
 use crate::http::dialect::field::{Flag, Ids, OneOrMany, OptionalText, TokenIds};
 use crate::http::dialect::missing;
 use crate::http::dialect::request::request;
-use crate::rerank::RerankError;
+use rerankd_core::RerankError;
+use rerankd_model::encoder::TextToken;
 
 request! {
     /// Texts whose tokens are asked for.

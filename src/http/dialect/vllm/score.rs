@@ -11,7 +11,7 @@ use crate::http::dialect::field::{
 };
 use crate::http::dialect::missing;
 use crate::http::dialect::request::request;
-use crate::rerank::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 request! {
     /// Scores as vLLM is asked for them: one text against one or many, or as many against as many.

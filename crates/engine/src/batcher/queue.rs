@@ -1,0 +1,506 @@
+//! Waiting and running sequences. Plain data: the batcher locks it, tests drive it.
+//!
+//! A pair that several requests want, or one request wants twice, is one job. It waits in all of them and
+//! is taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
+//! the job stays with the rest, so no request leads the others.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use super::BatchError;
+use super::backlog::{Backlog, weight};
+use super::fair::Turns;
+use super::reply::Reply;
+use crate::admission::Permit;
+use crate::cost::{Cost, Work, duration};
+use crate::plan::Plan;
+use crate::trace::{self, Timeline};
+use rerankd_core::{Claim, Tenant};
+use rerankd_core::{Encoding, PairKey};
+
+/// Identifies a request in the queue. Later requests have larger ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct FlowId(u64);
+
+/// Identifies a sequence to be scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct JobId(u64);
+
+/// One sequence of a batch.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub id: JobId,
+    pub key: PairKey,
+    pub encoding: Encoding,
+    pub queued_at: Instant,
+    /// Timelines of the requests that want it, where traces are sent.
+    pub requests: Vec<Timeline>,
+}
+
+/// A sequence that waits or runs.
+struct Pending {
+    key: PairKey,
+    state: PendingState,
+    tokens: usize,
+    /// Requests that want it, with its position in each. Empty when all have left while it runs.
+    owners: Vec<(FlowId, usize)>,
+}
+
+enum PendingState {
+    Waiting(Encoding),
+    /// In a batch of this worker.
+    Running(usize),
+}
+
+impl Pending {
+    fn waits(&self) -> bool {
+        matches!(self.state, PendingState::Waiting(_))
+    }
+}
+
+/// A request of which something is waiting or running.
+struct Flow {
+    claim: Claim,
+    /// By position in the request, which is the order in which they are taken.
+    waiting: BTreeMap<usize, JobId>,
+    /// Work of the waiting sequences.
+    work: Work,
+    /// Sequences that are not scored yet, waiting or running.
+    unscored: usize,
+    /// The job of each of its sequences.
+    jobs: Vec<JobId>,
+    /// Whether a sequence was taken at its turn.
+    begun: bool,
+    /// Tokens that were scored for it.
+    scored_tokens: usize,
+    logits: Vec<f32>,
+    reply: Reply,
+    permit: Permit,
+    timeline: Timeline,
+    queued_at: Instant,
+}
+
+/// A request that enters the queue.
+pub(super) struct Arrival {
+    pub claim: Claim,
+    pub encodings: Vec<(PairKey, Encoding)>,
+    pub reply: Reply,
+    pub permit: Permit,
+    pub timeline: Timeline,
+    pub now: Instant,
+}
+
+/// A request whose completion time is to be forecast.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ForecastRequest {
+    pub claim: Claim,
+    pub work: Work,
+}
+
+/// How fast the queue empties.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Speed {
+    /// Cost of a batch while all workers run.
+    pub cost: Cost,
+    pub workers: usize,
+    /// Sum over all workers of the seconds that each is still busy.
+    pub busy: f64,
+    /// Tokens of a full batch.
+    pub batch_tokens: usize,
+}
+
+/// All requests in the queue.
+pub(super) struct Queue {
+    flows: HashMap<FlowId, Flow>,
+    jobs: HashMap<JobId, Pending>,
+    /// Jobs that later requests for the same pair join.
+    by_key: HashMap<PairKey, JobId>,
+    turns: Turns<Tenant, FlowId>,
+    backlog: Backlog,
+    /// Jobs that wait, each counted once.
+    waiting: Work,
+    next_flow: u64,
+    next_job: u64,
+    labels: usize,
+}
+
+/// Requests that a batch may pass over because their next sequence is too long for what is left of
+/// it: bounds the time under the lock.
+const MAX_PASSED_OVER: usize = 16;
+/// Late requests that are refused while one batch is formed: bounds the time under the lock.
+const MAX_REFUSED: usize = 64;
+
+/// What an event has cost.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Tokens that were scored for requests whose client has left.
+    pub wasted: usize,
+    /// Sequences whose logits were not finite.
+    pub failed: usize,
+}
+
+/// The next batch of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Empty when nothing waits, or when `more` is set and only late requests were looked at.
+    pub jobs: Vec<Job>,
+    pub outcome: Outcome,
+    /// Requests that left the queue's waiting line with this batch, and when each was queued. Recorded by
+    /// the caller, who no longer holds the lock.
+    pub begun: Vec<(Timeline, Instant)>,
+    /// Whether the search for a batch was cut short: call again.
+    pub more: bool,
+}
+
+impl Queue {
+    pub(super) fn new(labels: usize) -> Self {
+        Self {
+            flows: HashMap::new(),
+            jobs: HashMap::new(),
+            by_key: HashMap::new(),
+            turns: Turns::new(),
+            backlog: Backlog::default(),
+            waiting: Work::default(),
+            next_flow: 0,
+            next_job: 0,
+            labels,
+        }
+    }
+
+    /// Queues a request. Returns its id, and how many of its sequences other requests wait for already.
+    pub(super) fn push(&mut self, arrival: Arrival) -> (FlowId, usize) {
+        let id = FlowId(self.next_flow);
+        self.next_flow += 1;
+        let unscored = arrival.encodings.len();
+        let mut jobs = Vec::with_capacity(unscored);
+        let (mut waiting, mut work, mut shared) = (BTreeMap::new(), Work::default(), 0);
+        for (index, (key, encoding)) in arrival.encodings.into_iter().enumerate() {
+            let known = self.by_key.get(&key).copied();
+            shared += usize::from(known.is_some());
+            let job = known.unwrap_or_else(|| self.add(key, encoding));
+            let pending = self.jobs.get_mut(&job).expect("known jobs exist");
+            pending.owners.push((id, index));
+            jobs.push(job);
+            if pending.waits() {
+                waiting.insert(index, job);
+                work += Work::of(pending.tokens);
+            }
+        }
+        let claim = arrival.claim;
+        if !waiting.is_empty() {
+            self.turns.join(claim.tenant, id, weight(claim));
+            self.backlog.add(claim, work);
+        }
+        self.flows.insert(
+            id,
+            Flow {
+                claim,
+                waiting,
+                work,
+                unscored,
+                jobs,
+                begun: false,
+                scored_tokens: 0,
+                logits: vec![0.0; unscored * self.labels],
+                reply: arrival.reply,
+                permit: arrival.permit,
+                timeline: arrival.timeline,
+                queued_at: arrival.now,
+            },
+        );
+        (id, shared)
+    }
+
+    fn add(&mut self, key: PairKey, encoding: Encoding) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        let tokens = encoding.len();
+        self.waiting += Work::of(tokens);
+        self.by_key.insert(key, id);
+        let pending = Pending {
+            key,
+            state: PendingState::Waiting(encoding),
+            tokens,
+            owners: Vec::new(),
+        };
+        self.jobs.insert(id, pending);
+        id
+    }
+
+    /// What waits for a batch.
+    pub(super) fn waiting(&self) -> Work {
+        self.waiting
+    }
+
+    /// Requests that are not answered yet.
+    pub(super) fn requests(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Takes the next batch of `worker` out of the queue.
+    ///
+    /// Turn by turn, the request that is least ahead of its share gives its next sequence. One whose
+    /// sequence no longer fits sits this batch out. One that cannot be answered in time is refused instead
+    /// of begun.
+    pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed, now: Instant) -> Taken {
+        let mut taken = Taken::default();
+        let mut draft = Work::default();
+        let mut aside = Vec::new();
+        let mut refused = 0;
+        while let Some((tenant, id)) = self.turns.next() {
+            if let Some(refusal) = self.too_late(id, speed, now) {
+                if refused == MAX_REFUSED {
+                    taken.more = true;
+                    break;
+                }
+                refused += 1;
+                taken.outcome.wasted += self.refuse(id, refusal).wasted;
+                continue;
+            }
+            let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
+            let (_, &job) = flow
+                .waiting
+                .first_key_value()
+                .expect("a flow that takes turns has a waiting job");
+            let tokens = self.jobs[&job].tokens;
+            if !plan.accepts(draft, tokens) {
+                self.turns.set_aside(tenant, id);
+                aside.push((tenant, id));
+                if aside.len() > MAX_PASSED_OVER {
+                    break;
+                }
+                continue;
+            }
+            draft += Work::of(tokens);
+            let queued_at = flow.queued_at;
+            if !std::mem::replace(&mut flow.begun, true) {
+                taken.begun.push((flow.timeline.clone(), queued_at));
+            }
+            self.turns.charge(tenant, id, tokens);
+            let (key, encoding) = self.start(job, worker);
+            taken.jobs.push(Job {
+                id: job,
+                key,
+                encoding,
+                queued_at,
+                requests: self.traced(job),
+            });
+        }
+        self.turns.recall(&aside);
+        taken
+    }
+
+    /// Timelines of the requests that want `job`, where traces are sent.
+    fn traced(&self, job: JobId) -> Vec<Timeline> {
+        if !trace::is_on() {
+            return Vec::new();
+        }
+        let owners = self.jobs[&job].owners.iter();
+        owners.map(|(id, _)| self.flows[id].timeline.clone()).collect()
+    }
+
+    /// Moves `job` from all requests in which it waits to a batch of `worker`.
+    fn start(&mut self, job: JobId, worker: usize) -> (PairKey, Encoding) {
+        let pending = self.jobs.get_mut(&job).expect("a waiting job exists");
+        let running = PendingState::Running(worker);
+        let PendingState::Waiting(encoding) = std::mem::replace(&mut pending.state, running) else {
+            unreachable!("a job that runs waits in no request");
+        };
+        let work = Work::of(pending.tokens);
+        self.waiting -= work;
+        for (id, index) in &pending.owners {
+            let flow = self.flows.get_mut(id).expect("an owner is a flow");
+            self.backlog.remove(flow.claim, flow.work);
+            flow.waiting.remove(index);
+            flow.work -= work;
+            if flow.waiting.is_empty() {
+                self.turns.leave(flow.claim.tenant, *id);
+            } else {
+                self.backlog.add(flow.claim, flow.work);
+            }
+        }
+        (pending.key, encoding)
+    }
+
+    /// Why a request that has not begun should not begin.
+    fn too_late(&self, id: FlowId, speed: Speed, now: Instant) -> Option<BatchError> {
+        let flow = &self.flows[&id];
+        let deadline = flow.claim.deadline?;
+        if now >= deadline.at {
+            return Some(BatchError::DeadlinePassed { begun: flow.begun });
+        }
+        if flow.begun {
+            return None;
+        }
+        let request = ForecastRequest {
+            claim: flow.claim,
+            work: flow.work,
+        };
+        let needed = duration(self.forecast(request, true, speed));
+        (now + needed > deadline.at).then_some(BatchError::TooLate { needed })
+    }
+
+    /// Seconds until `request` would be done if no other came after it: the rest of what runs, then all
+    /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
+    pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed) -> f64 {
+        let ForecastRequest { claim, work } = request;
+        let before = self.backlog.seconds_until_served(claim, work, waits, speed);
+        let full = speed.cost.per_token * speed.batch_tokens as f64;
+        let overhead = if full > 0.0 {
+            speed.cost.base / full
+        } else {
+            0.0
+        };
+        let shared = (speed.busy + before * (1.0 + overhead)) / speed.workers as f64;
+        // However many workers there are, a sequence runs on one.
+        let sequences = work.sequences.max(1);
+        let one = Work {
+            sequences: 1,
+            tokens: work.tokens / sequences,
+            squares: work.squares / sequences as u64,
+        };
+        shared.max(speed.cost.seconds(one))
+    }
+
+    /// Stores the logits of a batch, `[jobs, labels]`, and answers the requests it completes. A sequence
+    /// whose logits are not finite fails the requests that want it, and no other.
+    pub(super) fn complete(&mut self, jobs: &[Job], logits: &[f32]) -> Outcome {
+        let mut outcome = Outcome::default();
+        for (job, row) in jobs.iter().zip(logits.chunks_exact(self.labels)) {
+            let pending = self.end(job.id);
+            if pending.owners.is_empty() {
+                outcome.wasted += pending.tokens;
+            }
+            if !row.iter().all(|logit| logit.is_finite()) {
+                outcome.failed += 1;
+                self.fail_owners(pending, "the model returned a logit that is not finite");
+                continue;
+            }
+            for (nth, (id, index)) in pending.owners.into_iter().enumerate() {
+                // It was answered when another of its sequences failed.
+                let Some(flow) = self.flows.get_mut(&id) else {
+                    continue;
+                };
+                if nth == 0 {
+                    flow.scored_tokens += pending.tokens;
+                }
+                let start = index * self.labels;
+                flow.logits[start..start + self.labels].copy_from_slice(row);
+                flow.unscored -= 1;
+                flow.permit.spend(pending.tokens);
+                if flow.unscored == 0 {
+                    let flow = self.flows.remove(&id).expect("it was just there");
+                    // Its tokens are no longer outstanding when its client sees the answer.
+                    drop(flow.permit);
+                    flow.reply.answer(Ok(flow.logits));
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Fails every request that has a sequence in a batch.
+    pub(super) fn fail(&mut self, jobs: &[Job], reason: &str) {
+        for job in jobs {
+            let pending = self.end(job.id);
+            self.fail_owners(pending, reason);
+        }
+    }
+
+    fn fail_owners(&mut self, pending: Pending, reason: &str) {
+        for (id, _) in pending.owners {
+            // A request may own several sequences of a batch; it is refused once.
+            self.refuse(id, BatchError::Failed(reason.to_owned()));
+        }
+    }
+
+    /// Fails the requests of a batch that `worker` lost. Relies on nothing that a panic may have left
+    /// half done.
+    pub(super) fn abandon(&mut self, worker: usize, reason: &str) {
+        let lost = |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
+        let jobs: Vec<JobId> = self.jobs.iter().filter(|(_, p)| lost(p)).map(|(id, _)| *id).collect();
+        for job in jobs {
+            let pending = self.end(job);
+            self.fail_owners(pending, reason);
+        }
+        // A request whose job ended without being counted would wait forever.
+        let stuck = |flow: &Flow| {
+            let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(job));
+            open.count() != flow.unscored
+        };
+        let flows: Vec<FlowId> = self.flows.iter().filter(|(_, f)| stuck(f)).map(|(id, _)| *id).collect();
+        for id in flows {
+            self.refuse(id, BatchError::Failed(reason.to_owned()));
+        }
+    }
+
+    /// Fails every request.
+    pub(super) fn fail_all(&mut self, error: &BatchError) {
+        let flows: Vec<FlowId> = self.flows.keys().copied().collect();
+        for id in flows {
+            self.refuse(id, error.clone());
+        }
+    }
+
+    fn end(&mut self, job: JobId) -> Pending {
+        let pending = self.jobs.remove(&job).expect("a job ends once");
+        self.by_key.remove(&pending.key);
+        pending
+    }
+
+    /// Ends a request whose deadline has passed. Does nothing when it was already answered.
+    pub(super) fn expire(&mut self, id: FlowId) -> Outcome {
+        match self.flows.get(&id).map(|flow| flow.begun) {
+            Some(begun) => self.refuse(id, BatchError::DeadlinePassed { begun }),
+            None => Outcome::default(),
+        }
+    }
+
+    fn refuse(&mut self, id: FlowId, reason: BatchError) -> Outcome {
+        let Some(flow) = self.remove(id) else {
+            return Outcome::default();
+        };
+        // As in `complete`: returned before the client sees the answer.
+        drop(flow.permit);
+        flow.reply.answer(Err(reason));
+        Outcome {
+            wasted: flow.scored_tokens,
+            ..Outcome::default()
+        }
+    }
+
+    /// Forgets a request whose client has left. Does nothing when it was already answered.
+    pub(super) fn cancel(&mut self, id: FlowId) -> Outcome {
+        let wasted = self.remove(id).map_or(0, |flow| flow.scored_tokens);
+        Outcome {
+            wasted,
+            ..Outcome::default()
+        }
+    }
+
+    fn remove(&mut self, id: FlowId) -> Option<Flow> {
+        let mut flow = self.flows.remove(&id)?;
+        self.turns.leave(flow.claim.tenant, id);
+        if !flow.waiting.is_empty() {
+            self.backlog.remove(flow.claim, flow.work);
+        }
+        flow.jobs.sort_unstable();
+        flow.jobs.dedup();
+        for &job in &flow.jobs {
+            // Scored jobs are gone.
+            let Some(pending) = self.jobs.get_mut(&job) else {
+                continue;
+            };
+            pending.owners.retain(|(other, _)| *other != id);
+            // A running job goes on: a later request may want it.
+            if pending.owners.is_empty() && pending.waits() {
+                let pending = self.end(job);
+                self.waiting -= Work::of(pending.tokens);
+            }
+        }
+        Some(flow)
+    }
+}
+
+#[cfg(test)]
+mod tests;

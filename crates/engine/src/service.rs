@@ -1,0 +1,721 @@
+//! The steps of a request, in order: admit, tokenize, score, rank.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crate::admission::{Admission, Permit};
+use crate::batcher::{BatchError, Batcher, BatcherConfig};
+use crate::cache::{PairKeys, ScoreCache};
+use crate::config::CacheConfig;
+use crate::cost::Costs;
+use crate::metrics::Metrics;
+use crate::plan::BatchLimits;
+use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool};
+use crate::trace::{Step, Timeline};
+use rerankd_core::{
+    Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
+    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, Truncate, rank,
+};
+use rerankd_core::{Encoding, PairKey};
+use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
+use rerankd_runtime::Scorer;
+
+/// What is served, for `/info`, logs and responses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Name that responses carry.
+    pub id: String,
+    /// Kind of network, such as `bert`.
+    pub architecture: String,
+    /// What its graph comes from: `safetensors` where it is built from weights, or `onnx`.
+    pub format: &'static str,
+    /// How batches are laid out: `packed`, or `padded`.
+    pub layout: &'static str,
+    /// Names of the outputs, in order.
+    pub labels: Vec<String>,
+    /// Tokens a pair may have, special tokens included.
+    pub max_length: usize,
+    /// What is put behind the logits.
+    pub activation: Activation,
+    /// Arithmetic of the matrix products, such as `fp32`.
+    pub precision: &'static str,
+    /// Which of the processor's instructions the kernels of this server use.
+    pub instructions: &'static str,
+    /// Numbers in the model.
+    pub parameters: usize,
+    /// Threads that score: sessions times threads of each.
+    pub threads: usize,
+    /// Batches that are scored at the same time.
+    pub sessions: usize,
+    /// Version of ONNX Runtime.
+    pub runtime_version: String,
+    /// What runs the model, as the setting `device` spells it.
+    pub device: String,
+    /// Why it was taken.
+    pub device_because: String,
+    /// Nodes of the graph that each provider of ONNX Runtime runs.
+    pub providers: BTreeMap<String, usize>,
+    /// Most tokens of one batch.
+    pub batch_tokens: usize,
+}
+
+/// How much a [`Reranker`] takes on.
+#[derive(Debug, Clone)]
+pub struct Capacity {
+    /// The most that one batch may be.
+    pub batch: BatchLimits,
+    /// Tokens that may be outstanding before requests are refused.
+    pub max_queue_tokens: usize,
+    /// Threads that tokenize.
+    pub encode_threads: usize,
+    /// Which scores are kept.
+    pub cache: CacheConfig,
+    /// What batches cost.
+    pub costs: Costs,
+}
+
+/// Answers commands with one model.
+pub struct Reranker {
+    info: ModelInfo,
+    encoder: Arc<PairEncoder>,
+    tokenizers: TokenizerPool,
+    admission: Arc<Admission>,
+    batcher: Batcher,
+    keys: PairKeys,
+    cache: Arc<ScoreCache>,
+    metrics: Arc<Metrics>,
+}
+
+/// What of a request scoring needs to know beside its pairs.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    /// What the caller calls the pairs.
+    field: &'static str,
+    options: ScoreOptions,
+    claim: Claim,
+}
+
+/// A request's sequences, with those scores that are cached.
+#[derive(Default)]
+struct Prepared {
+    encoded: Vec<EncodedPair>,
+    /// One for each sequence, in order.
+    keys: Vec<PairKey>,
+    /// Cached logits of each sequence.
+    known: Vec<Option<Arc<[f32]>>>,
+}
+
+impl Prepared {
+    fn append(&mut self, mut other: Self) {
+        self.encoded.append(&mut other.encoded);
+        self.keys.append(&mut other.keys);
+        self.known.append(&mut other.known);
+    }
+}
+
+/// What scoring found out about a request's pairs.
+struct Scored {
+    /// `[pairs, labels]`, row by row.
+    logits: Vec<f32>,
+    truncated: Vec<usize>,
+    tokens: usize,
+}
+
+impl Reranker {
+    /// Starts a worker for each of `scorers`, which all run the model that `info` describes and
+    /// `encoder` tokenizes for.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn start(
+        info: ModelInfo,
+        encoder: PairEncoder,
+        scorers: Vec<Box<dyn Scorer>>,
+        capacity: Capacity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let admission = Admission::new(
+            capacity.max_queue_tokens,
+            info.max_length,
+            metrics.queue_tokens.clone(),
+        );
+        let cache = Arc::new(ScoreCache::new(
+            &capacity.cache,
+            metrics.cache_bytes.clone(),
+        ));
+        let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
+        let tokenizers = TokenizerPool::start(capacity.encode_threads, metrics.clone());
+        let config = BatcherConfig {
+            scorers,
+            labels: info.labels.len(),
+            limits: capacity.batch,
+            costs: capacity.costs,
+            cache: cache.clone(),
+        };
+        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
+        Self {
+            info,
+            encoder: Arc::new(encoder),
+            tokenizers,
+            admission,
+            batcher,
+            keys,
+            cache,
+            metrics,
+        }
+    }
+
+    /// What is served.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Orders documents by logit, best first. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    /// [`RerankError`]: the model has several labels, a pair is too long and must not be cut, the
+    /// queue is full, there is no time left, or scoring failed.
+    pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
+        if self.info.labels.len() != 1 {
+            return Err(RerankError::unsupported(format!(
+                "this model gives {} scores a pair, which have no order; use `/predict`",
+                self.info.labels.len()
+            )));
+        }
+        self.check(command.options())?;
+        let terms = Terms {
+            field: command.field(),
+            options: command.options(),
+            claim: command.claim(),
+        };
+        let scored = self.score(command.pairs(), terms).await?;
+        let mut order = rank(&scored.logits, command.ties());
+        order.truncate(command.top_n());
+        let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
+        command
+            .options()
+            .scale
+            .apply(self.info.activation, 1, &mut scores);
+        Ok(Ranking {
+            results: order
+                .into_iter()
+                .zip(scores)
+                .map(|(index, score)| Ranked { index, score })
+                .collect(),
+            truncated: scored.truncated,
+            tokens: scored.tokens,
+        })
+    }
+
+    /// Scores pairs, each on its own. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    /// [`RerankError`]: softmax was asked of a single label, a pair is too long and must not be cut,
+    /// the queue is full, there is no time left, or scoring failed.
+    pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
+        self.check(command.options())?;
+        let terms = Terms {
+            field: command.field(),
+            options: command.options(),
+            claim: command.claim(),
+        };
+        let scored = self.score(command.pairs(), terms).await?;
+        let labels = self.info.labels.len();
+        let mut scores = scored.logits;
+        command
+            .options()
+            .scale
+            .apply(self.info.activation, labels, &mut scores);
+        Ok(Prediction {
+            scores,
+            labels,
+            truncated: scored.truncated,
+            tokens: scored.tokens,
+        })
+    }
+
+    /// The tokens of each of `texts`, with or without special tokens. Dropping the future cancels the work.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn tokenize(
+        &self,
+        texts: Vec<String>,
+        special: bool,
+        claim: Claim,
+    ) -> Result<Vec<Vec<TextToken>>, RerankError> {
+        let encoder = self.encoder.clone();
+        let tokens = move |text: &String| encoder.text_tokens(text, special);
+        self.each(texts, claim, String::len, tokens).await
+    }
+
+    /// The texts that lists of token ids stand for, without special tokens where they are skipped. Dropping
+    /// the future cancels the work.
+    ///
+    /// # Errors
+    /// When the tokenizer failed.
+    pub async fn decode(
+        &self,
+        ids: Vec<Vec<u32>>,
+        skip_special: bool,
+        claim: Claim,
+    ) -> Result<Vec<String>, RerankError> {
+        let encoder = self.encoder.clone();
+        let text = move |ids: &Vec<u32>| encoder.decode(ids, skip_special);
+        self.each(ids, claim, |ids| BYTES_PER_ID * ids.len(), text)
+            .await
+    }
+
+    /// Calls `work` for each of `items` on the tokenizing threads, in chunks of about the same `cost`.
+    async fn each<I: Send + 'static, T: Send + 'static>(
+        &self,
+        items: Vec<I>,
+        claim: Claim,
+        cost: impl Fn(&I) -> usize,
+        work: impl Fn(&I) -> Result<T, EncodeError> + Send + Sync + 'static,
+    ) -> Result<Vec<T>, RerankError> {
+        let work = Arc::new(work);
+        let costs: Vec<usize> = items.iter().map(cost).collect();
+        let mut items = items.into_iter();
+        let chunks = chunks(&costs).map(|(range, cost)| {
+            let work = work.clone();
+            let items: Vec<I> = items.by_ref().take(range.len()).collect();
+            let work = move || items.iter().map(|item| work(item)).collect();
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let results: Vec<Vec<T>> = self.run(claim, chunks.collect()).await?;
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Resolves when nothing that was accepted is left unanswered.
+    pub async fn drain(&self) {
+        self.batcher.idle().await;
+    }
+
+    /// Whether a worker is left to score.
+    pub fn can_serve(&self) -> bool {
+        self.batcher.can_serve()
+    }
+
+    /// As [`Batcher::stop`].
+    pub fn stop(&self, limit: Duration) {
+        self.batcher.stop(limit);
+    }
+
+    fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
+        if options.scale == Scale::Softmax && self.info.labels.len() == 1 {
+            return Err(RerankError::unsupported(
+                "`softmax` needs several labels; this model has one",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
+        let (timeline, started) = (Timeline::current(), Instant::now());
+        let permit = self
+            .admission
+            .admit(pairs, terms.options.fit.chunks())
+            .inspect_err(|_| self.refused("overloaded"))?;
+        self.check_time(&permit, terms.claim)?;
+        timeline.record(Step::Admission, started, Instant::now());
+        let unanswered = Unanswered(&self.metrics);
+        let scored = self.score_admitted(pairs, terms, permit).await;
+        unanswered.settle();
+        scored
+    }
+
+    /// Refuses what would not be answered in time, before it costs anything.
+    fn check_time(&self, permit: &Permit, claim: Claim) -> Result<(), RerankError> {
+        let Some(deadline) = claim.deadline else {
+            return Ok(());
+        };
+        let needed = self.batcher.forecast(permit.estimated(), claim);
+        let left = deadline.at.saturating_duration_since(now());
+        match needed > left {
+            true => {
+                self.refused("cannot_finish_in_time");
+                Err(RerankError::too_late(needed, needed - left))
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn refused(&self, reason: &str) {
+        self.metrics.refused.with_label_values(&[reason]).inc();
+    }
+
+    async fn score_admitted(
+        &self,
+        pairs: &Arc<[Pair]>,
+        terms: Terms,
+        permit: Permit,
+    ) -> Result<Scored, RerankError> {
+        let Terms { field, options, .. } = terms;
+        let (prepared, mut permit) = self.encode(pairs.clone(), terms, permit).await?;
+        let Prepared {
+            encoded,
+            keys,
+            known,
+        } = prepared;
+
+        let truncated: Vec<usize> = (0..encoded.len())
+            .filter(|&index| encoded[index].truncated())
+            .collect();
+        if let (Truncate::Refuse, Some(&index)) = (options.truncate, truncated.first()) {
+            return Err(RerankError::invalid(format!(
+                "`{field}[{index}]` is {} tokens long with its query and special tokens; the limit is {}; shorten it, or allow `truncate`",
+                encoded[index].full_length, self.info.max_length
+            )));
+        }
+        let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
+        let tokens = encoded.iter().map(EncodedPair::tokens).sum();
+        self.metrics.pairs.inc_by(parts.len() as u64);
+        self.metrics.tokens.inc_by(tokens as u64);
+        self.metrics.truncated.inc_by(truncated.len() as u64);
+
+        let encodings = encoded.into_iter().flat_map(EncodedPair::encodings);
+        let unknown: Vec<(PairKey, Encoding)> = keys
+            .into_iter()
+            .zip(encodings)
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|(keyed, _)| keyed)
+            .collect();
+        if self.cache.is_on() {
+            let hits = known.len() - unknown.len();
+            self.metrics.cache_hits.inc_by(hits as u64);
+            self.metrics.cache_misses.inc_by(unknown.len() as u64);
+        }
+        let computed = match unknown.is_empty() {
+            true => Vec::new(),
+            false => {
+                let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
+                permit.correct(waiting);
+                self.batcher
+                    .score(unknown, terms.claim, permit)
+                    .await
+                    .map_err(|error| self.unscored(error, terms.claim))?
+            }
+        };
+        let logits = merge(&known, computed, self.info.labels.len());
+        Ok(Scored {
+            logits: best_parts(logits, &parts, self.info.labels.len()),
+            truncated,
+            tokens,
+        })
+    }
+
+    /// What a client is told of a request that has no logits.
+    fn unscored(&self, error: BatchError, claim: Claim) -> RerankError {
+        let by = claim.deadline.map(|deadline| deadline.by);
+        match error {
+            BatchError::Failed(cause) => RerankError::internal(cause),
+            BatchError::NoWorkers => RerankError::no_workers(),
+            BatchError::TooLate { needed } => {
+                self.refused("cannot_finish_in_time");
+                let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
+                    deadline.at.saturating_duration_since(now())
+                });
+                RerankError::too_late(needed, needed.saturating_sub(left))
+            }
+            BatchError::DeadlinePassed { begun } => {
+                self.metrics.missed_deadlines.inc();
+                match (begun, by) {
+                    (false, Some(DeadlineBy::Client)) => RerankError::deadline_passed(),
+                    _ => RerankError::out_of_time(self.batcher.delay()),
+                }
+            }
+        }
+    }
+
+    /// Tokenizes on threads of its own, so that those that serve other requests stay free, looks up cached
+    /// scores, and corrects the permit's estimate.
+    async fn encode(
+        &self,
+        pairs: Arc<[Pair]>,
+        terms: Terms,
+        mut permit: Permit,
+    ) -> Result<(Prepared, Permit), RerankError> {
+        let started = Instant::now();
+        let mut prepared = self.prepare(&pairs, terms).await?;
+        let encoded = &mut prepared.encoded;
+        if terms.options.truncate == Truncate::Refuse
+            && let Some(index) = encoded.iter().position(EncodedPair::truncated)
+        {
+            // The pair that is named to the caller is counted to its end.
+            encoded[index].full_length = self.full_length(&pairs, index, terms).await?;
+        }
+        let encoded = &prepared.encoded;
+        let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
+        let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
+            (bytes + pair.bytes(), tokens + encoded.full_length)
+        });
+        // Where only some tokens of each text were asked for, the density of the rest is unknown.
+        if terms.options.fit == Fit::default() {
+            self.admission.observe_density(bytes, tokens);
+        }
+        permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
+        let ended = Instant::now();
+        self.metrics
+            .tokenize_seconds
+            .observe((ended - started).as_secs_f64());
+        Timeline::current().record(Step::Tokenize, started, ended);
+        Ok((prepared, permit))
+    }
+
+    /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
+    async fn prepare(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Prepared, RerankError> {
+        let fit = terms.options.fit;
+        let cost = |text: &str| TEXT_COST + self.encoder.bytes_read(text.len(), fit);
+        let documents: Vec<usize> = pairs.iter().map(|pair| cost(&pair.document)).collect();
+        // Pairs in a row with the same query share its tokens.
+        let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
+        let mut first = Vec::new();
+        let mut run = Vec::with_capacity(pairs.len());
+        for (index, pair) in pairs.iter().enumerate() {
+            if index == 0 || !same(&pairs[index - 1], pair) {
+                first.push(index);
+            }
+            run.push(first.len() - 1);
+        }
+        let queries: Vec<usize> = first.iter().map(|&at| cost(&pairs[at].query)).collect();
+        let total = queries.iter().chain(&documents).sum();
+        let finish = Finish {
+            keys: self.keys.clone(),
+            cache: self.cache.clone(),
+            tenant: terms.claim.tenant,
+        };
+        if total <= CHUNK_COST {
+            let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+            let work = move || {
+                let encoded = encoder.fitting(fit).encode(&pairs, &AtomicBool::new(false))?;
+                Ok(finish.prepared(encoded))
+            };
+            let chunk = Chunk {
+                cost: total,
+                work: Box::new(work),
+            };
+            let mut prepared = self.run(terms.claim, vec![chunk]).await?;
+            return Ok(prepared.pop().unwrap_or_default());
+        }
+
+        let first = Arc::new(first);
+        let chunks_of_queries = chunks(&queries).map(|(range, cost)| {
+            let (encoder, pairs, first) = (self.encoder.clone(), pairs.clone(), first.clone());
+            let work = move || {
+                let fitted = encoder.fitting(fit);
+                let queries = first[range].iter().map(|&at| fitted.query(&pairs[at].query));
+                queries.collect::<Result<Vec<QueryTokens>, _>>()
+            };
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let queries = self.run(terms.claim, chunks_of_queries.collect()).await?;
+        let queries: Arc<[QueryTokens]> = queries.into_iter().flatten().collect();
+
+        let run = Arc::new(run);
+        let chunks_of_documents = chunks(&documents).map(|(range, cost)| {
+            let (encoder, pairs, run) = (self.encoder.clone(), pairs.clone(), run.clone());
+            let (queries, finish) = (queries.clone(), finish.clone());
+            let work = move || {
+                let fitted = encoder.fitting(fit);
+                let encoded = range.map(|at| fitted.pair(&queries[run[at]], &pairs[at].document));
+                Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
+            };
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let parts = self.run(terms.claim, chunks_of_documents.collect()).await?;
+        let mut prepared = Prepared::default();
+        for part in parts {
+            prepared.append(part);
+        }
+        Ok(prepared)
+    }
+
+    /// Tokens of a pair before truncation.
+    async fn full_length(
+        &self,
+        pairs: &Arc<[Pair]>,
+        index: usize,
+        terms: Terms,
+    ) -> Result<usize, RerankError> {
+        let cost = pairs[index].bytes();
+        let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+        let work = move || encoder.fitting(terms.options.fit).full_length(&pairs[index]);
+        let chunk = Chunk {
+            cost,
+            work: Box::new(work),
+        };
+        let lengths = self.run(terms.claim, vec![chunk]).await?;
+        Ok(lengths[0])
+    }
+
+    /// Runs `chunks` on the tokenizing threads until the caller leaves.
+    async fn run<T: Send + 'static>(
+        &self,
+        claim: Claim,
+        chunks: Vec<Chunk<T>>,
+    ) -> Result<Vec<T>, RerankError> {
+        let results = self.tokenizers.run(claim, chunks).await;
+        results.map_err(|error| match error {
+            PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
+                format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
+            ),
+            error => RerankError::internal(error.to_string()),
+        })
+    }
+}
+
+/// Cost of a text beside its bytes, in bytes.
+const TEXT_COST: usize = 64;
+/// Bytes of text that a token id stands for, about.
+const BYTES_PER_ID: usize = 4;
+
+/// Cuts items of these `costs` into ranges of about [`CHUNK_COST`], each with its cost. An item that costs
+/// more has a range of its own.
+fn chunks(costs: &[usize]) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let mut total = *costs.get(start)?;
+        let mut end = start + 1;
+        while let Some(cost) = costs.get(end)
+            && total + cost <= CHUNK_COST
+        {
+            total += cost;
+            end += 1;
+        }
+        let range = start..end;
+        start = end;
+        Some((range, total))
+    })
+}
+
+/// What is done with encoded pairs before they leave the tokenizing thread.
+#[derive(Clone)]
+struct Finish {
+    keys: PairKeys,
+    cache: Arc<ScoreCache>,
+    tenant: Tenant,
+}
+
+impl Finish {
+    /// Looks up the cached scores of `encoded`.
+    fn prepared(&self, encoded: Vec<EncodedPair>) -> Prepared {
+        let parts = encoded
+            .iter()
+            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further));
+        let keys: Vec<PairKey> = parts
+            .map(|encoding| self.keys.of(encoding, self.tenant))
+            .collect();
+        let known = keys.iter().map(|&key| self.cache.get(key)).collect();
+        Prepared {
+            encoded,
+            keys,
+            known,
+        }
+    }
+}
+
+/// The time of the runtime's clock, which tests stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The logits of all sequences, in their order: those that are `known`, and the others `computed`, each
+/// of `labels`.
+fn merge(known: &[Option<Arc<[f32]>>], computed: Vec<f32>, labels: usize) -> Vec<f32> {
+    if known.iter().all(Option::is_none) {
+        return computed;
+    }
+    let mut computed = computed.chunks_exact(labels);
+    let rows = known.iter().map(|row| match row {
+        Some(row) => &row[..],
+        None => computed.next().expect("what is not known was computed"),
+    });
+    rows.flatten().copied().collect()
+}
+
+/// The logits of each pair's best part: for every label the highest, as one part that answers is
+/// enough.
+fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
+    if parts.iter().all(|&parts| parts == 1) {
+        return logits;
+    }
+    let mut rows = logits.chunks_exact(labels);
+    let mut best = Vec::with_capacity(parts.len() * labels);
+    for &parts in parts {
+        let start = best.len();
+        for (part, row) in rows.by_ref().take(parts).enumerate() {
+            match part {
+                0 => best.extend_from_slice(row),
+                _ => best[start..].iter_mut().zip(row).for_each(|(best, &new)| {
+                    // Unlike `max`, this keeps what is no number, which is an error later.
+                    if new.total_cmp(best).is_gt() {
+                        *best = new;
+                    }
+                }),
+            }
+        }
+    }
+    best
+}
+
+/// An admitted request. Dropped before it is settled, its client has left.
+struct Unanswered<'a>(&'a Metrics);
+
+impl Unanswered<'_> {
+    fn settle(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.cancelled.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_all_items_and_no_more_than_one_is_too_large() {
+        let half = CHUNK_COST / 2;
+        let costs = [half, half, 1, 2 * CHUNK_COST, 1, half, half];
+        let found: Vec<_> = chunks(&costs).collect();
+        let expected = [
+            (0..2, CHUNK_COST),
+            (2..3, 1),
+            (3..4, 2 * CHUNK_COST),
+            (4..6, half + 1),
+            (6..7, half),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(chunks(&[]).count(), 0);
+    }
+
+    #[test]
+    fn a_pair_is_as_good_as_its_best_part() {
+        let logits = vec![1.0, -3.0, 2.0, 0.5, -7.0, -6.0];
+        assert_eq!(best_parts(logits.clone(), &[1, 3, 2], 1), [1.0, 2.0, -6.0]);
+        assert_eq!(
+            best_parts(logits.clone(), &[1, 2], 2),
+            [1.0, -3.0, 2.0, 0.5]
+        );
+        assert_eq!(best_parts(logits.clone(), &[1; 6], 1), logits);
+        assert!(best_parts(vec![1.0, f32::NAN], &[2], 1)[0].is_nan());
+    }
+}
