@@ -162,6 +162,19 @@ fn tokenising(criterion: &mut Criterion) {
         bencher.iter(|| encoder.encode(black_box(&pairs), &go_on).unwrap());
     });
     group.finish();
+
+    // What is kept of them is 512 tokens.
+    let chinese = "今天天气很好，我们去公园散步。".repeat(90_000);
+    let word = "a".repeat(4 << 20);
+    let query = encoder.query("what makes an aircraft stall").unwrap();
+    let mut group = criterion.benchmark_group("long texts");
+    for (name, text) in [("Chinese", &chinese), ("one word", &word)] {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| encoder.pair(&query, black_box(text)).unwrap());
+        });
+    }
+    group.finish();
 }
 
 fn planning(criterion: &mut Criterion) {

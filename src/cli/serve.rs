@@ -179,7 +179,7 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
         let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
         move || {
             let _loading = loading;
-            let reranker = Arc::new(load::load(&load_config, metrics)?);
+            let reranker = Arc::new(load::load(&load_config, metrics.engine.clone())?);
             state.install(reranker.clone());
             announce::ready(&config, &reranker, &address);
             systemd::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);

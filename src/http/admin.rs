@@ -45,10 +45,13 @@ pub async fn live() -> Response {
 /// New requests should be sent here.
 ///
 /// # Errors
-/// While the model loads, and from the first signal to stop.
+/// While the model loads, when every worker has failed, and from the first signal to stop.
 pub async fn ready(State(state): State<AppState>) -> Result<Response, Failure> {
     match state.lifecycle().phase() {
         Phase::Starting => Err(RerankError::not_ready().into()),
+        Phase::Ready if state.reranker().is_some_and(|reranker| !reranker.can_serve()) => {
+            Err(RerankError::no_workers().into())
+        }
         Phase::Ready => Ok(json(StatusCode::OK, &Status { status: "ready" })),
         Phase::Grace | Phase::Draining => Err(RerankError::draining().into()),
     }

@@ -53,7 +53,8 @@ async fn tokens(exchange: &Exchange) -> Result<Response, RerankError> {
     let request: tei::TokenizeRequest = body::parse(&exchange.bytes).await?;
     let (texts, special) = request.into_texts()?;
     exchange.state.limits().check("inputs", texts.len())?;
-    let tokens = exchange.reranker.tokenize(texts, special).await?;
+    let claim = exchange.claim;
+    let tokens = exchange.reranker.tokenize(texts, special, claim).await?;
     Ok(json(StatusCode::OK, &tei::fill_tokens(&tokens)))
 }
 
@@ -62,6 +63,7 @@ async fn texts(exchange: &Exchange) -> Result<Response, RerankError> {
     let request: tei::DecodeRequest = body::parse(&exchange.bytes).await?;
     let (ids, skip_special) = request.into_ids()?;
     exchange.state.limits().check("ids", ids.len())?;
-    let texts = exchange.reranker.decode(ids, skip_special).await?;
+    let claim = exchange.claim;
+    let texts = exchange.reranker.decode(ids, skip_special, claim).await?;
     Ok(json(StatusCode::OK, &texts))
 }

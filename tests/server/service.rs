@@ -103,7 +103,7 @@ fn assert_ranked(answer: &Answer, words: &[usize]) {
     }
 }
 
-/// Begins `request`, looks, and drops it: it is admitted then, and its texts at the tokeniser.
+/// Begins `request`, looks, and drops it: it is admitted then, and its texts are being tokenized.
 fn begun<T>(request: impl Future, look: impl FnOnce() -> T) -> T {
     let mut request = pin!(request);
     let mut context = Context::from_waker(Waker::noop());
@@ -195,7 +195,7 @@ async fn texts_that_are_cut_do_not_spoil_the_estimate() {
         let answer = server.request("POST", "/rerank", &body).await;
         assert_eq!(answer.status, 200);
     }
-    // The gauge shows the estimate until the texts are tokenised.
+    // The gauge shows the estimate until the texts are tokenized.
     let pairs: Vec<Pair> = vec![
         Pair {
             query: "".into(),
@@ -251,7 +251,7 @@ async fn the_queue_empties_when_clients_are_killed() {
     assert_eq!(server.metric(left).await, 21.0);
 }
 
-/// A client that leaves while its texts are tokenised has left all the same.
+/// A client that leaves while its texts are tokenized has left all the same.
 #[tokio::test]
 async fn leaving_before_the_queue_is_counted_too() {
     let (model, _gate) = held();
@@ -372,7 +372,7 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
     let first = Request::post("/rerank").body(Body::from(first)).unwrap();
     let first = tokio::spawn(router.oneshot(first));
     gate.entered().await;
-    // While the model is held, and before a text is tokenised.
+    // While the model is held, and before a text is tokenized.
     let late = app.send(timed(&rerank(&[10]), 40)).await;
     let kind = "cannot_finish_in_time".to_owned();
     assert_eq!(told(&late), (429, kind, true));
@@ -564,6 +564,59 @@ async fn a_failing_batch_is_a_500_for_whom_it_held_and_nobody_else() {
             "the rest of a failed request is not scored: {batches:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_logit_that_is_not_finite_is_a_500_for_its_owner_and_nobody_else_in_the_batch() {
+    let gate = Gate::new();
+    let model = Model {
+        logit: |words| match words {
+            BAD => f32::NAN,
+            words => words as f32,
+        },
+        gate: Some(gate.clone()),
+        ..Model::default()
+    };
+    let seen = model.seen.clone();
+    let server = Server::start(model, Config::default()).await;
+    let mut before = queued(&server, &[10]).await;
+    gate.entered().await;
+    let body = rerank(&[BAD, 1]);
+    let pairs = server.state.metrics().pairs.get() + 2;
+    let mut bad = send(&server, &body).await;
+    server
+        .until(|state| state.metrics().pairs.get() == pairs)
+        .await;
+    let mut beside = queued(&server, &[8, 7]).await;
+    gate.open_for_good();
+
+    assert_ranked(&before.answer().await, &[10]);
+    bad.answer().await.error(500, "internal");
+    assert_ranked(&beside.answer().await, &[8, 7]);
+    assert_eq!(seen.batches().len(), 2, "they shared a batch");
+    assert_eq!(server.metric("rerankd_failed_pairs_total").await, 1.0);
+    assert_eq!(server.metric("rerankd_failed_batches_total").await, 0.0);
+    assert_eq!(server.metric(QUEUE).await, 0.0);
+
+    // It is not cached: the model is asked again.
+    let again = server.request("POST", "/rerank", &body.to_string()).await;
+    again.error(500, "internal");
+    assert_eq!(server.metric("rerankd_failed_pairs_total").await, 2.0);
+}
+
+#[tokio::test]
+async fn a_server_without_workers_is_not_ready_and_keeps_nobody_waiting() {
+    let model = Model {
+        workers: 0,
+        ..Model::default()
+    };
+    let app = TestApp::new(model, Config::default());
+    assert_eq!(app.get("/live").await.status, 200);
+    let ready = app.get("/ready").await;
+    assert_eq!(ready.status, 503, "{}", ready.body);
+    let answer = app.post("/rerank", rerank(&[1]).to_string()).await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(app.state.metrics().queue_tokens.get(), 0);
 }
 
 /// Nothing of a failed request is outstanding by the time its client hears of it.

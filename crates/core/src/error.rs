@@ -23,7 +23,7 @@ pub enum ErrorCode {
     TooLate,
     /// The deadline that the client set passed while the request waited.
     DeadlinePassed,
-    /// The server has not finished starting.
+    /// The model is still loading, or every worker has failed.
     NotReady,
     /// The server is stopping and takes no new work.
     Draining,
@@ -155,6 +155,14 @@ impl RerankError {
             retry_after: Some(Duration::from_secs(1)),
             ..Self::new(ErrorCode::NotReady, "the model is still loading; retry")
         }
+    }
+
+    /// Every worker has failed.
+    pub fn no_workers() -> Self {
+        Self::new(
+            ErrorCode::NotReady,
+            "every worker of the model has failed; restart the server",
+        )
     }
 
     /// The server is shutting down.

@@ -1,13 +1,15 @@
-//! Puts sequences of many requests together in batches, fairly, and hands each request its logits.
+//! Continuous batching: forms batches from the sequences of many requests by weighted fair queueing, and
+//! returns each request its logits.
 //!
-//! Each worker thread owns a scorer. A worker that becomes free forms the next batch from whatever
-//! has queued while the last one ran: it never waits when there is work, and no sequence is bound to
-//! a batch before that batch runs, so a request that arrives late still gets its share of the next.
+//! Each worker thread owns a scorer. A worker that becomes free forms the next batch from what has queued
+//! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
+//! that batch runs, so a request that arrives late still gets its share of the next.
 
-mod fair;
+mod backlog;
+pub(crate) mod fair;
 mod queue;
 mod reply;
-mod worker;
+pub(crate) mod worker;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::queue::{Arrival, FlowId, Outcome, Queue, Speed, Wish};
+use self::queue::{Arrival, FlowId, ForecastRequest, Outcome, Queue, Speed};
 use crate::admission::{Admission, Permit};
 use crate::cache::ScoreCache;
 use crate::cost::{Costs, Work, duration};
@@ -33,6 +35,9 @@ pub enum BatchError {
     /// A batch that held part of it failed. The text is for the log.
     #[error("{0}")]
     Failed(String),
+    /// Every worker has been given up.
+    #[error("every worker has failed")]
+    NoWorkers,
     /// It was not begun, because it would not have ended before its deadline.
     #[error("it would take {} ms and has less", needed.as_millis())]
     TooLate {
@@ -53,17 +58,17 @@ pub struct Batcher {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// What the workers do it with.
-pub struct Workshop {
-    /// One for each worker.
+/// The workers of a [`Batcher`], and how they form batches.
+pub struct BatcherConfig {
+    /// A scorer for each worker.
     pub scorers: Vec<Box<dyn Scorer>>,
-    /// Logits of one sequence.
+    /// Logits of each sequence.
     pub labels: usize,
-    /// The most that one batch may be.
+    /// Limits of one batch.
     pub limits: BatchLimits,
-    /// What batches cost.
+    /// The cost model of batches.
     pub costs: Costs,
-    /// Where scores are kept.
+    /// The cache that finished scores go to.
     pub cache: Arc<ScoreCache>,
 }
 
@@ -71,6 +76,8 @@ struct Shared {
     state: Mutex<State>,
     /// Signalled when something is queued, and when the batcher closes.
     work: Condvar,
+    /// Signalled when a worker ends.
+    ended: Condvar,
     limits: BatchLimits,
     labels: usize,
     cache: Arc<ScoreCache>,
@@ -80,6 +87,9 @@ struct Shared {
     requests: watch::Sender<usize>,
     /// The clock of the runtime, which tests stop.
     runtime: Option<tokio::runtime::Handle>,
+    /// Where the next panics are planted.
+    #[cfg(test)]
+    faults: Mutex<Vec<&'static str>>,
 }
 
 struct State {
@@ -87,34 +97,41 @@ struct State {
     costs: Costs,
     /// When each worker is expected to be free again; `None` when it is.
     busy_until: Vec<Option<Instant>>,
+    /// Whether each worker's thread runs.
+    alive: Vec<bool>,
     closed: bool,
 }
 
 impl Batcher {
-    /// Starts one worker thread for each scorer of `workshop`.
+    /// Starts one worker thread for each scorer of `config`.
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub fn start(workshop: Workshop, admission: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
-        let workers = workshop.scorers.len();
+    pub fn start(config: BatcherConfig, admission: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
+        let workers = config.scorers.len();
+        metrics.workers.set(workers as i64);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: Queue::new(workshop.labels),
-                costs: workshop.costs,
+                queue: Queue::new(config.labels),
+                costs: config.costs,
                 busy_until: vec![None; workers],
+                alive: vec![true; workers],
                 closed: false,
             }),
             work: Condvar::new(),
-            limits: workshop.limits,
-            labels: workshop.labels,
-            cache: workshop.cache,
+            ended: Condvar::new(),
+            limits: config.limits,
+            labels: config.labels,
+            cache: config.cache,
             admission,
             metrics,
             requests: watch::Sender::new(0),
             runtime: tokio::runtime::Handle::try_current().ok(),
+            #[cfg(test)]
+            faults: Mutex::default(),
         });
         shared.change(|_| ());
-        let workers = workshop
+        let workers = config
             .scorers
             .into_iter()
             .enumerate()
@@ -135,7 +152,7 @@ impl Batcher {
     /// Dropping the future takes what is left of the request out of the queue.
     ///
     /// # Errors
-    /// [`BatchError`] when a batch that held part of the request failed, its worker was lost, or its
+    /// [`BatchError`] when a batch that held part of the request failed, no worker is left, or its
     /// deadline does not leave it the time.
     pub async fn score(
         &self,
@@ -153,11 +170,19 @@ impl Batcher {
             timeline: timeline.clone(),
             now,
         };
-        let (id, shared) = self.shared.change(|state| {
+        let pushed = self.shared.change(|state| {
+            if state.workers() == 0 {
+                return None;
+            }
+            let before = state.queue.waiting().sequences;
             let pushed = state.queue.push(arrival);
-            self.shared.work.notify_all();
-            pushed
+            let added = state.queue.waiting().sequences - before;
+            for _ in 0..added.min(state.workers() - state.busy()) {
+                self.shared.work.notify_one();
+            }
+            Some(pushed)
         });
+        let (id, shared) = pushed.ok_or(BatchError::NoWorkers)?;
         self.shared.metrics.shared_pairs.inc_by(shared as u64);
         let mut ticket = Ticket {
             shared: &self.shared,
@@ -187,8 +212,8 @@ impl Batcher {
     pub fn forecast(&self, work: Work, claim: Claim) -> Duration {
         let state = self.shared.lock();
         let speed = self.shared.speed(&state, Instant::now());
-        let seconds = state.queue.forecast(Wish { claim, work }, None, speed);
-        duration(seconds)
+        let request = ForecastRequest { claim, work };
+        duration(state.queue.forecast(request, false, speed))
     }
 
     /// How long it would take to score what waits now.
@@ -202,16 +227,21 @@ impl Batcher {
         )
     }
 
-    /// Takes no more batches, and waits for those that run, for at most `limit`: a process that ends under
-    /// ONNX Runtime may end with a crash in place of its exit code. What waits is never scored.
+    /// Whether a worker is left to score.
+    pub fn can_serve(&self) -> bool {
+        self.shared.lock().workers() > 0
+    }
+
+    /// Starts no more batches, and waits at most `limit` for those that run: a process that exits while
+    /// ONNX Runtime computes may crash and lose its exit code. Waiting requests are never scored.
     pub fn stop(&self, limit: Duration) {
         let mut state = self.shared.lock();
         state.closed = true;
         self.shared.work.notify_all();
-        // Whether all of them ended or the time did: the caller leaves.
+        // The caller exits either way.
         let _ = self
             .shared
-            .work
+            .ended
             .wait_timeout_while(state, limit, |state| state.busy() > 0);
     }
 
@@ -231,10 +261,10 @@ impl Drop for Batcher {
         drop(state);
         self.shared.work.notify_all();
         // Idle workers end at once, and the process should not exit while they close their sessions.
-        // One that is in the middle of a batch is left to itself: whoever stops now does not wait.
+        // A worker in the middle of a batch is not waited for.
         if all_idle {
             for worker in self.workers.drain(..) {
-                // A worker catches the panics of its scorer; one that panicked anyway is over.
+                // A worker reports its own panics.
                 let _ = worker.join();
             }
         }
@@ -245,6 +275,11 @@ impl State {
     fn busy(&self) -> usize {
         self.busy_until.iter().flatten().count()
     }
+
+    /// Workers whose threads run.
+    fn workers(&self) -> usize {
+        self.alive.iter().filter(|&&alive| alive).count()
+    }
 }
 
 impl Shared {
@@ -252,21 +287,65 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and tells whoever watches what is left.
+    /// Changes the state and publishes what is left.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
-        self.tell(&state);
+        self.publish(&state);
         result
     }
 
-    /// Changes the queue, and counts what that has cost.
-    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) {
+    /// Changes the queue and counts the tokens that this wasted. Returns the number of sequences that
+    /// failed by it.
+    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) -> usize {
         let outcome = self.change(change);
         self.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
+        outcome.failed
     }
 
-    fn tell(&self, state: &State) {
+    /// Fails what worker `number` had taken, and makes it free.
+    fn recover(&self, number: usize) {
+        self.change(|state| {
+            state.busy_until[number] = None;
+            state.queue.abandon(number, "the worker panicked");
+        });
+    }
+
+    /// Notes that the thread of worker `number` ends. Unless the batcher has closed, requests fail when it
+    /// was the last.
+    fn retire(&self, number: usize) {
+        let left = self.change(|state| {
+            state.busy_until[number] = None;
+            state.alive[number] = false;
+            if !state.closed {
+                state.queue.abandon(number, "the worker ended");
+                if state.workers() == 0 {
+                    state.queue.fail_all(&BatchError::NoWorkers);
+                }
+            }
+            (!state.closed).then(|| state.workers())
+        });
+        self.ended.notify_all();
+        if let Some(left) = left {
+            self.metrics.workers.set(left as i64);
+            tracing::error!(worker = number, left, "worker given up");
+        }
+    }
+
+    /// Panics where a test has planted it.
+    fn fault(&self, _place: &'static str) {
+        #[cfg(test)]
+        {
+            let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = faults.iter().position(|fault| *fault == _place) {
+                faults.remove(at);
+                drop(faults);
+                panic!("planted: {_place}");
+            }
+        }
+    }
+
+    fn publish(&self, state: &State) {
         self.requests.send_replace(state.queue.requests());
         let waiting = state.queue.waiting();
         let delay = state.costs.drain_seconds(waiting, self.limits.max_tokens);
@@ -298,3 +377,6 @@ impl Drop for Ticket<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,4 +12,5 @@ pub mod load;
 pub mod metrics;
 pub mod plan;
 pub mod service;
+mod tokenizing;
 pub mod trace;

@@ -167,6 +167,14 @@ metrics! {
     wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
     /// Batches whose scoring failed.
     failed_batches: IntCounter = "rerankd_failed_batches_total", ();
+    /// Pairs whose scoring failed because the model returned a logit that is not finite.
+    failed_pairs: IntCounter = "rerankd_failed_pairs_total", ();
+    /// Workers restarted after a panic outside the model.
+    worker_restarts: IntCounter = "rerankd_worker_restarts_total", ();
+    /// Workers that can score.
+    workers: IntGauge = "rerankd_workers", ();
+    /// Panics of the tokenizer.
+    tokenizer_panics: IntCounter = "rerankd_tokenizer_panics_total", ();
     /// Tokens admitted and not yet scored.
     queue_tokens: IntGauge = "rerankd_queue_tokens", ();
     /// Seconds until what waits now would be scored if nothing came after it.

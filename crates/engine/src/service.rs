@@ -1,26 +1,26 @@
-//! The one place that sequences a request: admit, tokenise, score, order.
+//! The steps of a request, in order: admit, tokenize, score, rank.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
 use crate::admission::{Admission, Permit};
-use crate::batcher::{BatchError, Batcher, Workshop};
+use crate::batcher::{BatchError, Batcher, BatcherConfig};
 use crate::cache::{PairKeys, ScoreCache};
 use crate::config::CacheConfig;
 use crate::cost::Costs;
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
+use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
     Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
-    RerankCommand, RerankError, Scale, ScoreOptions, Truncate, rank,
+    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, Truncate, rank,
 };
 use rerankd_core::{Encoding, PairKey};
-use rerankd_model::encoder::{EncodeError, EncodedPair, Fitted, PairEncoder, TextToken};
+use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
 use rerankd_runtime::Scorer;
 
 /// What is served, for `/info`, logs and responses.
@@ -69,7 +69,7 @@ pub struct Capacity {
     pub batch: BatchLimits,
     /// Tokens that may be outstanding before requests are refused.
     pub max_queue_tokens: usize,
-    /// Threads that tokenise.
+    /// Threads that tokenize.
     pub encode_threads: usize,
     /// Which scores are kept.
     pub cache: CacheConfig,
@@ -81,7 +81,7 @@ pub struct Capacity {
 pub struct Reranker {
     info: ModelInfo,
     encoder: Arc<PairEncoder>,
-    encode_pool: rayon::ThreadPool,
+    tokenizers: TokenizerPool,
     admission: Arc<Admission>,
     batcher: Batcher,
     keys: PairKeys,
@@ -98,13 +98,22 @@ struct Terms {
     claim: Claim,
 }
 
-/// A request's sequences, with what is known of them.
+/// A request's sequences, with those scores that are cached.
+#[derive(Default)]
 struct Prepared {
     encoded: Vec<EncodedPair>,
     /// One for each sequence, in order.
     keys: Vec<PairKey>,
-    /// Logits of those sequences whose score is known.
+    /// Cached logits of each sequence.
     known: Vec<Option<Arc<[f32]>>>,
+}
+
+impl Prepared {
+    fn append(&mut self, mut other: Self) {
+        self.encoded.append(&mut other.encoded);
+        self.keys.append(&mut other.keys);
+        self.known.append(&mut other.known);
+    }
 }
 
 /// What scoring found out about a request's pairs.
@@ -117,7 +126,7 @@ struct Scored {
 
 impl Reranker {
     /// Starts a worker for each of `scorers`, which all run the model that `info` describes and
-    /// `encoder` tokenises for.
+    /// `encoder` tokenizes for.
     ///
     /// # Panics
     /// When the system refuses a thread.
@@ -138,25 +147,19 @@ impl Reranker {
             metrics.cache_bytes.clone(),
         ));
         let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
-        let encode_pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(capacity.encode_threads)
-            .thread_name(|number| format!("encode-{number}"))
-            // Without a handler a panic would end the process; its request sees an error instead.
-            .panic_handler(|_| tracing::error!("the tokeniser panicked"))
-            .build()
-            .expect("the system gives threads");
-        let workshop = Workshop {
+        let tokenizers = TokenizerPool::start(capacity.encode_threads, metrics.clone());
+        let config = BatcherConfig {
             scorers,
             labels: info.labels.len(),
             limits: capacity.batch,
             costs: capacity.costs,
             cache: cache.clone(),
         };
-        let batcher = Batcher::start(workshop, admission.clone(), metrics.clone());
+        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
         Self {
             info,
             encoder: Arc::new(encoder),
-            encode_pool,
+            tokenizers,
             admission,
             batcher,
             keys,
@@ -234,7 +237,7 @@ impl Reranker {
         })
     }
 
-    /// Shows the tokens of each of `texts`, with or without those around it.
+    /// The tokens of each of `texts`, with or without special tokens. Dropping the future cancels the work.
     ///
     /// # Errors
     /// When the tokenizer failed.
@@ -242,20 +245,15 @@ impl Reranker {
         &self,
         texts: Vec<String>,
         special: bool,
+        claim: Claim,
     ) -> Result<Vec<Vec<TextToken>>, RerankError> {
-        self.on_encode_pool(move |encoder, cancelled| {
-            texts
-                .iter()
-                .map(|text| {
-                    go_on(cancelled)?;
-                    encoder.text_tokens(text, special)
-                })
-                .collect()
-        })
-        .await
+        let encoder = self.encoder.clone();
+        let tokens = move |text: &String| encoder.text_tokens(text, special);
+        self.each(texts, claim, String::len, tokens).await
     }
 
-    /// The texts that lists of token ids stand for, without special tokens where they are skipped.
+    /// The texts that lists of token ids stand for, without special tokens where they are skipped. Dropping
+    /// the future cancels the work.
     ///
     /// # Errors
     /// When the tokenizer failed.
@@ -263,21 +261,46 @@ impl Reranker {
         &self,
         ids: Vec<Vec<u32>>,
         skip_special: bool,
+        claim: Claim,
     ) -> Result<Vec<String>, RerankError> {
-        self.on_encode_pool(move |encoder, cancelled| {
-            ids.iter()
-                .map(|ids| {
-                    go_on(cancelled)?;
-                    encoder.decode(ids, skip_special)
-                })
-                .collect()
-        })
-        .await
+        let encoder = self.encoder.clone();
+        let text = move |ids: &Vec<u32>| encoder.decode(ids, skip_special);
+        self.each(ids, claim, |ids| BYTES_PER_ID * ids.len(), text)
+            .await
+    }
+
+    /// Calls `work` for each of `items` on the tokenizing threads, in chunks of about the same `cost`.
+    async fn each<I: Send + 'static, T: Send + 'static>(
+        &self,
+        items: Vec<I>,
+        claim: Claim,
+        cost: impl Fn(&I) -> usize,
+        work: impl Fn(&I) -> Result<T, EncodeError> + Send + Sync + 'static,
+    ) -> Result<Vec<T>, RerankError> {
+        let work = Arc::new(work);
+        let costs: Vec<usize> = items.iter().map(cost).collect();
+        let mut items = items.into_iter();
+        let chunks = chunks(&costs).map(|(range, cost)| {
+            let work = work.clone();
+            let items: Vec<I> = items.by_ref().take(range.len()).collect();
+            let work = move || items.iter().map(|item| work(item)).collect();
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let results: Vec<Vec<T>> = self.run(claim, chunks.collect()).await?;
+        Ok(results.into_iter().flatten().collect())
     }
 
     /// Resolves when nothing that was accepted is left unanswered.
     pub async fn drain(&self) {
         self.batcher.idle().await;
+    }
+
+    /// Whether a worker is left to score.
+    pub fn can_serve(&self) -> bool {
+        self.batcher.can_serve()
     }
 
     /// As [`Batcher::stop`].
@@ -394,6 +417,7 @@ impl Reranker {
         let by = claim.deadline.map(|deadline| deadline.by);
         match error {
             BatchError::Failed(cause) => RerankError::internal(cause),
+            BatchError::NoWorkers => RerankError::no_workers(),
             BatchError::TooLate { needed } => {
                 self.refused("cannot_finish_in_time");
                 let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
@@ -411,8 +435,8 @@ impl Reranker {
         }
     }
 
-    /// Tokenises on the pool, so that no thread that answers others is held up, looks up what is known,
-    /// and corrects the permit's estimate.
+    /// Tokenizes on threads of its own, so that those that serve other requests stay free, looks up cached
+    /// scores, and corrects the permit's estimate.
     async fn encode(
         &self,
         pairs: Arc<[Pair]>,
@@ -420,33 +444,21 @@ impl Reranker {
         mut permit: Permit,
     ) -> Result<(Prepared, Permit), RerankError> {
         let started = Instant::now();
-        let options = terms.options;
-        let to_encode = pairs.clone();
-        let (keys, cache) = (self.keys.clone(), self.cache.clone());
-        let prepared = self
-            .on_encode_pool(move |encoder, cancelled| {
-                let fitted = encoder.fitting(options.fit);
-                let encoded = encode(&fitted, &to_encode, options.truncate, cancelled)?;
-                let keys: Vec<PairKey> = encoded
-                    .iter()
-                    .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further))
-                    .map(|encoding| keys.of(encoding, terms.claim.tenant))
-                    .collect();
-                let known = keys.iter().map(|&key| cache.get(key)).collect();
-                Ok(Prepared {
-                    encoded,
-                    keys,
-                    known,
-                })
-            })
-            .await?;
+        let mut prepared = self.prepare(&pairs, terms).await?;
+        let encoded = &mut prepared.encoded;
+        if terms.options.truncate == Truncate::Refuse
+            && let Some(index) = encoded.iter().position(EncodedPair::truncated)
+        {
+            // The pair that is named to the caller is counted to its end.
+            encoded[index].full_length = self.full_length(&pairs, index, terms).await?;
+        }
         let encoded = &prepared.encoded;
         let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
         let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
             (bytes + pair.bytes(), tokens + encoded.full_length)
         });
-        // Where only some tokens of each text were asked for, nobody knows what the rest came to.
-        if options.fit == Fit::default() {
+        // Where only some tokens of each text were asked for, the density of the rest is unknown.
+        if terms.options.fit == Fit::default() {
             self.admission.observe_density(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
@@ -458,29 +470,160 @@ impl Reranker {
         Ok((prepared, permit))
     }
 
-    /// Runs `work` on the pool that tokenises, until the caller leaves.
-    async fn on_encode_pool<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&PairEncoder, &AtomicBool) -> Result<T, EncodeError> + Send + 'static,
-    ) -> Result<T, RerankError> {
-        let cancelled = CancelOnDrop::default();
-        let flag = cancelled.0.clone();
-        let encoder = self.encoder.clone();
-        let (sender, receiver) = oneshot::channel();
-        self.encode_pool.spawn(move || {
-            // The client may have left meanwhile; then nobody is left to tell.
-            let _ = sender.send(work(&encoder, &flag));
-        });
-        match receiver.await {
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(EncodeError::Cancelled)) => {
-                Err(RerankError::internal("tokenising was cancelled"))
+    /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
+    async fn prepare(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Prepared, RerankError> {
+        let fit = terms.options.fit;
+        let cost = |text: &str| TEXT_COST + self.encoder.bytes_read(text.len(), fit);
+        let documents: Vec<usize> = pairs.iter().map(|pair| cost(&pair.document)).collect();
+        // Pairs in a row with the same query share its tokens.
+        let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
+        let mut first = Vec::new();
+        let mut run = Vec::with_capacity(pairs.len());
+        for (index, pair) in pairs.iter().enumerate() {
+            if index == 0 || !same(&pairs[index - 1], pair) {
+                first.push(index);
             }
-            Ok(Err(error @ EncodeError::QueryTooLong { .. })) => Err(RerankError::invalid(
+            run.push(first.len() - 1);
+        }
+        let queries: Vec<usize> = first.iter().map(|&at| cost(&pairs[at].query)).collect();
+        let total = queries.iter().chain(&documents).sum();
+        let finish = Finish {
+            keys: self.keys.clone(),
+            cache: self.cache.clone(),
+            tenant: terms.claim.tenant,
+        };
+        if total <= CHUNK_COST {
+            let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+            let work = move || {
+                let encoded = encoder.fitting(fit).encode(&pairs, &AtomicBool::new(false))?;
+                Ok(finish.prepared(encoded))
+            };
+            let chunk = Chunk {
+                cost: total,
+                work: Box::new(work),
+            };
+            let mut prepared = self.run(terms.claim, vec![chunk]).await?;
+            return Ok(prepared.pop().unwrap_or_default());
+        }
+
+        let first = Arc::new(first);
+        let chunks_of_queries = chunks(&queries).map(|(range, cost)| {
+            let (encoder, pairs, first) = (self.encoder.clone(), pairs.clone(), first.clone());
+            let work = move || {
+                let fitted = encoder.fitting(fit);
+                let queries = first[range].iter().map(|&at| fitted.query(&pairs[at].query));
+                queries.collect::<Result<Vec<QueryTokens>, _>>()
+            };
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let queries = self.run(terms.claim, chunks_of_queries.collect()).await?;
+        let queries: Arc<[QueryTokens]> = queries.into_iter().flatten().collect();
+
+        let run = Arc::new(run);
+        let chunks_of_documents = chunks(&documents).map(|(range, cost)| {
+            let (encoder, pairs, run) = (self.encoder.clone(), pairs.clone(), run.clone());
+            let (queries, finish) = (queries.clone(), finish.clone());
+            let work = move || {
+                let fitted = encoder.fitting(fit);
+                let encoded = range.map(|at| fitted.pair(&queries[run[at]], &pairs[at].document));
+                Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
+            };
+            Chunk {
+                cost,
+                work: Box::new(work),
+            }
+        });
+        let parts = self.run(terms.claim, chunks_of_documents.collect()).await?;
+        let mut prepared = Prepared::default();
+        for part in parts {
+            prepared.append(part);
+        }
+        Ok(prepared)
+    }
+
+    /// Tokens of a pair before truncation.
+    async fn full_length(
+        &self,
+        pairs: &Arc<[Pair]>,
+        index: usize,
+        terms: Terms,
+    ) -> Result<usize, RerankError> {
+        let cost = pairs[index].bytes();
+        let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+        let work = move || encoder.fitting(terms.options.fit).full_length(&pairs[index]);
+        let chunk = Chunk {
+            cost,
+            work: Box::new(work),
+        };
+        let lengths = self.run(terms.claim, vec![chunk]).await?;
+        Ok(lengths[0])
+    }
+
+    /// Runs `chunks` on the tokenizing threads until the caller leaves.
+    async fn run<T: Send + 'static>(
+        &self,
+        claim: Claim,
+        chunks: Vec<Chunk<T>>,
+    ) -> Result<Vec<T>, RerankError> {
+        let results = self.tokenizers.run(claim, chunks).await;
+        results.map_err(|error| match error {
+            PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
                 format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
-            )),
-            Ok(Err(error)) => Err(RerankError::internal(error.to_string())),
-            Err(_) => Err(RerankError::internal("the tokeniser panicked")),
+            ),
+            error => RerankError::internal(error.to_string()),
+        })
+    }
+}
+
+/// Cost of a text beside its bytes, in bytes.
+const TEXT_COST: usize = 64;
+/// Bytes of text that a token id stands for, about.
+const BYTES_PER_ID: usize = 4;
+
+/// Cuts items of these `costs` into ranges of about [`CHUNK_COST`], each with its cost. An item that costs
+/// more has a range of its own.
+fn chunks(costs: &[usize]) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let mut total = *costs.get(start)?;
+        let mut end = start + 1;
+        while let Some(cost) = costs.get(end)
+            && total + cost <= CHUNK_COST
+        {
+            total += cost;
+            end += 1;
+        }
+        let range = start..end;
+        start = end;
+        Some((range, total))
+    })
+}
+
+/// What is done with encoded pairs before they leave the tokenizing thread.
+#[derive(Clone)]
+struct Finish {
+    keys: PairKeys,
+    cache: Arc<ScoreCache>,
+    tenant: Tenant,
+}
+
+impl Finish {
+    /// Looks up the cached scores of `encoded`.
+    fn prepared(&self, encoded: Vec<EncodedPair>) -> Prepared {
+        let parts = encoded
+            .iter()
+            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further));
+        let keys: Vec<PairKey> = parts
+            .map(|encoding| self.keys.of(encoding, self.tenant))
+            .collect();
+        let known = keys.iter().map(|&key| self.cache.get(key)).collect();
+        Prepared {
+            encoded,
+            keys,
+            known,
         }
     }
 }
@@ -502,13 +645,6 @@ fn merge(known: &[Option<Arc<[f32]>>], computed: Vec<f32>, labels: usize) -> Vec
         None => computed.next().expect("what is not known was computed"),
     });
     rows.flatten().copied().collect()
-}
-
-fn go_on(cancelled: &AtomicBool) -> Result<(), EncodeError> {
-    match cancelled.load(Ordering::Relaxed) {
-        true => Err(EncodeError::Cancelled),
-        false => Ok(()),
-    }
 }
 
 /// The logits of each pair's best part: for every label the highest, as one part that answers is
@@ -536,22 +672,6 @@ fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
     best
 }
 
-/// Tokenises; the first pair that will be refused is counted to its end, to tell the caller.
-fn encode(
-    encoder: &Fitted,
-    pairs: &[Pair],
-    truncate: Truncate,
-    cancelled: &AtomicBool,
-) -> Result<Vec<EncodedPair>, EncodeError> {
-    let mut encoded = encoder.encode(pairs, cancelled)?;
-    if truncate == Truncate::Refuse
-        && let Some(index) = encoded.iter().position(EncodedPair::truncated)
-    {
-        encoded[index].full_length = encoder.full_length(&pairs[index])?;
-    }
-    Ok(encoded)
-}
-
 /// An admitted request. Dropped before it is settled, its client has left.
 struct Unanswered<'a>(&'a Metrics);
 
@@ -567,19 +687,25 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// Tells the tokeniser that nobody waits any more.
-#[derive(Default)]
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_cover_all_items_and_no_more_than_one_is_too_large() {
+        let half = CHUNK_COST / 2;
+        let costs = [half, half, 1, 2 * CHUNK_COST, 1, half, half];
+        let found: Vec<_> = chunks(&costs).collect();
+        let expected = [
+            (0..2, CHUNK_COST),
+            (2..3, 1),
+            (3..4, 2 * CHUNK_COST),
+            (4..6, half + 1),
+            (6..7, half),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(chunks(&[]).count(), 0);
+    }
 
     #[test]
     fn a_pair_is_as_good_as_its_best_part() {

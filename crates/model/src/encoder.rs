@@ -1,11 +1,13 @@
 //! From a pair of texts to the token ids that the model reads.
 //!
 //! The ids are those of the tokenizer's own pair encoding, truncated `longest_first`, but a query
-//! is tokenised once for all its documents, and a pair is put together by copying ids.
+//! is tokenized once for all its documents, and a pair is put together by copying ids.
 
+mod cut;
 mod fitted;
-mod prefix;
+mod pieces;
 mod side;
+mod squeeze;
 mod template;
 mod tokens;
 mod truncate;
@@ -42,7 +44,7 @@ pub enum EncodeError {
     },
 }
 
-/// A query that was tokenised once, prompt included.
+/// A query that was tokenized once, prompt included.
 #[derive(Debug, Clone)]
 pub struct QueryTokens {
     side: Side,
@@ -60,7 +62,7 @@ pub struct EncodedPair {
     /// Further parts of a document that is read in several, each with the query.
     pub further: Vec<Encoding>,
     /// Tokens before truncation, special ones included. Where one text alone exceeds the maximum
-    /// length it is a lower bound, still above the maximum: the rest is not tokenised.
+    /// length it is a lower bound, still above the maximum: the rest is not tokenized.
     pub full_length: usize,
     /// Tokens of all this that the model reads, those that every part repeats counted once.
     read_length: usize,
@@ -195,6 +197,11 @@ impl PairEncoder {
     /// The encoder for texts that are to be read as `fit` says.
     pub fn fitting(&self, fit: Fit) -> Fitted<'_> {
         Fitted::new(self, fit)
+    }
+
+    /// Bytes that [`Fitted`] reads of a text of `length` bytes, about: its cost.
+    pub fn bytes_read(&self, length: usize, fit: Fit) -> usize {
+        self.fitting(fit).bytes_read(length)
     }
 
     /// As [`Fitted::query`], with nothing asked for.

@@ -1,37 +1,38 @@
-//! Whose turn it is: weighted fair queueing by tokens, on two levels. Plain data.
+//! Weighted fair queueing on two levels. Plain data.
 //!
-//! Tenants share evenly, and the requests of a tenant share its part by their weights. Each level has
-//! a virtual time, which advances by the tokens that are taken over the weights of all that wait. Who comes starts at the present; who is given tokens moves ahead of it by tokens over
-//! weight; who is least ahead is next. As the present moves with the work, a stream of newcomers
-//! starts ever later and so cannot keep back whoever was there before.
+//! Tenants share evenly, and the requests of a tenant share its part by their weights. Each level has a
+//! virtual time, which advances by the cost of what is taken over the weights of all that wait. A newcomer
+//! starts at the present virtual time. A member that is served moves ahead by its cost over its weight.
+//! The member that is least ahead is next. The present moves with the work, so a stream of newcomers
+//! starts ever later and cannot starve a member that was there before.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
-/// Parts of a token that virtual time counts.
+/// Resolution of virtual time: ticks for each unit of cost.
 const TICKS: u128 = 1024;
 /// The weight of one full share.
-pub(super) const FULL_SHARE: u64 = 1 << 20;
+pub(crate) const FULL_SHARE: u64 = 1 << 20;
 
 /// One level.
 #[derive(Debug)]
 struct Level<K> {
     /// Virtual time.
     now: u64,
-    /// Of all that wait.
+    /// Sum of the weights of all that wait.
     weight: u64,
-    /// By how far they are, then by key.
+    /// Members that wait and take turns, by virtual time, then by key.
     waiting: BTreeSet<(u64, K)>,
-    /// Who waits and sits out at the moment.
+    /// Members that wait and sit out at the moment.
     aside: BTreeSet<(u64, K)>,
-    /// Who has left ahead of the present, and would go on from there.
+    /// Members that left ahead of the present. One that comes back continues from there.
     resting: BTreeSet<(u64, K)>,
     shares: HashMap<K, Share>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Share {
-    /// How far the tokens it was given have brought it.
+    /// Its virtual time.
     reached: u64,
     weight: u64,
 }
@@ -50,7 +51,7 @@ impl<K> Default for Level<K> {
 }
 
 impl<K: Copy + Ord + Hash> Level<K> {
-    /// `key` waits from now on. One that was here a moment ago goes on where it was.
+    /// `key` waits from now on. A member that left ahead of the present continues where it was.
     fn join(&mut self, key: K, weight: u64) {
         if let Some(share) = self.shares.get(&key) {
             if self.resting.remove(&(share.reached, key)) {
@@ -68,10 +69,10 @@ impl<K: Copy + Ord + Hash> Level<K> {
         self.waiting.insert((share.reached, key));
     }
 
-    /// `key`, who waits, is given `tokens`.
+    /// `key`, which waits, is served at a cost of `tokens`.
     fn charge(&mut self, key: K, tokens: usize) {
         let ticks = tokens as u128 * TICKS * u128::from(FULL_SHARE);
-        let share = self.shares.get_mut(&key).expect("who waits has a share");
+        let share = self.shares.get_mut(&key).expect("a member that waits has a share");
         self.waiting.remove(&(share.reached, key));
         share.reached += (ticks / u128::from(share.weight)) as u64;
         self.waiting.insert((share.reached, key));
@@ -84,7 +85,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
         }
     }
 
-    /// Nothing of `key` waits any more.
+    /// `key` has nothing waiting any more.
     fn leave(&mut self, key: K) {
         let Some(share) = self.shares.get(&key).copied() else {
             return;
@@ -99,13 +100,13 @@ impl<K: Copy + Ord + Hash> Level<K> {
         } else {
             self.resting.insert((share.reached, key));
         }
-        // Nobody was kept waiting for what the last ones had too much.
+        // With nobody left, being ahead of the others means nothing.
         if self.is_empty() {
             *self = Self::default();
         }
     }
 
-    /// `key`, who waits, sits out.
+    /// `key`, which waits, sits out.
     fn set_aside(&mut self, key: K) {
         let entry = (self.shares[&key].reached, key);
         if self.waiting.remove(&entry) {
@@ -113,7 +114,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
         }
     }
 
-    /// Everybody takes turns again.
+    /// All members take turns again.
     fn recall(&mut self) {
         self.waiting.append(&mut self.aside);
     }
@@ -123,15 +124,15 @@ impl<K: Copy + Ord + Hash> Level<K> {
     }
 }
 
-/// Who waits, in the order of their turns. `T` names tenants, `F` their requests.
+/// The order of turns. `T` identifies tenants, `F` their requests.
 #[derive(Debug)]
-pub(super) struct Turns<T, F> {
+pub(crate) struct Turns<T, F> {
     tenants: Level<T>,
     flows: HashMap<T, Level<F>>,
 }
 
 impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             tenants: Level::default(),
             flows: HashMap::new(),
@@ -139,28 +140,28 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
     }
 
     /// `flow` of `tenant` has something waiting from now on.
-    pub(super) fn join(&mut self, tenant: T, flow: F, weight: u64) {
+    pub(crate) fn join(&mut self, tenant: T, flow: F, weight: u64) {
         self.flows.entry(tenant).or_default().join(flow, weight);
         self.tenants.join(tenant, FULL_SHARE);
     }
 
-    /// Whose turn it is, of those that do not sit out.
-    pub(super) fn next(&self) -> Option<(T, F)> {
+    /// Whose turn it is, among those that do not sit out.
+    pub(crate) fn next(&self) -> Option<(T, F)> {
         let (_, tenant) = self.tenants.waiting.first()?;
         let (_, flow) = self.flows[tenant].waiting.first()?;
         Some((*tenant, *flow))
     }
 
-    /// `flow`, whose turn it is, was given `tokens`.
-    pub(super) fn charge(&mut self, tenant: T, flow: F, tokens: usize) {
+    /// `flow`, whose turn it is, was served at a cost of `tokens`.
+    pub(crate) fn charge(&mut self, tenant: T, flow: F, tokens: usize) {
         if let Some(flows) = self.flows.get_mut(&tenant) {
             flows.charge(flow, tokens);
             self.tenants.charge(tenant, tokens);
         }
     }
 
-    /// Nothing of `flow` waits any more.
-    pub(super) fn leave(&mut self, tenant: T, flow: F) {
+    /// `flow` has nothing waiting any more.
+    pub(crate) fn leave(&mut self, tenant: T, flow: F) {
         let Some(flows) = self.flows.get_mut(&tenant) else {
             return;
         };
@@ -174,7 +175,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
     }
 
     /// `flow`, whose turn it is, sits out until [`Turns::recall`].
-    pub(super) fn set_aside(&mut self, tenant: T, flow: F) {
+    pub(crate) fn set_aside(&mut self, tenant: T, flow: F) {
         let flows = self.flows.get_mut(&tenant).expect("it is its turn");
         flows.set_aside(flow);
         if flows.waiting.is_empty() {
@@ -182,8 +183,8 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         }
     }
 
-    /// Everybody takes turns again. Those of `aside` had been set aside.
-    pub(super) fn recall(&mut self, aside: &[(T, F)]) {
+    /// All members take turns again. Those of `aside` had been set aside.
+    pub(crate) fn recall(&mut self, aside: &[(T, F)]) {
         self.tenants.recall();
         for (tenant, _) in aside {
             if let Some(flows) = self.flows.get_mut(tenant) {

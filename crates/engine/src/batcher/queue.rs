@@ -1,14 +1,15 @@
-//! What waits to be scored, and in which order. Plain data: the batcher locks it, tests drive it.
+//! Waiting and running sequences. Plain data: the batcher locks it, tests drive it.
 //!
-//! A pair that several requests want, or one request twice, is one job. It waits in all of them and is
-//! taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
-//! the job stays with the rest, so there is no leader whose leaving would have to be dealt with.
+//! A pair that several requests want, or one request wants twice, is one job. It waits in all of them and
+//! is taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
+//! the job stays with the rest, so no request leads the others.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use super::BatchError;
-use super::fair::{FULL_SHARE, Turns};
+use super::backlog::{Backlog, weight};
+use super::fair::Turns;
 use super::reply::Reply;
 use crate::admission::Permit;
 use crate::cost::{Cost, Work, duration};
@@ -25,39 +26,50 @@ pub(super) struct FlowId(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct JobId(u64);
 
-/// One sequence on its way through a batch.
+/// One sequence of a batch.
 #[derive(Debug)]
 pub(super) struct Job {
     pub id: JobId,
     pub key: PairKey,
     pub encoding: Encoding,
     pub queued_at: Instant,
-    /// Requests that want it, where traces are sent.
+    /// Timelines of the requests that want it, where traces are sent.
     pub requests: Vec<Timeline>,
 }
 
 /// A sequence that waits or runs.
-struct Wanted {
+struct Pending {
     key: PairKey,
-    /// `None` once it runs.
-    encoding: Option<Encoding>,
+    state: PendingState,
     tokens: usize,
-    /// Who wants it, with the place in that request. Empty when all have left while it runs.
-    by: Vec<(FlowId, usize)>,
+    /// Requests that want it, with its position in each. Empty when all have left while it runs.
+    owners: Vec<(FlowId, usize)>,
+}
+
+enum PendingState {
+    Waiting(Encoding),
+    /// In a batch of this worker.
+    Running(usize),
+}
+
+impl Pending {
+    fn waits(&self) -> bool {
+        matches!(self.state, PendingState::Waiting(_))
+    }
 }
 
 /// A request of which something is waiting or running.
 struct Flow {
     claim: Claim,
-    /// By place in the request, which is the order in which they are taken.
+    /// By position in the request, which is the order in which they are taken.
     waiting: BTreeMap<usize, JobId>,
-    /// What of it waits.
+    /// Work of the waiting sequences.
     work: Work,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
-    /// Every job it has had.
+    /// The job of each of its sequences.
     jobs: Vec<JobId>,
-    /// Whether a token was taken at its turn.
+    /// Whether a sequence was taken at its turn.
     begun: bool,
     /// Tokens that were scored for it.
     scored_tokens: usize,
@@ -68,7 +80,7 @@ struct Flow {
     queued_at: Instant,
 }
 
-/// What a request brings to the queue.
+/// A request that enters the queue.
 pub(super) struct Arrival {
     pub claim: Claim,
     pub encodings: Vec<(PairKey, Encoding)>,
@@ -78,9 +90,9 @@ pub(super) struct Arrival {
     pub now: Instant,
 }
 
-/// What a request costs that is not in the queue yet, or has not begun.
+/// A request whose completion time is to be forecast.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wish {
+pub(super) struct ForecastRequest {
     pub claim: Claim,
     pub work: Work,
 }
@@ -88,10 +100,10 @@ pub(super) struct Wish {
 /// How fast the queue empties.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speed {
-    /// Of a batch while all workers run.
+    /// Cost of a batch while all workers run.
     pub cost: Cost,
     pub workers: usize,
-    /// Seconds that the workers are still busy with what they have, all together.
+    /// Sum over all workers of the seconds that each is still busy.
     pub busy: f64,
     /// Tokens of a full batch.
     pub batch_tokens: usize,
@@ -100,10 +112,11 @@ pub(super) struct Speed {
 /// All requests in the queue.
 pub(super) struct Queue {
     flows: HashMap<FlowId, Flow>,
-    jobs: HashMap<JobId, Wanted>,
-    /// Jobs that others may join.
+    jobs: HashMap<JobId, Pending>,
+    /// Jobs that later requests for the same pair join.
     by_key: HashMap<PairKey, JobId>,
     turns: Turns<Tenant, FlowId>,
+    backlog: Backlog,
     /// Jobs that wait, each counted once.
     waiting: Work,
     next_flow: u64,
@@ -113,13 +126,30 @@ pub(super) struct Queue {
 
 /// Requests that a batch may pass over because their next sequence is too long for what is left of
 /// it: bounds the time under the lock.
-const MOST_PASSED_OVER: usize = 16;
+const MAX_PASSED_OVER: usize = 16;
+/// Late requests that are refused while one batch is formed: bounds the time under the lock.
+const MAX_REFUSED: usize = 64;
 
 /// What an event has cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// Tokens that were scored for requests that nobody waits for any more.
+    /// Tokens that were scored for requests whose client has left.
     pub wasted: usize,
+    /// Sequences whose logits were not finite.
+    pub failed: usize,
+}
+
+/// The next batch of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Empty when nothing waits, or when `more` is set and only late requests were looked at.
+    pub jobs: Vec<Job>,
+    pub outcome: Outcome,
+    /// Requests that left the queue's waiting line with this batch, and when each was queued. Recorded by
+    /// the caller, who no longer holds the lock.
+    pub begun: Vec<(Timeline, Instant)>,
+    /// Whether the search for a batch was cut short: call again.
+    pub more: bool,
 }
 
 impl Queue {
@@ -129,6 +159,7 @@ impl Queue {
             jobs: HashMap::new(),
             by_key: HashMap::new(),
             turns: Turns::new(),
+            backlog: Backlog::default(),
             waiting: Work::default(),
             next_flow: 0,
             next_job: 0,
@@ -136,7 +167,7 @@ impl Queue {
         }
     }
 
-    /// Queues a request. Returns its name, and how many of its sequences others wait for already.
+    /// Queues a request. Returns its id, and how many of its sequences other requests wait for already.
     pub(super) fn push(&mut self, arrival: Arrival) -> (FlowId, usize) {
         let id = FlowId(self.next_flow);
         self.next_flow += 1;
@@ -147,18 +178,18 @@ impl Queue {
             let known = self.by_key.get(&key).copied();
             shared += usize::from(known.is_some());
             let job = known.unwrap_or_else(|| self.add(key, encoding));
-            let wanted = self.jobs.get_mut(&job).expect("known jobs exist");
-            wanted.by.push((id, index));
+            let pending = self.jobs.get_mut(&job).expect("known jobs exist");
+            pending.owners.push((id, index));
             jobs.push(job);
-            if wanted.encoding.is_some() {
+            if pending.waits() {
                 waiting.insert(index, job);
-                work += Work::of(wanted.tokens);
+                work += Work::of(pending.tokens);
             }
         }
         let claim = arrival.claim;
         if !waiting.is_empty() {
-            let weight = FULL_SHARE / claim.priority.parts();
-            self.turns.join(claim.tenant, id, weight);
+            self.turns.join(claim.tenant, id, weight(claim));
+            self.backlog.add(claim, work);
         }
         self.flows.insert(
             id,
@@ -186,13 +217,13 @@ impl Queue {
         let tokens = encoding.len();
         self.waiting += Work::of(tokens);
         self.by_key.insert(key, id);
-        let wanted = Wanted {
+        let pending = Pending {
             key,
-            encoding: Some(encoding),
+            state: PendingState::Waiting(encoding),
             tokens,
-            by: Vec::new(),
+            owners: Vec::new(),
         };
-        self.jobs.insert(id, wanted);
+        self.jobs.insert(id, pending);
         id
     }
 
@@ -206,39 +237,48 @@ impl Queue {
         self.flows.len()
     }
 
-    /// Takes the next batch out of the queue; empty when nothing waits.
+    /// Takes the next batch of `worker` out of the queue.
     ///
     /// Turn by turn, the request that is least ahead of its share gives its next sequence. One whose
-    /// sequence does not fit any more sits this batch out. One that cannot be answered in time is
-    /// refused instead of begun.
-    pub(super) fn take(&mut self, plan: &Plan, speed: Speed, now: Instant) -> (Vec<Job>, Outcome) {
-        let mut jobs = Vec::new();
-        let mut outcome = Outcome::default();
+    /// sequence no longer fits sits this batch out. One that cannot be answered in time is refused instead
+    /// of begun.
+    pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed, now: Instant) -> Taken {
+        let mut taken = Taken::default();
         let mut draft = Work::default();
         let mut aside = Vec::new();
+        let mut refused = 0;
         while let Some((tenant, id)) = self.turns.next() {
             if let Some(refusal) = self.too_late(id, speed, now) {
-                outcome.wasted += self.refuse(id, refusal).wasted;
+                if refused == MAX_REFUSED {
+                    taken.more = true;
+                    break;
+                }
+                refused += 1;
+                taken.outcome.wasted += self.refuse(id, refusal).wasted;
                 continue;
             }
-            let flow = &self.flows[&id];
-            let (_, &job) = flow.waiting.first_key_value().expect("its turn is its own");
+            let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
+            let (_, &job) = flow
+                .waiting
+                .first_key_value()
+                .expect("a flow that takes turns has a waiting job");
             let tokens = self.jobs[&job].tokens;
             if !plan.accepts(draft, tokens) {
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));
-                if aside.len() > MOST_PASSED_OVER {
+                if aside.len() > MAX_PASSED_OVER {
                     break;
                 }
                 continue;
             }
             draft += Work::of(tokens);
             let queued_at = flow.queued_at;
-            flow.timeline.take(queued_at, now);
-            self.flows.get_mut(&id).expect("it was just there").begun = true;
+            if !std::mem::replace(&mut flow.begun, true) {
+                taken.begun.push((flow.timeline.clone(), queued_at));
+            }
             self.turns.charge(tenant, id, tokens);
-            let (key, encoding) = self.start(job);
-            jobs.push(Job {
+            let (key, encoding) = self.start(job, worker);
+            taken.jobs.push(Job {
                 id: job,
                 key,
                 encoding,
@@ -247,33 +287,39 @@ impl Queue {
             });
         }
         self.turns.recall(&aside);
-        (jobs, outcome)
+        taken
     }
 
-    /// The requests that want `job`, where somebody will ask.
+    /// Timelines of the requests that want `job`, where traces are sent.
     fn traced(&self, job: JobId) -> Vec<Timeline> {
         if !trace::is_on() {
             return Vec::new();
         }
-        let by = self.jobs[&job].by.iter();
-        by.map(|(id, _)| self.flows[id].timeline.clone()).collect()
+        let owners = self.jobs[&job].owners.iter();
+        owners.map(|(id, _)| self.flows[id].timeline.clone()).collect()
     }
 
-    /// Takes `job` out of all requests in which it waits.
-    fn start(&mut self, job: JobId) -> (PairKey, Encoding) {
-        let wanted = self.jobs.get_mut(&job).expect("who waits has a job");
-        let encoding = wanted.encoding.take().expect("it has waited until now");
-        let work = Work::of(wanted.tokens);
+    /// Moves `job` from all requests in which it waits to a batch of `worker`.
+    fn start(&mut self, job: JobId, worker: usize) -> (PairKey, Encoding) {
+        let pending = self.jobs.get_mut(&job).expect("a waiting job exists");
+        let running = PendingState::Running(worker);
+        let PendingState::Waiting(encoding) = std::mem::replace(&mut pending.state, running) else {
+            unreachable!("a job that runs waits in no request");
+        };
+        let work = Work::of(pending.tokens);
         self.waiting -= work;
-        for (id, index) in &wanted.by {
-            let flow = self.flows.get_mut(id).expect("who wants it is there");
+        for (id, index) in &pending.owners {
+            let flow = self.flows.get_mut(id).expect("an owner is a flow");
+            self.backlog.remove(flow.claim, flow.work);
             flow.waiting.remove(index);
             flow.work -= work;
             if flow.waiting.is_empty() {
                 self.turns.leave(flow.claim.tenant, *id);
+            } else {
+                self.backlog.add(flow.claim, flow.work);
             }
         }
-        (wanted.key, encoding)
+        (pending.key, encoding)
     }
 
     /// Why a request that has not begun should not begin.
@@ -286,34 +332,19 @@ impl Queue {
         if flow.begun {
             return None;
         }
-        let wish = Wish {
+        let request = ForecastRequest {
             claim: flow.claim,
             work: flow.work,
         };
-        let needed = duration(self.forecast(wish, Some(id), speed));
+        let needed = duration(self.forecast(request, true, speed));
         (now + needed > deadline.at).then_some(BatchError::TooLate { needed })
     }
 
-    /// Seconds until `wish` would be fulfilled if nobody came after it: the rest of what runs, then all
-    /// that the others are given by the time it has had its share. `own` is its flow, if it waits already.
-    pub(super) fn forecast(&self, wish: Wish, own: Option<FlowId>, speed: Speed) -> f64 {
-        let mine = speed.cost.marginal(wish.work);
-        let (claim, mut before) = (wish.claim, mine);
-        let mut tenants: HashMap<Tenant, f64> = HashMap::new();
-        for (id, flow) in &self.flows {
-            let theirs = speed.cost.marginal(flow.work);
-            if flow.claim.tenant != claim.tenant {
-                *tenants.entry(flow.claim.tenant).or_default() += theirs;
-            } else if own != Some(*id) {
-                let parts = claim.priority.parts() as f64 / flow.claim.priority.parts() as f64;
-                before += theirs.min(mine * parts);
-            }
-        }
-        let within = before;
-        before += tenants
-            .values()
-            .map(|theirs| theirs.min(within))
-            .sum::<f64>();
+    /// Seconds until `request` would be done if no other came after it: the rest of what runs, then all
+    /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
+    pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed) -> f64 {
+        let ForecastRequest { claim, work } = request;
+        let before = self.backlog.seconds_until_served(claim, work, waits, speed);
         let full = speed.cost.per_token * speed.batch_tokens as f64;
         let overhead = if full > 0.0 {
             speed.cost.base / full
@@ -322,35 +353,44 @@ impl Queue {
         };
         let shared = (speed.busy + before * (1.0 + overhead)) / speed.workers as f64;
         // However many workers there are, a sequence runs on one.
-        let sequences = wish.work.sequences.max(1);
+        let sequences = work.sequences.max(1);
         let one = Work {
             sequences: 1,
-            tokens: wish.work.tokens / sequences,
-            squares: wish.work.squares / sequences as u64,
+            tokens: work.tokens / sequences,
+            squares: work.squares / sequences as u64,
         };
         shared.max(speed.cost.seconds(one))
     }
 
-    /// Files the logits of a batch, `[jobs, labels]`, and answers the requests it completes.
+    /// Stores the logits of a batch, `[jobs, labels]`, and answers the requests it completes. A sequence
+    /// whose logits are not finite fails the requests that want it, and no other.
     pub(super) fn complete(&mut self, jobs: &[Job], logits: &[f32]) -> Outcome {
         let mut outcome = Outcome::default();
         for (job, row) in jobs.iter().zip(logits.chunks_exact(self.labels)) {
-            let wanted = self.end(job.id);
-            if wanted.by.is_empty() {
-                outcome.wasted += wanted.tokens;
+            let pending = self.end(job.id);
+            if pending.owners.is_empty() {
+                outcome.wasted += pending.tokens;
             }
-            for (nth, (id, index)) in wanted.by.into_iter().enumerate() {
-                let flow = self.flows.get_mut(&id).expect("who wants it is there");
+            if !row.iter().all(|logit| logit.is_finite()) {
+                outcome.failed += 1;
+                self.fail_owners(pending, "the model returned a logit that is not finite");
+                continue;
+            }
+            for (nth, (id, index)) in pending.owners.into_iter().enumerate() {
+                // It was answered when another of its sequences failed.
+                let Some(flow) = self.flows.get_mut(&id) else {
+                    continue;
+                };
                 if nth == 0 {
-                    flow.scored_tokens += wanted.tokens;
+                    flow.scored_tokens += pending.tokens;
                 }
                 let start = index * self.labels;
                 flow.logits[start..start + self.labels].copy_from_slice(row);
                 flow.unscored -= 1;
-                flow.permit.spend(wanted.tokens);
+                flow.permit.spend(pending.tokens);
                 if flow.unscored == 0 {
                     let flow = self.flows.remove(&id).expect("it was just there");
-                    // Nothing of it is counted as outstanding by the time its client hears of it.
+                    // Its tokens are no longer outstanding when its client sees the answer.
                     drop(flow.permit);
                     flow.reply.answer(Ok(flow.logits));
                 }
@@ -359,23 +399,53 @@ impl Queue {
         outcome
     }
 
-    /// Answers every request of a batch with `reason` and forgets what else they had waiting.
+    /// Fails every request that has a sequence in a batch.
     pub(super) fn fail(&mut self, jobs: &[Job], reason: &str) {
         for job in jobs {
-            let wanted = self.end(job.id);
-            for (id, _) in wanted.by {
-                // Twice the same request, where it wants several of the batch.
-                if self.flows.contains_key(&id) {
-                    self.refuse(id, BatchError::Failed(reason.to_owned()));
-                }
-            }
+            let pending = self.end(job.id);
+            self.fail_owners(pending, reason);
         }
     }
 
-    fn end(&mut self, job: JobId) -> Wanted {
-        let wanted = self.jobs.remove(&job).expect("what runs has a job");
-        self.by_key.remove(&wanted.key);
-        wanted
+    fn fail_owners(&mut self, pending: Pending, reason: &str) {
+        for (id, _) in pending.owners {
+            // A request may own several sequences of a batch; it is refused once.
+            self.refuse(id, BatchError::Failed(reason.to_owned()));
+        }
+    }
+
+    /// Fails the requests of a batch that `worker` lost. Relies on nothing that a panic may have left
+    /// half done.
+    pub(super) fn abandon(&mut self, worker: usize, reason: &str) {
+        let lost = |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
+        let jobs: Vec<JobId> = self.jobs.iter().filter(|(_, p)| lost(p)).map(|(id, _)| *id).collect();
+        for job in jobs {
+            let pending = self.end(job);
+            self.fail_owners(pending, reason);
+        }
+        // A request whose job ended without being counted would wait forever.
+        let stuck = |flow: &Flow| {
+            let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(job));
+            open.count() != flow.unscored
+        };
+        let flows: Vec<FlowId> = self.flows.iter().filter(|(_, f)| stuck(f)).map(|(id, _)| *id).collect();
+        for id in flows {
+            self.refuse(id, BatchError::Failed(reason.to_owned()));
+        }
+    }
+
+    /// Fails every request.
+    pub(super) fn fail_all(&mut self, error: &BatchError) {
+        let flows: Vec<FlowId> = self.flows.keys().copied().collect();
+        for id in flows {
+            self.refuse(id, error.clone());
+        }
+    }
+
+    fn end(&mut self, job: JobId) -> Pending {
+        let pending = self.jobs.remove(&job).expect("a job ends once");
+        self.by_key.remove(&pending.key);
+        pending
     }
 
     /// Ends a request whose deadline has passed. Does nothing when it was already answered.
@@ -390,37 +460,42 @@ impl Queue {
         let Some(flow) = self.remove(id) else {
             return Outcome::default();
         };
-        // As in `complete`: given back before the client hears of it.
+        // As in `complete`: returned before the client sees the answer.
         drop(flow.permit);
         flow.reply.answer(Err(reason));
         Outcome {
             wasted: flow.scored_tokens,
+            ..Outcome::default()
         }
     }
 
     /// Forgets a request whose client has left. Does nothing when it was already answered.
     pub(super) fn cancel(&mut self, id: FlowId) -> Outcome {
-        self.remove(id)
-            .map_or_else(Outcome::default, |flow| Outcome {
-                wasted: flow.scored_tokens,
-            })
+        let wasted = self.remove(id).map_or(0, |flow| flow.scored_tokens);
+        Outcome {
+            wasted,
+            ..Outcome::default()
+        }
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let mut flow = self.flows.remove(&id)?;
         self.turns.leave(flow.claim.tenant, id);
+        if !flow.waiting.is_empty() {
+            self.backlog.remove(flow.claim, flow.work);
+        }
         flow.jobs.sort_unstable();
         flow.jobs.dedup();
         for &job in &flow.jobs {
-            // Those that are scored are gone.
-            let Some(wanted) = self.jobs.get_mut(&job) else {
+            // Scored jobs are gone.
+            let Some(pending) = self.jobs.get_mut(&job) else {
                 continue;
             };
-            wanted.by.retain(|(other, _)| *other != id);
-            // What runs goes on: somebody may come who wants it.
-            if wanted.by.is_empty() && wanted.encoding.is_some() {
-                let wanted = self.end(job);
-                self.waiting -= Work::of(wanted.tokens);
+            pending.owners.retain(|(other, _)| *other != id);
+            // A running job goes on: a later request may want it.
+            if pending.owners.is_empty() && pending.waits() {
+                let pending = self.end(job);
+                self.waiting -= Work::of(pending.tokens);
             }
         }
         Some(flow)

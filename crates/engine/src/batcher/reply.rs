@@ -1,4 +1,4 @@
-//! The one answer a request gets.
+//! The single answer of a request.
 
 use tokio::sync::oneshot;
 
@@ -7,11 +7,11 @@ use super::BatchError;
 /// Logits of a request, or the reason why there are none.
 pub(super) type Answer = Result<Vec<f32>, BatchError>;
 
-/// Where the waiting side hears of it. An error means that the worker was lost.
+/// Where the waiting side receives it. An error means that the batcher was dropped.
 pub(super) type Receiver = oneshot::Receiver<Answer>;
 
-/// The right to answer a request, used up by doing so. Dropped unanswered, the waiting side sees a
-/// lost worker rather than waiting for ever.
+/// The right to answer a request, consumed by answering. When it is dropped, the waiting side gets an
+/// error instead of waiting forever.
 #[must_use = "a request is answered exactly once"]
 pub(super) struct Reply(oneshot::Sender<Answer>);
 
@@ -22,7 +22,7 @@ pub(super) fn channel() -> (Reply, Receiver) {
 
 impl Reply {
     pub(super) fn answer(self, answer: Answer) {
-        // The client may have left in this very moment; then nobody is left to tell.
+        // The client may have just left.
         let _ = self.0.send(answer);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::queue::Job;
+use super::queue::{Job, Taken};
 use super::{Shared, State};
 use crate::cost::{Work, duration};
 use crate::plan::Plan;
@@ -13,26 +13,73 @@ use crate::trace::{BatchRecord, Timeline};
 use rerankd_core::Batch;
 use rerankd_runtime::{ScoreError, Scorer};
 
+/// Panics in a row, without a finished batch between them, after which a worker is given up.
+pub(super) const MAX_PANICS: usize = 8;
+
+/// Serves batches until the batcher closes. After a panic the requests of the lost batch fail, and the
+/// worker starts again with the same scorer.
 pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
     // The queue's times are those of the runtime, wherever they are read.
     let _clock = shared.runtime.as_ref().map(|runtime| runtime.enter());
+    // Also when a panic ends this thread nevertheless.
+    let _retire = Retire { shared, number };
+    let mut panics = 0;
+    while panics < MAX_PANICS {
+        let serve = || serve(shared, number, scorer.as_mut(), &mut panics);
+        // What a panic may leave half done is repaired by `recover`.
+        let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) else {
+            return;
+        };
+        panics += 1;
+        shared.metrics.worker_restarts.inc();
+        tracing::error!(worker = number, panic = message(&*panic), "worker panicked");
+        shared.recover(number);
+    }
+}
+
+/// Takes a worker off the list when its thread ends.
+struct Retire<'a> {
+    shared: &'a Shared,
+    number: usize,
+}
+
+impl Drop for Retire<'_> {
+    fn drop(&mut self) {
+        let retire = || self.shared.retire(self.number);
+        if catch_unwind(AssertUnwindSafe(retire)).is_err() {
+            tracing::error!(worker = self.number, "worker could not be retired");
+        }
+    }
+}
+
+/// The text of a panic.
+pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+fn serve(shared: &Shared, number: usize, scorer: &mut dyn Scorer, panics: &mut usize) {
     while let Some(batch) = next_batch(shared, number) {
+        shared.fault("batch taken");
         let now = Instant::now().into_std();
         for job in &batch.jobs {
             let waited = now.duration_since(job.queued_at);
             shared.metrics.queue_seconds.observe(waited.as_secs_f64());
         }
         let started = std::time::Instant::now();
-        let scored = score(scorer.as_mut(), &batch, shared.labels);
+        let scored = score(scorer, &batch, shared.labels);
         let took = started.elapsed();
+        shared.fault("batch scored");
         send_span(&batch.jobs, now, took);
         finish(shared, number, batch, scored, took);
+        *panics = 0;
     }
-    // Whoever stops the batcher waits for this.
-    shared.work.notify_all();
 }
 
-/// Tells a collector of a batch, where there is one.
+/// Sends the span of a batch, where traces are sent.
 fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
     let mut requests: Vec<Timeline> = Vec::new();
     for request in jobs.iter().flat_map(|job| &job.requests) {
@@ -52,8 +99,8 @@ fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
     }
 }
 
-/// What one worker does next.
-struct Taken {
+/// A batch to be scored.
+struct Next {
     jobs: Vec<Job>,
     /// Workers that were busy when it began, this one among them.
     busy: usize,
@@ -62,37 +109,44 @@ struct Taken {
 }
 
 /// Waits for work. `None` when the batcher has closed.
-fn next_batch(shared: &Shared, number: usize) -> Option<Taken> {
+fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
     let mut state = shared.lock();
     loop {
         if state.closed {
             return None;
         }
-        let jobs = take(shared, &mut state, number);
-        if !jobs.is_empty() {
-            let busy = state.busy();
-            return Some(Taken {
-                jobs,
-                busy,
-                alone: busy == 1 && state.queue.waiting().sequences == 0,
-            });
+        let taken = take(shared, &mut state, number);
+        if taken.jobs.is_empty() && !taken.more {
+            state = shared
+                .work
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            continue;
         }
-        state = shared
-            .work
-            .wait(state)
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let busy = state.busy();
+        let alone = busy == 1 && state.queue.waiting().sequences == 0;
+        drop(state);
+        let now = Instant::now().into_std();
+        for (timeline, queued_at) in &taken.begun {
+            timeline.take(*queued_at, now);
+        }
+        if !taken.jobs.is_empty() {
+            let jobs = taken.jobs;
+            return Some(Next { jobs, busy, alone });
+        }
+        state = shared.lock();
     }
 }
 
 /// Takes the next batch and notes how long it should take.
-fn take(shared: &Shared, state: &mut State, number: usize) -> Vec<Job> {
+fn take(shared: &Shared, state: &mut State, number: usize) -> Taken {
     let waiting = state.queue.waiting();
     if waiting.sequences == 0 {
-        return Vec::new();
+        return Taken::default();
     }
     let now = Instant::now();
     let others: Vec<f64> = (0..state.busy_until.len())
-        .filter(|&other| other != number)
+        .filter(|&other| other != number && state.alive[other])
         .map(|other| match state.busy_until[other] {
             Some(until) => until.saturating_duration_since(now).as_secs_f64(),
             None => 0.0,
@@ -101,46 +155,43 @@ fn take(shared: &Shared, state: &mut State, number: usize) -> Vec<Job> {
     let cost = state.costs.loaded();
     let plan = Plan::new(shared.limits, cost, waiting, &others);
     let speed = shared.speed(state, now);
-    let (jobs, outcome) = state.queue.take(&plan, speed, now.into_std());
-    if !jobs.is_empty() {
-        let seconds = cost.seconds(work(&jobs));
+    let taken = state.queue.take(number, &plan, speed, now.into_std());
+    if !taken.jobs.is_empty() {
+        let seconds = cost.seconds(work(&taken.jobs));
         state.busy_until[number] = Some(now + duration(seconds));
     }
-    shared.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
-    shared.tell(state);
-    jobs
+    let wasted = taken.outcome.wasted as u64;
+    shared.metrics.wasted_tokens.inc_by(wasted);
+    shared.publish(state);
+    taken
 }
 
 fn work(jobs: &[Job]) -> Work {
     Work::all(jobs.iter().map(|job| job.encoding.len()))
 }
 
-/// Runs the scorer; a panic, or another number of logits than was asked for, is an error like any
-/// other, for this batch alone.
-fn score(scorer: &mut dyn Scorer, taken: &Taken, labels: usize) -> Result<Vec<f32>, ScoreError> {
-    let Taken { jobs, alone, .. } = taken;
+/// Runs the scorer. A panic, or a wrong number of logits, is an error of this batch alone.
+fn score(scorer: &mut dyn Scorer, batch: &Next, labels: usize) -> Result<Vec<f32>, ScoreError> {
+    let Next { jobs, alone, .. } = batch;
     let mut run = || {
         let batch = Batch::pack(jobs.iter().map(|job| &job.encoding));
-        let logits = match alone {
-            true => scorer.score_alone(&batch)?,
-            false => scorer.score(&batch)?,
+        let logits = if *alone {
+            scorer.score_alone(&batch)?
+        } else {
+            scorer.score(&batch)?
         };
-        let wanted = jobs.len() * labels;
-        match logits.len() == wanted {
-            true => Ok(logits),
-            false => Err(ScoreError(format!(
-                "the scorer gave {} logits for {wanted}",
+        let expected = jobs.len() * labels;
+        if logits.len() != expected {
+            return Err(ScoreError(format!(
+                "the scorer returned {} logits instead of {expected}",
                 logits.len()
-            ))),
+            )));
         }
+        Ok(logits)
     };
     // A scorer keeps nothing from one batch to the next that a panic could leave half done.
     catch_unwind(AssertUnwindSafe(&mut run)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
+        let text = message(&*panic);
         Err(ScoreError(format!("the scorer panicked: {text}")))
     })
 }
@@ -148,11 +199,11 @@ fn score(scorer: &mut dyn Scorer, taken: &Taken, labels: usize) -> Result<Vec<f3
 fn finish(
     shared: &Shared,
     number: usize,
-    batch: Taken,
+    batch: Next,
     scored: Result<Vec<f32>, ScoreError>,
     took: Duration,
 ) {
-    let Taken { jobs, busy, .. } = batch;
+    let Next { jobs, busy, .. } = batch;
     let seconds = took.as_secs_f64();
     let work = work(&jobs);
     let metrics = &shared.metrics;
@@ -161,17 +212,23 @@ fn finish(
     metrics.batch_tokens.observe(work.tokens as f64);
     match scored {
         Ok(logits) => {
-            // First, so that who asks again finds them, and nobody waits for it.
+            // Before the answers, so that a client that asks again hits the cache.
             for (job, logits) in jobs.iter().zip(logits.chunks_exact(shared.labels)) {
-                shared.cache.insert(job.key, logits);
+                if logits.iter().all(|logit| logit.is_finite()) {
+                    shared.cache.insert(job.key, logits);
+                }
             }
-            shared.settle(|state| {
+            let failed = shared.settle(|state| {
                 let busy = [busy, state.busy()];
                 state.costs.observe(work, seconds, busy);
                 shared.admission.set_pace(state.costs.pace(work));
                 state.busy_until[number] = None;
                 state.queue.complete(&jobs, &logits)
             });
+            if failed > 0 {
+                metrics.failed_pairs.inc_by(failed as u64);
+                tracing::error!(pairs = failed, "model returned logits that are not finite");
+            }
         }
         Err(error) => {
             metrics.failed_batches.inc();

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rayon::prelude::*;
 use tokenizers::TruncationDirection;
 
 use super::side::{Side, keep};
@@ -45,7 +44,7 @@ impl<'a> Fitted<'a> {
         }
     }
 
-    /// Tokenises a query, once for all its documents. The prompt goes in front of its text.
+    /// Tokenizes a query, once for all its documents. The prompt goes in front of its text.
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
@@ -62,7 +61,7 @@ impl<'a> Fitted<'a> {
         })
     }
 
-    /// Tokenises a document and puts it together with a query.
+    /// Tokenizes a document and puts it together with a query.
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text,
@@ -99,8 +98,14 @@ impl<'a> Fitted<'a> {
         Ok(query + document + self.encoder.template.special_tokens())
     }
 
-    /// Encodes all pairs on the current rayon pool, in their order. A query that is the same for
-    /// pairs in a row is tokenised once.
+    /// Bytes that are read of a text of `length` bytes, about: its cost.
+    pub fn bytes_read(&self, length: usize) -> usize {
+        let limit = self.encoder.max_length.saturating_mul(self.fit.chunks());
+        self.encoder.side.bytes_read(length, limit, self.direction)
+    }
+
+    /// Encodes all pairs on the calling thread, in their order. A query that is the same for pairs in a
+    /// row is tokenized once.
     ///
     /// # Errors
     /// [`EncodeError::Cancelled`] soon after `cancelled` turns true, and as [`Fitted::pair`].
@@ -109,23 +114,17 @@ impl<'a> Fitted<'a> {
         pairs: &[Pair],
         cancelled: &AtomicBool,
     ) -> Result<Vec<EncodedPair>, EncodeError> {
-        let go_on = || match cancelled.load(Ordering::Relaxed) {
-            true => Err(EncodeError::Cancelled),
-            false => Ok(()),
-        };
-        let runs: Vec<&[Pair]> = pairs.chunk_by(|a, b| a.query == b.query).collect();
-        let queries: Vec<QueryTokens> = runs
-            .par_iter()
-            .map(|run| go_on().and_then(|()| self.query(&run[0].query)))
-            .collect::<Result<_, _>>()?;
-        let work: Vec<(&QueryTokens, &Pair)> = queries
-            .iter()
-            .zip(&runs)
-            .flat_map(|(query, run)| run.iter().map(move |pair| (query, pair)))
-            .collect();
-        work.par_iter()
-            .map(|(query, pair)| go_on().and_then(|()| self.pair(query, &pair.document)))
-            .collect()
+        let mut encoded = Vec::with_capacity(pairs.len());
+        for run in pairs.chunk_by(|a, b| a.query == b.query) {
+            let query = self.query(&run[0].query)?;
+            for pair in run {
+                if cancelled.load(Ordering::Relaxed) {
+                    return Err(EncodeError::Cancelled);
+                }
+                encoded.push(self.pair(&query, &pair.document)?);
+            }
+        }
+        Ok(encoded)
     }
 
     fn tokenize(

@@ -1,5 +1,6 @@
-//! Tokenising one text of a pair.
+//! Tokenizing one text of a pair.
 
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
@@ -9,7 +10,9 @@ use tokenizers::{
 };
 
 use super::EncodeError;
-use super::prefix::{allows_cuts, safe_cut};
+use super::cut::Cuts;
+use super::pieces::Pieces;
+use super::squeeze::Squeezer;
 use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special ones.
@@ -48,18 +51,22 @@ pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -
     }
 }
 
-/// Bytes of a text that are tried first for each token that is wanted; most languages need fewer.
-const BYTES_A_TOKEN: usize = 8;
-/// How much longer the next try is.
+/// Bytes of a text that are read first for each token that is kept; most languages need fewer.
+const BYTES_PER_TOKEN: usize = 8;
+/// How much longer the next attempt is.
 const GROWTH: usize = 4;
+/// Characters that a pre-tokenizer looks ahead at most.
+const LOOKAHEAD: usize = 2;
 
 /// A tokenizer, and how it cuts texts unless it is told otherwise.
 #[derive(Debug)]
 pub(super) struct SideTokenizer {
     tokenizer: Tokenizer,
     direction: TruncationDirection,
-    /// Whether the first tokens of a text can be told from its start.
-    allows_cuts: bool,
+    /// Where texts may be cut; `None` when every text is read as a whole.
+    cuts: Option<Cuts>,
+    squeezer: Option<Squeezer>,
+    pieces: Option<Pieces>,
 }
 
 impl SideTokenizer {
@@ -79,7 +86,9 @@ impl SideTokenizer {
         overrule(&mut tokenizer, config)
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be used: {error}")))?;
         Ok(Self {
-            allows_cuts: allows_cuts(&tokenizer),
+            cuts: Cuts::of(&tokenizer),
+            squeezer: Squeezer::of(&tokenizer),
+            pieces: Pieces::of(tokenizer.get_model()),
             tokenizer,
             direction,
         })
@@ -94,7 +103,16 @@ impl SideTokenizer {
         self.direction
     }
 
-    /// Tokenises a text up to the word that reaches `limit` tokens, from the end that is kept.
+    /// Bytes of a text of `length` bytes that are read for `limit` tokens, about.
+    pub fn bytes_read(&self, length: usize, limit: usize, direction: TruncationDirection) -> usize {
+        if self.cuts.is_some() && direction == TruncationDirection::Right {
+            length.min(limit.saturating_mul(BYTES_PER_TOKEN))
+        } else {
+            length
+        }
+    }
+
+    /// Tokenizes a text up to the word that reaches `limit` tokens, from the end that is kept.
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
@@ -104,13 +122,12 @@ impl SideTokenizer {
         limit: usize,
         direction: TruncationDirection,
     ) -> Result<Side, EncodeError> {
-        if self.allows_cuts
-            && direction == TruncationDirection::Right
+        if direction == TruncationDirection::Right
             && let Some(side) = self.tokenize_start(text, limit)?
         {
             return Ok(side);
         }
-        self.run(text, limit, direction)
+        self.run(&self.squeeze(text), limit, direction)
     }
 
     /// The number of tokens of the whole text.
@@ -118,30 +135,115 @@ impl SideTokenizer {
     /// # Errors
     /// As [`SideTokenizer::tokenize`].
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
-        self.run(text, usize::MAX, self.direction)
+        self.run(&self.squeeze(text), usize::MAX, self.direction)
             .map(|side| side.length)
     }
 
-    /// Tokenises only the start of a long text, where that is enough for `limit` tokens.
+    /// A text of the same tokens that may be shorter.
+    fn squeeze<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let Some(squeezer) = &self.squeezer else {
+            return Cow::Borrowed(text);
+        };
+        let mut short = String::new();
+        squeezer.extend(text, 0, &mut short, usize::MAX);
+        Cow::Owned(short)
+    }
+
+    /// Tokenizes only the start of a long text, where that is enough for `limit` tokens.
     pub(super) fn tokenize_start(
         &self,
         text: &str,
         limit: usize,
     ) -> Result<Option<Side>, EncodeError> {
+        let Some(cuts) = &self.cuts else {
+            return Ok(None);
+        };
+        let mut read = 0;
+        let mut short = String::new();
         let mut tried = 0;
-        let mut target = limit.saturating_mul(BYTES_A_TOKEN);
+        let mut target = limit.saturating_mul(BYTES_PER_TOKEN);
         while target < text.len() {
-            if let Some(cut) = safe_cut(text, target).filter(|&cut| cut > tried) {
+            let start = match &self.squeezer {
+                Some(squeezer) => {
+                    // One character more, because a cut is between two.
+                    read = squeezer.extend(text, read, &mut short, target.saturating_add(4));
+                    if read == text.len() {
+                        return self
+                            .run(&short, limit, TruncationDirection::Right)
+                            .map(Some);
+                    }
+                    short.as_str()
+                }
+                None => text,
+            };
+            if let Some(cut) = cuts.last(start, target, tried) {
                 tried = cut;
-                let side = self.run(&text[..cut], limit, TruncationDirection::Right)?;
-                // Where all words of the start were needed, the last one may be half a word.
-                if !side.all {
+                if let Some(side) = self.first_ids(&start[..cut], limit)? {
                     return Ok(Some(side));
                 }
             }
             target = target.saturating_mul(GROWTH);
         }
         Ok(None)
+    }
+
+    /// The first `limit` ids of every longer text that starts with `start`, which ends at a safe cut.
+    /// `None` where `start` does not decide so many.
+    fn first_ids(&self, start: &str, limit: usize) -> Result<Option<Side>, EncodeError> {
+        let ids = self
+            .try_first_ids(start, limit)
+            .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
+        let side = |ids: Vec<u32>| Side {
+            length: ids.len(),
+            ids: ids[..limit].to_vec(),
+            all: false,
+        };
+        Ok((ids.len() >= limit).then(|| side(ids)))
+    }
+
+    fn try_first_ids(&self, start: &str, limit: usize) -> tokenizers::Result<Vec<u32>> {
+        let words = self.words(start)?;
+        let words = splits(&words);
+        let model = self.tokenizer.get_model();
+        let Some((&(last, _, added), before)) = words.split_last() else {
+            return Ok(Vec::new());
+        };
+        // The last word may go on behind the cut, and a short one may be joined to the word before it.
+        let whole = added.is_none() && last.chars().nth(LOOKAHEAD).is_some();
+        let before = if whole {
+            before
+        } else {
+            &before[..before.len().saturating_sub(1)]
+        };
+        let mut ids = Vec::new();
+        for (word, _, added) in before {
+            match added {
+                Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+                None => ids.extend(model.tokenize(word)?.iter().map(|token| token.id)),
+            }
+            if ids.len() >= limit {
+                return Ok(ids);
+            }
+        }
+        if whole
+            && let Some(pieces) = &self.pieces
+            && pieces.may_decide(last.len(), limit)
+        {
+            ids.extend(pieces.certain(model, last)?);
+        }
+        Ok(ids)
+    }
+
+    /// The words of a text: the first steps of [`Tokenizer::encode`].
+    fn words(&self, text: &str) -> tokenizers::Result<PreTokenizedString> {
+        let tokenizer = &self.tokenizer;
+        let mut words = tokenizer
+            .get_added_vocabulary()
+            .extract_and_normalize(tokenizer.get_normalizer(), text);
+        if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut words)?;
+        }
+        Ok(words)
     }
 
     fn run(
@@ -162,15 +264,9 @@ impl SideTokenizer {
         limit: usize,
         direction: TruncationDirection,
     ) -> tokenizers::Result<Side> {
-        let tokenizer = &self.tokenizer;
-        let mut words = tokenizer
-            .get_added_vocabulary()
-            .extract_and_normalize(tokenizer.get_normalizer(), text);
-        if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
-            pre_tokenizer.pre_tokenize(&mut words)?;
-        }
+        let mut words = self.words(text)?;
         let all = splits(&words).len();
-        let model = tokenizer.get_model();
+        let model = self.tokenizer.get_model();
         words.tokenize_with_limit(|word| model.tokenize(word.get()), limit, direction)?;
         let words = splits(&words);
         let ids: Vec<u32> = words

@@ -13,6 +13,7 @@ use super::*;
 use crate::TokenizerClass;
 
 mod fitted;
+mod start;
 
 const WORDS: [&str; 6] = ["the", "river", "run", "##ning", "##s", "a"];
 
@@ -469,23 +470,15 @@ fn a_long_text_is_told_by_its_start() {
     let long = "The river, running. ".repeat(1000);
     for (name, file) in all() {
         let encoder = PairEncoder::new(&file, 12, None).unwrap();
-        assert!(prefix::allows_cuts(encoder.side.tokenizer()), "{name}");
         let side = start(&file, &long).unwrap();
         assert!(!side.all, "{name}");
         assert_eq!(side.ids.len(), 12, "{name}");
-        // Nothing says where words end, so that the whole text has to be read.
-        assert_eq!(start(&file, &"a".repeat(20_000)), None, "{name}");
-    }
-    for name in [
-        "tiny-bert",
-        "tiny-bert-3-labels",
-        "tiny-roberta",
-        "tiny-xlm-roberta",
-    ] {
-        let models =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/models");
-        let encoder = PairEncoder::for_model(&Model::open(&models.join(name)).unwrap()).unwrap();
-        assert!(prefix::allows_cuts(encoder.side.tokenizer()), "{name}");
+        // Nothing says where words end.
+        let word = "a".repeat(200_000);
+        let side = start(&file, &word).unwrap();
+        let whole = encoder.side.tokenizer().encode(word, false).unwrap();
+        assert_eq!(side.ids, whole.get_ids()[..side.ids.len()], "{name}");
+        assert_eq!(side.all, whole.len() == 1, "{name}");
     }
 }
 
@@ -513,25 +506,12 @@ fn texts_are_not_cut_where_their_start_does_not_tell() {
         file(Value::Null, Value::Null),
         file(Value::Null, json!({"type": "FixedLength", "length": 5})),
     ] {
-        let encoder = PairEncoder::new(&known_not, 12, None).unwrap();
-        assert!(!prefix::allows_cuts(encoder.side.tokenizer()));
+        assert_eq!(start(&known_not, &long), None);
     }
     let spaced = String::from_utf8(bert_classic())
         .unwrap()
         .replace("<mask>", "< >");
-    let encoder = PairEncoder::new(spaced.as_bytes(), 12, None).unwrap();
-    assert!(!prefix::allows_cuts(encoder.side.tokenizer()));
-}
-
-#[test]
-fn cuts_are_at_a_blank_between_printable_characters() {
-    assert_eq!(prefix::safe_cut("ab cd ef", 8), Some(5));
-    assert_eq!(prefix::safe_cut("ab cd ef", 5), Some(5));
-    assert_eq!(prefix::safe_cut("ab cd ef", 4), Some(2));
-    assert_eq!(prefix::safe_cut("ab cd ef", 1), None);
-    for none in ["", "a", "abc", "a  b", "a\tb", "é b", "a é", " a", "a "] {
-        assert_eq!(prefix::safe_cut(none, 8), None, "{none:?}");
-    }
+    assert_eq!(start(spaced.as_bytes(), &long), None);
 }
 
 #[test]

@@ -86,7 +86,8 @@ impl Bench {
 
     fn take(&mut self, limits: BatchLimits) -> Vec<Job> {
         let plan = Plan::new(limits, COST, self.queue.waiting(), &[]);
-        let jobs = self.queue.take(&plan, SPEED, self.now).0;
+        let taken = self.queue.take(0, &plan, SPEED, self.now);
+        let jobs = taken.jobs;
         let tokens: usize = jobs.iter().map(|job| job.encoding.len()).sum();
         self.now += Duration::from_millis(tokens as u64);
         jobs
@@ -96,8 +97,9 @@ impl Bench {
     fn complete(&mut self, jobs: &[Job]) -> Vec<(FlowId, usize)> {
         let logits: Vec<f32> = jobs.iter().map(|j| j.encoding.len() as f32).collect();
         let who = jobs.iter().flat_map(|job| {
-            let wanted = &self.queue.jobs[&job.id];
-            wanted.by.iter().map(|(id, _)| (*id, wanted.tokens))
+            let pending = &self.queue.jobs[&job.id];
+            let tokens = pending.tokens;
+            pending.owners.iter().map(move |(id, _)| (*id, tokens))
         });
         let who = who.collect();
         self.queue.complete(jobs, &logits);
@@ -280,6 +282,68 @@ fn a_failed_batch_fails_its_own_requests_and_no_other() {
     assert_eq!(bench.queue.waiting(), Work::default());
 }
 
+#[test]
+fn a_logit_that_is_not_finite_fails_its_own_requests_and_no_other_of_the_batch() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut bench = Bench::new();
+        let (_, mut first) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+        let (_, mut second) =
+            bench.push_all(Claim::default(), vec![sequence(1, 10), sequence(2, 5)]);
+        let (_, mut other) = bench.push_all(Claim::default(), vec![sequence(2, 5)]);
+        let jobs = bench.take(LIMITS);
+        let row = |job: &Job| if job.key == PairKey(1) { bad } else { 5.0 };
+        let logits: Vec<f32> = jobs.iter().map(row).collect();
+        assert_eq!(logits.len(), 2);
+        let outcome = bench.queue.complete(&jobs, &logits);
+        assert_eq!(outcome.failed, 1);
+        for failed in [&mut first, &mut second] {
+            let error = answer(failed).unwrap_err();
+            assert!(matches!(error, BatchError::Failed(_)), "{error}");
+        }
+        assert_eq!(answer(&mut other).unwrap(), [5.0]);
+        assert_eq!(bench.queue.requests(), 0);
+    }
+}
+
+#[test]
+fn what_a_worker_lost_fails_and_the_same_pair_is_scored_anew() {
+    let mut bench = Bench::new();
+    let (_, mut lost) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let jobs = bench.take(LIMITS);
+    assert_eq!(jobs.len(), 1);
+    drop(jobs);
+    bench.queue.abandon(0, "lost");
+    assert_eq!(answer(&mut lost), Err(BatchError::Failed("lost".into())));
+    let (_, mut next) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    bench.run(LIMITS);
+    assert_eq!(answer(&mut next).unwrap(), [10.0]);
+}
+
+#[test]
+fn abandoning_one_worker_leaves_the_batches_of_others() {
+    let mut bench = Bench::new();
+    let (_, mut kept) = bench.push(&[64]);
+    let jobs = bench.take(LIMITS);
+    let (_, mut waiting) = bench.push(&[8]);
+    bench.queue.abandon(1, "lost");
+    bench.complete(&jobs);
+    assert_eq!(answer(&mut kept).unwrap(), [64.0]);
+    bench.run(LIMITS);
+    assert_eq!(answer(&mut waiting).unwrap(), [8.0]);
+}
+
+/// A panic in the middle of `complete` has ended a job without telling its request.
+#[test]
+fn a_request_whose_job_got_lost_is_failed() {
+    let mut bench = Bench::new();
+    let (_, mut stuck) = bench.push(&[10, 10]);
+    let jobs = bench.take(LIMITS);
+    bench.queue.end(jobs[0].id);
+    bench.queue.abandon(0, "lost");
+    assert!(answer(&mut stuck).is_err());
+    assert_eq!(bench.queue.requests(), 0);
+}
+
 // Identical pairs.
 
 #[test]
@@ -419,11 +483,11 @@ fn a_request_is_forecast_with_its_share_and_no_more() {
     let (_, _big) = bench.push(&[16; 100]);
     let (_, _other) = bench.push_as(tenant(7), &[16; 10]);
     let forecast = |claim, length| {
-        let wish = Wish {
+        let request = ForecastRequest {
             claim,
             work: Work::of(length),
         };
-        bench.queue.forecast(wish, None, SPEED)
+        bench.queue.forecast(request, false, SPEED)
     };
     let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
     // As much again for the request beside it, and as much as both for the other tenant.
@@ -436,6 +500,96 @@ fn a_request_is_forecast_with_its_share_and_no_more() {
     assert!(close(forecast(tenant(8), 16), 3.0 * 0.016));
     // Never more than there is.
     assert!(close(forecast(Claim::default(), 10_000), 10.0 + 1.6 + 0.16));
+}
+
+/// Groups that `take` looks at when it refuses and takes among so many requests.
+fn steps_of_a_take(requests: usize) -> (usize, usize) {
+    let mut bench = Bench::new();
+    let mut kept = Vec::new();
+    for nth in 0..requests {
+        let claim = match nth % 2 {
+            0 => within(&bench, 20),
+            _ => within(&bench, 1_000_000_000),
+        };
+        let claim = Claim { tenant: Tenant(nth as u64 % 100), ..claim };
+        kept.push(bench.push_as(claim, &[4, 1 + nth % 50]));
+    }
+    bench.queue.backlog.steps.set(0);
+    let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
+    let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+    let refused = requests - bench.queue.requests();
+    assert!(refused > 0 && !taken.jobs.is_empty());
+    (bench.queue.backlog.steps.get(), refused)
+}
+
+#[test]
+fn forming_a_batch_looks_at_no_more_when_more_requests_wait() {
+    let (few, refused_of_few) = steps_of_a_take(2_000);
+    let (many, refused_of_many) = steps_of_a_take(20_000);
+    assert!(refused_of_few <= MAX_REFUSED && refused_of_many <= MAX_REFUSED);
+    assert!(many <= few + few / 4, "{few} steps for 2,000 requests, {many} for 20,000");
+}
+
+#[test]
+fn refusals_of_one_batch_are_bounded_and_the_rest_follows() {
+    let mut bench = Bench::new();
+    let claim = within(&bench, 50);
+    let late: Vec<_> = (0..1000).map(|_| bench.push_as(claim, &[64])).collect();
+    bench.now += Duration::from_millis(51);
+    let mut rounds = 0;
+    while bench.queue.requests() > 0 {
+        let before = bench.queue.requests();
+        let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
+        let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+        assert!(taken.jobs.is_empty());
+        let refused = before - bench.queue.requests();
+        assert!(refused <= MAX_REFUSED);
+        assert_eq!(taken.more, bench.queue.requests() > 0);
+        rounds += 1;
+    }
+    assert_eq!(rounds, late.len().div_ceil(MAX_REFUSED));
+}
+
+/// A forecast from sums never promises an earlier end than one from each request would.
+#[test]
+fn a_forecast_from_sums_is_close_to_the_exact_one() {
+    let mut bench = Bench::new();
+    let mut exact = Vec::new();
+    let mut kept = Vec::new();
+    for nth in 0..300_usize {
+        let (of, urgency) = (nth as u64 % 7, [0, 1, 9][nth % 3]);
+        let lengths = vec![1 + nth * 13 % 60; 1 + nth % 5];
+        let claim = Claim { tenant: Tenant(of), ..priority(urgency) };
+        kept.push(bench.push_as(claim, &lengths));
+        exact.push((of, claim.priority.parts() as f64, lengths.iter().sum::<usize>() as f64 * 1e-3));
+    }
+    for length in [1, 20, 100, 1000] {
+        for urgency in [0, 1, 9] {
+            let claim = Claim { tenant: Tenant(3), ..priority(urgency) };
+            let own = length as f64 * 1e-3;
+            let parts = claim.priority.parts() as f64;
+            let beside: f64 = exact
+                .iter()
+                .filter(|(of, ..)| *of == 3)
+                .map(|(_, theirs, seconds)| seconds.min(own * parts / theirs))
+                .sum();
+            let within = own + beside;
+            let others: f64 = (0..7)
+                .filter(|of| *of != 3)
+                .map(|tenant| {
+                    let of = exact.iter().filter(|(of, ..)| *of == tenant);
+                    of.map(|(.., seconds)| seconds).sum::<f64>().min(within)
+                })
+                .sum();
+            let request = ForecastRequest { claim, work: Work::of(length) };
+            let forecast = bench.queue.forecast(request, false, SPEED);
+            let exact = within + others;
+            assert!(
+                forecast >= exact - 1e-9 && forecast <= 1.25 * exact,
+                "{forecast} of {exact}"
+            );
+        }
+    }
 }
 
 // Properties.
@@ -534,7 +688,7 @@ proptest! {
                     let jobs = running.remove(0);
                     if fails {
                         for job in &jobs {
-                            failed.extend(bench.queue.jobs[&job.id].by.iter().map(|(id, _)| *id));
+                            failed.extend(bench.queue.jobs[&job.id].owners.iter().map(|(id, _)| *id));
                         }
                         bench.queue.fail(&jobs, "broken");
                     } else {
@@ -547,6 +701,7 @@ proptest! {
         prop_assert_eq!(bench.queue.waiting(), Work::default());
         prop_assert!(bench.queue.jobs.is_empty() && bench.queue.by_key.is_empty());
         prop_assert!(bench.queue.turns.next().is_none());
+        prop_assert!(bench.queue.backlog.is_empty());
         for (id, keys, mut receiver) in asked {
             let answer = receiver.try_recv();
             if cancelled.contains(&id) {

@@ -1,0 +1,124 @@
+//! Workers that panic. Places outside the model panic where a test plants it.
+
+
+use super::*;
+use rerankd_core::Batch;
+use crate::plan::SHARE_ABOVE;
+use crate::config::CacheConfig;
+use rerankd_runtime::ScoreError;
+
+/// The logit of a sequence is its first token id.
+struct FirstToken;
+
+impl Scorer for FirstToken {
+    fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        let mut start = 0;
+        let mut logits = Vec::new();
+        for &length in batch.lengths() {
+            let id = batch.ids()[start];
+            logits.push(if id == 0 { f32::NAN } else { id as f32 });
+            start += length;
+        }
+        Ok(logits)
+    }
+}
+
+struct Bench {
+    batcher: Batcher,
+    admission: Arc<Admission>,
+    cache: Arc<ScoreCache>,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    fn new(workers: usize) -> Self {
+        let metrics = Metrics::new();
+        let admission = Admission::new(usize::MAX, 512, metrics.queue_tokens.clone());
+        let limits = CacheConfig {
+            size: 1 << 20,
+            ..CacheConfig::default()
+        };
+        let cache = Arc::new(ScoreCache::new(&limits, metrics.cache_bytes.clone()));
+        let scorer = |_| Box::new(FirstToken) as Box<dyn Scorer>;
+        let config = BatcherConfig {
+            scorers: (0..workers).map(scorer).collect(),
+            labels: 1,
+            limits: BatchLimits {
+                max_tokens: 64,
+                max_seconds: f64::INFINITY,
+                share_above: SHARE_ABOVE,
+            },
+            costs: Costs::guess(workers),
+            cache: cache.clone(),
+        };
+        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
+        Self {
+            batcher,
+            admission,
+            cache,
+            metrics,
+        }
+    }
+
+    fn plant(&self, place: &'static str, times: usize) {
+        let mut faults = self.batcher.shared.faults.lock().unwrap();
+        faults.extend(std::iter::repeat_n(place, times));
+    }
+
+    async fn score(&self, ids: &[u32]) -> Result<Vec<f32>, BatchError> {
+        let pair = |&id: &u32| {
+            let encoding = Encoding {
+                ids: vec![id; 4],
+                type_ids: vec![0; 4],
+            };
+            (PairKey(id.into()), encoding)
+        };
+        let permit = self.admission.admit(&[], 1).unwrap();
+        let pairs = ids.iter().map(pair).collect();
+        self.batcher.score(pairs, Claim::default(), permit).await
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_fails_its_batch_and_serves_the_next() {
+    for place in ["batch taken", "batch scored"] {
+        let bench = Bench::new(1);
+        bench.plant(place, 1);
+        let failed = bench.score(&[7]).await;
+        assert_eq!(failed, Err(BatchError::Failed("the worker panicked".into())), "{place}");
+        // The same pair: it must not join the lost job.
+        assert_eq!(bench.score(&[7]).await.unwrap(), [7.0], "{place}");
+        assert_eq!(bench.metrics.worker_restarts.get(), 1);
+        assert_eq!(bench.metrics.workers.get(), 1);
+        assert!(bench.batcher.can_serve());
+        bench.batcher.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_only_panics_is_given_up_and_nobody_waits_for_it() {
+    let bench = Bench::new(1);
+    bench.plant("batch taken", worker::MAX_PANICS);
+    for _ in 0..worker::MAX_PANICS {
+        assert!(bench.score(&[7]).await.is_err());
+    }
+    // The last panic has been answered before the worker is retired.
+    while bench.batcher.can_serve() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.score(&[7]).await, Err(BatchError::NoWorkers));
+    assert_eq!(bench.metrics.workers.get(), 0);
+    bench.batcher.idle().await;
+}
+
+#[tokio::test]
+async fn a_logit_that_is_not_finite_is_not_cached_and_fails_its_request_alone() {
+    let bench = Bench::new(1);
+    let (bad, good) = tokio::join!(bench.score(&[0]), bench.score(&[3]));
+    assert!(matches!(bad, Err(BatchError::Failed(_))));
+    assert_eq!(good.unwrap(), [3.0]);
+    assert_eq!(bench.cache.get(PairKey(0)), None);
+    assert!(bench.cache.get(PairKey(3)).is_some());
+    assert_eq!(bench.metrics.failed_pairs.get(), 1);
+    assert_eq!(bench.metrics.failed_batches.get(), 0);
+}
