@@ -22,11 +22,11 @@ use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::{Tls, TlsError};
+use crate::metrics::ServerMetrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
 use crate::{http, shutdown, telemetry};
 use rerankd_engine::load::{self, LoadConfig, LoadError};
-use crate::metrics::ServerMetrics;
 
 /// How long a server that stops without answering every request waits for the running batch. One
 /// takes a tenth of a second, unless a single pair takes longer.

@@ -502,7 +502,14 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     too_many(&refused);
     let metrics = server.state.metrics();
     let of = ["requests"];
-    assert_eq!(metrics.edge.refused_connections.with_label_values(&of).get(), 1);
+    assert_eq!(
+        metrics
+            .edge
+            .refused_connections
+            .with_label_values(&of)
+            .get(),
+        1
+    );
     assert_eq!(metrics.edge.connections.with_label_values(&of).get(), 2);
 
     drop(first);
@@ -543,7 +550,10 @@ async fn connections_beyond_the_limit_are_refused_behind_tls() {
     assert!(driven.await.unwrap().is_ok_and(|()| true));
 
     let metrics = server.state.metrics();
-    let refused = metrics.edge.refused_connections.with_label_values(&["requests"]);
+    let refused = metrics
+        .edge
+        .refused_connections
+        .with_label_values(&["requests"]);
     assert_eq!(refused.get(), 4);
     drop(first);
     open_connections(&server, 0).await;

@@ -296,7 +296,9 @@ impl Queue {
             return Vec::new();
         }
         let owners = self.jobs[&job].owners.iter();
-        owners.map(|(id, _)| self.flows[id].timeline.clone()).collect()
+        owners
+            .map(|(id, _)| self.flows[id].timeline.clone())
+            .collect()
     }
 
     /// Moves `job` from all requests in which it waits to a batch of `worker`.
@@ -417,8 +419,14 @@ impl Queue {
     /// Fails the requests of a batch that `worker` lost. Relies on nothing that a panic may have left
     /// half done.
     pub(super) fn abandon(&mut self, worker: usize, reason: &str) {
-        let lost = |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
-        let jobs: Vec<JobId> = self.jobs.iter().filter(|(_, p)| lost(p)).map(|(id, _)| *id).collect();
+        let lost =
+            |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
+        let jobs: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, p)| lost(p))
+            .map(|(id, _)| *id)
+            .collect();
         for job in jobs {
             let pending = self.end(job);
             self.fail_owners(pending, reason);
@@ -428,7 +436,12 @@ impl Queue {
             let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(job));
             open.count() != flow.unscored
         };
-        let flows: Vec<FlowId> = self.flows.iter().filter(|(_, f)| stuck(f)).map(|(id, _)| *id).collect();
+        let flows: Vec<FlowId> = self
+            .flows
+            .iter()
+            .filter(|(_, f)| stuck(f))
+            .map(|(id, _)| *id)
+            .collect();
         for id in flows {
             self.refuse(id, BatchError::Failed(reason.to_owned()));
         }

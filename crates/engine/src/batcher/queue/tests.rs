@@ -511,7 +511,10 @@ fn steps_of_a_take(requests: usize) -> (usize, usize) {
             0 => within(&bench, 20),
             _ => within(&bench, 1_000_000_000),
         };
-        let claim = Claim { tenant: Tenant(nth as u64 % 100), ..claim };
+        let claim = Claim {
+            tenant: Tenant(nth as u64 % 100),
+            ..claim
+        };
         kept.push(bench.push_as(claim, &[4, 1 + nth % 50]));
     }
     bench.queue.backlog.steps.set(0);
@@ -527,7 +530,10 @@ fn forming_a_batch_looks_at_no_more_when_more_requests_wait() {
     let (few, refused_of_few) = steps_of_a_take(2_000);
     let (many, refused_of_many) = steps_of_a_take(20_000);
     assert!(refused_of_few <= MAX_REFUSED && refused_of_many <= MAX_REFUSED);
-    assert!(many <= few + few / 4, "{few} steps for 2,000 requests, {many} for 20,000");
+    assert!(
+        many <= few + few / 4,
+        "{few} steps for 2,000 requests, {many} for 20,000"
+    );
 }
 
 #[test]
@@ -559,13 +565,23 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
     for nth in 0..300_usize {
         let (of, urgency) = (nth as u64 % 7, [0, 1, 9][nth % 3]);
         let lengths = vec![1 + nth * 13 % 60; 1 + nth % 5];
-        let claim = Claim { tenant: Tenant(of), ..priority(urgency) };
+        let claim = Claim {
+            tenant: Tenant(of),
+            ..priority(urgency)
+        };
         kept.push(bench.push_as(claim, &lengths));
-        exact.push((of, claim.priority.parts() as f64, lengths.iter().sum::<usize>() as f64 * 1e-3));
+        exact.push((
+            of,
+            claim.priority.parts() as f64,
+            lengths.iter().sum::<usize>() as f64 * 1e-3,
+        ));
     }
     for length in [1, 20, 100, 1000] {
         for urgency in [0, 1, 9] {
-            let claim = Claim { tenant: Tenant(3), ..priority(urgency) };
+            let claim = Claim {
+                tenant: Tenant(3),
+                ..priority(urgency)
+            };
             let own = length as f64 * 1e-3;
             let parts = claim.priority.parts() as f64;
             let beside: f64 = exact
@@ -581,7 +597,10 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
                     of.map(|(.., seconds)| seconds).sum::<f64>().min(within)
                 })
                 .sum();
-            let request = ForecastRequest { claim, work: Work::of(length) };
+            let request = ForecastRequest {
+                claim,
+                work: Work::of(length),
+            };
             let forecast = bench.queue.forecast(request, false, SPEED);
             let exact = within + others;
             assert!(
