@@ -13,14 +13,8 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 # More flags for cargo, to trade the speed of the program for that of its build.
 ARG CARGO_FLAGS=""
-# Dependencies alone, on stand-ins for the sources: they are compiled again only when they change.
-COPY Cargo.toml Cargo.lock ./
-COPY benches benches
-RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
-    && cargo build --release --locked ${CARGO_FLAGS}
 COPY . .
-# A copied file is older than what was built of its stand-in.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked ${CARGO_FLAGS}
+RUN cargo build --release --locked ${CARGO_FLAGS}
 
 FROM ${DEBIAN_IMAGE} AS onnxruntime
 RUN apt-get update \

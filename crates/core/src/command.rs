@@ -33,6 +33,15 @@ pub struct Limits {
     pub max_documents: usize,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        // Well above the 100 candidates that search pipelines send.
+        Self {
+            max_documents: 1000,
+        }
+    }
+}
+
 impl Limits {
     /// Refuses a list that is empty or too long.
     ///

@@ -5,6 +5,7 @@ mod engine;
 mod self_test;
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +32,7 @@ pub use self_test::SelfTestError;
 use self_test::SelfTest;
 
 /// What to load, and how much of the machine to give it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LoadConfig {
     /// Directory of the model; `None` for the embedded one.
     pub model: Option<PathBuf>,
@@ -55,6 +56,25 @@ pub struct LoadConfig {
     pub batching: BatchConfig,
     /// Which scores are kept.
     pub cache: CacheConfig,
+}
+
+/// The built-in model on every core that this process may use.
+impl Default for LoadConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            onnx_file: None,
+            served_model_name: None,
+            truncation: Strategy::default(),
+            runtime_library: None,
+            threads: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            precision: Precision::default(),
+            device: Device::default(),
+            library_path: None,
+            batching: BatchConfig::default(),
+            cache: CacheConfig::default(),
+        }
+    }
 }
 
 /// Why the server cannot start.
