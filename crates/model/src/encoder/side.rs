@@ -1,6 +1,7 @@
 //! Tokenising one text of a pair.
 
 use std::num::NonZeroUsize;
+use std::panic::catch_unwind;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
 use tokenizers::{
@@ -64,7 +65,9 @@ pub(super) struct SideTokenizer {
 
 impl SideTokenizer {
     pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
+        // The library panics on some damaged files, such as one with a broken character map.
+        let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(tokenizer_json))
+            .map_err(|_| unusable("`tokenizer.json` is damaged".to_owned()))?
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be read: {error}")))?;
         let direction = match (config.truncate_start, tokenizer.get_truncation()) {
             (Some(true), _) => TruncationDirection::Left,
