@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
+use std::panic::catch_unwind;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
 use tokenizers::{
@@ -71,7 +72,9 @@ pub(super) struct SideTokenizer {
 
 impl SideTokenizer {
     pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
+        // The library panics on some damaged files, such as one with a broken character map.
+        let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(tokenizer_json))
+            .map_err(|_| unusable("`tokenizer.json` is damaged".to_owned()))?
             .map_err(|error| unusable(format!("`tokenizer.json` cannot be read: {error}")))?;
         let direction = match (config.truncate_start, tokenizer.get_truncation()) {
             (Some(true), _) => TruncationDirection::Left,

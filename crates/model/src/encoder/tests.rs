@@ -359,6 +359,18 @@ fn a_broken_tokenizer_is_refused() {
     }
 }
 
+/// The tokenizers library panics while it reads such a file.
+#[test]
+fn a_tokenizer_with_a_damaged_character_map_is_refused() {
+    let normalizer = json!({"type": "Precompiled", "precompiled_charsmap": "~"});
+    let broken = file(normalizer, Value::Null, Value::Null, wordpiece_model());
+    let error = PairEncoder::new(&broken, 20, None).unwrap_err();
+    assert!(
+        error.message().contains("`tokenizer.json` is damaged"),
+        "{error}"
+    );
+}
+
 /// The ids of a document after an empty query, without special tokens.
 fn document_ids(file: &[u8], config: &TokenizerConfig, document: &str) -> Vec<u32> {
     let encoder = PairEncoder::with_config(file, 100, None, config).unwrap();
