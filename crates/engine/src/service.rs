@@ -495,7 +495,9 @@ impl Reranker {
         if total <= CHUNK_COST {
             let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
             let work = move || {
-                let encoded = encoder.fitting(fit).encode(&pairs, &AtomicBool::new(false))?;
+                let encoded = encoder
+                    .fitting(fit)
+                    .encode(&pairs, &AtomicBool::new(false))?;
                 Ok(finish.prepared(encoded))
             };
             let chunk = Chunk {
@@ -511,7 +513,9 @@ impl Reranker {
             let (encoder, pairs, first) = (self.encoder.clone(), pairs.clone(), first.clone());
             let work = move || {
                 let fitted = encoder.fitting(fit);
-                let queries = first[range].iter().map(|&at| fitted.query(&pairs[at].query));
+                let queries = first[range]
+                    .iter()
+                    .map(|&at| fitted.query(&pairs[at].query));
                 queries.collect::<Result<Vec<QueryTokens>, _>>()
             };
             Chunk {
@@ -553,7 +557,11 @@ impl Reranker {
     ) -> Result<usize, RerankError> {
         let cost = pairs[index].bytes();
         let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
-        let work = move || encoder.fitting(terms.options.fit).full_length(&pairs[index]);
+        let work = move || {
+            encoder
+                .fitting(terms.options.fit)
+                .full_length(&pairs[index])
+        };
         let chunk = Chunk {
             cost,
             work: Box::new(work),

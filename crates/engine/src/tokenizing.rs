@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 
 use self::queue::{ChunkQueue, FlowId};
 use crate::batcher::worker::message;
-use rerankd_model::encoder::EncodeError;
 use crate::metrics::Metrics;
 use rerankd_core::Claim;
+use rerankd_model::encoder::EncodeError;
 
 /// Cost of a full chunk, in bytes of text: a few milliseconds of one core.
 pub(crate) const CHUNK_COST: usize = 16 * 1024;
@@ -146,7 +146,10 @@ impl Shared {
         let mut state = self.lock();
         while !state.closed {
             let Some((id, work)) = state.queue.take() else {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(state);

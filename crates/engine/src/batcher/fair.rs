@@ -72,7 +72,10 @@ impl<K: Copy + Ord + Hash> Level<K> {
     /// `key`, which waits, is served at a cost of `tokens`.
     fn charge(&mut self, key: K, tokens: usize) {
         let ticks = tokens as u128 * TICKS * u128::from(FULL_SHARE);
-        let share = self.shares.get_mut(&key).expect("a member that waits has a share");
+        let share = self
+            .shares
+            .get_mut(&key)
+            .expect("a member that waits has a share");
         self.waiting.remove(&(share.reached, key));
         share.reached += (ticks / u128::from(share.weight)) as u64;
         self.waiting.insert((share.reached, key));

@@ -135,8 +135,6 @@ const MAX_REFUSED: usize = 64;
 pub(super) struct Outcome {
     /// Tokens that were scored for requests whose client has left.
     pub wasted: usize,
-    /// Sequences whose logits were not finite.
-    pub failed: usize,
 }
 
 /// The next batch of a worker.
@@ -296,7 +294,9 @@ impl Queue {
             return Vec::new();
         }
         let owners = self.jobs[&job].owners.iter();
-        owners.map(|(id, _)| self.flows[id].timeline.clone()).collect()
+        owners
+            .map(|(id, _)| self.flows[id].timeline.clone())
+            .collect()
     }
 
     /// Moves `job` from all requests in which it waits to a batch of `worker`.
@@ -372,7 +372,6 @@ impl Queue {
                 outcome.wasted += pending.tokens;
             }
             if !row.iter().all(|logit| logit.is_finite()) {
-                outcome.failed += 1;
                 self.fail_owners(pending, "the model returned a logit that is not finite");
                 continue;
             }
@@ -417,8 +416,14 @@ impl Queue {
     /// Fails the requests of a batch that `worker` lost. Relies on nothing that a panic may have left
     /// half done.
     pub(super) fn abandon(&mut self, worker: usize, reason: &str) {
-        let lost = |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
-        let jobs: Vec<JobId> = self.jobs.iter().filter(|(_, p)| lost(p)).map(|(id, _)| *id).collect();
+        let lost =
+            |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
+        let jobs: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, p)| lost(p))
+            .map(|(id, _)| *id)
+            .collect();
         for job in jobs {
             let pending = self.end(job);
             self.fail_owners(pending, reason);
@@ -428,7 +433,12 @@ impl Queue {
             let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(job));
             open.count() != flow.unscored
         };
-        let flows: Vec<FlowId> = self.flows.iter().filter(|(_, f)| stuck(f)).map(|(id, _)| *id).collect();
+        let flows: Vec<FlowId> = self
+            .flows
+            .iter()
+            .filter(|(_, f)| stuck(f))
+            .map(|(id, _)| *id)
+            .collect();
         for id in flows {
             self.refuse(id, BatchError::Failed(reason.to_owned()));
         }
@@ -465,17 +475,13 @@ impl Queue {
         flow.reply.answer(Err(reason));
         Outcome {
             wasted: flow.scored_tokens,
-            ..Outcome::default()
         }
     }
 
     /// Forgets a request whose client has left. Does nothing when it was already answered.
     pub(super) fn cancel(&mut self, id: FlowId) -> Outcome {
         let wasted = self.remove(id).map_or(0, |flow| flow.scored_tokens);
-        Outcome {
-            wasted,
-            ..Outcome::default()
-        }
+        Outcome { wasted }
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {

@@ -1,10 +1,9 @@
 //! Workers that panic. Places outside the model panic where a test plants it.
 
-
 use super::*;
-use rerankd_core::Batch;
-use crate::plan::SHARE_ABOVE;
 use crate::config::CacheConfig;
+use crate::plan::SHARE_ABOVE;
+use rerankd_core::Batch;
 use rerankd_runtime::ScoreError;
 
 /// The logit of a sequence is its first token id.
@@ -85,7 +84,11 @@ async fn a_worker_that_panics_fails_its_batch_and_serves_the_next() {
         let bench = Bench::new(1);
         bench.plant(place, 1);
         let failed = bench.score(&[7]).await;
-        assert_eq!(failed, Err(BatchError::Failed("the worker panicked".into())), "{place}");
+        assert_eq!(
+            failed,
+            Err(BatchError::Failed("the worker panicked".into())),
+            "{place}"
+        );
         // The same pair: it must not join the lost job.
         assert_eq!(bench.score(&[7]).await.unwrap(), [7.0], "{place}");
         assert_eq!(bench.metrics.worker_restarts.get(), 1);

@@ -73,7 +73,10 @@ impl<W> ChunkQueue<W> {
         let (tenant, id) = if takes_small { small? } else { large? };
         self.small_was_last = takes_small;
         let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
-        let (cost, work) = flow.chunks.pop_front().expect("a flow that takes turns has a chunk");
+        let (cost, work) = flow
+            .chunks
+            .pop_front()
+            .expect("a flow that takes turns has a chunk");
         let done = flow.chunks.is_empty();
         let turns = self.turns(takes_small);
         turns.charge(tenant, id, cost.max(1));
@@ -94,15 +97,19 @@ impl<W> ChunkQueue<W> {
     }
 
     fn turns(&mut self, small: bool) -> &mut Turns<Tenant, FlowId> {
-        if small { &mut self.small } else { &mut self.large }
+        if small {
+            &mut self.small
+        } else {
+            &mut self.large
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rerankd_core::Priority;
     use proptest::prelude::*;
+    use rerankd_core::Priority;
 
     fn of(tenant: u64) -> Claim {
         Claim {
@@ -164,7 +171,10 @@ mod tests {
         }
         let first: usize = (0..9).map(|name| served[&name]).sum();
         assert!(first.abs_diff(500) <= 2, "{served:?}");
-        assert!(served[&100].abs_diff(400) <= 4 && served[&200].abs_diff(100) <= 4, "{served:?}");
+        assert!(
+            served[&100].abs_diff(400) <= 4 && served[&200].abs_diff(100) <= 4,
+            "{served:?}"
+        );
     }
 
     #[test]
@@ -175,7 +185,9 @@ mod tests {
         queue.take();
         assert_eq!(queue.cancel(gone).len(), 9);
         assert_eq!(queue.cancel(gone).len(), 0);
-        let rest: Vec<u64> = std::iter::from_fn(|| queue.take()).map(|(_, name)| name).collect();
+        let rest: Vec<u64> = std::iter::from_fn(|| queue.take())
+            .map(|(_, name)| name)
+            .collect();
         assert_eq!(rest, [2, 2]);
     }
 

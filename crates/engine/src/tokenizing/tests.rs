@@ -120,7 +120,9 @@ async fn an_error_ends_its_request_and_a_panic_no_thread() {
     };
     let error = EncodeError::Tokenizer("no".into());
     let result = Err(error.clone());
-    let answer = pool.run(Claim::default(), failing(Box::new(move || result))).await;
+    let answer = pool
+        .run(Claim::default(), failing(Box::new(move || result)))
+        .await;
     assert_eq!(answer, Err(error.into()));
     let panics = failing(Box::new(|| panic!("planted")));
     let answer = pool.run(Claim::default(), panics).await;
@@ -128,5 +130,9 @@ async fn an_error_ends_its_request_and_a_panic_no_thread() {
     assert_eq!(metrics.tokenizer_panics.get(), 1);
     let next = pool.run(Claim::default(), vec![chunk(|| 7)]).await;
     assert_eq!(next, Ok(vec![7]));
-    assert_eq!(*ran.lock().unwrap(), 0, "the rest of a failed request is not run");
+    assert_eq!(
+        *ran.lock().unwrap(),
+        0,
+        "the rest of a failed request is not run"
+    );
 }

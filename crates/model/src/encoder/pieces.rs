@@ -77,7 +77,9 @@ impl Pieces {
         for end in ends {
             let tokens = model.tokenize(&start[..end])?;
             // Unknown characters that follow are merged into an unknown token at the end.
-            let ids = tokens[..tokens.len().saturating_sub(1)].iter().map(|token| token.id);
+            let ids = tokens[..tokens.len().saturating_sub(1)]
+                .iter()
+                .map(|token| token.id);
             certain = Some(match certain {
                 None => ids.collect(),
                 Some(before) => {
@@ -92,6 +94,8 @@ impl Pieces {
     /// Whether a piece begins with `start` and is longer.
     fn continues(&self, start: &str) -> bool {
         let at = self.sorted.partition_point(|piece| **piece <= *start);
-        self.sorted.get(at).is_some_and(|piece| piece.starts_with(start))
+        self.sorted
+            .get(at)
+            .is_some_and(|piece| piece.starts_with(start))
     }
 }

@@ -24,7 +24,9 @@ impl Squeezer {
         let local = tokenizer.get_normalizer().is_none_or(keeps_letters);
         let words = matches!(
             tokenizer.get_pre_tokenizer(),
-            Some(PreTokenizerWrapper::BertPreTokenizer(_) | PreTokenizerWrapper::WhitespaceSplit(_))
+            Some(
+                PreTokenizerWrapper::BertPreTokenizer(_) | PreTokenizerWrapper::WhitespaceSplit(_)
+            )
         );
         if !local || !words {
             return None;
@@ -46,11 +48,20 @@ impl Squeezer {
 
     /// Appends `text` from `position` on to `short`, runs of letters shortened, until `short` has
     /// `target` bytes. Returns the position reached; it is within no run.
-    pub fn extend(&self, text: &str, mut position: usize, short: &mut String, target: usize) -> usize {
+    pub fn extend(
+        &self,
+        text: &str,
+        mut position: usize,
+        short: &mut String,
+        target: usize,
+    ) -> usize {
         while position < text.len() && short.len() < target {
             let run = run(&text[position..]);
             if run == 0 {
-                let c = text[position..].chars().next().expect("a character is left");
+                let c = text[position..]
+                    .chars()
+                    .next()
+                    .expect("a character is left");
                 short.push(c);
                 position += c.len_utf8();
                 continue;
@@ -94,7 +105,11 @@ fn run(text: &str) -> usize {
     let rest = text[ascii..].find(|c| !in_run(c));
     let run = rest.map_or(text.len(), |rest| ascii + rest);
     // A run begins with a letter: a mark belongs to what precedes it.
-    if text.chars().next().is_some_and(is_inside) { run } else { 0 }
+    if text.chars().next().is_some_and(is_inside) {
+        run
+    } else {
+        0
+    }
 }
 
 /// Characters that no normalizer known here removes or splits, and no pre-tokenizer separates.
@@ -122,7 +137,8 @@ mod tests {
     use serde_json::json;
     use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
     use tokenizers::{
-        NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+        NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
+        PreTokenizer,
     };
 
     /// Each character that may be left out makes at least one character of the word around it.
@@ -134,7 +150,12 @@ mod tests {
             json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
                    "strip_accents": true, "lowercase": lowercase})
         };
-        let kinds = [bert(true), bert(false), json!({"type": "NFKC"}), json!({"type": "NFKD"})];
+        let kinds = [
+            bert(true),
+            bert(false),
+            json!({"type": "NFKC"}),
+            json!({"type": "NFKD"}),
+        ];
         for kind in kinds {
             let normalizer: NormalizerWrapper = serde_json::from_value(kind).unwrap();
             for &c in &inside {
@@ -158,7 +179,14 @@ mod tests {
             assert_eq!(end, text.len());
             short
         };
-        for same in ["", "abc def", "abcdef", "文文文文文文文文", "a,b,c,d,e,f,g,h", "\u{301}a"] {
+        for same in [
+            "",
+            "abc def",
+            "abcdef",
+            "文文文文文文文文",
+            "a,b,c,d,e,f,g,h",
+            "\u{301}a",
+        ] {
             assert_eq!(squeeze(same), same);
         }
         assert_eq!(squeeze("(abcdefghijk) x"), "(abcijk) x");

@@ -45,20 +45,62 @@ fn check(name: &str, encoder: &PairEncoder, text: &str, limit: usize) {
 
 fn scripts() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
-        "the", " river", "Running", "don't", "we're", "they'll", "x'r", "'s", "1234", "a_b", "{\"k\":1}",
-        "naïve", "e\u{301}", "o\u{308}\u{323}", "İstanbul", "Σας", "straße", "ﬁn", "Ｆull", "㍿",
+        "the",
+        " river",
+        "Running",
+        "don't",
+        "we're",
+        "they'll",
+        "x'r",
+        "'s",
+        "1234",
+        "a_b",
+        "{\"k\":1}",
+        "naïve",
+        "e\u{301}",
+        "o\u{308}\u{323}",
+        "İstanbul",
+        "Σας",
+        "straße",
+        "ﬁn",
+        "Ｆull",
+        "㍿",
     ]);
     let others = prop::sample::select(vec![
-        "今日は", "中文", "文", "，", "。", "한국어", "\u{1112}\u{1161}\u{11ab}", "ภาษาไทย", "กำ", "العربية",
-        "مُ", "עברית", "हिन्दी", "தமிழ்", "русский", "Ελλά", "が", "か\u{3099}", "ｶﾞ", "豈", "🎉", "👩\u{200d}👧",
-        "🇩🇪", "#\u{fe0f}\u{20e3}",
+        "今日は",
+        "中文",
+        "文",
+        "，",
+        "。",
+        "한국어",
+        "\u{1112}\u{1161}\u{11ab}",
+        "ภาษาไทย",
+        "กำ",
+        "العربية",
+        "مُ",
+        "עברית",
+        "हिन्दी",
+        "தமிழ்",
+        "русский",
+        "Ελλά",
+        "が",
+        "か\u{3099}",
+        "ｶﾞ",
+        "豈",
+        "🎉",
+        "👩\u{200d}👧",
+        "🇩🇪",
+        "#\u{fe0f}\u{20e3}",
     ]);
     let marks = prop::sample::select(vec![
-        " ", "  ", "\n", "\t \n", "\u{a0}", "\u{3000}", "\u{200b}", "\u{200d}", "\0", "\u{ad}", ",", ".", "``",
-        "''", "'", "<s>", "</s>", "[SEP]", "<mask>", " [MASK] ", "[", "▁", "Ġ", "\u{301}", "\u{fffd}",
+        " ", "  ", "\n", "\t \n", "\u{a0}", "\u{3000}", "\u{200b}", "\u{200d}", "\0", "\u{ad}",
+        ",", ".", "``", "''", "'", "<s>", "</s>", "[SEP]", "<mask>", " [MASK] ", "[", "▁", "Ġ",
+        "\u{301}", "\u{fffd}",
     ]);
     let long = (
-        prop::sample::select(vec!["a", "ab", "running", "文", "を", "กข", "é", "e\u{301}", "x1", "🎉", "ни", "'", "-"]),
+        prop::sample::select(vec![
+            "a", "ab", "running", "文", "を", "กข", "é", "e\u{301}", "x1", "🎉", "ни", "'", "-",
+        ]),
         1_usize..200,
     )
         .prop_map(|(part, times)| part.repeat(times));
@@ -103,7 +145,11 @@ fn long_texts_of_every_script_are_decided_by_their_start() {
             }
             let side = encoder.side.tokenize_start(text, 20).unwrap();
             let side = side.unwrap_or_else(|| panic!("{name} reads all of {:?}", &text[..20]));
-            assert_eq!(side.ids, own(&encoder, &text[..text.floor_char_boundary(9000)])[..20], "{name}");
+            assert_eq!(
+                side.ids,
+                own(&encoder, &text[..text.floor_char_boundary(9000)])[..20],
+                "{name}"
+            );
         }
     }
 }
@@ -113,7 +159,15 @@ fn long_words_are_decided_by_their_start_where_their_letters_are_known() {
     let word = "running".repeat(50_000);
     for (name, encoder) in tokenizers() {
         check(&name, &encoder, &word, 20);
-        check(&name, &encoder, &format!("({word} {word}) the river {word}"), 20);
-        assert!(encoder.side.tokenize_start(&word, 20).unwrap().is_some(), "{name}");
+        check(
+            &name,
+            &encoder,
+            &format!("({word} {word}) the river {word}"),
+            20,
+        );
+        assert!(
+            encoder.side.tokenize_start(&word, 20).unwrap().is_some(),
+            "{name}"
+        );
     }
 }
