@@ -7,10 +7,10 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use rerankd_engine::config::CacheConfig;
 use rerankd_core::Tenant;
 use rerankd_core::{Encoding, PairKey};
 use rerankd_engine::cache::{PairKeys, ScoreCache};
+use rerankd_engine::config::CacheConfig;
 use rerankd_engine::metrics::Metrics;
 
 fn encoding(length: usize) -> Encoding {

@@ -13,11 +13,11 @@ use rerankd::config::Config;
 use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::{self, Door};
-use rerankd_engine::config::{BatchConfig, CacheConfig};
+use rerankd::metrics::ServerMetrics;
 use rerankd_core::{Batch, Encoding};
 use rerankd_core::{Limits, RerankCommand, ScoreOptions};
+use rerankd_engine::config::{BatchConfig, CacheConfig};
 use rerankd_engine::load::{LoadConfig, load};
-use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;
 use rerankd_kernels::hardware::Hardware;
 use rerankd_model::Model;
@@ -211,8 +211,8 @@ fn main() {
             ..CacheConfig::default()
         },
     };
-    let metrics = Metrics::new();
-    let reranker = Arc::new(load(&config, metrics.clone()).unwrap());
+    let metrics = ServerMetrics::new();
+    let reranker = Arc::new(load(&config, metrics.engine.clone()).unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let state = AppState::new(Config::default(), metrics);
     state.install(reranker.clone());

@@ -34,7 +34,7 @@ use self::connection::Protocols;
 use self::socket::{Socket, Stream};
 use self::tls::Tls;
 use crate::config::HttpConfig;
-use rerankd_engine::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 
 /// Where connections come in, and how many.
 pub struct Door {
@@ -50,7 +50,7 @@ pub struct Door {
     /// Who comes in here.
     pub listener: Listener,
     /// Counts them.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
 }
 
 /// Which of the two doors of a server one is.
@@ -82,7 +82,7 @@ const REFUSALS: usize = 32;
 
 impl Door {
     /// A door with the limits of `config`.
-    pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             socket,
             tls: None,
@@ -94,7 +94,7 @@ impl Door {
     }
 
     /// A door for probes and metrics.
-    pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             max_connections: ADMIN_CONNECTIONS,
             listener: Listener::Admin,
@@ -113,9 +113,10 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
     let slots = Arc::new(Semaphore::new(door.max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let listener = [door.listener.name()];
-    let open = door.metrics.connections.with_label_values(&listener);
+    let open = door.metrics.edge.connections.with_label_values(&listener);
     let refused = door
         .metrics
+        .edge
         .refused_connections
         .with_label_values(&listener);
     let (close, closed) = watch::channel(false);

@@ -7,5 +7,6 @@ pub mod cli;
 pub mod config;
 pub mod cores;
 pub mod http;
+pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;

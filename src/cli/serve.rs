@@ -23,11 +23,11 @@ use crate::http::Door;
 use crate::http::app::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::Tls;
+use crate::metrics::ServerMetrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
 use crate::{http, shutdown, telemetry};
 use rerankd_engine::load::{self, LoadConfig, LoadError};
-use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;
 
 /// Runs the server until it is told to stop.
@@ -116,14 +116,14 @@ async fn live(mut config: Config) -> Exit {
         admin,
     } = opened;
     if let Some((_, address)) = &admin {
-        // Metrics are answered there and nowhere else, whoever opened it.
+        // ServerMetrics are answered there and nowhere else, whoever opened it.
         config.http.admin_listen = Some(address.clone());
     }
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
     warn_if_open(&config, &address);
     tell_threads(&config);
 
-    let metrics = Metrics::new();
+    let metrics = ServerMetrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
     let door = Door {
         tls: tls.clone(),
@@ -156,7 +156,7 @@ async fn live(mut config: Config) -> Exit {
         let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
         move || {
             let _loading = loading;
-            let reranker = Arc::new(load::load(&load_config, metrics)?);
+            let reranker = Arc::new(load::load(&load_config, metrics.engine.clone())?);
             state.install(reranker.clone());
             announce(&config, &reranker, &address);
             systemd::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);

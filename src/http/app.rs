@@ -23,9 +23,9 @@ use super::error::Failure;
 use super::rerank::{detecting, only};
 use super::{admin, auth, infer, observe, openapi, page, predict, score, tokenize};
 use crate::config::Config;
+use crate::metrics::ServerMetrics;
 use crate::shutdown::{Lifecycle, Phase};
 use rerankd_core::{Limits, RerankError};
-use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;
 
 /// What every request can reach. A cheap handle: clones share everything.
@@ -35,7 +35,7 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     config: Config,
     limits: Limits,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     lifecycle: Lifecycle,
     started: SystemTime,
     /// Empty until the model has loaded: the listener answers `/live` before that.
@@ -48,7 +48,7 @@ struct Shared {
 
 impl AppState {
     /// The state of a server that is starting.
-    pub fn new(config: Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: Config, metrics: Arc<ServerMetrics>) -> Self {
         let limits = Limits {
             max_documents: config.http.max_documents,
         };
@@ -136,7 +136,7 @@ impl AppState {
     }
 
     /// What the server measures.
-    pub fn metrics(&self) -> &Arc<Metrics> {
+    pub fn metrics(&self) -> &Arc<ServerMetrics> {
         &self.0.metrics
     }
 
@@ -259,14 +259,14 @@ const STATUSES: [&str; 16] = [
 ];
 
 /// Shows what can be counted before it happens.
-fn count_from_zero(metrics: &Metrics) {
+fn count_from_zero(metrics: &ServerMetrics) {
     for route in SCORING {
         for status in STATUSES {
-            metrics.requests.with_label_values(&[route, status]);
+            metrics.edge.requests.with_label_values(&[route, status]);
         }
     }
     for status in ["200", "503"] {
-        metrics.requests.with_label_values(&["/ready", status]);
+        metrics.edge.requests.with_label_values(&["/ready", status]);
     }
 }
 

@@ -189,7 +189,7 @@ impl Record {
         self.timeline
             .end(self.method.as_str(), &self.route, status, self.id.as_str());
         let trace_id = self.timeline.trace_id();
-        let metrics = self.state.metrics();
+        let metrics = &self.state.metrics().edge;
         metrics
             .requests
             .with_label_values(&[self.route.as_str(), &status.to_string()])

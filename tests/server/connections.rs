@@ -106,7 +106,7 @@ async fn unread_answer(config: Config) -> (tempfile::TempDir, Server, UnixStream
 }
 
 fn counted(state: &AppState, route: &str, status: &str) -> u64 {
-    let requests = &state.metrics().requests;
+    let requests = &state.metrics().edge.requests;
     requests.with_label_values(&[route, status]).get()
 }
 
@@ -404,7 +404,15 @@ async fn is_closed(address: std::net::SocketAddr, text: &[u8]) -> bool {
 async fn open_connections(server: &Server, count: i64) {
     let of = ["requests"];
     server
-        .until(|state| state.metrics().connections.with_label_values(&of).get() == count)
+        .until(|state| {
+            state
+                .metrics()
+                .edge
+                .connections
+                .with_label_values(&of)
+                .get()
+                == count
+        })
         .await;
 }
 
@@ -493,8 +501,8 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     too_many(&refused);
     let metrics = server.state.metrics();
     let of = ["requests"];
-    assert_eq!(metrics.refused_connections.with_label_values(&of).get(), 1);
-    assert_eq!(metrics.connections.with_label_values(&of).get(), 2);
+    assert_eq!(metrics.edge.refused_connections.with_label_values(&of).get(), 1);
+    assert_eq!(metrics.edge.connections.with_label_values(&of).get(), 2);
 
     drop(first);
     open_connections(&server, 1).await;
@@ -534,7 +542,7 @@ async fn connections_beyond_the_limit_are_refused_behind_tls() {
     assert!(driven.await.unwrap().is_ok_and(|()| true));
 
     let metrics = server.state.metrics();
-    let refused = metrics.refused_connections.with_label_values(&["requests"]);
+    let refused = metrics.edge.refused_connections.with_label_values(&["requests"]);
     assert_eq!(refused.get(), 4);
     drop(first);
     open_connections(&server, 0).await;

@@ -205,7 +205,7 @@ async fn keys_share_the_machine_however_much_each_asks() {
     gate.entered().await;
     asked.extend((0..5).map(|_| ask("many-requests-key", "a")));
     let single = ask("single-request-key", "a b c");
-    while app.state.metrics().pairs.get() < 7 * 8 {
+    while app.state.metrics().engine.pairs.get() < 7 * 8 {
         tokio::task::yield_now().await;
     }
     gate.open_for_good();

@@ -77,10 +77,10 @@ async fn send(server: &Server, body: &Value) -> Connection {
 
 /// Sends a request and resolves when all of it waits or is being scored.
 async fn queued(server: &Server, words: &[usize]) -> Connection {
-    let pairs = server.state.metrics().pairs.get() + words.len() as u64;
+    let pairs = server.state.metrics().engine.pairs.get() + words.len() as u64;
     let connection = send(server, &rerank(words)).await;
     server
-        .until(|state| state.metrics().pairs.get() == pairs)
+        .until(|state| state.metrics().engine.pairs.get() == pairs)
         .await;
     connection
 }
@@ -207,7 +207,7 @@ async fn texts_that_are_cut_do_not_spoil_the_estimate() {
     let options = ScoreOptions::default();
     let command = PredictCommand::new(pairs, options, &LIMITS).unwrap();
     let estimate = begun(reranker.predict(command), || {
-        server.state.metrics().queue_tokens.get()
+        server.state.metrics().engine.queue_tokens.get()
     });
     assert!(
         estimate >= 200,
@@ -259,10 +259,10 @@ async fn leaving_before_the_queue_is_counted_too() {
     let reranker = app.state.reranker().unwrap();
     let metrics = app.state.metrics();
     begun(reranker.rerank(command(&[3])), || {
-        assert!(metrics.queue_tokens.get() > 0);
+        assert!(metrics.engine.queue_tokens.get() > 0);
     });
-    assert_eq!(metrics.cancelled.get(), 1);
-    assert_eq!(metrics.queue_tokens.get(), 0);
+    assert_eq!(metrics.engine.cancelled.get(), 1);
+    assert_eq!(metrics.engine.queue_tokens.get(), 0);
 }
 
 // Work that is not done.
@@ -292,8 +292,8 @@ async fn what_was_asked_before_is_not_scored_again() {
         }
         assert_eq!(seen.pairs(), 6 - hits);
         let metrics = app.state.metrics();
-        assert_eq!(metrics.cache_hits.get(), hits as u64);
-        assert_eq!(metrics.queue_tokens.get(), 0);
+        assert_eq!(metrics.engine.cache_hits.get(), hits as u64);
+        assert_eq!(metrics.engine.queue_tokens.get(), 0);
         // Half of it is known.
         let mut body = body;
         body["documents"][1] = json!(document(4));
@@ -317,7 +317,7 @@ async fn identical_pairs_in_flight_are_scored_once_whoever_leaves() {
         clients.push(send(&server, &body).await);
         let pairs = 1 + 2 * nth;
         server
-            .until(|state| state.metrics().pairs.get() == pairs)
+            .until(|state| state.metrics().engine.pairs.get() == pairs)
             .await;
     }
     drop(clients.remove(0));
@@ -376,8 +376,8 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
     let late = app.send(timed(&rerank(&[10]), 40)).await;
     let kind = "cannot_finish_in_time".to_owned();
     assert_eq!(told(&late), (429, kind, true));
-    assert_eq!(app.state.metrics().pairs.get(), 4);
-    let refused = &app.state.metrics().refused;
+    assert_eq!(app.state.metrics().engine.pairs.get(), 4);
+    let refused = &app.state.metrics().engine.refused;
     let refused = refused.with_label_values(&["cannot_finish_in_time"]);
     assert_eq!(refused.get(), 1);
 
@@ -412,8 +412,8 @@ async fn a_deadline_that_passes_in_the_queue_is_504_for_who_set_it_and_429_for_o
     let others = app.post("/rerank", rerank(&[5]).to_string()).await;
     assert_eq!(told(&others), late());
     assert_eq!(begun.await.unwrap().unwrap().status(), 429);
-    assert_eq!(app.state.metrics().missed_deadlines.get(), 3);
-    assert_eq!(app.state.metrics().queue_tokens.get(), 0);
+    assert_eq!(app.state.metrics().engine.missed_deadlines.get(), 3);
+    assert_eq!(app.state.metrics().engine.queue_tokens.get(), 0);
 
     tokio::time::resume();
     gate.open_for_good();
@@ -628,7 +628,11 @@ async fn a_failed_request_gives_its_place_back_before_it_is_answered() {
     for round in 0..500 {
         let error = reranker.rerank(command(&[BAD; 3])).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::Internal, "round {round}: {error}");
-        assert_eq!(app.state.metrics().queue_tokens.get(), 0, "round {round}");
+        assert_eq!(
+            app.state.metrics().engine.queue_tokens.get(),
+            0,
+            "round {round}"
+        );
     }
 }
 
@@ -732,13 +736,13 @@ fn check_answers(model: Model, clients: &[Client], max_queue_tokens: usize) {
         }
         reranker.drain().await;
         let metrics = app.state.metrics();
-        assert_eq!(metrics.queue_tokens.get(), 0);
-        assert_eq!(metrics.cancelled.get(), left);
-        let full = metrics.refused.with_label_values(&["overloaded"]);
+        assert_eq!(metrics.engine.queue_tokens.get(), 0);
+        assert_eq!(metrics.engine.cancelled.get(), left);
+        let full = metrics.engine.refused.with_label_values(&["overloaded"]);
         assert_eq!(full.get(), refused);
-        assert!(seen.pairs() as u64 <= metrics.pairs.get());
+        assert!(seen.pairs() as u64 <= metrics.engine.pairs.get());
         if left == 0 && !(0..=12).any(fails) {
-            assert_eq!(seen.pairs() as u64, metrics.pairs.get());
+            assert_eq!(seen.pairs() as u64, metrics.engine.pairs.get());
         }
     });
 }
@@ -814,7 +818,7 @@ async fn what_must_not_be_cut_is_refused_by_index_length_and_limit() {
         message.starts_with("`pairs[1]` is 203 tokens long"),
         "{message}"
     );
-    assert_eq!(app.state.metrics().queue_tokens.get(), 0);
+    assert_eq!(app.state.metrics().engine.queue_tokens.get(), 0);
     let body = json!({"query": "q", "documents": [document(fits)], "truncate": false});
     assert_eq!(app.post("/rerank", body.to_string()).await.status, 200);
 }

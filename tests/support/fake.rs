@@ -200,7 +200,7 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         encoder(model.max_length),
         (0..model.workers).map(|_| worker()).collect(),
         capacity,
-        state.metrics().clone(),
+        state.metrics().engine.clone(),
     ))
 }
 

@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rerankd_engine::config::{BatchConfig, CacheConfig, Precision};
-use rerankd_runtime::Device;
 use rerankd_engine::load::{LoadConfig, load};
 use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;
+use rerankd_runtime::Device;
 
 /// What the loader is asked for: `model`, or the embedded one where there is none, in fp32.
 pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {

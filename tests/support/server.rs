@@ -15,8 +15,8 @@ use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
 use rerankd::http::{self, Door};
+use rerankd::metrics::ServerMetrics;
 use rerankd::shutdown::{Phase, Stopped, supervise};
-use rerankd_engine::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -41,7 +41,7 @@ pub struct TestApp {
 impl TestApp {
     /// A server whose model is still loading.
     pub fn starting(config: Config) -> Self {
-        let state = AppState::new(config, Metrics::new());
+        let state = AppState::new(config, ServerMetrics::new());
         let router = http::app::build(state.clone());
         Self { router, state }
     }
@@ -55,7 +55,7 @@ impl TestApp {
     /// A server of the model in a directory, or of the embedded one.
     pub fn real(model: Option<&Path>) -> Self {
         let app = Self::starting(Config::default());
-        let metrics = app.state.metrics().clone();
+        let metrics = app.state.metrics().engine.clone();
         app.state.install(real::reranker(model, 2, metrics));
         app
     }

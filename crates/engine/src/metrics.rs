@@ -1,16 +1,14 @@
-//! What the server measures about itself. Each field's doc comment is the help text that
-//! `/metrics` prints.
-
-use std::sync::Arc;
+//! What an engine measures about itself, for Prometheus. Each field's doc comment is the metric's help
+//! text.
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts,
 };
 
 /// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
-const SECONDS: &[f64] = &[
+pub const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 /// Pairs of one batch.
@@ -20,12 +18,15 @@ const TOKENS: &[f64] = &[
     16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
 ];
 
-/// Where connections come in.
-const LISTENERS: Closed = ("listener", &["requests", "admin"]);
-
-/// Builds one metric from its name, help text and shape.
-trait Metric: Collector + Clone + 'static {
+/// Builds one metric from its name, help text and shape. See [`metrics!`](crate::metrics!).
+pub trait Metric: Collector + Clone + 'static {
+    /// Labels or buckets; `()` for a plain number.
     type Shape;
+
+    /// The metric, at zero.
+    ///
+    /// # Errors
+    /// When a name or a label is not valid.
     fn build(name: &str, help: &str, shape: Self::Shape) -> prometheus::Result<Self>;
 }
 
@@ -50,9 +51,9 @@ impl Metric for Gauge {
     }
 }
 
-/// A label with all the values it can have: they are shown from the start, at zero. A value that came
+/// A label with all the values it can have. They are shown from the start, at zero: a value that came
 /// with its first event would hide that event from rates.
-type Closed = (&'static str, &'static [&'static str]);
+pub type Closed = (&'static str, &'static [&'static str]);
 
 impl Metric for IntCounterVec {
     type Shape = Labels;
@@ -70,11 +71,11 @@ impl Metric for IntCounterVec {
     }
 }
 
-/// What tells the counts of one metric apart.
-enum Labels {
-    /// Labels whose values whoever counts knows.
+/// The labels of a counter.
+pub enum Labels {
+    /// Labels whose values are not known here.
     Open(&'static [&'static str]),
-    /// One label.
+    /// One label with a closed set of values.
     Closed(Closed),
 }
 
@@ -106,36 +107,49 @@ impl Metric for HistogramVec {
     }
 }
 
-/// Declares [`Metrics`]: a field, its exposed name and its shape; the doc comment is the help text.
+/// Declares a struct of metrics: each field with its name and shape; the doc comment is the help text.
+#[macro_export]
 macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $shape:expr;)+) => {
-        /// Every metric of the server.
+    (
+        $(#[doc = $about:literal])+
+        pub struct $type:ident {
+            $($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $shape:expr;)+
+        }
+    ) => {
+        $(#[doc = $about])+
         #[derive(Clone)]
-        pub struct Metrics {
-            registry: Registry,
+        pub struct $type {
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
-        impl Metrics {
-            /// Registers every metric with a registry of its own, so that tests do not share counts.
-            pub fn new() -> Arc<Self> {
-                let registry = Registry::new();
-                $(let $field = <$kind as Metric>::build($name, concat!($($help),+).trim(), $shape)
-                    .expect("metric names and labels are valid");
-                registry
-                    .register(Box::new($field.clone()))
-                    .expect("metric names are unique");)+
-                Arc::new(Self { registry, $($field,)+ })
+        impl $type {
+            /// Every metric, at zero and in no registry.
+            pub fn new() -> std::sync::Arc<Self> {
+                std::sync::Arc::new(Self {
+                    $($field: <$kind as $crate::metrics::Metric>::build(
+                        $name,
+                        concat!($($help),+).trim(),
+                        $shape,
+                    )
+                    .expect("metric names and labels are valid"),)+
+                })
+            }
+
+            /// Adds every metric to `registry`.
+            ///
+            /// # Errors
+            /// When the registry has a metric of one of these names.
+            pub fn register(&self, registry: &prometheus::Registry) -> prometheus::Result<()> {
+                $(registry.register(Box::new(self.$field.clone()))?;)+
+                Ok(())
             }
         }
     };
 }
 
 metrics! {
-    /// Requests answered, by route and status.
-    requests: IntCounterVec = "rerankd_requests_total", Labels::Open(&["route", "status"]);
-    /// Seconds from the end of a request's head to its answer, by route.
-    request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
+    /// What an engine counts.
+    pub struct Metrics {
     /// Pairs admitted for scoring.
     pairs: IntCounter = "rerankd_pairs_total", ();
     /// Tokens of admitted pairs, after truncation.
@@ -183,27 +197,6 @@ metrics! {
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
     /// Seconds one batch spent in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
-    /// Connections that are open, by listener: that of `requests`, and `admin`. Each has its own limit.
-    connections: IntGaugeVec = "rerankd_connections", LISTENERS;
-    /// Connections refused because there were as many as are allowed, by listener.
-    refused_connections: IntCounterVec = "rerankd_refused_connections_total",
-        Labels::Closed(LISTENERS);
-    /// Memory of the process that is resident, in bytes.
-    resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
-}
-
-impl Metrics {
-    /// Everything in the Prometheus text format.
-    pub fn render(&self) -> String {
-        if let Some(bytes) = resident_bytes() {
-            self.resident_bytes
-                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("encoding to memory cannot fail");
-        String::from_utf8(text).expect("the text format is UTF-8")
     }
 }
 
@@ -218,27 +211,40 @@ pub fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prometheus::{Registry, TextEncoder};
+
+    fn render(metrics: &Metrics) -> String {
+        let registry = Registry::new();
+        metrics.register(&registry).unwrap();
+        TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap()
+    }
 
     #[test]
     fn doc_comments_are_the_help_texts() {
         let metrics = Metrics::new();
         metrics.pairs.inc_by(3);
-        let text = metrics.render();
+        let text = render(&metrics);
         assert!(text.contains("# HELP rerankd_pairs_total Pairs admitted for scoring."));
         assert!(text.contains("rerankd_pairs_total 3"));
-        assert!(text.contains("rerankd_resident_memory_bytes "));
     }
 
     #[test]
     fn closed_labels_are_there_before_anything_happens() {
-        let text = Metrics::new().render();
+        let text = render(&Metrics::new());
         for line in [
             r#"rerankd_refused_requests_total{reason="overloaded"} 0"#,
             r#"rerankd_refused_requests_total{reason="cannot_finish_in_time"} 0"#,
-            r#"rerankd_connections{listener="admin"} 0"#,
-            r#"rerankd_refused_connections_total{listener="requests"} 0"#,
         ] {
             assert!(text.contains(line), "{line}");
         }
+    }
+
+    #[test]
+    fn two_engines_do_not_fit_one_registry() {
+        let registry = Registry::new();
+        Metrics::new().register(&registry).unwrap();
+        assert!(Metrics::new().register(&registry).is_err());
     }
 }
