@@ -582,10 +582,10 @@ async fn a_logit_that_is_not_finite_is_a_500_for_its_owner_and_nobody_else_in_th
     let mut before = queued(&server, &[10]).await;
     gate.entered().await;
     let body = rerank(&[BAD, 1]);
-    let pairs = server.state.metrics().pairs.get() + 2;
+    let pairs = server.state.metrics().engine.pairs.get() + 2;
     let mut bad = send(&server, &body).await;
     server
-        .until(|state| state.metrics().pairs.get() == pairs)
+        .until(|state| state.metrics().engine.pairs.get() == pairs)
         .await;
     let mut beside = queued(&server, &[8, 7]).await;
     gate.open_for_good();
@@ -616,7 +616,7 @@ async fn a_server_without_workers_is_not_ready_and_keeps_nobody_waiting() {
     assert_eq!(ready.status, 503, "{}", ready.body);
     let answer = app.post("/rerank", rerank(&[1]).to_string()).await;
     assert_eq!(answer.status, 503, "{}", answer.body);
-    assert_eq!(app.state.metrics().queue_tokens.get(), 0);
+    assert_eq!(app.state.metrics().engine.queue_tokens.get(), 0);
 }
 
 /// Nothing of a failed request is outstanding by the time its client hears of it.
