@@ -49,7 +49,11 @@ pub async fn live() -> Response {
 pub async fn ready(State(state): State<AppState>) -> Result<Response, Failure> {
     match state.lifecycle().phase() {
         Phase::Starting => Err(RerankError::not_ready().into()),
-        Phase::Ready if state.reranker().is_some_and(|reranker| !reranker.can_serve()) => {
+        Phase::Ready
+            if state
+                .reranker()
+                .is_some_and(|reranker| !reranker.can_serve()) =>
+        {
             Err(RerankError::no_workers().into())
         }
         Phase::Ready => Ok(json(StatusCode::OK, &Status { status: "ready" })),
