@@ -295,12 +295,10 @@ impl Shared {
         result
     }
 
-    /// Changes the queue and counts the tokens that this wasted. Returns the number of sequences that
-    /// failed by it.
-    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) -> usize {
+    /// Changes the queue and counts the tokens that this wasted.
+    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) {
         let outcome = self.change(change);
         self.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
-        outcome.failed
     }
 
     /// Fails what worker `number` had taken, and makes it free.

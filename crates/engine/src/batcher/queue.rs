@@ -135,8 +135,6 @@ const MAX_REFUSED: usize = 64;
 pub(super) struct Outcome {
     /// Tokens that were scored for requests whose client has left.
     pub wasted: usize,
-    /// Sequences whose logits were not finite.
-    pub failed: usize,
 }
 
 /// The next batch of a worker.
@@ -374,7 +372,6 @@ impl Queue {
                 outcome.wasted += pending.tokens;
             }
             if !row.iter().all(|logit| logit.is_finite()) {
-                outcome.failed += 1;
                 self.fail_owners(pending, "the model returned a logit that is not finite");
                 continue;
             }
@@ -478,17 +475,13 @@ impl Queue {
         flow.reply.answer(Err(reason));
         Outcome {
             wasted: flow.scored_tokens,
-            ..Outcome::default()
         }
     }
 
     /// Forgets a request whose client has left. Does nothing when it was already answered.
     pub(super) fn cancel(&mut self, id: FlowId) -> Outcome {
         let wasted = self.remove(id).map_or(0, |flow| flow.scored_tokens);
-        Outcome {
-            wasted,
-            ..Outcome::default()
-        }
+        Outcome { wasted }
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {

@@ -213,22 +213,25 @@ fn finish(
     match scored {
         Ok(logits) => {
             // Before the answers, so that a client that asks again hits the cache.
+            let mut failed = 0;
             for (job, logits) in jobs.iter().zip(logits.chunks_exact(shared.labels)) {
                 if logits.iter().all(|logit| logit.is_finite()) {
                     shared.cache.insert(job.key, logits);
+                } else {
+                    failed += 1;
                 }
             }
-            let failed = shared.settle(|state| {
+            if failed > 0 {
+                metrics.failed_pairs.inc_by(failed);
+                tracing::error!(pairs = failed, "model returned logits that are not finite");
+            }
+            shared.settle(|state| {
                 let busy = [busy, state.busy()];
                 state.costs.observe(work, seconds, busy);
                 shared.admission.set_pace(state.costs.pace(work));
                 state.busy_until[number] = None;
                 state.queue.complete(&jobs, &logits)
             });
-            if failed > 0 {
-                metrics.failed_pairs.inc_by(failed as u64);
-                tracing::error!(pairs = failed, "model returned logits that are not finite");
-            }
         }
         Err(error) => {
             metrics.failed_batches.inc();

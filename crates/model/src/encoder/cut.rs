@@ -203,7 +203,7 @@ pub(super) fn is_han(c: char) -> bool {
 pub(super) fn is_letter(c: char) -> bool {
     c.is_ascii_alphabetic()
         || matches!(c,
-            'À'..='Ö' | 'Ø'..='ö' | 'ø'..='\u{24f}' // Latin
+            'À'..='Ö' | 'Ø'..='ö' | 'ø'..='\u{13e}' | '\u{141}'..='\u{24f}' // Latin
             | '\u{391}'..='\u{3a1}' | '\u{3a3}'..='\u{3ce}' // Greek
             | '\u{400}'..='\u{481}' | '\u{48a}'..='\u{52f}' // Cyrillic
             | '\u{5d0}'..='\u{5ea}' // Hebrew
@@ -255,35 +255,33 @@ mod tests {
     #[test]
     fn characters_behind_a_cut_do_not_change_with_what_precedes() {
         let before = [
-            "a", "Z", "7", "é", "e\u{301}", "Σ", "ς", "文", "か", "カ", "각", "가", "ก", "ا", "א",
-            "ß", "क", "ﬁ", "Ａ", "㍿", "¼", "İ", "ǅ", "\u{fdfa}",
+            "a", "Z", "7", "é", "Σ", "ς", "文", "か", "カ", "각", "가", "ก", "ا", "א", "ß", "क",
+            "ﬁ", "Ａ", "¼", "İ", "ǅ", "\u{fdfa}",
         ];
-        let behind: Vec<char> = ('\0'..='\u{2a6df}').filter(|&c| starts(c)).collect();
-        assert!(behind.len() > 80_000);
+        // Ideographs are alike: some of them stand for all.
+        let one_of_many = |c: char| !is_han(c) || u32::from(c).is_multiple_of(61);
+        let behind: Vec<char> = ('\0'..='\u{2a6df}')
+            .filter(|&c| starts(c) && one_of_many(c))
+            .collect();
+        assert!(behind.len() > 12_000);
         for normalizer in normalizers() {
+            let alone: Vec<String> = behind
+                .iter()
+                .map(|c| normalized(&normalizer, c.encode_utf8(&mut [0; 4])))
+                .collect();
             for text in before {
-                assert!(ends(text.chars().next_back().unwrap()) || text == "e\u{301}");
+                assert!(text.chars().all(ends));
                 let first = normalized(&normalizer, text);
-                // Many at a time, each behind the text: they are local among each other as well.
-                for some in behind.chunks(4096) {
-                    let whole: String = some
-                        .iter()
-                        .flat_map(|c| [text, c.encode_utf8(&mut [0; 4])].map(str::to_owned))
-                        .collect();
-                    let parts: String = some
-                        .iter()
-                        .flat_map(|c| {
-                            [
-                                first.clone(),
-                                normalized(&normalizer, c.encode_utf8(&mut [0; 4])),
-                            ]
-                        })
-                        .collect();
-                    assert!(
-                        normalized(&normalizer, &whole) == parts,
-                        "{text} {normalizer:?}"
-                    );
-                }
+                // Each behind the text, so that they are local among each other as well.
+                let whole: String = behind
+                    .iter()
+                    .flat_map(|c| [text.into(), c.to_string()])
+                    .collect();
+                let parts: String = alone.iter().flat_map(|c| [&first[..], c]).collect();
+                assert!(
+                    normalized(&normalizer, &whole) == parts,
+                    "{text} {normalizer:?}"
+                );
             }
         }
     }

@@ -294,8 +294,7 @@ fn a_logit_that_is_not_finite_fails_its_own_requests_and_no_other_of_the_batch()
         let row = |job: &Job| if job.key == PairKey(1) { bad } else { 5.0 };
         let logits: Vec<f32> = jobs.iter().map(row).collect();
         assert_eq!(logits.len(), 2);
-        let outcome = bench.queue.complete(&jobs, &logits);
-        assert_eq!(outcome.failed, 1);
+        bench.queue.complete(&jobs, &logits);
         for failed in [&mut first, &mut second] {
             let error = answer(failed).unwrap_err();
             assert!(matches!(error, BatchError::Failed(_)), "{error}");
@@ -342,6 +341,33 @@ fn a_request_whose_job_got_lost_is_failed() {
     bench.queue.abandon(0, "lost");
     assert!(answer(&mut stuck).is_err());
     assert_eq!(bench.queue.requests(), 0);
+}
+
+/// The caller records it, without the lock.
+#[test]
+fn the_queue_builds_no_spans() {
+    let mut bench = Bench::new();
+    let timeline = Timeline::begin("POST /rerank".to_owned(), None);
+    let (reply, _receiver) = reply::channel();
+    bench.queue.push(Arrival {
+        claim: Claim::default(),
+        encodings: vec![sequence(1, 40), sequence(2, 40)],
+        reply,
+        permit: admission().admit(&[], 1).unwrap(),
+        timeline: timeline.clone(),
+        now: bench.now,
+    });
+    bench.now += Duration::from_millis(5);
+    let mut begun = Vec::new();
+    for _ in 0..2 {
+        let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
+        let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+        assert_eq!(taken.jobs.len(), 1);
+        begun.extend(taken.begun);
+    }
+    assert_eq!(timeline.spent(), []);
+    assert_eq!(begun.len(), 1, "once for each request");
+    assert!(begun[0].0.is(&timeline));
 }
 
 // Identical pairs.
@@ -521,7 +547,7 @@ fn steps_of_a_take(requests: usize) -> (usize, usize) {
     let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
     let taken = bench.queue.take(0, &plan, SPEED, bench.now);
     let refused = requests - bench.queue.requests();
-    assert!(refused > 0 && !taken.jobs.is_empty());
+    assert!(refused > 0 && (taken.more || !taken.jobs.is_empty()));
     (bench.queue.backlog.steps.get(), refused)
 }
 
@@ -604,7 +630,7 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
             let forecast = bench.queue.forecast(request, false, SPEED);
             let exact = within + others;
             assert!(
-                forecast >= exact - 1e-9 && forecast <= 1.25 * exact,
+                forecast >= exact * (1.0 - 1e-4) && forecast <= 1.25 * exact,
                 "{forecast} of {exact}"
             );
         }
