@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use crate::support::packed::{self, library};
 use crate::support::reference::{Reference, model_dir};
 use rerankd_core::{Batch, Encoding};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ComputePool;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
@@ -21,17 +21,21 @@ const NOTICED: f32 = 10.0 * TOLERANCE;
 /// Sequences of one batch: enough for lengths to differ.
 const BATCH: usize = 16;
 
-fn open(model: &Model, layout: Layout, precision: Precision, path: Path) -> OnnxScorer {
+fn open(model: &Model, layout: Layout, precision: Precision, set: InstructionSet) -> OnnxScorer {
     let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
-    let model = OnnxModel::new(&library(), graph, layout, Hardware::one_core(path)).unwrap();
+    let model = OnnxModel::new(&library(), graph, layout, ComputePool::one_core(set)).unwrap();
     model.session(1).unwrap()
 }
 
 /// Every way in which fp32 is computed, by name.
-fn ways() -> Vec<(String, Precision, Path)> {
-    let way = |path: Path| (path.name().to_owned(), Precision::Fp32, path);
-    let mut ways: Vec<_> = Path::available().into_iter().map(way).collect();
-    ways.push(("onnxruntime".into(), Precision::Fp32Nodes, Path::best()));
+fn ways() -> Vec<(String, Precision, InstructionSet)> {
+    let way = |set: InstructionSet| (set.name().to_owned(), Precision::Fp32, set);
+    let mut ways: Vec<_> = InstructionSet::available().into_iter().map(way).collect();
+    ways.push((
+        "onnxruntime".into(),
+        Precision::Fp32Nodes,
+        InstructionSet::best(),
+    ));
     ways
 }
 
@@ -75,8 +79,8 @@ fn check(name: &str) {
     let expected = reference.logits();
     let spread = |f: fn(f32, f32) -> f32, start| expected.iter().copied().fold(start, f);
     assert!(spread(f32::max, f32::MIN) - spread(f32::min, f32::MAX) >= 0.5);
-    for (way, precision, path) in ways() {
-        let mut scorer = open(&model, layout, precision, path);
+    for (way, precision, set) in ways() {
+        let mut scorer = open(&model, layout, precision, set);
         let worst = worst(&run(&mut scorer, layout, &encodings, |_| ()), &expected);
         assert!(worst <= TOLERANCE, "{name}, {way}: off by {worst}");
     }
@@ -164,7 +168,7 @@ fn planted_in(
     let mut layout = Layout::of(&model.manifest);
     change_model(&mut model);
     change_layout(&mut layout);
-    let mut scorer = open(&model, layout, precision, Path::best());
+    let mut scorer = open(&model, layout, precision, InstructionSet::best());
     let logits = run(&mut scorer, layout, &encodings, change_inputs);
     worst(&logits, &reference.logits())
 }
@@ -307,7 +311,7 @@ fn a_missing_bias_is_noticed() {
             Data::F32(data) => data.fill(0.0),
             Data::F16(_) | Data::I8(_) | Data::I32(_) => unreachable!("a bias is never quantised"),
         }
-        let opened = OnnxModel::new(&library(), graph, layout, Hardware::default()).unwrap();
+        let opened = OnnxModel::new(&library(), graph, layout, ComputePool::default()).unwrap();
         let encodings = encodings(&model, &reference);
         let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());
         let off = worst(&logits, &reference.logits());
@@ -332,12 +336,12 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         });
         let batch = Batch::pack(&sequences);
         for precision in [Precision::Fp32, Precision::Int8] {
-            let score = |hardware: Hardware| {
-                let onnx = packed::open(&model, Rows::FirstOfEach, precision, hardware);
+            let score = |pool: ComputePool| {
+                let onnx = packed::open(&model, Rows::FirstOfEach, precision, pool);
                 onnx.session(1).unwrap().score_alone(&batch).unwrap()
             };
-            let one_core = score(Hardware::default());
-            let borrowing = score(Hardware::new(3).unwrap());
+            let one_core = score(ComputePool::default());
+            let borrowing = score(ComputePool::new(3).unwrap());
             assert_eq!(one_core, borrowing, "{name}, {}", precision.name());
         }
     }
@@ -435,8 +439,8 @@ fn a_score_does_not_depend_on_its_batch() {
         let model = Model::open(&model_dir(name)).unwrap();
         let layout = Layout::of(&model.manifest);
         let encodings = encodings(&model, &Reference::read(name));
-        for (way, precision, path) in ways() {
-            let mut scorer = open(&model, layout, precision, path);
+        for (way, precision, set) in ways() {
+            let mut scorer = open(&model, layout, precision, set);
             // The products of this crate sum in one order; those of ONNX Runtime promise nothing.
             let tolerated = match precision {
                 Precision::Fp32Nodes => 1e-5,

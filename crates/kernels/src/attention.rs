@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::elementary::{exp, multiply_add};
-use super::isa::{Isa, Path, Step};
+use super::isa::{InstructionSet, Isa, Step};
 
 /// Queries of one block where registers are wide: two registers of AVX-512.
 const WIDE_LANES: usize = 32;
@@ -47,10 +47,10 @@ pub enum Queries {
     OnePerSequence,
 }
 
-/// What attention makes of where tokens stand, in some architectures.
+/// How the positions of tokens enter attention.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Places<'a> {
-    /// What turns the queries and keys of each place: cosines, then sines, `[places, size]`. The size of
+pub struct PositionalEncoding<'a> {
+    /// What turns the queries and keys of each place: cosines, then sines, `[positions, size]`. The size of
     /// a head is even.
     pub rotary: Option<&'a [f32]>,
     /// What is added to a score, by how far behind its query a key stands: `[heads, 2 * reach + 1]`, of
@@ -81,8 +81,8 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Numbers of one head.
     pub size: usize,
-    /// What is made of the places of tokens.
-    pub places: Places<'a>,
+    /// What is made of the positions of tokens.
+    pub positions: PositionalEncoding<'a>,
 }
 
 /// Memory that one call leaves to the next.
@@ -103,13 +103,13 @@ pub struct Scratch {
 /// Writes the context of the queries from `first` on to `output`, `[some queries, heads * size]`. It is
 /// the same bits for a query whichever others are asked for beside it.
 pub fn attend(
-    path: Path,
+    set: InstructionSet,
     attention: &Attention<'_>,
     first: usize,
     scratch: &mut Scratch,
     output: &mut [f32],
 ) {
-    path.perform(Attend {
+    set.perform(Attend {
         attention,
         first,
         scratch,
@@ -206,17 +206,17 @@ impl Block {
         output: &mut [f32],
     ) {
         self.load_queries::<LANES>(attention, scratch);
-        let seen = self.seen(attention.places.window);
+        let seen = self.seen(attention.positions.window);
         let panel = attention.size * STEP;
         let keys = seen.start / STEP * panel..seen.end.div_ceil(STEP) * panel;
         score::<I, LANES>(&scratch.queries, &scratch.keys[keys], &mut scratch.scores);
         scratch.scores.truncate(seen.len() * LANES);
-        if let Some(table) = attention.places.bias {
+        if let Some(table) = attention.positions.bias {
             let width = table.len() / attention.heads;
             let table = &table[self.head * width..(self.head + 1) * width];
             self.add_bias::<LANES>(table, &seen, &mut scratch.scores);
         }
-        if let Some(window) = attention.places.window {
+        if let Some(window) = attention.positions.window {
             self.hide::<LANES>(window, &seen, &mut scratch.scores);
         }
         let scales = softmax::<I, LANES>(&mut scratch.scores);
@@ -265,7 +265,7 @@ impl Block {
             size,
             key,
             value,
-            places,
+            positions,
             ..
         } = attention;
         let Scratch {
@@ -282,7 +282,7 @@ impl Block {
             for place in 0..STEP.min(self.tokens - step * STEP) {
                 let token = self.first_token + step * STEP + place;
                 let mut row = key.row(token, self.head, size);
-                if let Some(table) = places.rotary {
+                if let Some(table) = positions.rotary {
                     turned.clear();
                     turned.extend_from_slice(row);
                     turn(turned, table, step * STEP + place);
@@ -317,7 +317,7 @@ impl Block {
                 .query
                 .row(self.first_query + lane, self.head, size);
             let columns = queries.chunks_exact_mut(LANES);
-            if let Some(table) = attention.places.rotary {
+            if let Some(table) = attention.positions.rotary {
                 turned.clear();
                 turned.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
                 turn(turned, table, self.place + lane);
@@ -430,11 +430,11 @@ mod tests {
         let &Attention {
             heads,
             size,
-            places,
+            positions,
             ..
         } = attention;
         let turned = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
-            let Some(table) = places.rotary else {
+            let Some(table) = positions.rotary else {
                 return numbers;
             };
             let half = size / 2;
@@ -465,7 +465,7 @@ mod tests {
                     let q = q.iter().zip(bias).map(|(q, b)| f64::from(q + b));
                     let q = turned(q.collect(), place);
                     let score = |token: usize| -> f64 {
-                        if places
+                        if positions
                             .window
                             .is_some_and(|window| token.abs_diff(place) > window)
                         {
@@ -473,7 +473,7 @@ mod tests {
                         }
                         let key = attention.key.row(first + token, head, size);
                         let key = turned(key.iter().map(|&k| f64::from(k)).collect(), token);
-                        let added = places.bias.map_or(0.0, |table| {
+                        let added = positions.bias.map_or(0.0, |table| {
                             let width = table.len() / heads;
                             let reach = (width / 2) as i64;
                             let distance = (token as i64 - place as i64).clamp(-reach, reach);
@@ -542,7 +542,7 @@ mod tests {
                 queries,
                 heads,
                 size,
-                places: Places {
+                positions: PositionalEncoding {
                     rotary: rotary.then_some(&table),
                     bias: distances.as_deref(),
                     window,
@@ -551,18 +551,18 @@ mod tests {
             let expected = reference(&attention);
             // Whatever a call before left in the memory must not show.
             let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
-            for path in Path::available() {
+            for set in InstructionSet::available() {
                 let mut ours = vec![f32::NAN; expected.len()];
-                attend(path, &attention, 0, &mut scratch, &mut ours);
+                attend(set, &attention, 0, &mut scratch, &mut ours);
                 for (ours, expected) in ours.iter().zip(&expected) {
                     let off = (ours - expected).abs();
-                    prop_assert!(off < 2e-5, "{}: {} for {}", path.name(), ours, expected);
+                    prop_assert!(off < 2e-5, "{}: {} for {}", set.name(), ours, expected);
                 }
                 let first = part.0.index(rows);
                 let some = &ours[first * width..][..(1 + part.1.index(rows - first)) * width];
                 let mut part = vec![f32::NAN; some.len()];
-                attend(path, &attention, first, &mut scratch, &mut part);
-                prop_assert_eq!(&part, some, "{}", path.name());
+                attend(set, &attention, first, &mut scratch, &mut part);
+                prop_assert_eq!(&part, some, "{}", set.name());
             }
         }
     }
