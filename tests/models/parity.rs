@@ -11,7 +11,7 @@ use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
-use rerankd_model::{Gated, HiddenAct, Model};
+use rerankd_model::{HiddenAct, LayerForm, Model, PreNormGated};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
@@ -357,7 +357,9 @@ fn another_bias_by_distance_is_noticed() {
     ];
     for fault in faults {
         let change = |model: &mut Model| {
-            let bias = model.manifest.encoder.relative_bias.as_mut().unwrap();
+            let LayerForm::PostNormRelativeBias(bias) = &mut model.manifest.encoder.form else {
+                panic!("no relative bias");
+            };
             bias.rows = (-128..=128).map(fault).collect();
         };
         assert_noticed(planted("tiny-mpnet", change, |_| (), |_| ()));
@@ -366,7 +368,7 @@ fn another_bias_by_distance_is_noticed() {
 
 #[test]
 fn other_layers_with_gates_are_noticed() {
-    let faults: [fn(&mut Gated); 7] = [
+    let faults: [fn(&mut PreNormGated); 7] = [
         |gated| gated.window += 1,
         |gated| gated.window -= 1,
         |gated| gated.global_theta *= 1.5,
@@ -377,7 +379,12 @@ fn other_layers_with_gates_are_noticed() {
     ];
     for name in ["tiny-modernbert", "tiny-modernbert-biased"] {
         for fault in faults {
-            let change = |model: &mut Model| fault(model.manifest.encoder.gated.as_mut().unwrap());
+            let change = |model: &mut Model| {
+                let LayerForm::PreNormGated(gated) = &mut model.manifest.encoder.form else {
+                    panic!("not gated");
+                };
+                fault(gated);
+            };
             assert_noticed(planted(name, change, |_| (), |_| ()));
         }
         let pooling = |model: &mut Model| {

@@ -1,4 +1,4 @@
-//! Self-attention over sequences laid end to end: no padding, no mask, no gather.
+//! Self-attention over unpadded (varlen) sequences, laid end to end: no padding, no mask, no gather.
 //!
 //! A block of queries is transposed, so that a vector register holds one dimension of many queries,
 //! and softmax needs no sum across a register. The keys and values of a head are laid out once in the
@@ -50,13 +50,13 @@ pub enum Queries {
 /// How the positions of tokens enter attention.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PositionalEncoding<'a> {
-    /// What turns the queries and keys of each place: cosines, then sines, `[positions, size]`. The size of
-    /// a head is even.
+    /// Rotary position embeddings: cosines, then sines, of each position, `[positions, size]`. The size of a
+    /// head is even.
     pub rotary: Option<&'a [f32]>,
-    /// What is added to a score, by how far behind its query a key stands: `[heads, 2 * reach + 1]`, of
-    /// which the middle is for a query's own place; farther keys are as far as the last.
+    /// Relative position bias: added to a score by the distance of the key from the query, `[heads, 2 * reach +
+    /// 1]`, the query's own position in the middle; farther keys count as the last.
     pub bias: Option<&'a [f32]>,
-    /// How far before and behind its place a query sees.
+    /// Sliding window: keys before and behind its own position that a query attends to.
     pub window: Option<usize>,
 }
 
@@ -81,7 +81,7 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Numbers of one head.
     pub size: usize,
-    /// What is made of the positions of tokens.
+    /// Positions of tokens.
     pub positions: PositionalEncoding<'a>,
 }
 
@@ -94,8 +94,8 @@ pub struct Scratch {
     values: Vec<f32>,
     /// Queries of one block: `[size, lanes]`.
     queries: Vec<f32>,
-    /// One query or key that is turned: `[size]`.
-    turned: Vec<f32>,
+    /// One rotated query or key: `[size]`.
+    rotated: Vec<f32>,
     /// Their scores: `[tokens, lanes]`.
     scores: Vec<f32>,
 }
@@ -271,7 +271,7 @@ impl Block {
         let Scratch {
             keys,
             values,
-            turned,
+            rotated,
             ..
         } = scratch;
         keys.clear();
@@ -283,10 +283,10 @@ impl Block {
                 let token = self.first_token + step * STEP + place;
                 let mut row = key.row(token, self.head, size);
                 if let Some(table) = positions.rotary {
-                    turned.clear();
-                    turned.extend_from_slice(row);
-                    turn(turned, table, step * STEP + place);
-                    row = turned;
+                    rotated.clear();
+                    rotated.extend_from_slice(row);
+                    rotate(rotated, table, step * STEP + place);
+                    row = rotated;
                 }
                 for (cell, &number) in panel.chunks_exact_mut(STEP).zip(row) {
                     cell[place] = number;
@@ -306,7 +306,7 @@ impl Block {
     #[inline(always)]
     fn load_queries<const LANES: usize>(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
         let Scratch {
-            queries, turned, ..
+            queries, rotated, ..
         } = scratch;
         let size = attention.size;
         let bias = &attention.query_bias[self.head * size..(self.head + 1) * size];
@@ -318,10 +318,10 @@ impl Block {
                 .row(self.first_query + lane, self.head, size);
             let columns = queries.chunks_exact_mut(LANES);
             if let Some(table) = attention.positions.rotary {
-                turned.clear();
-                turned.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
-                turn(turned, table, self.place + lane);
-                for (column, &number) in columns.zip(&*turned) {
+                rotated.clear();
+                rotated.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
+                rotate(rotated, table, self.place + lane);
+                for (column, &number) in columns.zip(&*rotated) {
                     column[lane] = number;
                 }
                 continue;
@@ -359,10 +359,10 @@ impl Block {
     }
 }
 
-/// Turns a query or key `[size]` by the angles of its place: the first half are one side of a plane each,
-/// the second the other.
+/// Rotates a query or key `[size]` by the angles of its position: element `i` of the first half and of the
+/// second half span a plane.
 #[inline(always)]
-fn turn(numbers: &mut [f32], table: &[f32], place: usize) {
+fn rotate(numbers: &mut [f32], table: &[f32], place: usize) {
     let size = numbers.len();
     let (cosines, sines) = table[place * size..(place + 1) * size].split_at(size / 2);
     let (x, y) = numbers.split_at_mut(size / 2);
@@ -433,7 +433,7 @@ mod tests {
             positions,
             ..
         } = attention;
-        let turned = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
+        let rotated = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
             let Some(table) = positions.rotary else {
                 return numbers;
             };
@@ -463,7 +463,7 @@ mod tests {
                     let q = attention.query.row(query + place, head, size);
                     let bias = &attention.query_bias[head * size..];
                     let q = q.iter().zip(bias).map(|(q, b)| f64::from(q + b));
-                    let q = turned(q.collect(), place);
+                    let q = rotated(q.collect(), place);
                     let score = |token: usize| -> f64 {
                         if positions
                             .window
@@ -472,7 +472,7 @@ mod tests {
                             return f64::NEG_INFINITY;
                         }
                         let key = attention.key.row(first + token, head, size);
-                        let key = turned(key.iter().map(|&k| f64::from(k)).collect(), token);
+                        let key = rotated(key.iter().map(|&k| f64::from(k)).collect(), token);
                         let added = positions.bias.map_or(0.0, |table| {
                             let width = table.len() / heads;
                             let reach = (width / 2) as i64;

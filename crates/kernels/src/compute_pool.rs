@@ -217,7 +217,7 @@ mod tests {
         let pool = ComputePool::new(4).unwrap();
         pool.run(|| {
             assert_eq!(lent(&pool, MANY), 0);
-            // Whatever it is told.
+            // Even where the caller says that it is.
             pool.run_alone(MANY, || assert_eq!(lent(&pool, MANY), 0));
         });
         let one = ComputePool::default();

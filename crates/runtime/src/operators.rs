@@ -81,9 +81,10 @@ impl<'a> PositionInputs<'a> {
         let rotary = table(operator::ROTARY_INPUT)?;
         let bias = table(operator::BIAS_INPUT)?;
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
-        let turned = rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
-        let biased = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
-        if !turned || !biased {
+        let rotary_fits =
+            rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
+        let bias_fits = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
+        if !rotary_fits || !bias_fits {
             return Err(ort::Error::new(format!(
                 "position tables do not fit {heads} heads of {size} and {longest} tokens"
             )));
