@@ -11,8 +11,8 @@
 use std::time::Instant;
 
 use rerankd_core::{Batch, Encoding};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ComputePool;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::Model;
 use rerankd_model::graph::{Precision, Rows};
 use rerankd_runtime::Scorer;
@@ -135,7 +135,7 @@ impl Variant {
     fn open(
         model: &Model,
         name: String,
-        (rows, precision, path): (Rows, Precision, Path),
+        (rows, precision, set): (Rows, Precision, InstructionSet),
         batches: Batching,
         threads: usize,
     ) -> Self {
@@ -144,8 +144,8 @@ impl Variant {
             Precision::Fp32Nodes => threads,
             Precision::Fp32 | Precision::Int8 => 1,
         };
-        let hardware = Hardware::new(threads).unwrap().with_path(path);
-        let onnx = packed::open(model, rows, precision, hardware);
+        let pool = ComputePool::new(threads).unwrap().with_instruction_set(set);
+        let onnx = packed::open(model, rows, precision, pool);
         Self {
             name,
             scorer: onnx.session(session_threads).unwrap(),
@@ -173,7 +173,7 @@ fn overhead(precision: Precision) -> f64 {
     };
     let batch = [Batch::pack([&token])];
     let [few, many] = LAYERS.map(|layers| {
-        let how = (Rows::FirstOfEach, precision, Path::best());
+        let how = (Rows::FirstOfEach, precision, InstructionSet::best());
         let mut variant = Variant::open(&model(16, 1, layers), String::new(), how, packed, 1);
         let mut times: Vec<f64> = (0..RUNS).map(|_| variant.time(&batch)).collect();
         times.sort_unstable_by(f64::total_cmp);
@@ -201,7 +201,7 @@ fn main() {
         let open = |name: &str, how, batches: Batching| {
             Variant::open(&model, name.to_owned(), how, batches, threads)
         };
-        let best = Path::best();
+        let best = InstructionSet::best();
         let first = Rows::FirstOfEach;
         let mut variants = vec![
             open("padded fp32", (Rows::All, Precision::Fp32, best), padded),
@@ -212,14 +212,14 @@ fn main() {
                 packed,
             ),
         ];
-        for path in Path::available() {
-            if path != best && path.favours_own_fp32() {
-                let name = format!("packed fp32 ({})", path.name());
-                variants.push(open(&name, (first, Precision::Fp32, path), packed));
+        for set in InstructionSet::available() {
+            if set != best && set.favors_own_fp32() {
+                let name = format!("packed fp32 ({})", set.name());
+                variants.push(open(&name, (first, Precision::Fp32, set), packed));
             }
-            if path.favours_int8() {
-                let name = format!("packed int8 ({})", path.name());
-                variants.push(open(&name, (first, Precision::Int8, path), packed));
+            if set.favors_int8() {
+                let name = format!("packed int8 ({})", set.name());
+                variants.push(open(&name, (first, Precision::Int8, set), packed));
             }
         }
         let mixes = MIXES.into_iter();

@@ -15,10 +15,10 @@ use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_engine::cost::{Cost, Work};
 use rerankd_engine::plan::{BatchLimits, Plan, SHARE_ABOVE};
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{Fp32, Matrix};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
-use rerankd_kernels::layer::{Finish, Operand, Products};
+use rerankd_kernels::isa::InstructionSet;
+use rerankd_kernels::layer::{Epilogue, Operand, Products};
 use rerankd_kernels::strips::strips;
 use rerankd_model::Model;
 use rerankd_model::encoder::PairEncoder;
@@ -58,7 +58,7 @@ fn scorer(model: &Model, threads: usize) -> OnnxScorer {
         model,
         Rows::FirstOfEach,
         Precision::Fp32,
-        Hardware::default(),
+        ComputePool::default(),
     );
     onnx.session(threads).unwrap()
 }
@@ -113,11 +113,11 @@ fn products(criterion: &mut Criterion) {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1));
     for (inputs, outputs, finish) in [
-        (384, 768, Finish::Nothing),
-        (384, 1536, Finish::Nothing),
-        (384, 1536, Finish::Gelu),
-        (1536, 384, Finish::Nothing),
-        (3072, 768, Finish::Nothing),
+        (384, 768, Epilogue::Identity),
+        (384, 1536, Epilogue::Identity),
+        (384, 1536, Epilogue::Gelu),
+        (1536, 384, Epilogue::Identity),
+        (3072, 768, Epilogue::Identity),
     ] {
         let weights: Vec<f32> = (0..inputs * outputs)
             .map(|i| (i % 101) as f32 * 1e-3 - 0.05)
@@ -133,10 +133,10 @@ fn products(criterion: &mut Criterion) {
         };
         let mut output = vec![0.0; ROWS * outputs];
         group.throughput(Throughput::Elements((2 * ROWS * inputs * outputs) as u64));
-        for path in Path::available() {
-            let name = format!("{inputs} x {outputs}, {finish:?}, {}", path.name());
+        for set in InstructionSet::available() {
+            let name = format!("{inputs} x {outputs}, {finish:?}, {}", set.name());
             group.bench_function(name, |bencher| {
-                bencher.iter(|| Fp32.multiply(path, x, matrix, finish, black_box(&mut output)));
+                bencher.iter(|| Fp32.multiply(set, x, matrix, finish, black_box(&mut output)));
             });
         }
     }

@@ -19,7 +19,7 @@ use rerankd_core::{Limits, RerankCommand, ScoreOptions};
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 use rerankd_engine::load::{LoadConfig, load};
 use rerankd_engine::service::Reranker;
-use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Model;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{Precision, Rows};
@@ -189,7 +189,7 @@ fn main() {
         &model,
         Rows::FirstOfEach,
         Precision::Fp32,
-        Hardware::default(),
+        ComputePool::default(),
     );
     let mut sessions: Vec<_> = (0..threads).map(|_| onnx.session(1).unwrap()).collect();
     let batches = batches(batching.max_batch_tokens);

@@ -9,7 +9,7 @@ use crate::support::packed::{self, library};
 use crate::support::program::{PROGRAM, plain};
 use crate::support::reference::{Reference, model_dir};
 use rerankd_core::{Batch, Encoding};
-use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::standard::{Positions, padded};
 use rerankd_model::graph::{self, Precision, Rows};
@@ -85,7 +85,7 @@ fn check(name: &str, largest: usize) {
         &model,
         Rows::FirstOfEach,
         Precision::Fp32,
-        Hardware::default(),
+        ComputePool::default(),
     );
     let mut packed = packed.session(1).unwrap();
     let ours = score(&mut packed, &encodings(&encoder, &reference));

@@ -7,12 +7,12 @@
 use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
-use crate::support::packed;
 use crate::support::reference::{Reference, fixture, model_dir};
+use crate::support::{packed, saved};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ComputePool;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::Model;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{Precision, Rows};
@@ -29,12 +29,12 @@ const LEAST_RANDOM_CORRELATION: f64 = 0.98;
 /// What the embedded model's answers are named after.
 const EMBEDDED: &str = "minilm-l6-rank";
 
-fn open(model: &Model, precision: Precision, path: Path) -> OnnxScorer {
+fn open(model: &Model, precision: Precision, set: InstructionSet) -> OnnxScorer {
     let onnx = packed::open(
         model,
         Rows::FirstOfEach,
         precision,
-        Hardware::one_core(path),
+        ComputePool::one_core(set),
     );
     onnx.session(1).unwrap()
 }
@@ -110,24 +110,24 @@ fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
     let reference: Vec<f32> = reference.logits.into_iter().map(|[logit]| logit).collect();
     let encodings = encodings(&model, &quality_pairs());
     assert_eq!(encodings.len(), 300);
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         // Portable code is many times slower, and has the same sums (`scorer::isa`).
-        let step = if path.favours_int8() { 1 } else { 10 };
+        let step = if set.favors_int8() { 1 } else { 10 };
         let some: Vec<Encoding> = encodings.iter().step_by(step).cloned().collect();
         let exact: Vec<f32> = reference.iter().step_by(step).copied().collect();
-        let logits = logits(&mut open(&model, Precision::Int8, path), &some);
+        let logits = logits(&mut open(&model, Precision::Int8, set), &some);
         let correlation = rank_correlation(&logits, &exact);
         println!(
             "{} pairs, int8 ({}): rank correlation with fp32 {correlation:.5}, worst logit off by \
              {:.3}",
             some.len(),
-            path.name(),
+            set.name(),
             worst(&logits, &exact),
         );
         assert!(
             correlation >= LEAST_CORRELATION,
             "{}: {correlation}",
-            path.name()
+            set.name()
         );
     }
 }
@@ -149,7 +149,10 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
         let encodings = encodings(&model, &reference.pairs());
-        let logits = logits(&mut open(&model, Precision::Int8, Path::best()), &encodings);
+        let logits = logits(
+            &mut open(&model, Precision::Int8, InstructionSet::best()),
+            &encodings,
+        );
         let exact = reference.logits();
         let correlation = rank_correlation(&logits, &exact);
         println!(
@@ -225,9 +228,9 @@ fn the_sts_benchmark_loses_next_to_nothing() {
     };
     let model = Model::embedded().unwrap();
     let encodings = encodings(&model, &pairs);
-    let path = Path::best();
-    let fp32 = logits(&mut open(&model, Precision::Fp32, path), &encodings);
-    let int8 = logits(&mut open(&model, Precision::Int8, path), &encodings);
+    let set = InstructionSet::best();
+    let fp32 = logits(&mut open(&model, Precision::Fp32, set), &encodings);
+    let int8 = logits(&mut open(&model, Precision::Int8, set), &encodings);
     let (exact, ours) = (
         rank_correlation(&fp32, &said),
         rank_correlation(&int8, &said),
@@ -237,7 +240,7 @@ fn the_sts_benchmark_loses_next_to_nothing() {
         "STS-B test, {} pairs, int8 ({}): Spearman {ours:.4}, fp32 {exact:.4}; rank correlation \
          between both {between:.5}, worst logit off by {:.3}",
         pairs.len(),
-        path.name(),
+        set.name(),
         worst(&fp32, &int8),
     );
     assert!(exact - ours <= MOST_LOST, "{exact} became {ours}");
@@ -259,13 +262,66 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
     }
 }
 
+#[test]
+fn a_text_that_the_model_cannot_judge_leaves_its_batch_as_it_is() {
+    for name in ["tiny-bert", "tiny-mpnet", "tiny-modernbert"] {
+        let (directory, ids) = damaged(name);
+        let model = Model::open(directory.path()).unwrap();
+        let encodings = encodings(&model, &Reference::read(name).pairs());
+        let is_damaged = |encoding: &Encoding| encoding.ids.contains(&ids);
+        let first = encodings.iter().position(is_damaged).unwrap();
+        let clean = encodings.iter().filter(|e| !is_damaged(e) && e.len() < 64);
+        let mut batch: Vec<&Encoding> = clean.take(6).collect();
+        batch.insert(3, &encodings[first]);
+        for precision in [Precision::Fp32, Precision::Int8] {
+            let mut scorer = open(&model, precision, InstructionSet::best());
+            let together = scorer.score(&Batch::pack(batch.iter().copied())).unwrap();
+            for (index, (encoding, logit)) in batch.iter().zip(&together).enumerate() {
+                if index == 3 {
+                    assert!(!logit.is_finite(), "{name}, {precision:?}: {logit}");
+                } else {
+                    let alone = scorer.score(&Batch::pack([*encoding])).unwrap();
+                    assert!(
+                        logit.is_finite() && *logit == alone[0],
+                        "{name}, {precision:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A copy of a model in which the embedding of a token overflows LayerNorm, and the token.
+fn damaged(name: &str) -> (tempfile::TempDir, u32) {
+    let model = Model::open(&model_dir(name)).unwrap();
+    let encodings = encodings(&model, &Reference::read(name).pairs());
+    let uses = |id: u32| encodings.iter().filter(|e| e.ids.contains(&id)).count();
+    let rare = encodings.iter().flat_map(|e| e.ids.iter().copied());
+    let rare = rare.min_by_key(|&id| uses(id)).unwrap();
+    let directory = saved::copy(name);
+    let mut tensors = saved::read_tensors(directory.path());
+    let words = tensors
+        .iter_mut()
+        .find(|(name, _)| name.contains("word_embeddings") || name.contains("tok_embeddings"));
+    let (_, (shape, numbers)) = words.unwrap();
+    let width = shape[1];
+    numbers[rare as usize * width..][..width].fill(f32::MAX);
+    let file = directory.path().join("model.safetensors");
+    saved::write_tensors(&file, &tensors, safetensors::Dtype::F32);
+    (directory, rare)
+}
+
 fn check_company(model: &Model, name: &str) {
     let encodings = encodings(model, &Reference::read(name).pairs());
     let encodings: Vec<&Encoding> = encodings.iter().filter(|e| e.len() < 64).take(28).collect();
     let precisions = [Precision::Fp32, Precision::Int8].into_iter();
-    let ways = precisions.flat_map(|p| Path::available().into_iter().map(move |path| (p, path)));
-    for (precision, path) in ways {
-        let mut scorer = open(model, precision, path);
+    let ways = precisions.flat_map(|p| {
+        InstructionSet::available()
+            .into_iter()
+            .map(move |set| (p, set))
+    });
+    for (precision, set) in ways {
+        let mut scorer = open(model, precision, set);
         for chunk in encodings.chunks(7) {
             let together = scorer.score(&Batch::pack(chunk.iter().copied())).unwrap();
             for (encoding, together) in chunk.iter().zip(together) {
@@ -274,7 +330,7 @@ fn check_company(model: &Model, name: &str) {
                     [together],
                     "{}, {}",
                     precision.name(),
-                    path.name()
+                    set.name()
                 );
             }
         }

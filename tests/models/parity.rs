@@ -7,12 +7,12 @@ use std::sync::atomic::AtomicBool;
 use crate::support::packed::{self, library};
 use crate::support::reference::{Reference, model_dir};
 use rerankd_core::{Batch, Encoding};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ComputePool;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
-use rerankd_model::{Gated, HiddenAct, Model};
+use rerankd_model::{HiddenAct, LayerForm, Model, PreNormGated};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
@@ -22,17 +22,21 @@ const NOTICED: f32 = 10.0 * TOLERANCE;
 /// Sequences of one batch: enough for lengths to differ.
 const BATCH: usize = 16;
 
-fn open(model: &Model, layout: Layout, precision: Precision, path: Path) -> OnnxScorer {
+fn open(model: &Model, layout: Layout, precision: Precision, set: InstructionSet) -> OnnxScorer {
     let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
-    let model = OnnxModel::new(&library(), graph, layout, Hardware::one_core(path)).unwrap();
+    let model = OnnxModel::new(&library(), graph, layout, ComputePool::one_core(set)).unwrap();
     model.session(1).unwrap()
 }
 
 /// Every way in which fp32 is computed, by name.
-fn ways() -> Vec<(String, Precision, Path)> {
-    let way = |path: Path| (path.name().to_owned(), Precision::Fp32, path);
-    let mut ways: Vec<_> = Path::available().into_iter().map(way).collect();
-    ways.push(("onnxruntime".into(), Precision::Fp32Nodes, Path::best()));
+fn ways() -> Vec<(String, Precision, InstructionSet)> {
+    let way = |set: InstructionSet| (set.name().to_owned(), Precision::Fp32, set);
+    let mut ways: Vec<_> = InstructionSet::available().into_iter().map(way).collect();
+    ways.push((
+        "onnxruntime".into(),
+        Precision::Fp32Nodes,
+        InstructionSet::best(),
+    ));
     ways
 }
 
@@ -76,8 +80,8 @@ fn check(name: &str) {
     let expected = reference.logits();
     let spread = |f: fn(f32, f32) -> f32, start| expected.iter().copied().fold(start, f);
     assert!(spread(f32::max, f32::MIN) - spread(f32::min, f32::MAX) >= 0.5);
-    for (way, precision, path) in ways() {
-        let mut scorer = open(&model, layout, precision, path);
+    for (way, precision, set) in ways() {
+        let mut scorer = open(&model, layout, precision, set);
         let worst = worst(&run(&mut scorer, layout, &encodings, |_| ()), &expected);
         assert!(worst <= TOLERANCE, "{name}, {way}: off by {worst}");
     }
@@ -165,7 +169,7 @@ fn planted_in(
     let mut layout = Layout::of(&model.manifest);
     change_model(&mut model);
     change_layout(&mut layout);
-    let mut scorer = open(&model, layout, precision, Path::best());
+    let mut scorer = open(&model, layout, precision, InstructionSet::best());
     noticed(&mut scorer, layout, &encodings, &reference, change_inputs)
 }
 
@@ -327,7 +331,7 @@ fn a_missing_bias_is_noticed() {
             Data::F32(data) => data.fill(0.0),
             Data::F16(_) | Data::I8(_) | Data::I32(_) => unreachable!("a bias is never quantised"),
         }
-        let opened = OnnxModel::new(&library(), graph, layout, Hardware::default()).unwrap();
+        let opened = OnnxModel::new(&library(), graph, layout, ComputePool::default()).unwrap();
         let encodings = encodings(&model, &reference);
         let mut scorer = opened.session(1).unwrap();
         let off = noticed(&mut scorer, layout, &encodings, &reference, |_| ());
@@ -352,12 +356,12 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         });
         let batch = Batch::pack(&sequences);
         for precision in [Precision::Fp32, Precision::Int8] {
-            let score = |hardware: Hardware| {
-                let onnx = packed::open(&model, Rows::FirstOfEach, precision, hardware);
+            let score = |pool: ComputePool| {
+                let onnx = packed::open(&model, Rows::FirstOfEach, precision, pool);
                 onnx.session(1).unwrap().score_alone(&batch).unwrap()
             };
-            let one_core = score(Hardware::default());
-            let borrowing = score(Hardware::new(3).unwrap());
+            let one_core = score(ComputePool::default());
+            let borrowing = score(ComputePool::new(3).unwrap());
             assert_eq!(one_core, borrowing, "{name}, {}", precision.name());
         }
     }
@@ -373,7 +377,9 @@ fn another_bias_by_distance_is_noticed() {
     ];
     for fault in faults {
         let change = |model: &mut Model| {
-            let bias = model.manifest.encoder.relative_bias.as_mut().unwrap();
+            let LayerForm::PostNormRelativeBias(bias) = &mut model.manifest.encoder.form else {
+                panic!("no relative bias");
+            };
             bias.rows = (-128..=128).map(fault).collect();
         };
         assert_noticed(planted("tiny-mpnet", change, |_| (), |_| ()));
@@ -382,7 +388,7 @@ fn another_bias_by_distance_is_noticed() {
 
 #[test]
 fn other_layers_with_gates_are_noticed() {
-    let faults: [fn(&mut Gated); 7] = [
+    let faults: [fn(&mut PreNormGated); 7] = [
         |gated| gated.window += 1,
         |gated| gated.window -= 1,
         |gated| gated.global_theta *= 1.5,
@@ -393,7 +399,12 @@ fn other_layers_with_gates_are_noticed() {
     ];
     for name in ["tiny-modernbert", "tiny-modernbert-biased"] {
         for fault in faults {
-            let change = |model: &mut Model| fault(model.manifest.encoder.gated.as_mut().unwrap());
+            let change = |model: &mut Model| {
+                let LayerForm::PreNormGated(gated) = &mut model.manifest.encoder.form else {
+                    panic!("not gated");
+                };
+                fault(gated);
+            };
             assert_noticed(planted(name, change, |_| (), |_| ()));
         }
         let pooling = |model: &mut Model| {

@@ -86,7 +86,10 @@ fn a_model_whose_scores_mean_nothing_is_refused() {
     );
     check_model(
         fill("bert.embeddings.LayerNorm.weight", f32::MAX),
-        &["the model fails on plain text", "is NaN"],
+        &[
+            "scores that are no finite numbers",
+            "its weights are damaged",
+        ],
     );
 }
 

@@ -1,6 +1,6 @@
 //! Packed graphs in sessions, without what the loader puts around them.
 
-use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Model;
 use rerankd_model::graph::{self, Precision, Rows};
 use rerankd_runtime::library::Library;
@@ -11,7 +11,7 @@ pub fn library() -> Library {
 }
 
 /// The graph of `model`, ready to be opened by sessions.
-pub fn open(model: &Model, rows: Rows, precision: Precision, hardware: Hardware) -> OnnxModel {
+pub fn open(model: &Model, rows: Rows, precision: Precision, pool: ComputePool) -> OnnxModel {
     let graph = graph::build(model, rows, precision).unwrap();
-    OnnxModel::new(&library(), graph, Layout::of(&model.manifest), hardware).unwrap()
+    OnnxModel::new(&library(), graph, Layout::of(&model.manifest), pool).unwrap()
 }

@@ -16,8 +16,8 @@ use crate::cost::Work;
 use crate::metrics::Metrics;
 use crate::service::{Capacity, ModelInfo, Reranker};
 use rerankd_core::{Activation, Strategy};
-use rerankd_kernels::hardware::ThreadsError;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ThreadsError;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::{AnyModel, Model, ModelError};
 use rerankd_runtime::Device;
@@ -292,7 +292,7 @@ fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> 
         max_length: card.max_length,
         activation: card.activation,
         precision: engine.precision,
-        instructions: Path::best().name(),
+        instructions: InstructionSet::best().name(),
         parameters: card.parameters,
         threads: config.threads,
         sessions: engine.opened.sessions,

@@ -1,4 +1,4 @@
-//! Self-attention over sequences laid end to end: no padding, no mask, no gather.
+//! Self-attention over unpadded (varlen) sequences, laid end to end: no padding, no mask, no gather.
 //!
 //! A block of queries is transposed, so that a vector register holds one dimension of many queries,
 //! and softmax needs no sum across a register. The keys and values of a head are laid out once in the
@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::elementary::{exp, multiply_add};
-use super::isa::{Isa, Path, Step};
+use super::isa::{InstructionSet, Isa, Step};
 
 /// Queries of one block where registers are wide: two registers of AVX-512.
 const WIDE_LANES: usize = 32;
@@ -47,16 +47,16 @@ pub enum Queries {
     OnePerSequence,
 }
 
-/// What attention makes of where tokens stand, in some architectures.
+/// How the positions of tokens enter attention.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Places<'a> {
-    /// What turns the queries and keys of each place: cosines, then sines, `[places, size]`. The size of
-    /// a head is even.
+pub struct PositionalEncoding<'a> {
+    /// Rotary position embeddings: cosines, then sines, of each position, `[positions, size]`. The size of a
+    /// head is even.
     pub rotary: Option<&'a [f32]>,
-    /// What is added to a score, by how far behind its query a key stands: `[heads, 2 * reach + 1]`, of
-    /// which the middle is for a query's own place; farther keys are as far as the last.
+    /// Relative position bias: added to a score by the distance of the key from the query, `[heads, 2 * reach +
+    /// 1]`, the query's own position in the middle; farther keys count as the last.
     pub bias: Option<&'a [f32]>,
-    /// How far before and behind its place a query sees.
+    /// Sliding window: keys before and behind its own position that a query attends to.
     pub window: Option<usize>,
 }
 
@@ -81,8 +81,8 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Numbers of one head.
     pub size: usize,
-    /// What is made of the places of tokens.
-    pub places: Places<'a>,
+    /// Positions of tokens.
+    pub positions: PositionalEncoding<'a>,
 }
 
 /// Memory that one call leaves to the next.
@@ -94,8 +94,8 @@ pub struct Scratch {
     values: Vec<f32>,
     /// Queries of one block: `[size, lanes]`.
     queries: Vec<f32>,
-    /// One query or key that is turned: `[size]`.
-    turned: Vec<f32>,
+    /// One rotated query or key: `[size]`.
+    rotated: Vec<f32>,
     /// Their scores: `[tokens, lanes]`.
     scores: Vec<f32>,
 }
@@ -103,13 +103,13 @@ pub struct Scratch {
 /// Writes the context of the queries from `first` on to `output`, `[some queries, heads * size]`. It is
 /// the same bits for a query whichever others are asked for beside it.
 pub fn attend(
-    path: Path,
+    set: InstructionSet,
     attention: &Attention<'_>,
     first: usize,
     scratch: &mut Scratch,
     output: &mut [f32],
 ) {
-    path.perform(Attend {
+    set.perform(Attend {
         attention,
         first,
         scratch,
@@ -206,17 +206,17 @@ impl Block {
         output: &mut [f32],
     ) {
         self.load_queries::<LANES>(attention, scratch);
-        let seen = self.seen(attention.places.window);
+        let seen = self.seen(attention.positions.window);
         let panel = attention.size * STEP;
         let keys = seen.start / STEP * panel..seen.end.div_ceil(STEP) * panel;
         score::<I, LANES>(&scratch.queries, &scratch.keys[keys], &mut scratch.scores);
         scratch.scores.truncate(seen.len() * LANES);
-        if let Some(table) = attention.places.bias {
+        if let Some(table) = attention.positions.bias {
             let width = table.len() / attention.heads;
             let table = &table[self.head * width..(self.head + 1) * width];
             self.add_bias::<LANES>(table, &seen, &mut scratch.scores);
         }
-        if let Some(window) = attention.places.window {
+        if let Some(window) = attention.positions.window {
             self.hide::<LANES>(window, &seen, &mut scratch.scores);
         }
         let scales = softmax::<I, LANES>(&mut scratch.scores);
@@ -265,13 +265,13 @@ impl Block {
             size,
             key,
             value,
-            places,
+            positions,
             ..
         } = attention;
         let Scratch {
             keys,
             values,
-            turned,
+            rotated,
             ..
         } = scratch;
         keys.clear();
@@ -282,11 +282,11 @@ impl Block {
             for place in 0..STEP.min(self.tokens - step * STEP) {
                 let token = self.first_token + step * STEP + place;
                 let mut row = key.row(token, self.head, size);
-                if let Some(table) = places.rotary {
-                    turned.clear();
-                    turned.extend_from_slice(row);
-                    turn(turned, table, step * STEP + place);
-                    row = turned;
+                if let Some(table) = positions.rotary {
+                    rotated.clear();
+                    rotated.extend_from_slice(row);
+                    rotate(rotated, table, step * STEP + place);
+                    row = rotated;
                 }
                 for (cell, &number) in panel.chunks_exact_mut(STEP).zip(row) {
                     cell[place] = number;
@@ -306,7 +306,7 @@ impl Block {
     #[inline(always)]
     fn load_queries<const LANES: usize>(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
         let Scratch {
-            queries, turned, ..
+            queries, rotated, ..
         } = scratch;
         let size = attention.size;
         let bias = &attention.query_bias[self.head * size..(self.head + 1) * size];
@@ -317,11 +317,11 @@ impl Block {
                 .query
                 .row(self.first_query + lane, self.head, size);
             let columns = queries.chunks_exact_mut(LANES);
-            if let Some(table) = attention.places.rotary {
-                turned.clear();
-                turned.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
-                turn(turned, table, self.place + lane);
-                for (column, &number) in columns.zip(&*turned) {
+            if let Some(table) = attention.positions.rotary {
+                rotated.clear();
+                rotated.extend(query.iter().zip(bias).map(|(number, bias)| number + bias));
+                rotate(rotated, table, self.place + lane);
+                for (column, &number) in columns.zip(&*rotated) {
                     column[lane] = number;
                 }
                 continue;
@@ -359,10 +359,10 @@ impl Block {
     }
 }
 
-/// Turns a query or key `[size]` by the angles of its place: the first half are one side of a plane each,
-/// the second the other.
+/// Rotates a query or key `[size]` by the angles of its position: element `i` of the first half and of the
+/// second half span a plane.
 #[inline(always)]
-fn turn(numbers: &mut [f32], table: &[f32], place: usize) {
+fn rotate(numbers: &mut [f32], table: &[f32], place: usize) {
     let size = numbers.len();
     let (cosines, sines) = table[place * size..(place + 1) * size].split_at(size / 2);
     let (x, y) = numbers.split_at_mut(size / 2);
@@ -430,11 +430,11 @@ mod tests {
         let &Attention {
             heads,
             size,
-            places,
+            positions,
             ..
         } = attention;
-        let turned = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
-            let Some(table) = places.rotary else {
+        let rotated = |numbers: Vec<f64>, place: usize| -> Vec<f64> {
+            let Some(table) = positions.rotary else {
                 return numbers;
             };
             let half = size / 2;
@@ -463,17 +463,17 @@ mod tests {
                     let q = attention.query.row(query + place, head, size);
                     let bias = &attention.query_bias[head * size..];
                     let q = q.iter().zip(bias).map(|(q, b)| f64::from(q + b));
-                    let q = turned(q.collect(), place);
+                    let q = rotated(q.collect(), place);
                     let score = |token: usize| -> f64 {
-                        if places
+                        if positions
                             .window
                             .is_some_and(|window| token.abs_diff(place) > window)
                         {
                             return f64::NEG_INFINITY;
                         }
                         let key = attention.key.row(first + token, head, size);
-                        let key = turned(key.iter().map(|&k| f64::from(k)).collect(), token);
-                        let added = places.bias.map_or(0.0, |table| {
+                        let key = rotated(key.iter().map(|&k| f64::from(k)).collect(), token);
+                        let added = positions.bias.map_or(0.0, |table| {
                             let width = table.len() / heads;
                             let reach = (width / 2) as i64;
                             let distance = (token as i64 - place as i64).clamp(-reach, reach);
@@ -542,7 +542,7 @@ mod tests {
                 queries,
                 heads,
                 size,
-                places: Places {
+                positions: PositionalEncoding {
                     rotary: rotary.then_some(&table),
                     bias: distances.as_deref(),
                     window,
@@ -551,18 +551,18 @@ mod tests {
             let expected = reference(&attention);
             // Whatever a call before left in the memory must not show.
             let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
-            for path in Path::available() {
+            for set in InstructionSet::available() {
                 let mut ours = vec![f32::NAN; expected.len()];
-                attend(path, &attention, 0, &mut scratch, &mut ours);
+                attend(set, &attention, 0, &mut scratch, &mut ours);
                 for (ours, expected) in ours.iter().zip(&expected) {
                     let off = (ours - expected).abs();
-                    prop_assert!(off < 2e-5, "{}: {} for {}", path.name(), ours, expected);
+                    prop_assert!(off < 2e-5, "{}: {} for {}", set.name(), ours, expected);
                 }
                 let first = part.0.index(rows);
                 let some = &ours[first * width..][..(1 + part.1.index(rows - first)) * width];
                 let mut part = vec![f32::NAN; some.len()];
-                attend(path, &attention, first, &mut scratch, &mut part);
-                prop_assert_eq!(&part, some, "{}", path.name());
+                attend(set, &attention, first, &mut scratch, &mut part);
+                prop_assert_eq!(&part, some, "{}", set.name());
             }
         }
     }

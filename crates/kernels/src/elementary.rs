@@ -1,21 +1,8 @@
 //! Elementary functions without a branch, so that a register of numbers is computed at once.
 //!
-//! They are compiled for each kind of processor, where they are inlined.
+//! They are inlined into kernels, and so compiled for each instruction set. All of them keep NaN.
 
 use super::isa::Isa;
-
-/// What is done to a product before it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// Nothing.
-    Nothing,
-    /// `x -> x (1 + erf(x / sqrt 2)) / 2`.
-    Gelu,
-    /// The same by way of a hyperbolic tangent.
-    GeluTanh,
-    /// `x -> max(x, 0)`.
-    Relu,
-}
 
 /// Numbers that are worked on at once where a sum or the like runs over a row: a register of
 /// AVX-512, two of AVX2.
@@ -53,14 +40,14 @@ pub(super) fn round_to_i32(x: f32) -> i32 {
     ((x + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32)
 }
 
-/// `e^x` for `x <= 0`, to about one unit in the last place; below the smallest normal number, 0 or
-/// nearly so.
+/// `e^x` for `x <= 0`, to about one unit in the last place; 0 or nearly so below the smallest normal number.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     /// `ln 2` as a short number, of which multiples are exact, and the rest.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = if x > -87.0 { x } else { -87.0 };
+    // In this order of operands NaN is kept, in the one instruction too.
+    let x = if x < -87.0 { -87.0 } else { x };
     let shifted = multiply_add::<I>(x, std::f32::consts::LOG2_E, ROUND);
     let whole = shifted - ROUND;
     let rest = multiply_add::<I>(whole, -LN2_HIGH, x);
@@ -74,8 +61,7 @@ pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     sum * f32::from_bits(exponent.wrapping_add(127) << 23)
 }
 
-/// `2^x` for `x <= 0`, to 1e-4 of it: enough for a weight that is rounded to eight bits. What is not a
-/// number stays so.
+/// `2^x` for `x <= 0`, to 1e-4 of it: enough for a weight that is rounded to eight bits.
 #[inline(always)]
 pub(super) fn rough_exp2<I: Isa>(x: f32) -> f32 {
     let x = if x < -126.0 { -126.0 } else { x };
@@ -143,7 +129,7 @@ pub(super) fn gelu<I: Isa>(x: f32) -> f32 {
     x * multiply_add::<I>(near, sum, 0.5)
 }
 
-/// What is above zero; what is not a number stays so.
+/// `max(x, 0)`, but NaN is kept.
 #[inline(always)]
 pub(super) fn relu(x: f32) -> f32 {
     if x > 0.0 { x } else { x * 0.0 }
@@ -163,7 +149,7 @@ pub(super) fn gelu_tanh<I: Isa>(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::Portable;
+    use crate::isa::{InstructionSet, Portable, Step};
     use proptest::prelude::*;
 
     proptest! {
@@ -209,12 +195,56 @@ mod tests {
         }
     }
 
+    /// All functions of a register of numbers.
+    struct Everything<'a> {
+        x: Lanes,
+        results: &'a mut Vec<Lanes>,
+    }
+
+    impl Step for Everything<'_> {
+        #[inline(always)]
+        fn run<I: Isa>(self, _: I) {
+            let mut apply = |function: fn(f32) -> f32| {
+                let mut x = self.x;
+                x.iter_mut().for_each(|x| *x = function(*x));
+                self.results.push(x);
+            };
+            apply(exp::<I>);
+            apply(rough_exp2::<I>);
+            apply(rough_gelu::<I>);
+            apply(gelu::<I>);
+            apply(gelu_tanh::<I>);
+            apply(relu);
+            // Inlined, as kernels have it.
+            let mut x = self.x;
+            x.iter_mut().for_each(|x| *x = exp::<I>(*x));
+            self.results.push(x);
+        }
+    }
+
     #[test]
-    fn what_is_not_a_number_stays_so() {
-        assert!(rough_exp2::<Portable>(f32::NAN).is_nan());
-        assert!(rough_gelu::<Portable>(f32::NAN).is_nan());
-        assert!(gelu::<Portable>(f32::NAN).is_nan());
-        assert!(relu(f32::NAN).is_nan());
+    fn nan_stays_nan_with_every_instruction_set() {
+        for set in InstructionSet::available() {
+            for negative in [false, true] {
+                let mut x: Lanes = [-1.0; LANES];
+                x[5] = if negative { -f32::NAN } else { f32::NAN };
+                let mut results = Vec::new();
+                set.perform(Everything {
+                    x,
+                    results: &mut results,
+                });
+                for (function, result) in results.iter().enumerate() {
+                    for (lane, result) in result.iter().enumerate() {
+                        assert_eq!(
+                            result.is_nan(),
+                            lane == 5,
+                            "{}, function {function}, lane {lane}",
+                            set.name()
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Matrix products in fp32.
 //!
-//! Every sum is made in the order of the inputs, whatever rows are multiplied beside it; so a score is
-//! the same bits whatever shares its batch.
+//! Every sum is made in the order of the inputs, whatever rows are multiplied beside it, so a score has the same
+//! bits whatever shares its batch.
 
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-use super::elementary::{Finish, gelu, gelu_tanh, relu};
-use super::isa::{FloatSums, FloatTile, Isa, MAX_ROWS, MAX_STRIPS, Path, Step};
-use super::layer::{Hand, NotFinite, Operand, Products};
+use super::elementary::gelu;
+use super::epilogue::{Epilogue, with_epilogue};
+use super::isa::{FloatSums, FloatTile, InstructionSet, Isa, MAX_ROWS, MAX_STRIPS, Step};
+use super::layer::{Operand, Products, ThreadScratch};
 use crate::quantize::COLUMNS;
 
 /// Weights of a dense layer.
@@ -20,67 +21,60 @@ pub struct Matrix<'a> {
     pub bias: &'a [f32],
 }
 
-/// Products of rows as they are.
+/// The fp32 arithmetic.
 #[derive(Debug, Default)]
 pub struct Fp32;
 
 impl Products for Fp32 {
     type Matrix<'a> = Matrix<'a>;
 
-    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>> {
-        thread_local!(static HAND: RefCell<Hand<Fp32>> = RefCell::default());
-        &HAND
+    fn thread_scratch() -> &'static LocalKey<RefCell<ThreadScratch<Self>>> {
+        thread_local!(static SCRATCH: RefCell<ThreadScratch<Fp32>> = RefCell::default());
+        &SCRATCH
     }
 
     fn outputs(matrix: Matrix<'_>) -> usize {
         matrix.bias.len()
     }
 
-    /// What is not finite is not lost: it makes the logit so.
-    fn prepare(&mut self, _: Path, _: Operand<'_>) -> Result<(), NotFinite> {
-        Ok(())
-    }
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
 
     fn multiply(
         &self,
-        path: Path,
+        set: InstructionSet,
         x: Operand<'_>,
         matrix: Matrix<'_>,
-        finish: Finish,
+        epilogue: Epilogue,
         output: &mut [f32],
     ) {
-        path.perform(Dense {
+        set.perform(Dense {
             x,
             matrix,
-            finish,
+            epilogue,
             output,
         });
     }
 }
 
-/// Writes the product of `x` with `matrix` to `output`, `[rows, outputs]`.
+/// Writes the product of `x` and `matrix` to `output`, `[rows, outputs]`.
 struct Dense<'a> {
     x: Operand<'a>,
     matrix: Matrix<'a>,
-    finish: Finish,
+    epilogue: Epilogue,
     output: &'a mut [f32],
 }
 
 impl Step for Dense<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        match self.finish {
-            Finish::Nothing => self.finished(isa, |x| x),
-            Finish::Gelu => self.finished(isa, gelu::<I>),
-            Finish::GeluTanh => self.finished(isa, gelu_tanh::<I>),
-            Finish::Relu => self.finished(isa, relu),
-        }
+        with_epilogue!(self.epilogue, I, gelu::<I>, |epilogue| self
+            .multiply(isa, epilogue));
     }
 }
 
 impl Dense<'_> {
     #[inline(always)]
-    fn finished<I: Isa>(self, isa: I, finish: impl Fn(f32) -> f32) {
+    fn multiply<I: Isa>(self, isa: I, epilogue: impl Fn(f32) -> f32) {
         let Self {
             x: Operand { rows, inputs },
             matrix,
@@ -106,7 +100,7 @@ impl Dense<'_> {
                 for (output, sums) in output.chunks_exact_mut(outputs).zip(sums) {
                     let output = &mut output[columns.clone()];
                     for ((output, &sum), &bias) in output.iter_mut().zip(sums).zip(bias) {
-                        *output = finish(sum + bias);
+                        *output = epilogue(sum + bias);
                     }
                 }
             }
@@ -122,7 +116,13 @@ mod tests {
     use proptest::prelude::*;
 
     /// Weights `[outputs, inputs]` over rows of `inputs` numbers.
-    fn product(path: Path, weights: &[f32], bias: &[f32], finish: Finish, x: &[f32]) -> Vec<f32> {
+    fn product(
+        set: InstructionSet,
+        weights: &[f32],
+        bias: &[f32],
+        epilogue: Epilogue,
+        x: &[f32],
+    ) -> Vec<f32> {
         let inputs = weights.len() / bias.len();
         let mut output = vec![f32::NAN; x.len() / inputs * bias.len()];
         let x = Operand { rows: x, inputs };
@@ -130,7 +130,7 @@ mod tests {
             strips: &strips(&[weights], inputs),
             bias,
         };
-        Fp32.multiply(path, x, matrix, finish, &mut output);
+        Fp32.multiply(set, x, matrix, epilogue, &mut output);
         output
     }
 
@@ -147,15 +147,15 @@ mod tests {
             let weights = numbers(seed, outputs * inputs);
             let x = numbers(seed ^ 0x99, rows * inputs);
             let bias = numbers(seed ^ 0x3, outputs);
-            for path in Path::available() {
-                let product = product(path, &weights, &bias, Finish::Nothing, &x);
+            for set in InstructionSet::available() {
+                let product = product(set, &weights, &bias, Epilogue::Identity, &x);
                 for (row, product) in x.chunks_exact(inputs).zip(product.chunks_exact(outputs)) {
                     let dense = weights.chunks_exact(inputs).zip(&bias);
                     for ((weights, &bias), &product) in dense.zip(product) {
                         let products = weights.iter().zip(row);
                         let sum: f64 = products.map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
                         let off = (f64::from(product) - sum - f64::from(bias)).abs();
-                        prop_assert!(off < 1e-5, "{}: {} off by {}", path.name(), product, off);
+                        prop_assert!(off < 1e-5, "{}: {} off by {}", set.name(), product, off);
                     }
                 }
             }
@@ -171,11 +171,11 @@ mod tests {
             let weights = numbers(seed, outputs * inputs);
             let x = numbers(seed ^ 0x99, rows * inputs);
             let bias = numbers(seed ^ 0x3, outputs);
-            for path in Path::available() {
-                let run = |x: &[f32]| product(path, &weights, &bias, Finish::Gelu, x);
+            for set in InstructionSet::available() {
+                let run = |x: &[f32]| product(set, &weights, &bias, Epilogue::Gelu, x);
                 let together = run(&x);
                 for (row, together) in x.chunks_exact(inputs).zip(together.chunks_exact(outputs)) {
-                    prop_assert_eq!(run(row), together, "{}", path.name());
+                    prop_assert_eq!(run(row), together, "{}", set.name());
                 }
             }
         }
@@ -183,18 +183,18 @@ mod tests {
 
     #[test]
     fn what_comes_after_a_layer_is_applied() {
-        for path in Path::available() {
-            for (finish, expected) in [
-                (Finish::Gelu, [-0.158_655_3, 1.954_499_8]),
-                (Finish::GeluTanh, [-0.158_808, 1.954_597_7]),
-                (Finish::Relu, [0.0, 2.0]),
+        for set in InstructionSet::available() {
+            for (epilogue, expected) in [
+                (Epilogue::Gelu, [-0.158_655_3, 1.954_499_8]),
+                (Epilogue::GeluTanh, [-0.158_808, 1.954_597_7]),
+                (Epilogue::Relu, [0.0, 2.0]),
             ] {
-                let product = product(path, &[1.0, -2.0], &[0.0; 2], finish, &[-1.0]);
+                let product = product(set, &[1.0, -2.0], &[0.0; 2], epilogue, &[-1.0]);
                 for (product, expected) in product.iter().zip(expected) {
                     assert!(
                         (product - expected).abs() < 2e-6,
-                        "{}, {finish:?}: {product} for {expected}",
-                        path.name()
+                        "{}, {epilogue:?}: {product} for {expected}",
+                        set.name()
                     );
                 }
             }
@@ -203,17 +203,18 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_stays_so() {
-        for path in Path::available() {
-            for finish in [
-                Finish::Nothing,
-                Finish::Gelu,
-                Finish::GeluTanh,
-                Finish::Relu,
+        for set in InstructionSet::available() {
+            for epilogue in [
+                Epilogue::Identity,
+                Epilogue::Gelu,
+                Epilogue::GeluTanh,
+                Epilogue::Relu,
             ] {
                 for bad in [f32::NAN, f32::INFINITY] {
-                    let product = product(path, &[1.0, 1.0], &[0.0], finish, &[1.0, bad, 1.0, 1.0]);
+                    let product =
+                        product(set, &[1.0, 1.0], &[0.0], epilogue, &[1.0, bad, 1.0, 1.0]);
                     let finite = product.iter().map(|x| x.is_finite());
-                    assert!(finite.eq([false, true]), "{}, {finish:?}", path.name());
+                    assert!(finite.eq([false, true]), "{}, {epilogue:?}", set.name());
                 }
             }
         }

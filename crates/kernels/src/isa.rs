@@ -1,11 +1,14 @@
-//! What each kind of processor does its own way: products of matrices.
+//! Instruction sets: the matrix products that each kind of processor computes its own way.
 //!
-//! Every path takes the same operands. Whole numbers give the same sums on all of them, so a model is
-//! quantised once and what differs between machines is speed. Of fp32, every sum is made in the order of
-//! the inputs, so it is the same bits whatever rows are multiplied beside it.
+//! All of them take the same operands. Integer products give the same sums everywhere, so weights are
+//! quantized once and machines differ in speed alone. In fp32 every sum is made in the order of the inputs, so
+//! a row's result has the same bits whatever rows are multiplied beside it.
+//!
+//! An instruction set is one file that implements [`Isa`], with its `mod` line, and one line in
+//! `instruction_sets!`.
 #![allow(
     unsafe_code,
-    reason = "calls instructions that not every processor has, after asking it"
+    reason = "calls instructions that not every processor has, after detecting them"
 )]
 
 #[cfg(target_arch = "x86_64")]
@@ -22,53 +25,61 @@ use crate::quantize::{COLUMNS, GROUP};
 #[cfg(test)]
 pub(super) use portable::Portable;
 
-/// The instructions that a scorer uses. Holding one proves that the processor has them.
+/// The instruction set that kernels run with. Holding one proves that the processor has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Path(Kind);
+pub struct InstructionSet(Detected);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// See [`avx512_vnni`].
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni,
-    /// See [`avx512`].
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// See [`avx_vnni`].
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    /// See [`avx2`].
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// See [`portable`].
-    Portable,
-}
+/// Makes [`Detected`], the table of detectors and the dispatch from one list.
+macro_rules! instruction_sets {
+    ($($(#[$cfg:meta])? $set:ty as $name:ident,)+) => {
+        /// An instruction set of this processor.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum Detected {
+            $($(#[$cfg])? $name($set),)+
+        }
 
-impl Path {
-    /// Every path that this processor can take, the fastest first.
-    pub fn available() -> Vec<Self> {
-        let mut paths = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 && is_x86_feature_detected!("avx512vnni") {
-                paths.push(Kind::Avx512Vnni);
+        /// Every instruction set, the fastest first.
+        const ALL: &[fn() -> Option<Detected>] = &[
+            $($(#[$cfg])? || <$set>::detect().map(Detected::$name),)+
+        ];
+
+        impl InstructionSet {
+            /// The name in logs and answers, such as `avx2`.
+            pub fn name(self) -> &'static str {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$name(_) => <$set>::NAME,)+
+                }
             }
-            if avx2 && avx512 {
-                paths.push(Kind::Avx512);
+
+            /// Whether its products are written with its own instructions.
+            fn is_optimized(self) -> bool {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$name(_) => <$set>::OPTIMIZED,)+
+                }
             }
-            if avx2 && is_x86_feature_detected!("avxvnni") {
-                paths.push(Kind::AvxVnni);
-            }
-            if avx2 {
-                paths.push(Kind::Avx2);
+
+            /// Runs `step` compiled for this instruction set.
+            pub(super) fn perform<S: Step>(self, step: S) {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$name(isa) => isa.perform(step),)+
+                }
             }
         }
-        paths.push(Kind::Portable);
-        paths.into_iter().map(Self).collect()
+    };
+}
+
+instruction_sets! {
+    #[cfg(target_arch = "x86_64")] avx512_vnni::Avx512Vnni as Avx512Vnni,
+    #[cfg(target_arch = "x86_64")] avx512::Avx512 as Avx512,
+    #[cfg(target_arch = "x86_64")] avx_vnni::AvxVnni as AvxVnni,
+    #[cfg(target_arch = "x86_64")] avx2::Avx2 as Avx2,
+    portable::Portable as Portable,
+}
+
+impl InstructionSet {
+    /// Every instruction set of this processor, the fastest first.
+    pub fn available() -> Vec<Self> {
+        ALL.iter().filter_map(|detect| detect()).map(Self).collect()
     }
 
     /// The fastest.
@@ -76,54 +87,20 @@ impl Path {
         Self::available()[0]
     }
 
-    /// As logs and answers name it.
-    pub fn name(self) -> &'static str {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Vnni => "avx512-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => "avx512",
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => "avx-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => "avx2",
-            Kind::Portable => "portable",
-        }
+    /// Whether int8 is faster than fp32.
+    pub fn favors_int8(self) -> bool {
+        self.is_optimized()
     }
 
-    /// Whether eight bits are faster than fp32.
-    pub fn favours_int8(self) -> bool {
-        self.0 != Kind::Portable
-    }
-
-    /// Whether fp32 has products written for it here; elsewhere those of ONNX Runtime are faster.
-    pub fn favours_own_fp32(self) -> bool {
-        self.0 != Kind::Portable
-    }
-
-    /// Runs `step` with the instructions of this path.
-    pub(super) fn perform<S: Step>(self, step: S) {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: only `available` makes one, after it has asked the processor.
-            Kind::Avx512Vnni => unsafe { avx512_vnni::perform(step) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: likewise.
-            Kind::Avx512 => unsafe { avx512::perform(step) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: likewise.
-            Kind::AvxVnni => unsafe { avx_vnni::perform(step) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: likewise.
-            Kind::Avx2 => unsafe { avx2::perform(step) },
-            Kind::Portable => portable::perform(step),
-        }
+    /// Whether the fp32 kernels here are faster than those of ONNX Runtime.
+    pub fn favors_own_fp32(self) -> bool {
+        self.is_optimized()
     }
 }
 
-/// Most rows of a block on any path.
+/// Largest [`Isa::ROWS`] and [`Isa::FLOAT_ROWS`].
 pub(super) const MAX_ROWS: usize = 8;
-/// Most strips of a tile on any path.
+/// Largest [`Isa::STRIPS`] and [`Isa::FLOAT_STRIPS`].
 pub(super) const MAX_STRIPS: usize = 3;
 
 /// Room for the sums of one tile.
@@ -175,24 +152,36 @@ impl FloatTile<'_> {
     }
 }
 
-/// Evaluates an expression in which a number, one of a few, is a constant.
+/// Evaluates an expression with the number of rows, or of rows and strips, of a tile as constants.
 #[cfg(target_arch = "x86_64")]
-macro_rules! with_constant {
-    ($name:ident in [$($number:literal)+], $count:expr, $result:expr) => {
-        match $count {
-            $($number => {
-                const $name: usize = $number;
+macro_rules! with_tile_shape {
+    ($rows:ident = $count:expr, 1..=6; $result:expr) => {
+        with_tile_shape!(@ $rows = $count, [1 2 3 4 5 6], $result)
+    };
+    ($rows:ident = $count:expr, 1..=8; $strips:ident = $strip_count:expr, 1..=3; $result:expr) => {
+        with_tile_shape!(@ $rows = $count, [1 2 3 4 5 6 7 8], {
+            with_tile_shape!(@ $strips = $strip_count, [1 2 3], $result)
+        })
+    };
+    (@ $name:ident = $value:expr, [$($constant:literal)+], $result:expr) => {
+        match $value {
+            $($constant => {
+                const $name: usize = $constant;
                 $result
             })+
-            other => unreachable!("a tile is made with no more than a path takes, and has {other}"),
+            other => unreachable!("a tile has at most the rows and strips of its instruction set, not {other}"),
         }
     };
 }
 #[cfg(target_arch = "x86_64")]
-use with_constant;
+use with_tile_shape;
 
-/// One kind of processor. Holding a value proves that this is one.
+/// One instruction set. Holding a value proves that the processor has it.
 pub(super) trait Isa: Copy {
+    /// The name in logs and answers.
+    const NAME: &'static str;
+    /// Whether the products are written with instructions of this set.
+    const OPTIMIZED: bool;
     /// Rows of a block.
     const ROWS: usize;
     /// Strips of a tile.
@@ -203,15 +192,21 @@ pub(super) trait Isa: Copy {
     const FLOAT_ROWS: usize;
     /// Strips of a tile of fp32.
     const FLOAT_STRIPS: usize;
-    /// Whether a register holds sixteen numbers, and there are thirty-two of them.
+    /// Whether there are thirty-two registers of sixteen floats.
     const WIDE: bool;
     /// Whether `mul_add` is one instruction, and not a call.
     const FUSED: bool;
 
-    /// Lays out a group of a row: four numbers of eight bits, the first in the lowest.
+    /// The set, where this processor has it.
+    fn detect() -> Option<Self>;
+
+    /// Runs `step` compiled for this set.
+    fn perform<S: Step>(self, step: S);
+
+    /// Lays out a group of a row: four bytes, the first in the lowest.
     fn pack(group: u32, words: &mut [u32]);
 
-    /// Multiplies a tile: `[count, strips, COLUMNS]`. Has to be inlined always, as [`Step::run`].
+    /// Multiplies a tile: `[count, strips, COLUMNS]`. Must be `#[inline(always)]`, as [`Step::run`].
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]);
 
     /// Multiplies a tile of fp32, likewise: `[count, strips, COLUMNS]`, each sum in the order of the
@@ -219,10 +214,10 @@ pub(super) trait Isa: Copy {
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]);
 }
 
-/// Something that is compiled once for each kind of processor. `run` has to be inlined always: that
-/// is what makes the compiler use the processor's registers in it.
+/// Code that is compiled once for each instruction set. `run` must be `#[inline(always)]`: only then does the
+/// compiler use the registers of the set in it.
 pub(super) trait Step {
-    /// Does it.
+    /// Runs it.
     fn run<I: Isa>(self, isa: I);
 }
 
@@ -294,15 +289,15 @@ mod tests {
 
     fn check(rows: &[Vec<u8>], strips: &[i8], groups: usize) {
         let expected = expected(rows, strips, groups);
-        for path in Path::available() {
+        for set in InstructionSet::available() {
             let mut sums = Vec::new();
-            path.perform(Products {
+            set.perform(Products {
                 rows,
                 strips,
                 groups,
                 sums: &mut sums,
             });
-            assert!(sums == expected, "{}", path.name());
+            assert!(sums == expected, "{}", set.name());
         }
     }
 
@@ -310,7 +305,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn every_path_gives_the_same_sums(
+        fn every_instruction_set_gives_the_same_sums(
             count in 1_usize..20,
             groups in 1_usize..30,
             strips in 1_usize..8,
@@ -326,6 +321,16 @@ mod tests {
                 .collect();
             check(&rows, &strips, groups);
         }
+    }
+
+    #[test]
+    fn every_processor_has_the_portable_set_and_prefers_others() {
+        let names: Vec<&str> = InstructionSet::available()
+            .iter()
+            .map(|set| set.name())
+            .collect();
+        assert_eq!(names.last(), Some(&"portable"), "{names:?}");
+        assert_eq!(InstructionSet::best().favors_int8(), names.len() > 1);
     }
 
     #[test]

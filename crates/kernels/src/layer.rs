@@ -1,24 +1,22 @@
-//! A layer of the encoder: attention and feed-forward, with everything that lies between its matrix
-//! products. It is the same in every arithmetic. [`GatedLayer`] is the other form.
-
-mod gated;
+//! A transformer encoder layer over unpadded (varlen) sequences: self-attention and a feed-forward network, with
+//! their residual connections and LayerNorms fused between the matrix products.
+//!
+//! One implementation serves every arithmetic ([`Products`]), LayerNorm placement ([`Norms`]) and feed-forward
+//! network, with or without a gate (GLU).
 
 use std::cell::RefCell;
 use std::iter;
 use std::thread::LocalKey;
 
-pub use gated::{GatedLayer, forward as forward_gated};
-
-use super::attention::{self, Attention, Columns, Places, Queries};
-pub use super::elementary::Finish;
-use super::hardware::{Hardware, Held};
-use super::isa::Path;
+use super::attention::{self, Attention, Columns, PositionalEncoding, Queries};
+use super::compute_pool::{BorrowedCores, ComputePool};
+pub use super::epilogue::Epilogue;
+use super::isa::InstructionSet;
 pub use super::norm::LayerNorm;
 use super::norm::{Normalize, NormalizeAlone};
 
-/// Rows that go through the products one after the other before the next are begun: enough to read
-/// the weights seldom, few enough for what lies between two products to stay in the second-level
-/// cache.
+/// Rows that go through all products before the next ones begin: enough to read the weights seldom, few enough
+/// for the activations between two products to stay in the second-level cache.
 const CHUNK: usize = 48;
 
 /// Rows that are multiplied.
@@ -26,92 +24,123 @@ const CHUNK: usize = 48;
 pub struct Operand<'a> {
     /// `[rows, inputs]`.
     pub rows: &'a [f32],
-    /// Numbers of a row.
+    /// Width of a row.
     pub inputs: usize,
 }
 
-/// The arithmetic of a layer's matrix products, and what memory it leaves from one call to the next.
+/// The arithmetic of a layer's matrix products, and the scratch memory it keeps between calls.
 pub trait Products: Default + 'static {
     /// Weights of a dense layer.
     type Matrix<'a>: Copy + Sync;
 
-    /// Memory of the calling thread, for the parts of layers that it runs one after the other.
-    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>>;
+    /// Scratch memory of the calling thread.
+    fn thread_scratch() -> &'static LocalKey<RefCell<ThreadScratch<Self>>>;
 
-    /// How many outputs it has.
+    /// Outputs of a dense layer.
     fn outputs(matrix: Self::Matrix<'_>) -> usize;
 
-    /// Prepares rows that [`Self::multiply`] is then called with, once or more.
-    ///
-    /// # Errors
-    /// [`NotFinite`], where that would be lost.
-    fn prepare(&mut self, path: Path, x: Operand<'_>) -> Result<(), NotFinite>;
+    /// Prepares rows for any number of calls of [`Self::multiply`]. A row with NaN or an infinity makes every
+    /// output of that row NaN or infinite, and changes no other row.
+    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>);
 
-    /// Writes the product of the rows that were prepared last with `matrix`, `[rows, outputs]`.
+    /// Multiplies the rows that were prepared last by `matrix` into `output`, `[rows, outputs]`.
     fn multiply(
         &self,
-        path: Path,
+        set: InstructionSet,
         x: Operand<'_>,
         matrix: Self::Matrix<'_>,
-        finish: Finish,
+        epilogue: Epilogue,
         output: &mut [f32],
     );
 
     /// Writes the context of some queries, as [`attention::attend`] does.
     fn attend(
         &mut self,
-        path: Path,
+        set: InstructionSet,
         attention: &Attention<'_>,
         first: usize,
         scratch: &mut attention::Scratch,
         output: &mut [f32],
     ) {
-        attention::attend(path, attention, first, scratch, output);
+        attention::attend(set, attention, first, scratch, output);
+    }
+
+    /// Multiplies `x` by `matrix`: [`Self::prepare`] and [`Self::multiply`].
+    fn dense(
+        &mut self,
+        set: InstructionSet,
+        x: Operand<'_>,
+        matrix: Self::Matrix<'_>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+    ) {
+        self.prepare(set, x);
+        self.multiply(set, x, matrix, epilogue, output);
     }
 }
 
-/// What a layer asks of its tokens, and how.
+/// The projections of queries, keys and values, and how attention uses them.
 #[derive(Debug, Clone, Copy)]
-pub struct Asking<'a, Matrix> {
+pub struct QkvProjection<'a, Matrix> {
     /// Queries, divided by the root of the size of a head: `[width]` outputs.
     pub query: Matrix,
-    /// Keys and values: `[2 * width]`.
-    pub keys: Matrix,
+    /// Keys, then values: `[2 * width]` outputs.
+    pub key_value: Matrix,
     /// Number of heads.
     pub heads: usize,
-    /// What attention makes of the places of tokens.
-    pub places: Places<'a>,
+    /// Positions of tokens in attention.
+    pub positions: PositionalEncoding<'a>,
+}
+
+/// Where LayerNorm stands, and its weights.
+#[derive(Debug, Clone, Copy)]
+pub enum Norms<'a> {
+    /// Post-norm, as in BERT: of each part's output plus its residual.
+    Post {
+        /// After attention.
+        attention: LayerNorm<'a>,
+        /// After the feed-forward network.
+        feed_forward: LayerNorm<'a>,
+    },
+    /// Pre-norm, as in ModernBERT: of each part's input.
+    Pre {
+        /// Before attention; `None` where the hidden state is normalized already.
+        attention: Option<LayerNorm<'a>>,
+        /// Before the feed-forward network.
+        feed_forward: LayerNorm<'a>,
+    },
 }
 
 /// Weights of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer<'a, Matrix> {
-    /// What attention is made of.
-    pub asking: Asking<'a, Matrix>,
-    /// What attention gives, projected: `[width]`.
+    /// Queries, keys and values.
+    pub qkv: QkvProjection<'a, Matrix>,
+    /// Output projection of attention: `[width]` outputs.
     pub projection: Matrix,
-    /// After the projection and the residual.
-    pub attention_norm: LayerNorm<'a>,
-    /// `[inner]` outputs.
+    /// LayerNorms.
+    pub norms: Norms<'a>,
+    /// First matrix of the feed-forward network: `[inner]` outputs.
     pub up: Matrix,
-    /// What comes after `up`.
-    pub activation: Finish,
-    /// `[width]` outputs.
+    /// Activation after `up`.
+    pub activation: Epilogue,
+    /// Gate of a gated linear unit (GeGLU, with GELU as activation): `activation(x up) * (x gate)`; `[inner]`
+    /// outputs.
+    pub gate: Option<Matrix>,
+    /// Last matrix of the feed-forward network: `[width]` outputs.
     pub down: Matrix,
-    /// After `down` and the residual.
-    pub output_norm: LayerNorm<'a>,
 }
 
-/// Memory that one call leaves to the next, for what all parts of a layer read.
+/// Scratch memory of one call that all parts of a layer read.
 #[derive(Debug, Default)]
 pub struct Scratch {
     projected: Projected,
     first: Vec<f32>,
-    normed: Vec<f32>,
-    normed_first: Vec<f32>,
+    normalized: Vec<f32>,
+    normalized_first: Vec<f32>,
 }
 
-/// The part of it that attention needs.
+/// Queries, keys and values.
 #[derive(Debug, Default)]
 struct Projected {
     /// `[tokens or sequences, width]`
@@ -122,36 +151,31 @@ struct Projected {
     zeros: Vec<f32>,
 }
 
-/// Memory that one part of a layer leaves to the next on the same thread.
+/// Scratch memory of a thread, for the parts of layers that it runs one after the other.
 #[derive(Debug, Default)]
-pub struct Hand<P> {
+pub struct ThreadScratch<P> {
     products: P,
     attention: attention::Scratch,
     context: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,
     gate: Vec<f32>,
-    normed: Vec<f32>,
+    normalized: Vec<f32>,
 }
 
-/// A hidden state is infinite or not a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a hidden state is not a finite number")]
-pub struct NotFinite;
-
-/// What a layer works on.
+/// The activations that a layer is applied to.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub struct LayerInput<'a> {
     /// `[tokens, width]`.
     pub hidden: &'a [f32],
     /// Tokens of each sequence.
     pub lengths: &'a [i32],
-    /// Which tokens the output is wanted of.
+    /// The tokens that the output is computed for.
     pub queries: Queries,
 }
 
-impl<'a> Input<'a> {
-    /// The rows that the output is wanted of, if need be in `first`.
+impl<'a> LayerInput<'a> {
+    /// The rows that the output is computed for, gathered into `first` if need be.
     fn wanted(self, width: usize, first: &'a mut Vec<f32>) -> &'a [f32] {
         if self.queries == Queries::EveryToken {
             return self.hidden;
@@ -166,18 +190,64 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Makes keys and values of all rows of `input`, and queries of `wanted`, which is all of them or the
-/// first of each sequence.
+/// Runs a layer: `output` is `[tokens or sequences, width]`. NaN or an infinity in a sequence's hidden states
+/// makes that sequence's outputs NaN and changes no bit of the others.
+pub fn forward<P: Products>(
+    pool: &ComputePool,
+    layer: &Layer<'_, P::Matrix<'_>>,
+    input: LayerInput<'_>,
+    scratch: &mut Scratch,
+    output: &mut [f32],
+) {
+    let set = pool.instruction_set;
+    let width = P::outputs(layer.qkv.query);
+    let cores = pool.borrow(input.hidden.len() / width);
+    let Scratch {
+        projected,
+        first,
+        normalized,
+        normalized_first,
+    } = scratch;
+    let residual = input.wanted(width, first);
+    let attention = if let Norms::Pre {
+        attention: Some(norm),
+        ..
+    } = layer.norms
+    {
+        normalize(set, input.hidden, norm, normalized);
+        let input = LayerInput {
+            hidden: normalized,
+            ..input
+        };
+        let queries = input.wanted(width, normalized_first);
+        project::<P>(set, &cores, &layer.qkv, input, queries, projected)
+    } else {
+        project::<P>(set, &cores, &layer.qkv, input, residual, projected)
+    };
+
+    let share = cores.share(residual.len() / width);
+    let parts = residual.chunks(share * width);
+    let parts = parts.zip(output.chunks_mut(share * width));
+    cores.each(parts.enumerate(), |(part, (residual, output))| {
+        P::thread_scratch().with_borrow_mut(|scratch| {
+            scratch.attend(set, &attention, part * share, residual.len() / width);
+            scratch.finish(set, layer, residual, output);
+        });
+    });
+}
+
+/// Makes keys and values of all rows of `input`, and queries of `wanted`, which is all of them or the first of
+/// each sequence.
 fn project<'a, P: Products>(
-    path: Path,
-    cores: &Held<'_>,
-    asking: &Asking<'a, P::Matrix<'_>>,
-    input: Input<'a>,
+    set: InstructionSet,
+    cores: &BorrowedCores<'_>,
+    qkv: &QkvProjection<'a, P::Matrix<'_>>,
+    input: LayerInput<'a>,
     wanted: &[f32],
     projected: &'a mut Projected,
-) -> Result<Attention<'a>, NotFinite> {
-    let width = P::outputs(asking.query);
-    let Input {
+) -> Attention<'a> {
+    let width = P::outputs(qkv.query);
+    let LayerInput {
         hidden,
         lengths,
         queries: which,
@@ -199,15 +269,14 @@ fn project<'a, P: Products>(
     let parts = hidden.chunks(share).zip(keys.chunks_mut(2 * share));
     let parts = parts.zip(asked.chain(iter::repeat_with(|| None)));
     cores.each(parts, |((hidden, keys), queries)| {
-        P::hand().with_borrow_mut(|hand| hand.project(path, asking, hidden, keys, queries))
-    })?;
+        P::thread_scratch()
+            .with_borrow_mut(|scratch| scratch.project(set, qkv, hidden, keys, queries));
+    });
     if which == Queries::OnePerSequence {
-        P::hand().with_borrow_mut(|Hand { products, .. }| {
+        P::thread_scratch().with_borrow_mut(|ThreadScratch { products, .. }| {
             let x = operand(wanted, width);
-            products.prepare(path, x)?;
-            products.multiply(path, x, asking.query, Finish::Nothing, queries);
-            Ok(())
-        })?;
+            products.dense(set, x, qkv.query, Epilogue::Identity, queries);
+        });
     }
 
     let columns = |data, stride, offset| Columns {
@@ -215,150 +284,142 @@ fn project<'a, P: Products>(
         stride,
         offset,
     };
-    Ok(Attention {
+    Attention {
         query: columns(queries, width, 0),
         query_bias: zeros,
         key: columns(keys, 2 * width, 0),
         value: columns(keys, 2 * width, width),
         lengths,
         queries: which,
-        heads: asking.heads,
-        size: width / asking.heads,
-        places: asking.places,
-    })
+        heads: qkv.heads,
+        size: width / qkv.heads,
+        positions: qkv.positions,
+    }
 }
 
-impl<P: Products> Hand<P> {
+impl<P: Products> ThreadScratch<P> {
     /// Writes keys and values of some rows, and their queries where those are wanted.
     fn project(
         &mut self,
-        path: Path,
-        asking: &Asking<'_, P::Matrix<'_>>,
+        set: InstructionSet,
+        qkv: &QkvProjection<'_, P::Matrix<'_>>,
         hidden: &[f32],
         keys: &mut [f32],
         mut queries: Option<&mut [f32]>,
-    ) -> Result<(), NotFinite> {
+    ) {
         let products = &mut self.products;
-        let width = P::outputs(asking.query);
+        let width = P::outputs(qkv.query);
         let chunks = hidden.chunks(CHUNK * width);
         for (chunk, (hidden, keys)) in chunks.zip(keys.chunks_mut(2 * CHUNK * width)).enumerate() {
             let x = operand(hidden, width);
-            products.prepare(path, x)?;
-            products.multiply(path, x, asking.keys, Finish::Nothing, keys);
+            products.dense(set, x, qkv.key_value, Epilogue::Identity, keys);
             if let Some(queries) = &mut queries {
                 let queries = &mut queries[chunk * CHUNK * width..][..hidden.len()];
-                products.multiply(path, x, asking.query, Finish::Nothing, queries);
+                products.multiply(set, x, qkv.query, Epilogue::Identity, queries);
             }
         }
-        Ok(())
     }
 
     /// Sets the context of so many `queries` from `first` on.
-    fn attend(&mut self, path: Path, attention: &Attention<'_>, first: usize, queries: usize) {
+    fn attend(
+        &mut self,
+        set: InstructionSet,
+        attention: &Attention<'_>,
+        first: usize,
+        queries: usize,
+    ) {
         let numbers = queries * attention.heads * attention.size;
         self.context.resize(numbers, 0.0);
         let (scratch, context) = (&mut self.attention, &mut self.context);
         self.products
-            .attend(path, attention, first, scratch, context);
+            .attend(set, attention, first, scratch, context);
     }
-}
 
-/// Runs a layer: `output` is `[tokens or sequences, width]`.
-///
-/// # Errors
-/// [`NotFinite`], with whatever in `output`.
-pub fn forward<P: Products>(
-    hardware: &Hardware,
-    layer: &Layer<'_, P::Matrix<'_>>,
-    input: Input<'_>,
-    scratch: &mut Scratch,
-    output: &mut [f32],
-) -> Result<(), NotFinite> {
-    let path = hardware.path;
-    let width = P::outputs(layer.asking.query);
-    let cores = hardware.borrow(input.hidden.len() / width);
-    let residual = input.wanted(width, &mut scratch.first);
-    let projected = &mut scratch.projected;
-    let attention = project::<P>(path, &cores, &layer.asking, input, residual, projected)?;
-    attend(
-        path,
-        &cores,
-        &attention,
-        residual,
-        output,
-        |hand, residual, output| Hand::<P>::finish(hand, path, layer, residual, output),
-    )
-}
-
-/// Has each part of the rows attend, and then `finish`, which is given the part's `residual` and `output`.
-fn attend<P: Products>(
-    path: Path,
-    cores: &Held<'_>,
-    attention: &Attention<'_>,
-    residual: &[f32],
-    output: &mut [f32],
-    finish: impl Fn(&mut Hand<P>, &[f32], &mut [f32]) -> Result<(), NotFinite> + Sync,
-) -> Result<(), NotFinite> {
-    let width = attention.heads * attention.size;
-    let share = cores.share(residual.len() / width);
-    let parts = residual.chunks(share * width);
-    let parts = parts.zip(output.chunks_mut(share * width));
-    cores.each(parts.enumerate(), |(part, (residual, output))| {
-        P::hand().with_borrow_mut(|hand| {
-            hand.attend(path, attention, part * share, residual.len() / width);
-            finish(hand, residual, output)
-        })
-    })
-}
-
-impl<P: Products> Hand<P> {
-    /// Writes what becomes of the context of some rows.
+    /// Projects the context of some rows, and runs the feed-forward network on it.
     fn finish(
         &mut self,
-        path: Path,
+        set: InstructionSet,
         layer: &Layer<'_, P::Matrix<'_>>,
         residual: &[f32],
         output: &mut [f32],
-    ) -> Result<(), NotFinite> {
+    ) {
         let Self {
             products,
             context,
             attended,
             inner: expanded,
+            gate: gates,
+            normalized,
             ..
         } = self;
-        let (width, inner) = (P::outputs(layer.asking.query), P::outputs(layer.up));
-        let nothing = Finish::Nothing;
+        let (width, inner) = (P::outputs(layer.qkv.query), P::outputs(layer.up));
+        let identity = Epilogue::Identity;
         let chunks = context.chunks(CHUNK * width);
         let outputs = output.chunks_mut(CHUNK * width);
         for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs)
         {
+            let rows = context.len() / width;
             attended.resize(context.len(), 0.0);
-            expanded.resize(context.len() / width * inner, 0.0);
+            expanded.resize(rows * inner, 0.0);
             let x = operand(context, width);
-            products.prepare(path, x)?;
-            products.multiply(path, x, layer.projection, nothing, attended);
-            path.perform(Normalize {
-                x: attended,
-                residual,
-                norm: layer.attention_norm,
-            });
-            let x = operand(attended, width);
-            products.prepare(path, x)?;
-            products.multiply(path, x, layer.up, layer.activation, expanded);
+            products.dense(set, x, layer.projection, identity, attended);
+            let x = match layer.norms {
+                Norms::Post {
+                    attention: norm, ..
+                } => {
+                    normalize_sum(set, attended, residual, norm);
+                    &*attended
+                }
+                Norms::Pre {
+                    feed_forward: norm, ..
+                } => {
+                    add(attended, residual);
+                    normalize(set, attended, norm, normalized);
+                    &*normalized
+                }
+            };
+            let x = operand(x, width);
+            products.dense(set, x, layer.up, layer.activation, expanded);
+            if let Some(gate) = layer.gate {
+                gates.resize(rows * inner, 0.0);
+                products.multiply(set, x, gate, identity, gates);
+                for (x, gate) in expanded.iter_mut().zip(&*gates) {
+                    *x *= gate;
+                }
+            }
             let x = operand(expanded, inner);
-            products.prepare(path, x)?;
-            products.multiply(path, x, layer.down, nothing, output);
-            path.perform(Normalize {
-                x: output,
-                residual: attended,
-                norm: layer.output_norm,
-            });
+            products.dense(set, x, layer.down, identity, output);
+            match layer.norms {
+                Norms::Post {
+                    feed_forward: norm, ..
+                } => normalize_sum(set, output, attended, norm),
+                Norms::Pre { .. } => add(output, attended),
+            }
         }
-        Ok(())
     }
 }
 
 fn operand(rows: &[f32], inputs: usize) -> Operand<'_> {
     Operand { rows, inputs }
 }
+
+/// Replaces `x` by the LayerNorm of `x + residual`.
+fn normalize_sum(set: InstructionSet, x: &mut [f32], residual: &[f32], norm: LayerNorm<'_>) {
+    set.perform(Normalize { x, residual, norm });
+}
+
+/// Writes the LayerNorm of `x` to `output`.
+fn normalize(set: InstructionSet, x: &[f32], norm: LayerNorm<'_>, output: &mut Vec<f32>) {
+    output.clear();
+    output.extend_from_slice(x);
+    set.perform(NormalizeAlone { x: output, norm });
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,10 @@
 //! packed sequences, layers, norms and pooling.
 
 pub mod attention;
+pub mod compute_pool;
 mod elementary;
+mod epilogue;
 pub mod fp32;
-pub mod hardware;
 pub mod isa;
 pub mod layer;
 pub mod norm;

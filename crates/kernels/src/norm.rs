@@ -1,4 +1,4 @@
-//! LayerNorm of a sum, row by row.
+//! LayerNorm, row by row.
 
 use super::elementary::{LANES, Lanes, fold, multiply_add};
 use super::isa::{Isa, Step};

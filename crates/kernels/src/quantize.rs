@@ -19,7 +19,7 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Quantises dense layers as they are stored, `[outputs, inputs]`, one after the other.
+    /// Quantizes dense layers as they are stored, `[outputs, inputs]`, one after the other.
     pub fn new(matrices: &[&[f32]], inputs: usize) -> Self {
         let rows: Vec<&[f32]> = matrices
             .iter()
@@ -48,7 +48,7 @@ impl Quantized {
     }
 }
 
-/// Quantises each row of a table `[rows, width]` by its own largest number: the numbers, and what they
+/// Quantizes each row of a table `[rows, width]` by its own largest number: the numbers, and what they
 /// were divided by, `[rows]`.
 pub fn by_row(table: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
     let mut numbers = Vec::with_capacity(table.len());

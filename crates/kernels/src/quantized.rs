@@ -1,9 +1,8 @@
-//! The encoder in eight bits.
+//! The int8 arithmetic.
 //!
-//! Weights have eight bits and a scale for each output; rows have eight bits, a scale and a zero each
-//! of its own, and attention quantises a sequence by itself. So a score never depends on what shares
-//! its batch, and is the same bits whatever does. Sums of products are whole numbers of 32 bits, the
-//! same on every processor; [`super::isa`] has what makes them.
+//! Weights are quantized per output channel, symmetrically; activations per row, with a scale and a zero point;
+//! attention quantizes each sequence by itself. So a score has the same bits whatever shares its batch. Sums of
+//! products are 32-bit integers, the same on every processor; [`super::isa`] computes them.
 
 mod attention;
 mod dense;
@@ -16,15 +15,15 @@ pub use embeddings::{Embeddings, embed};
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-use super::attention::{self as exact, Attention, Places, Queries};
-use super::elementary::Finish;
-use super::isa::Path;
-use super::layer::{Hand, NotFinite, Operand, Products};
+use super::attention::{self as exact, Attention, PositionalEncoding, Queries};
+use super::epilogue::Epilogue;
+use super::isa::InstructionSet;
+use super::layer::{Operand, Products, ThreadScratch};
 use crate::quantize::GROUP;
 use dense::Dense;
 use rows::{Quantize, Rows};
 
-/// Products of quantised rows with quantised weights.
+/// Products of quantized rows and quantized weights.
 #[derive(Debug, Default)]
 pub struct Int8 {
     rows: Rows,
@@ -34,56 +33,52 @@ pub struct Int8 {
 impl Products for Int8 {
     type Matrix<'a> = Matrix<'a>;
 
-    fn hand() -> &'static LocalKey<RefCell<Hand<Self>>> {
-        thread_local!(static HAND: RefCell<Hand<Int8>> = RefCell::default());
-        &HAND
+    fn thread_scratch() -> &'static LocalKey<RefCell<ThreadScratch<Self>>> {
+        thread_local!(static SCRATCH: RefCell<ThreadScratch<Int8>> = RefCell::default());
+        &SCRATCH
     }
 
     fn outputs(matrix: Matrix<'_>) -> usize {
         matrix.scales.len()
     }
 
-    fn prepare(&mut self, path: Path, x: Operand<'_>) -> Result<(), NotFinite> {
-        path.perform(Quantize {
+    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>) {
+        set.perform(Quantize {
             x: x.rows,
             inputs: x.inputs,
             rows: &mut self.rows,
         });
-        match self.rows.scales.iter().all(|scale| scale.is_finite()) {
-            true => Ok(()),
-            false => Err(NotFinite),
-        }
     }
 
     fn multiply(
         &self,
-        path: Path,
+        set: InstructionSet,
         x: Operand<'_>,
         matrix: Matrix<'_>,
-        finish: Finish,
+        epilogue: Epilogue,
         output: &mut [f32],
     ) {
-        path.perform(Dense {
+        set.perform(Dense {
             rows: &self.rows,
             inputs: x.inputs,
             matrix,
-            finish,
+            epilogue,
             output,
         });
     }
 
     fn attend(
         &mut self,
-        path: Path,
+        set: InstructionSet,
         attention: &Attention<'_>,
         first: usize,
         scratch: &mut exact::Scratch,
         output: &mut [f32],
     ) {
         let &Attention { heads, size, .. } = attention;
-        let plain = attention.places == Places::default();
+        let plain = attention.positions == PositionalEncoding::default();
         if attention.queries == Queries::OnePerSequence || !size.is_multiple_of(GROUP) || !plain {
-            return exact::attend(path, attention, first, scratch, output);
+            return exact::attend(set, attention, first, scratch, output);
         }
         let width = heads * size;
         let wanted = first..first + output.len() / width;
@@ -96,7 +91,7 @@ impl Products for Int8 {
                 continue;
             }
             let rows = (asked.start - wanted.start) * width..(asked.end - wanted.start) * width;
-            path.perform(attention::Attend {
+            set.perform(attention::Attend {
                 queries: &attention.query.data[tokens.start * width..tokens.end * width],
                 keys: &attention.key.data[tokens.start * 2 * width..tokens.end * 2 * width],
                 heads,

@@ -143,44 +143,56 @@ pub struct EncoderConfig {
     pub first_position: usize,
     /// A token that takes the place before the first and is not counted, where a text spells it out.
     pub uncounted: Option<u32>,
-    /// What is added to attention's scores by distance.
-    pub relative_bias: Option<RelativeBias>,
-    /// What is different in layers with a gate; `None` for those of BERT.
-    pub gated: Option<Gated>,
+    /// The form of the layers.
+    pub form: LayerForm,
     /// What the encoder's tensors are called.
     pub tensors: Tensors,
 }
 
-/// What is added to attention's scores by how far behind a query a key stands, in all layers the same.
+/// The form of an encoder's layers. Each has its own way to become a graph; an architecture of a form that is
+/// here is one file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LayerForm {
+    /// Post-norm with absolute position embeddings: BERT.
+    PostNorm,
+    /// The same with a relative position bias in attention: MPNet.
+    PostNormRelativeBias(RelativeBias),
+    /// Pre-norm with rotary position embeddings, sliding-window attention and a gated feed-forward network:
+    /// ModernBERT.
+    PreNormGated(PreNormGated),
+}
+
+/// A relative position bias: added to an attention score by the distance of the key from the query, the same in
+/// all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelativeBias {
     /// The name of the table, `[buckets, heads]`.
     pub table: &'static str,
     /// Its rows; distances share them.
     pub buckets: usize,
-    /// The row of each distance, as far behind as ahead; the first and last are for all that are farther.
+    /// The row of each distance, from the farthest before the query to the farthest behind; the first and last
+    /// serve all that are farther.
     pub rows: Vec<usize>,
 }
 
-/// Layers that normalise before each part instead of after it, turn queries and keys by their places,
-/// and multiply the feed-forward part by a gate.
+/// Options of pre-norm layers with a gated linear unit (GLU; GeGLU where the activation is GELU).
 #[derive(Debug, Clone, PartialEq)]
-pub struct Gated {
-    /// Whether a layer attends to what is near only, of each layer.
+pub struct PreNormGated {
+    /// Of each layer, whether its attention is local (a sliding window) instead of global.
     pub local: Vec<bool>,
-    /// How far before and behind its place a token of such a layer sees.
+    /// Tokens before and behind its own that a token of a local layer attends to.
     pub window: usize,
-    /// Base of the angles of a layer that attends to everything.
+    /// Base of the rotary embeddings of global layers.
     pub global_theta: f32,
-    /// Base of the angles of one that does not.
+    /// Base of the rotary embeddings of local layers.
     pub local_theta: f32,
-    /// Whether attention's matrices have a bias.
+    /// Whether attention's dense layers have a bias.
     pub attention_bias: bool,
-    /// Whether those of the feed-forward part have.
+    /// Whether the dense layers of the feed-forward network have a bias.
     pub feed_forward_bias: bool,
-    /// Whether LayerNorm has.
+    /// Whether LayerNorm has a bias.
     pub norm_bias: bool,
-    /// LayerNorm behind the last layer.
+    /// LayerNorm after the last layer.
     pub final_norm: &'static str,
 }
 
@@ -310,8 +322,7 @@ impl EncoderConfig {
             hidden_act: HiddenAct::read(config, fields.hidden_act)?,
             first_position: 0,
             uncounted: None,
-            relative_bias: None,
-            gated: None,
+            form: LayerForm::PostNorm,
             tensors,
         };
         if !encoder.hidden_size.is_multiple_of(encoder.heads) {

@@ -24,7 +24,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use arch::{EncoderConfig, Gated, HiddenAct};
+pub use arch::{EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
 pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};

@@ -167,8 +167,7 @@ fn a_plain_checkpoint_is_read() {
             hidden_act: HiddenAct::Gelu,
             first_position: 0,
             uncounted: None,
-            relative_bias: None,
-            gated: None,
+            form: LayerForm::PostNorm,
             tensors: manifest.encoder.tensors.clone(),
         }
     );
@@ -614,7 +613,10 @@ fn modernbert() -> Saved {
 
 #[test]
 fn layers_with_gates_are_read_in_both_forms() {
-    let gated = |saved: Saved| saved.open().encoder.gated.unwrap();
+    let gated = |saved: Saved| match saved.open().encoder.form {
+        LayerForm::PreNormGated(gated) => gated,
+        other => panic!("{other:?}"),
+    };
     let plain = gated(modernbert());
     assert_eq!(plain.local, [false, true, true, false]);
     assert_eq!(plain.window, 64);

@@ -34,7 +34,7 @@ pub struct DeviceFacts {
 /// # Errors
 /// What the loader said.
 pub fn load(name: &str) -> Result<(), String> {
-    // SAFETY: the initialisers of the libraries of driver, CUDA and cuDNN have no precondition.
+    // SAFETY: the initializers of the libraries of driver, CUDA and cuDNN have no precondition.
     let library = unsafe { Library::new(name) }.map_err(|error| error.to_string())?;
     // Threads of the driver may run in it from now on.
     std::mem::forget(library);

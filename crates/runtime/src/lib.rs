@@ -23,7 +23,8 @@ pub struct ScoreError(pub String);
 
 /// Something that turns a batch into logits. A worker thread owns one and nothing locks it.
 pub trait Scorer: Send {
-    /// Logits of every sequence of `batch`, `[sequences, labels]` row by row.
+    /// Logits of every sequence of `batch`, `[sequences, labels]` row by row. A sequence that the model
+    /// cannot judge has NaN or an infinity among its own, and the others have theirs.
     ///
     /// # Errors
     /// [`ScoreError`] when the model could not be run; the scorer stays usable.

@@ -81,12 +81,12 @@ impl Library {
         let executable = std::env::current_exe().ok();
         let folder = executable.as_deref().and_then(Path::parent);
         let (path, version) = locate(configured, folder)?;
-        let library = initialise(path, version)?;
+        let library = initialize(path, version)?;
         Ok(loaded.insert(library).clone())
     }
 }
 
-fn initialise(path: PathBuf, version: String) -> Result<Library, LibraryError> {
+fn initialize(path: PathBuf, version: String) -> Result<Library, LibraryError> {
     let not_loadable = |reason: String| LibraryError::NotLoadable {
         path: path.clone(),
         reason,
@@ -173,7 +173,7 @@ fn probe(path: &Path) -> Result<String, LibraryError> {
         path: path.to_path_buf(),
         reason,
     };
-    // SAFETY: the initialisers of ONNX Runtime's library have no precondition.
+    // SAFETY: the initializers of ONNX Runtime's library have no precondition.
     let library =
         unsafe { libloading::Library::new(path) }.map_err(|e| not_loadable(e.to_string()))?;
     // SAFETY: the symbol, where it exists, has this signature in every version of the C API.

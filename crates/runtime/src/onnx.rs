@@ -12,7 +12,7 @@ use super::assignment::{self, nodes_by_provider};
 use super::library::Library;
 use super::{ScoreError, Scorer, operators};
 use rerankd_core::Batch;
-use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Manifest;
 use rerankd_model::graph::{Data, Graph, Weight, io};
 
@@ -23,7 +23,7 @@ pub struct OnnxModel {
     weights: Vec<(String, Arc<DynValue>)>,
     prepacked: PrepackedWeights,
     operators: Arc<OperatorDomain>,
-    hardware: Hardware,
+    pool: ComputePool,
     layout: Layout,
 }
 
@@ -53,7 +53,7 @@ impl Layout {
 
 impl OnnxModel {
     /// Hands the weights of `graph` to ONNX Runtime, once for all sessions, which share the cores of
-    /// `hardware`.
+    /// `pool`.
     ///
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime refuses a weight.
@@ -62,7 +62,7 @@ impl OnnxModel {
         library: &Library,
         graph: Graph,
         layout: Layout,
-        hardware: Hardware,
+        pool: ComputePool,
     ) -> Result<Self, ScoreError> {
         let weights = graph
             .weights
@@ -74,8 +74,8 @@ impl OnnxModel {
             graph: graph.model,
             weights,
             prepacked: PrepackedWeights::new(),
-            operators: Arc::new(operators::domain(&hardware)?),
-            hardware,
+            operators: Arc::new(operators::domain(&pool)?),
+            pool,
             layout,
         })
     }
@@ -109,7 +109,7 @@ impl OnnxModel {
         let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(OnnxScorer {
             session: builder.commit_from_memory(&self.graph)?,
-            hardware: self.hardware.clone(),
+            pool: self.pool.clone(),
             layout: self.layout,
         })
     }
@@ -130,7 +130,7 @@ pub(super) fn tensor(weight: Weight) -> ort::Result<(String, Arc<DynValue>)> {
 /// One session. Its thread owns it.
 pub struct OnnxScorer {
     session: Session,
-    hardware: Hardware,
+    pool: ComputePool,
     layout: Layout,
 }
 
@@ -141,8 +141,8 @@ impl Scorer for OnnxScorer {
 
     fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
         let inputs = PackedInputs::new(batch, self.layout);
-        let (hardware, session) = (&self.hardware, &mut self.session);
-        hardware.run_alone(batch.tokens(), || run(session, &inputs))
+        let (pool, session) = (&self.pool, &mut self.session);
+        pool.run_alone(batch.tokens(), || run(session, &inputs))
     }
 }
 
@@ -158,10 +158,10 @@ impl OnnxScorer {
     /// Runs the graph on tensors that are already laid out.
     ///
     /// # Errors
-    /// [`ScoreError`] when ONNX Runtime fails, or answers with a number that is not finite.
+    /// [`ScoreError`] when ONNX Runtime fails.
     pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
-        let (hardware, session) = (&self.hardware, &mut self.session);
-        hardware.run(|| run(session, inputs))
+        let (pool, session) = (&self.pool, &mut self.session);
+        pool.run(|| run(session, inputs))
     }
 }
 
@@ -175,9 +175,6 @@ fn run(session: &mut Session, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreEr
         io::CLS_INDEX => TensorRef::from_array_view((sequences, &inputs.cls_index[..]))?,
     ])?;
     let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
-    if let Some(row) = logits.iter().position(|logit| !logit.is_finite()) {
-        return Err(ScoreError(format!("logit {row} is {}", logits[row])));
-    }
     Ok(logits.to_vec())
 }
 

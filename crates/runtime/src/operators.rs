@@ -1,6 +1,5 @@
 //! Operators of this crate's own, for graphs that run in ONNX Runtime.
 
-mod gated;
 mod layer;
 mod unwind;
 
@@ -9,29 +8,31 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
-use self::gated::GatedEncoderLayer;
-use self::layer::EncoderLayer;
+use self::layer::{EncoderLayer, Form};
 use self::unwind::CatchUnwind;
-use rerankd_kernels::attention::{Attention, Columns, Places, Queries, Scratch, attend};
+use rerankd_kernels::attention::{
+    Attention, Columns, PositionalEncoding, Queries, Scratch, attend,
+};
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::Fp32;
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_kernels::norm::LayerNorm;
 use rerankd_kernels::pooling::{self, Mode};
 use rerankd_kernels::quantized::{self, Embeddings, Int8};
 use rerankd_model::graph::operator;
 
 /// All operators, to be registered with a session.
-pub(super) fn domain(hardware: &Hardware) -> ort::Result<OperatorDomain> {
-    let path = hardware.path;
-    let domain = OperatorDomain::new(operator::DOMAIN)?;
-    let domain = register(domain, PackedAttention(path))?;
-    let domain = register(domain, PackedPooling)?;
-    let domain = register(domain, QuantizedEmbeddings(path))?;
-    let domain = register(domain, EncoderLayer::<Int8>::new(hardware.clone()))?;
-    let domain = register(domain, GatedEncoderLayer::<Int8>::new(hardware.clone()))?;
-    let domain = register(domain, GatedEncoderLayer::<Fp32>::new(hardware.clone()))?;
-    register(domain, EncoderLayer::<Fp32>::new(hardware.clone()))
+pub(super) fn domain(pool: &ComputePool) -> ort::Result<OperatorDomain> {
+    let set = pool.instruction_set;
+    let mut domain = OperatorDomain::new(operator::DOMAIN)?;
+    domain = register(domain, PackedAttention(set))?;
+    domain = register(domain, PackedPooling)?;
+    domain = register(domain, QuantizedEmbeddings(set))?;
+    for form in [Form::PostNorm, Form::PreNormGated] {
+        domain = register(domain, EncoderLayer::<Fp32>::new(pool, form))?;
+        domain = register(domain, EncoderLayer::<Int8>::new(pool, form))?;
+    }
+    Ok(domain)
 }
 
 /// Adds an operator whose panics are errors.
@@ -47,15 +48,15 @@ fn required(types: impl IntoIterator<Item = TensorElementType>) -> Vec<OperatorI
     types.into_iter().map(OperatorInput::required).collect()
 }
 
-/// What may be missing behind the other inputs of an operator with attention.
-fn place_inputs() -> [OperatorInput; 2] {
+/// The optional inputs of an operator with attention: its position tables.
+fn position_inputs() -> [OperatorInput; 2] {
     [const { OperatorInput::optional(TensorElementType::Float32) }; 2]
 }
 
-/// What was fed there.
-struct PlaceInputs<'a>([Option<ValueRef<'a>>; 2]);
+/// Their values.
+struct PositionInputs<'a>([Option<ValueRef<'a>>; 2]);
 
-impl<'a> PlaceInputs<'a> {
+impl<'a> PositionInputs<'a> {
     /// Reads what is behind so many `others`.
     fn read(context: &'a ComputeContext, others: usize) -> ort::Result<Self> {
         Ok(Self([
@@ -65,12 +66,12 @@ impl<'a> PlaceInputs<'a> {
     }
 
     /// Refuses tables that do not fit heads of so many numbers, and the lengths.
-    fn places(
+    fn encoding(
         &self,
         window: Option<usize>,
         (heads, size): (usize, usize),
         lengths: &[i32],
-    ) -> ort::Result<Places<'_>> {
+    ) -> ort::Result<PositionalEncoding<'_>> {
         let table = |index: usize| -> ort::Result<Option<&[f32]>> {
             match &self.0[index] {
                 Some(value) => Ok(Some(value.try_extract_tensor::<f32>()?.1)),
@@ -80,14 +81,15 @@ impl<'a> PlaceInputs<'a> {
         let rotary = table(operator::ROTARY_INPUT)?;
         let bias = table(operator::BIAS_INPUT)?;
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
-        let turned = rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
-        let biased = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
-        if !turned || !biased {
+        let rotary_fits =
+            rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
+        let bias_fits = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
+        if !rotary_fits || !bias_fits {
             return Err(ort::Error::new(format!(
-                "tables of places do not fit {heads} heads of {size} and {longest} tokens"
+                "position tables do not fit {heads} heads of {size} and {longest} tokens"
             )));
         }
-        Ok(Places {
+        Ok(PositionalEncoding {
             rotary,
             bias,
             window,
@@ -105,7 +107,7 @@ fn one_output() -> [OperatorOutput; 1] {
     [OperatorOutput::required(TensorElementType::Float32)]
 }
 
-/// What was fed to an operator of `count` inputs.
+/// The values of the `count` inputs of an operator.
 fn inputs<'a>(context: &'a ComputeContext, count: usize) -> ort::Result<Vec<ValueRef<'a>>> {
     let input = |index| {
         let input = context.input(index)?;
@@ -129,7 +131,7 @@ fn missing_attribute(name: &str) -> ort::Error {
     ort::Error::new(format!("`{name}` is missing"))
 }
 
-/// A whole number that an operator is told.
+/// An integer attribute.
 fn number(context: &KernelContext<'_>, name: &str) -> ort::Result<i64> {
     let number = context.get::<i64>(name);
     number.ok_or_else(|| missing_attribute(name))
@@ -153,7 +155,7 @@ fn check_lengths(lengths: &[i32], tokens: usize) -> ort::Result<()> {
 }
 
 /// See [`operator::PACKED_ATTENTION`].
-struct PackedAttention(Path);
+struct PackedAttention(InstructionSet);
 
 impl Operator for PackedAttention {
     type Kernel<'attr> = PackedAttentionKernel;
@@ -165,7 +167,7 @@ impl Operator for PackedAttention {
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
         let float = TensorElementType::Float32;
         let mut inputs = required([float, float, float, TensorElementType::Int32]);
-        inputs.extend(place_inputs());
+        inputs.extend(position_inputs());
         inputs
     }
 
@@ -178,7 +180,7 @@ impl Operator for PackedAttention {
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
         Ok(PackedAttentionKernel {
-            path: self.0,
+            set: self.0,
             heads: number(context, operator::HEADS)? as usize,
             window: window(context),
             scratch: Scratch::default(),
@@ -187,7 +189,7 @@ impl Operator for PackedAttention {
 }
 
 struct PackedAttentionKernel {
-    path: Path,
+    set: InstructionSet,
     heads: usize,
     window: Option<usize>,
     scratch: Scratch,
@@ -196,7 +198,7 @@ struct PackedAttentionKernel {
 impl Kernel for PackedAttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let inputs = inputs(context, 4)?;
-        let places = PlaceInputs::read(context, inputs.len())?;
+        let positions = PositionInputs::read(context, inputs.len())?;
         let (query_shape, query) = inputs[0].try_extract_tensor::<f32>()?;
         let (keys_shape, keys) = inputs[1].try_extract_tensor::<f32>()?;
         let query_bias = floats(&inputs, 2)?;
@@ -230,11 +232,15 @@ impl Kernel for PackedAttentionKernel {
             },
             heads: self.heads,
             size: width / self.heads,
-            places: places.places(self.window, (self.heads, width / self.heads), lengths)?,
+            positions: positions.encoding(
+                self.window,
+                (self.heads, width / self.heads),
+                lengths,
+            )?,
         };
         let mut output = output(context, [rows, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        attend(self.path, &attention, 0, &mut self.scratch, output);
+        attend(self.set, &attention, 0, &mut self.scratch, output);
         Ok(())
     }
 }
@@ -290,7 +296,7 @@ impl Kernel for PackedPoolingKernel {
 }
 
 /// See [`operator::QUANTIZED_EMBEDDINGS`].
-struct QuantizedEmbeddings(Path);
+struct QuantizedEmbeddings(InstructionSet);
 
 impl Operator for QuantizedEmbeddings {
     type Kernel<'attr> = QuantizedEmbeddingsKernel;
@@ -314,14 +320,14 @@ impl Operator for QuantizedEmbeddings {
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
         Ok(QuantizedEmbeddingsKernel {
-            path: self.0,
+            set: self.0,
             epsilon: epsilon(context)?,
         })
     }
 }
 
 struct QuantizedEmbeddingsKernel {
-    path: Path,
+    set: InstructionSet,
     epsilon: f32,
 }
 
@@ -343,7 +349,7 @@ impl Kernel for QuantizedEmbeddingsKernel {
         let shape = [ids.len(), embeddings.norm.gamma.len()];
         let mut output = output(context, shape)?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        quantized::embed(self.path, &embeddings, ids, positions, output)
+        quantized::embed(self.set, &embeddings, ids, positions, output)
             .map_err(|error| ort::Error::new(error.to_string()))
     }
 }

@@ -6,8 +6,8 @@ use super::calibrate::{SHAPES, Sample};
 use super::{LoadConfig, LoadError};
 use crate::config::Precision;
 use crate::plan::BatchLimits;
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::isa::Path;
+use rerankd_kernels::compute_pool::ComputePool;
+use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::graph::cuda::Floats;
 use rerankd_model::graph::{self, Rows};
 use rerankd_model::{Model, ModelError};
@@ -42,8 +42,8 @@ impl Arithmetic {
     /// others nobody has measured what becomes of their scores.
     fn of(config: &LoadConfig, device: &Taken) -> Result<Self, PrecisionError> {
         use graph::Precision::{Fp32, Fp32Nodes, Int8};
-        let (measured, path) = (config.model.is_none(), Path::best());
-        let fp32 = match path.favours_own_fp32() {
+        let (measured, set) = (config.model.is_none(), InstructionSet::best());
+        let fp32 = match set.favors_own_fp32() {
             true => Fp32,
             false => Fp32Nodes,
         };
@@ -51,7 +51,7 @@ impl Arithmetic {
             (Taken::Cpu, Precision::Fp32) => Ok(Self::Cpu(fp32)),
             (Taken::Cpu, Precision::Int8) => Ok(Self::Cpu(Int8)),
             (Taken::Cpu, Precision::Fp16) => Err(PrecisionError::HalfOnCpu),
-            (Taken::Cpu, Precision::Auto) if measured && path.favours_int8() => Ok(Self::Cpu(Int8)),
+            (Taken::Cpu, Precision::Auto) if measured && set.favors_int8() => Ok(Self::Cpu(Int8)),
             (Taken::Cpu, Precision::Auto) => Ok(Self::Cpu(fp32)),
             (Taken::Cuda(_), Precision::Fp32) => Ok(Self::Cuda(Floats::Single)),
             (Taken::Cuda(_), Precision::Fp16 | Precision::Auto) => Ok(Self::Cuda(Floats::Half)),
@@ -115,14 +115,14 @@ impl Plan {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
                 let layout = Layout::of(&model.manifest);
                 drop(model);
-                let hardware = match precision {
+                let pool = match precision {
                     // No operator of ours would borrow a core.
-                    graph::Precision::Fp32Nodes => Hardware::default(),
+                    graph::Precision::Fp32Nodes => ComputePool::default(),
                     graph::Precision::Fp32 | graph::Precision::Int8 => {
-                        Hardware::new(config.threads)?
+                        ComputePool::new(config.threads)?
                     }
                 };
-                let onnx = OnnxModel::new(library, graph, layout, hardware)?;
+                let onnx = OnnxModel::new(library, graph, layout, pool)?;
                 on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {

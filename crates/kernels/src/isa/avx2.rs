@@ -1,4 +1,4 @@
-//! AVX2: pairs of sixteen bits, which no product can saturate, whatever the weights. With FMA, eight
+//! AVX2 with FMA: int8 products as pairs of sixteen bits, which cannot saturate whatever the weights; eight
 //! lanes for fp32.
 
 use std::arch::x86_64::{
@@ -8,16 +8,18 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::{FloatTile, Isa, Step, Tile, with_constant};
+use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(pub(super) ());
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Avx2(());
 
 /// Registers that are worked on at once: half a strip, two sums for each of four columns.
 const REGISTERS: usize = 2;
 
 impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const OPTIMIZED: bool = true;
     /// With two registers at once, twelve sums.
     const ROWS: usize = 6;
     const STRIPS: usize = 1;
@@ -28,6 +30,19 @@ impl Isa for Avx2 {
     const WIDE: bool = false;
     const FUSED: bool = true;
 
+    fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+
+    fn perform<S: Step>(self, step: S) {
+        #[target_feature(enable = "avx2,fma")]
+        fn run<S: Step>(isa: Avx2, step: S) {
+            step.run(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { run(self, step) }
+    }
+
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
         words[0] = group & 0xff | (group & 0xff00) << 8;
@@ -36,9 +51,9 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
-        // SAFETY: only `perform` makes one, and its caller promises what is needed.
+        // SAFETY: `self` proves that the processor has these features.
         unsafe {
-            with_constant!(ROWS in [1 2 3 4 5 6], tile.count, multiply::<ROWS>(tile, sums));
+            with_tile_shape!(ROWS = tile.count, 1..=6; multiply::<ROWS>(tile, sums));
         }
     }
 
@@ -96,7 +111,7 @@ const FLOATS: usize = COLUMNS / REGISTERS;
 /// See [`Isa::multiply_floats`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
-    with_constant!(ROWS in [1 2 3 4 5 6], tile.count(), floats::<ROWS>(tile, sums));
+    with_tile_shape!(ROWS = tile.count(), 1..=6; floats::<ROWS>(tile, sums));
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -127,13 +142,4 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
             unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), sum) };
         }
     }
-}
-
-/// Runs `step`.
-///
-/// # Safety
-/// The processor has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn perform<S: Step>(step: S) {
-    step.run(Avx2(()))
 }

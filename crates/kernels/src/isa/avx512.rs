@@ -5,13 +5,15 @@ use std::arch::x86_64::{
 };
 
 use super::avx2::Avx2;
-use super::{FloatTile, Isa, Step, Tile, with_constant};
+use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
 use crate::quantize::COLUMNS;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx512(Avx2);
 
 impl Isa for Avx512 {
+    const NAME: &'static str = "avx512";
+    const OPTIMIZED: bool = true;
     const ROWS: usize = Avx2::ROWS;
     const STRIPS: usize = Avx2::STRIPS;
     const WORDS: usize = Avx2::WORDS;
@@ -19,6 +21,23 @@ impl Isa for Avx512 {
     const FLOAT_STRIPS: usize = FLOAT_STRIPS;
     const WIDE: bool = true;
     const FUSED: bool = true;
+
+    fn detect() -> Option<Self> {
+        let avx2 = Avx2::detect()?;
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl"))
+        .then_some(Self(avx2))
+    }
+
+    fn perform<S: Step>(self, step: S) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+        fn run<S: Step>(isa: Avx512, step: S) {
+            step.run(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { run(self, step) }
+    }
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
@@ -32,7 +51,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
-        // SAFETY: only `perform` makes one, and its caller promises what is needed.
+        // SAFETY: `self` proves that the processor has these features.
         unsafe { multiply_floats(tile, sums) }
     }
 }
@@ -44,9 +63,7 @@ pub(super) const FLOAT_STRIPS: usize = 3;
 /// See [`Isa::multiply_floats`].
 #[target_feature(enable = "avx512f")]
 pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
-    with_constant!(ROWS in [1 2 3 4 5 6 7 8], tile.count(), {
-        with_constant!(STRIPS in [1 2 3], tile.strip_count(), floats::<ROWS, STRIPS>(tile, sums))
-    });
+    with_tile_shape!(ROWS = tile.count(), 1..=8; STRIPS = tile.strip_count(), 1..=3; floats::<ROWS, STRIPS>(tile, sums));
 }
 
 #[target_feature(enable = "avx512f")]
@@ -78,13 +95,4 @@ fn floats<const ROWS: usize, const STRIPS: usize>(tile: &FloatTile<'_>, sums: &m
             unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), sum) };
         }
     }
-}
-
-/// Runs `step`.
-///
-/// # Safety
-/// The processor has AVX-512 F, BW and VL, AVX2 and FMA.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-pub(super) unsafe fn perform<S: Step>(step: S) {
-    step.run(Avx512(Avx2(())))
 }

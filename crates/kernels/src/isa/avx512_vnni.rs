@@ -5,13 +5,15 @@ use std::arch::x86_64::{
     _mm512_storeu_si512,
 };
 
-use super::{FloatTile, Isa, Step, Tile, avx512, with_constant};
+use super::{FloatTile, Isa, Step, Tile, avx512, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx512Vnni(());
 
 impl Isa for Avx512Vnni {
+    const NAME: &'static str = "avx512-vnni";
+    const OPTIMIZED: bool = true;
     /// With three strips, twenty-four sums: more than enough for two multipliers of latency five.
     const ROWS: usize = 8;
     const STRIPS: usize = 3;
@@ -21,6 +23,20 @@ impl Isa for Avx512Vnni {
     const WIDE: bool = true;
     const FUSED: bool = true;
 
+    fn detect() -> Option<Self> {
+        avx512::Avx512::detect()?;
+        is_x86_feature_detected!("avx512vnni").then_some(Self(()))
+    }
+
+    fn perform<S: Step>(self, step: S) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+        fn run<S: Step>(isa: Avx512Vnni, step: S) {
+            step.run(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { run(self, step) }
+    }
+
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
         words[0] = group;
@@ -28,7 +44,7 @@ impl Isa for Avx512Vnni {
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
-        // SAFETY: only `perform` makes one, and its caller promises what is needed.
+        // SAFETY: `self` proves that the processor has these features.
         unsafe { multiply_any(tile, sums) }
     }
 
@@ -41,9 +57,7 @@ impl Isa for Avx512Vnni {
 
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply_any(tile: &Tile<'_>, sums: &mut [i32]) {
-    with_constant!(ROWS in [1 2 3 4 5 6 7 8], tile.count, {
-        with_constant!(STRIPS in [1 2 3], tile.strip_count(), multiply::<ROWS, STRIPS>(tile, sums))
-    });
+    with_tile_shape!(ROWS = tile.count, 1..=8; STRIPS = tile.strip_count(), 1..=3; multiply::<ROWS, STRIPS>(tile, sums));
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
@@ -76,13 +90,4 @@ fn multiply<const ROWS: usize, const STRIPS: usize>(tile: &Tile<'_>, sums: &mut 
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum) };
         }
     }
-}
-
-/// Runs `step`.
-///
-/// # Safety
-/// The processor has AVX-512 F, BW, VL and VNNI, AVX2 and FMA.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-pub(super) unsafe fn perform<S: Step>(step: S) {
-    step.run(Avx512Vnni(()))
 }

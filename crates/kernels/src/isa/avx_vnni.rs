@@ -5,16 +5,18 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::{FloatTile, Isa, Step, Tile, avx2, with_constant};
+use super::{FloatTile, Isa, Step, Tile, avx2, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AvxVnni(());
 
 /// Registers of a strip.
 const REGISTERS: usize = 2;
 
 impl Isa for AvxVnni {
+    const NAME: &'static str = "avx-vnni";
+    const OPTIMIZED: bool = true;
     /// With two registers a strip, twelve sums.
     const ROWS: usize = 6;
     const STRIPS: usize = 1;
@@ -24,6 +26,20 @@ impl Isa for AvxVnni {
     const WIDE: bool = false;
     const FUSED: bool = true;
 
+    fn detect() -> Option<Self> {
+        avx2::Avx2::detect()?;
+        is_x86_feature_detected!("avxvnni").then_some(Self(()))
+    }
+
+    fn perform<S: Step>(self, step: S) {
+        #[target_feature(enable = "avx2,fma,avxvnni")]
+        fn run<S: Step>(isa: AvxVnni, step: S) {
+            step.run(isa)
+        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { run(self, step) }
+    }
+
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
         words[0] = group;
@@ -31,9 +47,9 @@ impl Isa for AvxVnni {
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
-        // SAFETY: only `perform` makes one, and its caller promises what is needed.
+        // SAFETY: `self` proves that the processor has these features.
         unsafe {
-            with_constant!(ROWS in [1 2 3 4 5 6], tile.count, multiply::<ROWS>(tile, sums));
+            with_tile_shape!(ROWS = tile.count, 1..=6; multiply::<ROWS>(tile, sums));
         }
     }
 
@@ -73,13 +89,4 @@ fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
             unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum) };
         }
     }
-}
-
-/// Runs `step`.
-///
-/// # Safety
-/// The processor has AVX-VNNI, AVX2 and FMA.
-#[target_feature(enable = "avx2,fma,avxvnni")]
-pub(super) unsafe fn perform<S: Step>(step: S) {
-    step.run(AvxVnni(()))
 }

@@ -1,13 +1,15 @@
-//! Any processor: what the other paths have to agree with.
+//! Any processor, without SIMD intrinsics: the definition that the other instruction sets agree with.
 
 use super::{FloatTile, Isa, Step, Tile};
 use crate::elementary::multiply_add;
 use crate::quantize::{COLUMNS, GROUP};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Portable(());
 
 impl Isa for Portable {
+    const NAME: &'static str = "portable";
+    const OPTIMIZED: bool = false;
     const ROWS: usize = 4;
     const STRIPS: usize = 1;
     const WORDS: usize = 1;
@@ -15,6 +17,14 @@ impl Isa for Portable {
     const FLOAT_STRIPS: usize = 1;
     const WIDE: bool = false;
     const FUSED: bool = cfg!(target_arch = "aarch64");
+
+    fn detect() -> Option<Self> {
+        Some(Self(()))
+    }
+
+    fn perform<S: Step>(self, step: S) {
+        step.run(self)
+    }
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
@@ -53,9 +63,4 @@ impl Isa for Portable {
             sums.copy_from_slice(&block);
         }
     }
-}
-
-/// Runs `step`.
-pub(super) fn perform<S: Step>(step: S) {
-    step.run(Portable(()))
 }

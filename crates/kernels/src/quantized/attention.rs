@@ -9,11 +9,11 @@ use crate::elementary::{multiply_add, rough_exp2, round_to_i32};
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
-/// Largest quantised key.
+/// Largest quantized key.
 const BYTE: f32 = 255.0;
 /// Largest weight of softmax: what rounding carries over has to fit beside it.
 const WEIGHT: f32 = 254.0;
-/// Largest quantised query and value.
+/// Largest quantized query and value.
 const SIGNED: f32 = 127.0;
 
 /// Memory that one call leaves to the next.
@@ -45,19 +45,19 @@ struct Spans {
     key_high: Vec<f32>,
     value_low: Vec<f32>,
     value_high: Vec<f32>,
-    /// What a query is multiplied by to be quantised.
+    /// What a query is multiplied by to be quantized.
     query_factor: Vec<f32>,
     key_factor: Vec<f32>,
     value_factor: Vec<f32>,
-    /// What a quantised value stands for.
+    /// What a quantized value stands for.
     value_scale: Vec<f32>,
     value_middle: Vec<f32>,
     /// Of each head: what turns a score into an exponent of two.
     score_scale: Vec<f32>,
 }
 
-/// Attention of some tokens of a sequence to all of them. It is the same bits for a token whichever others
-/// are asked for beside it.
+/// Attention of some tokens of a sequence to all of them. A token's context has the same bits whichever others
+/// are asked for beside it. If a row of the sequence has NaN or an infinity, the context is NaN.
 pub(super) struct Attend<'a> {
     /// `[tokens, heads * size]`, divided by the root of `size`.
     pub queries: &'a [f32],
@@ -92,6 +92,10 @@ impl Step for Attend<'_> {
             size,
         };
         scratch.spans.measure(queries, keys, shape);
+        if !scratch.spans.is_finite(keys, width) {
+            output.fill(f32::NAN);
+            return;
+        }
         scratch.quantize::<I>(queries, keys, shape);
         for head in 0..heads {
             scratch.attend(isa, shape, head, first, output);
@@ -202,6 +206,21 @@ impl Spans {
             self.score_scale
                 .push(largest / SIGNED * std::f32::consts::LOG2_E);
         }
+    }
+}
+
+impl Spans {
+    /// Whether the sequence can be quantized. Spans show infinities but not NaN; a row with NaN is NaN in all of
+    /// its columns, because quantizing its input gave NaN as scale, so the first column is enough.
+    #[inline(always)]
+    fn is_finite(&self, keys: &[f32], width: usize) -> bool {
+        let finite = |numbers: &[f32]| numbers.iter().fold(true, |all, x| all & x.is_finite());
+        keys.iter().step_by(2 * width).all(|x| x.is_finite())
+            && finite(&self.query)
+            && finite(&self.key_low)
+            && finite(&self.key_high)
+            && finite(&self.value_low)
+            && finite(&self.value_high)
     }
 }
 

@@ -1,7 +1,8 @@
-//! A dense layer over quantised rows.
+//! A dense layer over quantized rows.
 
 use super::rows::Rows;
-use crate::elementary::{Finish, gelu_tanh, multiply_add, relu, rough_gelu};
+use crate::elementary::{multiply_add, rough_gelu};
+use crate::epilogue::{Epilogue, with_epilogue};
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP, strip_size};
 
@@ -23,25 +24,21 @@ pub(super) struct Dense<'a> {
     pub rows: &'a Rows,
     pub inputs: usize,
     pub matrix: Matrix<'a>,
-    pub finish: Finish,
+    pub epilogue: Epilogue,
     pub output: &'a mut [f32],
 }
 
 impl Step for Dense<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        match self.finish {
-            Finish::Nothing => self.finished(isa, |x| x),
-            Finish::Gelu => self.finished(isa, rough_gelu::<I>),
-            Finish::GeluTanh => self.finished(isa, gelu_tanh::<I>),
-            Finish::Relu => self.finished(isa, relu),
-        }
+        with_epilogue!(self.epilogue, I, rough_gelu::<I>, |epilogue| self
+            .multiply(isa, epilogue));
     }
 }
 
 impl Dense<'_> {
     #[inline(always)]
-    fn finished<I: Isa>(self, isa: I, finish: impl Fn(f32) -> f32) {
+    fn multiply<I: Isa>(self, isa: I, epilogue: impl Fn(f32) -> f32) {
         let Self {
             rows,
             inputs,
@@ -79,7 +76,7 @@ impl Dense<'_> {
                         operands.zip(&mut output[columns.clone()])
                     {
                         let sum = (sum - zero * offset) as f32;
-                        *output = finish(multiply_add::<I>(sum, scale * row_scale, bias));
+                        *output = epilogue(multiply_add::<I>(sum, scale * row_scale, bias));
                     }
                 }
             }

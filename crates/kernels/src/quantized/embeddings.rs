@@ -1,6 +1,6 @@
 //! Hidden states before the first layer, from word embeddings in eight bits.
 
-use crate::isa::{Isa, Path, Step};
+use crate::isa::{InstructionSet, Isa, Step};
 use crate::norm::LayerNorm;
 
 /// What tokens are looked up in.
@@ -26,7 +26,7 @@ pub struct OutOfRange(usize);
 /// # Errors
 /// [`OutOfRange`] names the first token that cannot be looked up.
 pub fn embed(
-    path: Path,
+    set: InstructionSet,
     embeddings: &Embeddings<'_>,
     ids: &[i64],
     positions: &[i64],
@@ -40,7 +40,7 @@ pub fn embed(
     if let Some(token) = outside {
         return Err(OutOfRange(token));
     }
-    path.perform(Embed {
+    set.perform(Embed {
         embeddings,
         ids,
         positions,

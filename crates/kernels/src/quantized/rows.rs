@@ -1,15 +1,15 @@
-//! Rows in eight bits, each by a scale of its own.
+//! Rows in eight bits, each quantized by a scale and a zero point of its own.
 
 use crate::elementary::{LANES, fold, round_to_i32};
 use crate::isa::{Isa, Step};
 use crate::quantize::GROUP;
 
-/// Largest number of a quantised row.
+/// Largest number of a quantized row.
 const MAX: f32 = 255.0;
 /// Numbers that are looked at at once: two registers, so that one need not wait for the other.
 const WIDTH: usize = 2 * LANES;
 
-/// Quantised rows: `(number - zero) * scale` is what a number stands for.
+/// Quantized rows: `(number - zero) * scale` is what a number stands for.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     /// `[blocks, groups, Isa::ROWS, Isa::WORDS]`, and more: it never shrinks. What a last block has

@@ -1,4 +1,4 @@
-//! The steps of a layer against their definitions, on every path.
+//! The steps of a layer against their definitions, on every set.
 
 use proptest::prelude::*;
 
@@ -6,8 +6,8 @@ use super::attention::{self, Attend};
 use super::dense::{Dense, Matrix};
 use super::embeddings::{Embeddings, embed};
 use super::rows::{Quantize, Rows};
-use crate::elementary::Finish;
-use crate::isa::Path;
+use crate::epilogue::Epilogue;
+use crate::isa::InstructionSet;
 use crate::norm::{LayerNorm, Normalize};
 use crate::quantize::{self, GROUP, Quantized};
 use crate::testing;
@@ -20,19 +20,19 @@ fn numbers(seed: u64, count: usize, spread: f32) -> Vec<f32> {
 
 /// A dense layer `[outputs, inputs]` over rows of `inputs` numbers.
 fn product(
-    path: Path,
+    set: InstructionSet,
     weights: &[f32],
     inputs: usize,
     bias: &[f32],
-    finish: Finish,
+    epilogue: Epilogue,
     x: &[f32],
 ) -> Vec<f32> {
     let quantized = Quantized::new(&[weights], inputs);
     let mut rows = Rows::default();
     let rows = &mut rows;
-    path.perform(Quantize { x, inputs, rows });
+    set.perform(Quantize { x, inputs, rows });
     let mut output = vec![f32::NAN; x.len() / inputs * bias.len()];
-    path.perform(Dense {
+    set.perform(Dense {
         rows,
         inputs,
         matrix: Matrix {
@@ -41,7 +41,7 @@ fn product(
             sums: &quantized.sums,
             bias,
         },
-        finish,
+        epilogue,
         output: &mut output,
     });
     output
@@ -61,8 +61,8 @@ proptest! {
         let weights = numbers(seed, outputs * inputs, 0.5);
         let x = numbers(seed ^ 0x99, rows * inputs, spread);
         let bias = numbers(seed ^ 0x3, outputs, 1.0);
-        for path in Path::available() {
-            let product = product(path, &weights, inputs, &bias, Finish::Nothing, &x);
+        for set in InstructionSet::available() {
+            let product = product(set, &weights, inputs, &bias, Epilogue::Identity, &x);
             for (row, product) in x.chunks_exact(inputs).zip(product.chunks_exact(outputs)) {
                 for ((weights, bias), product) in weights.chunks_exact(inputs).zip(&bias).zip(product) {
                     let exact: f32 = weights.iter().zip(row).map(|(w, x)| w * x).sum::<f32>() + bias;
@@ -70,7 +70,7 @@ proptest! {
                     let bound = inputs as f32 * spread * (0.25 / 127.0 + 0.5 / 127.0) + 1e-5;
                     prop_assert!(
                         (product - exact).abs() <= bound,
-                        "{}: {} for {}", path.name(), product, exact
+                        "{}: {} for {}", set.name(), product, exact
                     );
                 }
             }
@@ -108,9 +108,9 @@ proptest! {
                 }
             }
         }
-        for path in Path::available() {
+        for set in InstructionSet::available() {
             let attend = |first: usize, output: &mut [f32]| {
-                path.perform(Attend {
+                set.perform(Attend {
                     queries: &queries,
                     keys: &keys,
                     heads,
@@ -126,10 +126,10 @@ proptest! {
             let some = &output[first * width..][..(1 + part.1.index(tokens - first)) * width];
             let mut part = vec![f32::NAN; some.len()];
             attend(first, &mut part);
-            prop_assert_eq!(&part, some, "{}", path.name());
+            prop_assert_eq!(&part, some, "{}", set.name());
             let error = output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Values lie between -2 and 2.
-            prop_assert!(error < 0.08, "{}: off by {}", path.name(), error);
+            prop_assert!(error < 0.08, "{}: off by {}", set.name(), error);
         }
     }
 
@@ -142,9 +142,9 @@ proptest! {
         let first = numbers(seed, rows * width, 3.0);
         let residual = numbers(seed ^ 5, rows * width, 2.0);
         let (gamma, beta) = (numbers(seed ^ 7, width, 1.0), numbers(seed ^ 9, width, 1.0));
-        for path in Path::available() {
+        for set in InstructionSet::available() {
             let mut x = first.clone();
-            path.perform(Normalize {
+            set.perform(Normalize {
                 x: &mut x,
                 residual: &residual,
                 norm: LayerNorm { gamma: &gamma, beta: &beta, epsilon: 1e-3 },
@@ -161,7 +161,7 @@ proptest! {
                 for (i, x) in x.iter().enumerate() {
                     let normal = (sums[i] - mean) / (variance + 1e-3).sqrt();
                     let exact = normal * f64::from(gamma[i]) + f64::from(beta[i]);
-                    prop_assert!((f64::from(*x) - exact).abs() < 1e-4, "{}: {} for {}", path.name(), x, exact);
+                    prop_assert!((f64::from(*x) - exact).abs() < 1e-4, "{}: {} for {}", set.name(), x, exact);
                 }
             }
         }
@@ -170,23 +170,30 @@ proptest! {
 
 #[test]
 fn a_row_of_zeros_gives_the_bias() {
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         let weights = [1.0, -2.0, 3.0, 4.0];
-        let product = product(path, &weights, 2, &[0.5, -0.5], Finish::Nothing, &[0.0; 2]);
-        assert_eq!(product, [0.5, -0.5], "{}", path.name());
+        let product = product(
+            set,
+            &weights,
+            2,
+            &[0.5, -0.5],
+            Epilogue::Identity,
+            &[0.0; 2],
+        );
+        assert_eq!(product, [0.5, -0.5], "{}", set.name());
     }
 }
 
 #[test]
 fn what_is_not_a_number_stays_so() {
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let x = [1.0, bad, 1.0, 1.0];
-            let product = product(path, &[1.0, 1.0], 2, &[0.0], Finish::Nothing, &x);
+            let product = product(set, &[1.0, 1.0], 2, &[0.0], Epilogue::Identity, &x);
             assert!(
                 product[0].is_nan() && (product[1] - 2.0).abs() < 1e-5,
                 "{}: {product:?}",
-                path.name()
+                set.name()
             );
         }
     }
@@ -194,18 +201,18 @@ fn what_is_not_a_number_stays_so() {
 
 #[test]
 fn what_comes_after_a_layer_is_applied() {
-    for path in Path::available() {
-        for (finish, expected) in [
-            (Finish::Gelu, [-0.158_655_3, 1.954_499_8]),
-            (Finish::GeluTanh, [-0.158_808, 1.954_597_7]),
-            (Finish::Relu, [0.0, 2.0]),
+    for set in InstructionSet::available() {
+        for (epilogue, expected) in [
+            (Epilogue::Gelu, [-0.158_655_3, 1.954_499_8]),
+            (Epilogue::GeluTanh, [-0.158_808, 1.954_597_7]),
+            (Epilogue::Relu, [0.0, 2.0]),
         ] {
-            let product = product(path, &[1.0, -2.0], 1, &[0.0; 2], finish, &[-1.0]);
+            let product = product(set, &[1.0, -2.0], 1, &[0.0; 2], epilogue, &[-1.0]);
             for (product, expected) in product.iter().zip(expected) {
                 assert!(
                     (product - expected).abs() < 5e-4,
-                    "{}, {finish:?}: {product} for {expected}",
-                    path.name()
+                    "{}, {epilogue:?}: {product} for {expected}",
+                    set.name()
                 );
             }
         }
@@ -216,12 +223,12 @@ fn what_comes_after_a_layer_is_applied() {
 fn a_row_does_not_depend_on_its_neighbours() {
     let weights = numbers(3, 24 * 50, 0.5);
     let x = numbers(4, 13 * 50, 2.0);
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         let bias = numbers(5, 24, 1.0);
-        let run = |x: &[f32]| product(path, &weights, 50, &bias, Finish::Gelu, x);
+        let run = |x: &[f32]| product(set, &weights, 50, &bias, Epilogue::Gelu, x);
         let together = run(&x);
         for (row, together) in x.chunks_exact(50).zip(together.chunks_exact(24)) {
-            assert_eq!(run(row), together, "{}", path.name());
+            assert_eq!(run(row), together, "{}", set.name());
         }
     }
 }
@@ -229,9 +236,9 @@ fn a_row_does_not_depend_on_its_neighbours() {
 #[test]
 fn sums_have_room_for_wide_layers() {
     let inputs = 20_000;
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         let ones = vec![1.0; inputs];
-        let product = product(path, &ones, inputs, &[0.0], Finish::Nothing, &ones);
+        let product = product(set, &ones, inputs, &[0.0], Epilogue::Identity, &ones);
         assert!((product[0] - inputs as f32).abs() < 10.0, "{product:?}");
     }
 }
@@ -271,23 +278,23 @@ fn embeddings_are_words_and_positions() {
         norm,
     };
     let mut expected = [&words[2 * width..], &words[..width]].concat();
-    Path::best().perform(Normalize {
+    InstructionSet::best().perform(Normalize {
         x: &mut expected,
         residual: &[&positions[width..], &positions[width..]].concat(),
         norm,
     });
-    for path in Path::available() {
+    for set in InstructionSet::available() {
         let mut output = vec![f32::NAN; 2 * width];
-        embed(path, &embeddings, &[2, 0], &[1, 1], &mut output).unwrap();
+        embed(set, &embeddings, &[2, 0], &[1, 1], &mut output).unwrap();
         for (ours, exact) in output.iter().zip(&expected) {
             assert!(
                 (ours - exact).abs() < 0.02,
                 "{}: {ours} for {exact}",
-                path.name()
+                set.name()
             );
         }
         for (id, position) in [(3, 0), (-1, 0), (0, 2), (0, -1)] {
-            let outside = embed(path, &embeddings, &[0, id], &[0, position], &mut output);
+            let outside = embed(set, &embeddings, &[0, id], &[0, position], &mut output);
             assert!(outside.is_err(), "{id} {position}");
         }
     }

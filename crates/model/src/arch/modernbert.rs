@@ -1,9 +1,9 @@
-//! `ModernBertForSequenceClassification`: no position embeddings but turned queries and keys, layers that
-//! attend to everything or to what is near, gates, and a head of a dense layer, LayerNorm and classifier.
+//! `ModernBertForSequenceClassification`: pre-norm layers with rotary position embeddings, global and
+//! sliding-window attention and GeGLU, and a head of a dense layer, LayerNorm and classifier.
 
 use super::{
-    Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Fields, Gated, Kind, MAX_LAYERS,
-    MAX_POSITIONS, Tensors,
+    Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Fields, Kind, LayerForm, MAX_LAYERS,
+    MAX_POSITIONS, PreNormGated, Tensors,
 };
 use crate::ModelError;
 use crate::head::{Dense, Head, HeadAct, HeadStep, Norm, Pooling};
@@ -49,12 +49,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         if !(encoder.hidden_size / encoder.heads).is_multiple_of(2) {
             return Err(config.bad(
                 "num_attention_heads",
-                "leaves heads of an odd size, which cannot be turned",
+                "leaves heads of an odd size; rotary embeddings need an even one",
             ));
         }
         let gated = gated(config, encoder.layers)?;
         Ok(EncoderConfig {
-            gated: Some(gated),
+            form: LayerForm::PreNormGated(gated),
             ..encoder
         })
     },
@@ -96,9 +96,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     },
 };
 
-fn gated(config: &Object, layers: usize) -> Result<Gated, ModelError> {
+fn gated(config: &Object, layers: usize) -> Result<PreNormGated, ModelError> {
     let global_theta = theta(config, GLOBAL, "global_rope_theta", 160_000.0)?;
-    Ok(Gated {
+    Ok(PreNormGated {
         local: local(config, layers)?,
         window: config.size_or("local_attention", 128, MAX_POSITIONS)? / 2,
         global_theta,

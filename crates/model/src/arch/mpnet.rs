@@ -1,6 +1,8 @@
-//! `MPNetForSequenceClassification`: positions numbered as RoBERTa's, and a bias by distance in attention.
+//! `MPNetForSequenceClassification`: positions numbered as RoBERTa's, and a relative position bias in attention.
 
-use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, RelativeBias, Tensors};
+use super::{
+    Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, LayerForm, RelativeBias, Tensors,
+};
 use crate::head::{Dense, Head, HeadAct};
 
 const TENSORS: Tensors = Tensors {
@@ -55,7 +57,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
             ));
         }
         let encoder = EncoderConfig {
-            relative_bias: Some(RelativeBias {
+            form: LayerForm::PostNormRelativeBias(RelativeBias {
                 table: "encoder.relative_attention_bias",
                 buckets,
                 rows: (-REACH..=REACH).map(bucket).collect(),

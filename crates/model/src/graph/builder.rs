@@ -38,7 +38,7 @@ pub enum Dim {
 /// protobuf message can hold (2 GiB).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
-    /// Name of the value it initialises.
+    /// Name of the value it initializes.
     pub name: String,
     /// Its dimensions.
     pub shape: Vec<usize>,

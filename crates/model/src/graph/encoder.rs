@@ -4,7 +4,7 @@
 use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::onnx::DataType;
 use super::{Precision, Rows, io, operator};
-use crate::{EncoderConfig, HiddenAct, Model, ModelError};
+use crate::{EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias};
 use rerankd_kernels::quantize::{self, Quantized};
 use rerankd_kernels::strips::strips;
 
@@ -19,7 +19,7 @@ pub(super) struct EncoderGraph<'a> {
     pub(super) last_layer: Rows,
     precision: Precision,
     pub(super) inputs: Inputs,
-    /// What is added to attention's scores by distance.
+    /// The relative position bias, where there is one.
     relative_bias: Option<Value>,
 }
 
@@ -66,10 +66,13 @@ impl<'a> EncoderGraph<'a> {
     /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
     /// for.
     pub(super) fn encode(&mut self) -> Result<Value, ModelError> {
-        if let Some(gated) = &self.config.gated {
-            return self.encode_gated(gated);
+        match &self.config.form {
+            LayerForm::PostNorm => {}
+            LayerForm::PostNormRelativeBias(bias) => {
+                self.relative_bias = Some(self.relative_bias(bias)?);
+            }
+            LayerForm::PreNormGated(gated) => return self.encode_gated(gated),
         }
-        self.relative_bias = self.relative_bias()?;
         let mut hidden = self.embeddings()?;
         for layer in 0..self.config.layers {
             let rows = if layer + 1 == self.config.layers {
@@ -307,7 +310,7 @@ impl<'a> EncoderGraph<'a> {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
             }
         }
-        inputs.extend(self.places());
+        inputs.extend(self.position_inputs());
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
@@ -320,7 +323,7 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// What the operator of a whole layer is told, whichever form it has.
+    /// The attributes of a whole layer, whichever its form.
     pub(super) fn layer_attributes(&self, rows: Rows) -> Vec<Attr> {
         let first_of_each = i64::from(rows == Rows::FirstOfEach);
         vec![
@@ -427,7 +430,7 @@ impl<'a> EncoderGraph<'a> {
         bias.iter_mut().for_each(|weight| *weight *= scale);
         let bias = self.floats(&name, &[size], bias);
         let mut inputs = vec![query, keys, bias, self.lengths()];
-        inputs.extend(self.places());
+        inputs.extend(self.position_inputs());
         Ok(self.graph.node(
             &part("context"),
             operator::DOMAIN,
@@ -437,25 +440,19 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// What attention is given beside its other inputs.
-    fn places(&self) -> Vec<Value> {
+    /// The optional position inputs of attention.
+    fn position_inputs(&self) -> Vec<Value> {
         match &self.relative_bias {
             Some(bias) => vec![Value::missing(), bias.clone()],
             None => Vec::new(),
         }
     }
 
-    /// What is added to attention's scores by distance, `[heads, 2 * reach + 1]`.
-    fn relative_bias(&mut self) -> Result<Option<Value>, ModelError> {
+    /// The relative position bias of each distance, `[heads, 2 * reach + 1]`.
+    fn relative_bias(&mut self, bias: &RelativeBias) -> Result<Value, ModelError> {
         let EncoderConfig {
-            heads,
-            relative_bias: Some(ref bias),
-            ref tensors,
-            ..
-        } = *self.config
-        else {
-            return Ok(None);
-        };
+            heads, ref tensors, ..
+        } = *self.config;
         let name = format!("{}.weight", tensors.name(bias.table));
         let table = self.model.weights.read(&name, &[bias.buckets, heads])?;
         let by_distance: Vec<f32> = (0..heads)
@@ -463,7 +460,7 @@ impl<'a> EncoderGraph<'a> {
             .map(|(head, row)| table[row * heads + head])
             .collect();
         let shape = [heads, bias.rows.len()];
-        Ok(Some(self.floats(&name, &shape, by_distance)))
+        Ok(self.floats(&name, &shape, by_distance))
     }
 
     /// The bias of attention's output projection and, projected like every value, that of the
@@ -592,7 +589,7 @@ impl<'a> EncoderGraph<'a> {
     }
 }
 
-/// How an operator is told the function of the feed-forward part.
+/// The attribute for the activation of the feed-forward network.
 fn activation(function: HiddenAct) -> i64 {
     match function {
         HiddenAct::Gelu => operator::GELU,

@@ -85,7 +85,7 @@ impl OnnxFile {
         }
     }
 
-    /// Whether what it computes for a sequence depends on what shares its batch: it quantises all rows by
+    /// Whether what it computes for a sequence depends on what shares its batch: it quantizes all rows by
     /// the largest number among them.
     pub fn mixes_sequences(&self) -> bool {
         let measuring = |name: &&str| self.operators.contains(*name);

@@ -1,10 +1,10 @@
-//! The transformer encoder of ModernBERT, packed: LayerNorm before each part, queries and keys turned by
-//! their places, attention to everything or to what is near, and a gate in the feed-forward part.
+//! The graph of pre-norm gated layers, unpadded: LayerNorm before each part, rotary position embeddings, global
+//! or sliding-window attention, and a gated feed-forward network.
 
 use super::builder::{Attr, CONTRIB, STANDARD, Value};
 use super::encoder::EncoderGraph;
 use super::{Precision, Rows, operator};
-use crate::{EncoderConfig, Gated, HiddenAct, ModelError};
+use crate::{EncoderConfig, HiddenAct, ModelError, PreNormGated};
 
 /// Tables of cosines and sines.
 struct Rotary {
@@ -14,7 +14,7 @@ struct Rotary {
 
 impl Rotary {
     /// The table of a layer; its window becomes an attribute.
-    fn of(&self, gated: &Gated, index: usize, attributes: &mut Vec<Attr>) -> Value {
+    fn of(&self, gated: &PreNormGated, index: usize, attributes: &mut Vec<Attr>) -> Value {
         match gated.local[index] {
             true => {
                 attributes.push(Attr::Int(operator::WINDOW, gated.window as i64));
@@ -28,7 +28,7 @@ impl Rotary {
 impl EncoderGraph<'_> {
     /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
     /// for.
-    pub(super) fn encode_gated(&mut self, gated: &Gated) -> Result<Value, ModelError> {
+    pub(super) fn encode_gated(&mut self, gated: &PreNormGated) -> Result<Value, ModelError> {
         let rotary = Rotary {
             global: self.rotary("rotary.global", gated.global_theta),
             local: self.rotary("rotary.local", gated.local_theta),
@@ -47,7 +47,7 @@ impl EncoderGraph<'_> {
         self.norm(&tensors.name(gated.final_norm), &hidden, gated)
     }
 
-    fn words(&mut self, gated: &Gated) -> Result<Value, ModelError> {
+    fn words(&mut self, gated: &PreNormGated) -> Result<Value, ModelError> {
         let EncoderConfig {
             hidden_size: size,
             vocab_size,
@@ -64,7 +64,7 @@ impl EncoderGraph<'_> {
 
     fn gated_layer(
         &mut self,
-        gated: &Gated,
+        gated: &PreNormGated,
         index: usize,
         hidden: &Value,
         rows: Rows,
@@ -81,12 +81,12 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        // The first layer's input has just been normalised.
+        // The first layer's input has just been normalized.
         let normed = match index {
             0 => hidden.clone(),
             _ => self.norm(&part(tensors.attention_norm), hidden, gated)?,
         };
-        let context = self.turned_attention(gated, index, &normed, rows, rotary)?;
+        let context = self.rotary_attention(gated, index, &normed, rows, rotary)?;
         let residual = match rows {
             Rows::All => hidden.clone(),
             Rows::FirstOfEach => self.first_of_each(&part("first"), hidden),
@@ -109,7 +109,7 @@ impl EncoderGraph<'_> {
     /// A whole layer as one node.
     fn whole_gated_layer(
         &mut self,
-        gated: &Gated,
+        gated: &PreNormGated,
         index: usize,
         hidden: &Value,
         rows: Rows,
@@ -189,10 +189,10 @@ impl EncoderGraph<'_> {
         ))
     }
 
-    /// Attention of queries that are turned by their places to keys that are: a row for each query.
-    fn turned_attention(
+    /// Attention with rotary position embeddings: a row for each query.
+    fn rotary_attention(
         &mut self,
-        gated: &Gated,
+        gated: &PreNormGated,
         index: usize,
         normed: &Value,
         rows: Rows,
@@ -210,7 +210,7 @@ impl EncoderGraph<'_> {
         let mut matrix = self.matrix(&name, 3 * size, size)?;
         let (query, keys) = matrix.split_at_mut(size * size);
         query.iter_mut().for_each(|weight| *weight *= scale);
-        // A turned bias of the keys is not the same for all of them, and has to be added.
+        // A rotated bias of the keys differs by position, so softmax does not ignore it.
         let mut bias = match gated.attention_bias {
             true => {
                 let name = format!("{name}.bias");
@@ -251,7 +251,7 @@ impl EncoderGraph<'_> {
     /// `activation(x A) * (x B)`, where a matrix has `A` above `B`.
     fn gated_product(
         &mut self,
-        gated: &Gated,
+        gated: &PreNormGated,
         name: &str,
         x: &Value,
         inner: usize,
@@ -294,7 +294,7 @@ impl EncoderGraph<'_> {
             .node(&name, STANDARD, "Mul", &[&activated, &gate], &[]))
     }
 
-    /// Cosines, then sines, of the angles of each place, `[places, size of a head]`.
+    /// Cosines, then sines, of each position, `[positions, size of a head]`.
     fn rotary(&mut self, name: &str, theta: f32) -> Value {
         let EncoderConfig {
             hidden_size,
@@ -316,7 +316,7 @@ impl EncoderGraph<'_> {
         self.floats(name, &[max_positions, size], table)
     }
 
-    fn norm(&mut self, name: &str, x: &Value, gated: &Gated) -> Result<Value, ModelError> {
+    fn norm(&mut self, name: &str, x: &Value, gated: &PreNormGated) -> Result<Value, ModelError> {
         let EncoderConfig {
             hidden_size,
             layer_norm_eps,

@@ -466,8 +466,8 @@ fn part(name: &str, part: &str) -> String {
     format!("{name}.{part}")
 }
 
-/// A number that a node is told.
-fn told(node: &NodeProto, name: &str) -> Option<i64> {
+/// An integer attribute of a node.
+fn int_attribute(node: &NodeProto, name: &str) -> Option<i64> {
     let attribute = node.attribute.iter().find(|a| a.name == name);
     attribute.and_then(|attribute| attribute.i)
 }

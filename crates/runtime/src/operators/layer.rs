@@ -1,4 +1,4 @@
-//! A layer of the encoder as one operator, in each arithmetic.
+//! A layer of the encoder as one operator, in each arithmetic and form.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -9,45 +9,69 @@ use ort::operator::{
 use ort::value::{TensorElementType, ValueRef};
 
 use super::{
-    PlaceInputs, check_lengths, epsilon, floats, inputs, number, one_output, output, place_inputs,
-    required, window,
+    PositionInputs, check_lengths, epsilon, floats, inputs, number, one_output, output,
+    position_inputs, required, window,
 };
 use rerankd_kernels::attention::Queries;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{self, Fp32};
-use rerankd_kernels::hardware::Hardware;
-use rerankd_kernels::layer::Finish;
-use rerankd_kernels::layer::{self, Asking, Input, Layer, NotFinite, Products, Scratch};
+use rerankd_kernels::layer::{
+    self, Epilogue, Layer, LayerInput, Norms, Products, QkvProjection, Scratch,
+};
 use rerankd_kernels::norm::LayerNorm;
 use rerankd_kernels::quantized::{self, Int8};
 use rerankd_model::graph::operator;
 
-/// How an arithmetic is called in a graph.
-pub(super) trait Named: Products {
-    /// The operator.
-    const NAME: &'static str;
-    /// The one of the form with a gate.
-    const GATED_NAME: &'static str;
-    /// What its inputs have of each dense layer.
+/// The form of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Post-norm, as in BERT: see [`operator::LAYER`].
+    PostNorm,
+    /// Pre-norm with a gated feed-forward network, as in ModernBERT: see [`operator::GATED_LAYER`].
+    PreNormGated,
+}
+
+impl Form {
+    /// Dense layers of a layer.
+    const fn matrices(self) -> usize {
+        match self {
+            Self::PostNorm => operator::MATRICES,
+            Self::PreNormGated => operator::GATED_MATRICES,
+        }
+    }
+}
+
+/// How an arithmetic appears in a graph.
+pub(super) trait GraphProducts: Products {
+    /// The element types of a dense layer's inputs.
     const MATRIX: &'static [TensorElementType];
 
-    /// A dense layer, of so many inputs.
+    /// The name of the operator of a layer.
+    fn operator_name(form: Form) -> &'static str;
+
+    /// The dense layer in the inputs that [`Self::MATRIX`] describes.
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<Self::Matrix<'a>>;
 }
 
 thread_local! {
-    /// A thread runs one layer after the other, and they share the memory.
+    /// Layers that a thread runs one after the other share the memory.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Named for Int8 {
-    const NAME: &'static str = operator::QUANTIZED_LAYER;
-    const GATED_NAME: &'static str = operator::QUANTIZED_GATED_LAYER;
+impl GraphProducts for Int8 {
     const MATRIX: &'static [TensorElementType] = &[
         TensorElementType::Int8,
         TensorElementType::Float32,
         TensorElementType::Int32,
         TensorElementType::Float32,
     ];
+
+    fn operator_name(form: Form) -> &'static str {
+        match form {
+            Form::PostNorm => operator::QUANTIZED_LAYER,
+            Form::PreNormGated => operator::QUANTIZED_GATED_LAYER,
+        }
+    }
 
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<quantized::Matrix<'a>> {
         Ok(quantized::Matrix {
@@ -59,11 +83,16 @@ impl Named for Int8 {
     }
 }
 
-impl Named for Fp32 {
-    const NAME: &'static str = operator::LAYER;
-    const GATED_NAME: &'static str = operator::GATED_LAYER;
+impl GraphProducts for Fp32 {
     const MATRIX: &'static [TensorElementType] =
         &[TensorElementType::Float32, TensorElementType::Float32];
+
+    fn operator_name(form: Form) -> &'static str {
+        match form {
+            Form::PostNorm => operator::LAYER,
+            Form::PreNormGated => operator::GATED_LAYER,
+        }
+    }
 
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<fp32::Matrix<'a>> {
         Ok(fp32::Matrix {
@@ -73,30 +102,30 @@ impl Named for Fp32 {
     }
 }
 
-fn activation(number: i64) -> ort::Result<Finish> {
+fn activation(number: i64) -> ort::Result<Epilogue> {
     Ok(match number {
-        operator::GELU => Finish::Gelu,
-        operator::GELU_TANH => Finish::GeluTanh,
-        operator::RELU => Finish::Relu,
+        operator::GELU => Epilogue::Gelu,
+        operator::GELU_TANH => Epilogue::GeluTanh,
+        operator::RELU => Epilogue::Relu,
         other => return Err(ort::Error::new(format!("activation {other} is unknown"))),
     })
 }
 
-/// What both forms of a layer are told by attributes.
+/// The attributes of a layer.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
-    pub(super) hardware: Hardware,
+struct Attributes {
     heads: usize,
-    pub(super) activation: Finish,
+    activation: Epilogue,
     window: Option<usize>,
     queries: Queries,
     epsilon: f32,
+    /// Whether the input of a pre-norm layer is normalized already.
+    normalized: bool,
 }
 
-impl Settings {
-    pub(super) fn read(hardware: &Hardware, context: &KernelContext<'_>) -> ort::Result<Self> {
+impl Attributes {
+    fn read(form: Form, context: &KernelContext<'_>) -> ort::Result<Self> {
         Ok(Self {
-            hardware: hardware.clone(),
             heads: number(context, operator::HEADS)? as usize,
             activation: activation(number(context, operator::ACTIVATION)?)?,
             window: window(context),
@@ -105,109 +134,134 @@ impl Settings {
                 _ => Queries::OnePerSequence,
             },
             epsilon: epsilon(context)?,
+            normalized: match form {
+                Form::PostNorm => false,
+                Form::PreNormGated => number(context, operator::NORMED)? != 0,
+            },
         })
     }
 }
 
-/// Inputs of a layer before its dense layers.
-const ROWS: usize = 2;
+/// Inputs of a layer before its dense layers: hidden states and lengths.
+const ACTIVATIONS: usize = 2;
 
-/// Those before its LayerNorms.
-const fn before_norms<P: Named>(matrices: usize) -> usize {
-    ROWS + matrices * P::MATRIX.len()
-}
-
-/// The inputs of a layer with so many dense layers.
-pub(super) fn layer_inputs<P: Named>(matrices: usize) -> Vec<OperatorInput> {
-    let mut types = vec![TensorElementType::Float32, TensorElementType::Int32];
-    for _ in 0..matrices {
-        types.extend(P::MATRIX);
-    }
-    types.extend([TensorElementType::Float32; operator::NORMS * 2]);
-    let mut inputs = required(types);
-    inputs.extend(place_inputs());
-    inputs
-}
-
-/// What was fed to a layer.
-pub(super) struct Fed<'a, P> {
+/// The inputs of a layer, read once for a run.
+struct LayerInputs<'a, P> {
     values: Vec<ValueRef<'a>>,
-    places: PlaceInputs<'a>,
-    matrices: usize,
-    settings: &'a Settings,
+    positions: PositionInputs<'a>,
+    form: Form,
+    attributes: &'a Attributes,
     products: PhantomData<fn() -> P>,
 }
 
-impl<'a, P: Named> Fed<'a, P> {
-    /// Reads the inputs of a layer with so many dense layers.
-    pub(super) fn read(
-        context: &'a ComputeContext,
-        matrices: usize,
-        settings: &'a Settings,
-    ) -> ort::Result<Self> {
-        let count = before_norms::<P>(matrices) + operator::NORMS * 2;
-        let values = inputs(context, count)?;
-        let places = PlaceInputs::read(context, count)?;
-        let fed = Self {
-            values,
-            places,
-            matrices,
-            settings,
-            products: PhantomData,
-        };
-        check_lengths(fed.lengths()?, fed.shape()?[0])?;
-        Ok(fed)
+impl<'a, P: GraphProducts> LayerInputs<'a, P> {
+    /// Index of the first input behind so many dense layers.
+    const fn behind_matrices(count: usize) -> usize {
+        ACTIVATIONS + count * P::MATRIX.len()
     }
 
-    pub(super) fn matrix(&self, index: usize) -> ort::Result<P::Matrix<'_>> {
-        let first = before_norms::<P>(index);
+    /// Inputs that a layer has whatever its position encoding.
+    const fn required(form: Form) -> usize {
+        Self::behind_matrices(form.matrices()) + operator::NORMS * 2
+    }
+
+    /// Declares the inputs.
+    fn declare(form: Form) -> Vec<OperatorInput> {
+        let mut types = vec![TensorElementType::Float32, TensorElementType::Int32];
+        for _ in 0..form.matrices() {
+            types.extend(P::MATRIX);
+        }
+        types.extend([TensorElementType::Float32; operator::NORMS * 2]);
+        let mut inputs = required(types);
+        inputs.extend(position_inputs());
+        inputs
+    }
+
+    fn read(
+        context: &'a ComputeContext,
+        form: Form,
+        attributes: &'a Attributes,
+    ) -> ort::Result<Self> {
+        let count = Self::required(form);
+        let inputs = Self {
+            values: inputs(context, count)?,
+            positions: PositionInputs::read(context, count)?,
+            form,
+            attributes,
+            products: PhantomData,
+        };
+        check_lengths(inputs.lengths()?, inputs.shape()?[0])?;
+        Ok(inputs)
+    }
+
+    fn layer(&self) -> ort::Result<Layer<'_, P::Matrix<'_>>> {
+        let Attributes {
+            activation,
+            normalized,
+            ..
+        } = *self.attributes;
+        let norms = match self.form {
+            Form::PostNorm => Norms::Post {
+                attention: self.norm(0)?,
+                feed_forward: self.norm(1)?,
+            },
+            Form::PreNormGated => Norms::Pre {
+                attention: if normalized {
+                    None
+                } else {
+                    Some(self.norm(0)?)
+                },
+                feed_forward: self.norm(1)?,
+            },
+        };
+        let (gate, down) = match self.form {
+            Form::PostNorm => (None, 4),
+            Form::PreNormGated => (Some(self.matrix(4)?), 5),
+        };
+        Ok(Layer {
+            qkv: self.qkv()?,
+            projection: self.matrix(2)?,
+            norms,
+            up: self.matrix(3)?,
+            activation,
+            gate,
+            down: self.matrix(down)?,
+        })
+    }
+
+    fn qkv(&self) -> ort::Result<QkvProjection<'_, P::Matrix<'_>>> {
+        let Attributes { heads, window, .. } = *self.attributes;
+        let size = self.shape()?[1] / heads;
+        Ok(QkvProjection {
+            query: self.matrix(0)?,
+            key_value: self.matrix(1)?,
+            heads,
+            positions: self
+                .positions
+                .encoding(window, (heads, size), self.lengths()?)?,
+        })
+    }
+
+    fn matrix(&self, index: usize) -> ort::Result<P::Matrix<'_>> {
+        let first = Self::behind_matrices(index);
         P::matrix(&self.values[first..first + P::MATRIX.len()])
     }
 
-    pub(super) fn norm(&self, index: usize) -> ort::Result<LayerNorm<'_>> {
-        let first = before_norms::<P>(self.matrices) + index * 2;
+    fn norm(&self, index: usize) -> ort::Result<LayerNorm<'_>> {
+        let first = Self::behind_matrices(self.form.matrices()) + index * 2;
         Ok(LayerNorm {
             gamma: floats(&self.values, first)?,
             beta: floats(&self.values, first + 1)?,
-            epsilon: self.settings.epsilon,
+            epsilon: self.attributes.epsilon,
         })
     }
 
-    /// The first two dense layers, and what attention is told beside them.
-    pub(super) fn asking(&self) -> ort::Result<Asking<'_, P::Matrix<'_>>> {
-        let Settings { heads, window, .. } = *self.settings;
-        let size = self.shape()?[1] / heads;
-        Ok(Asking {
-            query: self.matrix(0)?,
-            keys: self.matrix(1)?,
-            heads,
-            places: self.places.places(window, (heads, size), self.lengths()?)?,
-        })
-    }
-
-    /// Has `forward` write the output.
-    pub(super) fn run(
-        &self,
-        context: &ComputeContext,
-        forward: impl FnOnce(Input<'_>, &mut Scratch, &mut [f32]) -> Result<(), NotFinite>,
-    ) -> ort::Result<()> {
-        let [tokens, width] = self.shape()?;
-        let input = Input {
+    fn input(&self) -> ort::Result<LayerInput<'_>> {
+        Ok(LayerInput {
             hidden: floats(&self.values, 0)?,
             lengths: self.lengths()?,
-            queries: self.settings.queries,
-        };
-        let rows = match input.queries {
-            Queries::EveryToken => tokens,
-            Queries::OnePerSequence => input.lengths.len(),
-        };
-        let mut output = output(context, [rows, width])?;
-        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        // Taken and not borrowed: while this thread waits for a part, it may run another layer.
-        let mut scratch = SCRATCH.take();
-        let done = forward(input, &mut scratch, output);
-        SCRATCH.set(scratch);
-        done.map_err(|error| ort::Error::new(error.to_string()))
+            queries: self.attributes.queries,
+        })
     }
 
     fn shape(&self) -> ort::Result<[usize; 2]> {
@@ -220,30 +274,32 @@ impl<'a, P: Named> Fed<'a, P> {
     }
 }
 
-/// See [`operator::LAYER`] and [`operator::QUANTIZED_LAYER`].
+/// The operator of a layer.
 pub(super) struct EncoderLayer<P> {
-    hardware: Hardware,
+    pool: ComputePool,
+    form: Form,
     products: PhantomData<fn() -> P>,
 }
 
 impl<P> EncoderLayer<P> {
-    pub(super) fn new(hardware: Hardware) -> Self {
+    pub(super) fn new(pool: &ComputePool, form: Form) -> Self {
         Self {
-            hardware,
+            pool: pool.clone(),
+            form,
             products: PhantomData,
         }
     }
 }
 
-impl<P: Named> Operator for EncoderLayer<P> {
+impl<P: GraphProducts> Operator for EncoderLayer<P> {
     type Kernel<'attr> = EncoderLayerKernel<P>;
 
     fn name(&self) -> &str {
-        P::NAME
+        P::operator_name(self.form)
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        layer_inputs::<P>(operator::MATRICES)
+        LayerInputs::<P>::declare(self.form)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -255,36 +311,36 @@ impl<P: Named> Operator for EncoderLayer<P> {
         context: &KernelContext<'attr>,
     ) -> ort::Result<Self::Kernel<'attr>> {
         Ok(EncoderLayerKernel {
-            settings: Settings::read(&self.hardware, context)?,
+            pool: self.pool.clone(),
+            form: self.form,
+            attributes: Attributes::read(self.form, context)?,
             products: PhantomData,
         })
     }
 }
 
 pub(super) struct EncoderLayerKernel<P> {
-    settings: Settings,
+    pool: ComputePool,
+    form: Form,
+    attributes: Attributes,
     products: PhantomData<fn() -> P>,
 }
 
-impl<P: Named> Kernel for EncoderLayerKernel<P> {
+impl<P: GraphProducts> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let Settings {
-            ref hardware,
-            activation,
-            ..
-        } = self.settings;
-        let fed = Fed::<P>::read(context, operator::MATRICES, &self.settings)?;
-        let layer = Layer {
-            asking: fed.asking()?,
-            projection: fed.matrix(2)?,
-            up: fed.matrix(3)?,
-            down: fed.matrix(4)?,
-            attention_norm: fed.norm(0)?,
-            output_norm: fed.norm(1)?,
-            activation,
+        let inputs = LayerInputs::<P>::read(context, self.form, &self.attributes)?;
+        let (layer, input) = (inputs.layer()?, inputs.input()?);
+        let [tokens, width] = inputs.shape()?;
+        let rows = match input.queries {
+            Queries::EveryToken => tokens,
+            Queries::OnePerSequence => input.lengths.len(),
         };
-        fed.run(context, |input, scratch, output| {
-            layer::forward::<P>(hardware, &layer, input, scratch, output)
-        })
+        let mut output = output(context, [rows, width])?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        // Taken and not borrowed: while this thread waits for a part, it may run another layer.
+        let mut scratch = SCRATCH.take();
+        layer::forward::<P>(&self.pool, &layer, input, &mut scratch, output);
+        SCRATCH.set(scratch);
+        Ok(())
     }
 }

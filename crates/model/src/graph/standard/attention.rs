@@ -1,6 +1,6 @@
-//! Attention over padded rows, with what some architectures make of the places of tokens.
+//! Attention over padded rows, with rotary embeddings, relative position bias and sliding windows.
 
-use super::{MASKED, Rewriter, int, ints, part, to, told};
+use super::{MASKED, Rewriter, int, int_attribute, ints, part, to};
 use crate::graph::onnx::{DataType, NodeProto};
 use crate::graph::operator;
 
@@ -26,7 +26,7 @@ impl Rewriter {
             (!name.is_empty()).then_some(name)
         };
         let width = self.weights[bias].shape[0] as i64;
-        let heads = told(node, operator::HEADS).expect("attention is told its heads");
+        let heads = int_attribute(node, operator::HEADS).expect("attention has heads");
         let size = width / heads;
 
         let [q, k, v] = ["q", "k", "v"].map(|what| names.of(what));
@@ -43,7 +43,7 @@ impl Rewriter {
         let [q, k, v] = [q, k, v].map(|x| self.by_head(&x, heads, size));
         let table = more(operator::ROTARY_INPUT);
         let distances = more(operator::BIAS_INPUT);
-        let window = told(node, operator::WINDOW);
+        let window = int_attribute(node, operator::WINDOW);
         if table.is_some() || distances.is_some() || window.is_some() {
             // One query for each token of a row, or for its first.
             self.op(&names.of("q_shape"), "Shape", &[&q], &[]);
@@ -60,10 +60,10 @@ impl Rewriter {
                 let second = self.longs("second", &[1], &[1]);
                 self.op(&names.of("seen"), "Gather", &["shape", &second], &[]);
                 let half = self.longs(&format!("two_of_{}", size / 2), &[2], &[size / 2; 2]);
-                let mut turned = |x: &str, rows: &str| self.turned(x, [table, rows, &half]);
+                let mut rotated = |x: &str, rows: &str| self.rotated(x, [table, rows, &half]);
                 (
-                    turned(&q, &names.of("asking")),
-                    turned(&k, &names.of("seen")),
+                    rotated(&q, &names.of("asking")),
+                    rotated(&k, &names.of("seen")),
                 )
             }
             None => (q, k),
@@ -104,8 +104,8 @@ impl Rewriter {
         self.op(&part(x, "moved"), "Transpose", &[&rows], &order)
     }
 
-    /// `x` turned by its places, with as many rows of the table as it has.
-    fn turned(&mut self, x: &str, [table, rows, halves]: [&str; 3]) -> String {
+    /// `x` with rotary position embeddings, from as many rows of the table as it has.
+    fn rotated(&mut self, x: &str, [table, rows, halves]: [&str; 3]) -> String {
         let [cos, sin, a, b] = ["cosines", "sines", "a", "b"].map(|what| part(x, what));
         let zero = self.longs("zero_list", &[1], &[0]);
         let table = self.op(

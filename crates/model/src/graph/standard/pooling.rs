@@ -1,6 +1,6 @@
 //! Pooling over padded rows.
 
-use super::{MASKED, Rewriter, int, ints, part, to, told};
+use super::{MASKED, Rewriter, int, int_attribute, ints, part, to};
 use crate::graph::onnx::{DataType, NodeProto};
 use crate::graph::operator;
 
@@ -9,7 +9,7 @@ impl Rewriter {
     pub(super) fn pooling(&mut self, node: &NodeProto) {
         let name = node.output[0].as_str();
         let named = |what: &str| part(name, what);
-        let mode = told(node, operator::MODE).expect("pooling is told its mode");
+        let mode = int_attribute(node, operator::MODE).expect("pooling has a mode");
 
         // [batch, sequence, width]; the middle is what is left.
         let hidden = node.input[0].as_str();

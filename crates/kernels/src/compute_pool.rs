@@ -1,19 +1,19 @@
-//! What a model is computed with: instructions, and the cores that a batch may use beside its own.
+//! The cores that batches run on.
 //!
-//! Every session has a core, and most of the time the thread that owns it. A batch that begins alone runs in
-//! a pool instead, and borrows the cores of the other sessions for the length of a layer, while they have
-//! nothing to do. So a lone pair uses the whole machine; a batch that comes meanwhile begins at once, and
-//! has its core to itself from the next layer on. The parts of a layer are stolen, not dealt out: where
-//! other programs have the cores, the batch's own thread does what nobody came for.
+//! Each session has one core, and most of the time the thread that owns it. A batch that starts alone runs in a
+//! thread pool instead, and its layers borrow the idle cores of the other sessions, one layer at a time. So a
+//! lone request uses the whole machine, and a batch that arrives meanwhile starts at once and has its core to
+//! itself from the next layer on. Parts of a layer are stolen, not assigned: where other programs occupy the
+//! cores, the batch's own thread does the parts that no thread came for.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use super::isa::Path;
+use super::isa::InstructionSet;
 
-/// Fewest rows that a core is borrowed for: with fewer, waking it costs more than it takes off.
+/// Fewest rows that a core is borrowed for: with fewer, waking it costs more than it saves.
 const LEAST_ROWS: usize = 32;
 /// Rows of a part are a multiple of this, so that few blocks of rows are left half full.
 const ROUND: usize = 8;
@@ -28,11 +28,11 @@ pub struct ThreadsError {
     source: ThreadPoolBuildError,
 }
 
-/// Instructions and cores. Clones share the cores.
+/// The cores for all batches of a model, and the instruction set they run. Clones share the cores.
 #[derive(Debug, Clone)]
-pub struct Hardware {
-    /// The instructions.
-    pub path: Path,
+pub struct ComputePool {
+    /// The instruction set.
+    pub instruction_set: InstructionSet,
     cores: Arc<Cores>,
 }
 
@@ -45,20 +45,20 @@ struct Cores {
     pool: Option<ThreadPool>,
 }
 
-impl Hardware {
-    /// Every batch on one core, with the instructions of `path`.
-    pub fn one_core(path: Path) -> Self {
+impl ComputePool {
+    /// One core for each batch.
+    pub fn one_core(instruction_set: InstructionSet) -> Self {
         let cores = Cores {
             idle: AtomicIsize::new(0),
             pool: None,
         };
         Self {
-            path,
+            instruction_set,
             cores: Arc::new(cores),
         }
     }
 
-    /// So many cores for all batches together, with the fastest instructions.
+    /// A pool of `cores` for all batches together, with the fastest instruction set.
     ///
     /// # Errors
     /// [`ThreadsError`] when the system refuses a thread.
@@ -76,21 +76,24 @@ impl Hardware {
             pool: Some(pool),
         };
         Ok(Self {
-            path: Path::best(),
+            instruction_set: InstructionSet::best(),
             cores: Arc::new(cores),
         })
     }
 
-    /// The same cores with other instructions.
+    /// The same cores with another instruction set.
     #[must_use]
-    pub fn with_path(self, path: Path) -> Self {
-        Self { path, ..self }
+    pub fn with_instruction_set(self, instruction_set: InstructionSet) -> Self {
+        Self {
+            instruction_set,
+            ..self
+        }
     }
 
     /// Runs a batch on the caller's thread.
     pub fn run<T>(&self, batch: impl FnOnce() -> T) -> T {
         self.cores.idle.fetch_sub(1, Ordering::Relaxed);
-        let _own = Held {
+        let _own = BorrowedCores {
             cores: &self.cores,
             count: 1,
         };
@@ -112,7 +115,7 @@ impl Hardware {
     }
 
     /// Borrows cores that are idle for work on so many rows, maybe none.
-    pub fn borrow(&self, rows: usize) -> Held<'_> {
+    pub fn borrow(&self, rows: usize) -> BorrowedCores<'_> {
         let pool = self.cores.pool.as_ref();
         let pooled = pool.and_then(ThreadPool::current_thread_index).is_some();
         let wanted = if pooled {
@@ -124,34 +127,34 @@ impl Hardware {
         let idle = &self.cores.idle;
         let before = idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spare);
         let count = before.map_or(0, |before| before.min(wanted)) as usize;
-        Held {
+        BorrowedCores {
             cores: &self.cores,
             count,
         }
     }
 }
 
-/// Every batch on one core, with the fastest instructions.
-impl Default for Hardware {
+/// One core for each batch, with the fastest instruction set.
+impl Default for ComputePool {
     fn default() -> Self {
-        Self::one_core(Path::best())
+        Self::one_core(InstructionSet::best())
     }
 }
 
 /// Cores, until it is dropped.
-pub struct Held<'a> {
+pub struct BorrowedCores<'a> {
     cores: &'a Cores,
     count: usize,
 }
 
-impl Drop for Held<'_> {
+impl Drop for BorrowedCores<'_> {
     fn drop(&mut self) {
         let count = self.count as isize;
         self.cores.idle.fetch_add(count, Ordering::Relaxed);
     }
 }
 
-impl Held<'_> {
+impl BorrowedCores<'_> {
     /// Rows of each part, when `rows` are shared by the caller's core and those that it borrowed.
     pub fn share(&self, rows: usize) -> usize {
         match self.count {
@@ -161,34 +164,20 @@ impl Held<'_> {
     }
 
     /// Does `work` on all `parts`, the first of them on the caller's thread.
-    ///
-    /// # Errors
-    /// That of one of the parts.
-    pub fn each<T: Send, E: Send + Sync>(
-        &self,
-        parts: impl IntoIterator<Item = T>,
-        work: impl Fn(T) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
+    pub fn each<T: Send>(&self, parts: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync) {
         let mut parts = parts.into_iter();
         if self.count == 0 {
-            return parts.try_for_each(work);
+            return parts.for_each(work);
         }
         let first = parts.next();
-        let failure = OnceLock::new();
-        let note = |part| {
-            if let Err(error) = work(part) {
-                // Another part has failed already: one reason is enough.
-                let _ = failure.set(error);
-            }
-        };
-        // Threads of the pool steal parts. What they are too late for is done by this one.
+        let work = &work;
+        // Threads of the pool steal parts. The caller's thread does those that none of them took.
         rayon::in_place_scope(|scope| {
             for part in parts {
-                scope.spawn(|_| note(part));
+                scope.spawn(move |_| work(part));
             }
-            first.map(note);
+            first.map(work);
         });
-        failure.into_inner().map_or(Ok(()), Err)
     }
 }
 
@@ -201,60 +190,60 @@ mod tests {
     const MANY: usize = 100 * LEAST_ROWS;
 
     /// Cores that a layer of so many rows is lent.
-    fn lent(hardware: &Hardware, rows: usize) -> usize {
-        hardware.borrow(rows).count
+    fn lent(pool: &ComputePool, rows: usize) -> usize {
+        pool.borrow(rows).count
     }
 
     #[test]
     fn cores_without_a_batch_are_lent_and_given_back() {
-        let hardware = Hardware::new(4).unwrap();
-        hardware.run_alone(MANY, || {
-            let layer = hardware.borrow(MANY);
+        let pool = ComputePool::new(4).unwrap();
+        pool.run_alone(MANY, || {
+            let layer = pool.borrow(MANY);
             assert_eq!(layer.count, 3);
-            assert_eq!(lent(&hardware, MANY), 0);
+            assert_eq!(lent(&pool, MANY), 0);
             // A batch does not wait for the core that is lent, and the next layer does without.
-            hardware.run(|| {
+            pool.run(|| {
                 drop(layer);
-                assert_eq!(lent(&hardware, MANY), 2);
+                assert_eq!(lent(&pool, MANY), 2);
             });
-            assert_eq!(lent(&hardware, MANY), 3);
-            assert_eq!(lent(&hardware, 2 * LEAST_ROWS), 1);
-            assert_eq!(lent(&hardware, 2 * LEAST_ROWS - 1), 0);
+            assert_eq!(lent(&pool, MANY), 3);
+            assert_eq!(lent(&pool, 2 * LEAST_ROWS), 1);
+            assert_eq!(lent(&pool, 2 * LEAST_ROWS - 1), 0);
         });
     }
 
     #[test]
     fn a_batch_that_is_not_alone_borrows_none() {
-        let hardware = Hardware::new(4).unwrap();
-        hardware.run(|| {
-            assert_eq!(lent(&hardware, MANY), 0);
-            // Whatever it is told.
-            hardware.run_alone(MANY, || assert_eq!(lent(&hardware, MANY), 0));
+        let pool = ComputePool::new(4).unwrap();
+        pool.run(|| {
+            assert_eq!(lent(&pool, MANY), 0);
+            // Even where the caller says that it is.
+            pool.run_alone(MANY, || assert_eq!(lent(&pool, MANY), 0));
         });
-        let one = Hardware::default();
+        let one = ComputePool::default();
         one.run_alone(MANY, || assert_eq!(lent(&one, MANY), 0));
     }
 
     #[test]
     fn a_part_that_panics_gives_its_cores_back() {
-        let hardware = Hardware::new(2).unwrap();
+        let pool = ComputePool::new(2).unwrap();
         let panics = AssertUnwindSafe(|| {
-            hardware.run_alone(MANY, || {
-                let layer = hardware.borrow(MANY);
-                layer.each(0..2, |part| -> Result<(), ()> { panic!("part {part}") })
+            pool.run_alone(MANY, || {
+                let layer = pool.borrow(MANY);
+                layer.each(0..2, |part| panic!("part {part}"))
             })
         });
         assert!(catch_unwind(panics).is_err());
-        hardware.run_alone(MANY, || assert_eq!(lent(&hardware, MANY), 1));
+        pool.run_alone(MANY, || assert_eq!(lent(&pool, MANY), 1));
     }
 
     #[test]
     fn parts_take_all_rows_and_no_core_is_left_without() {
         for cores in 1..6 {
-            let hardware = Hardware::new(cores).unwrap();
-            hardware.run_alone(MANY, || {
+            let pool = ComputePool::new(cores).unwrap();
+            pool.run_alone(MANY, || {
                 for rows in (cores * LEAST_ROWS..1000).chain([1]) {
-                    let layer = hardware.borrow(rows);
+                    let layer = pool.borrow(rows);
                     let parts = rows.div_ceil(layer.share(rows));
                     assert!(parts <= layer.count + 1, "{rows} rows, {cores} cores");
                     assert!(2 * parts > layer.count + 1, "{rows} rows, {cores} cores");
@@ -264,20 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_done_and_a_failure_is_told() {
-        for hardware in [Hardware::default(), Hardware::new(3).unwrap()] {
-            hardware.run_alone(MANY, || {
+    fn every_part_is_done() {
+        for pool in [ComputePool::default(), ComputePool::new(3).unwrap()] {
+            pool.run_alone(MANY, || {
                 let mut rows = [0_usize; 100];
-                let layer = hardware.borrow(100);
-                let parts = rows.chunks_mut(7).enumerate();
-                let done: Result<(), usize> = layer.each(parts, |(number, rows)| {
-                    rows.fill(number);
-                    Ok(())
+                let layer = pool.borrow(100);
+                layer.each(rows.chunks_mut(7).enumerate(), |(number, rows)| {
+                    rows.fill(number)
                 });
-                assert_eq!(done, Ok(()));
                 assert!(rows.iter().enumerate().all(|(row, part)| row / 7 == *part));
-                let fail = |number: usize| if number == 5 { Err(number) } else { Ok(()) };
-                assert_eq!(layer.each(0..9, fail), Err(5));
             });
         }
     }
