@@ -13,9 +13,9 @@ use rerankd::batch::{Batch, Encoding};
 use rerankd::config::{BatchConfig, CacheConfig, Config};
 use rerankd::encoder::PairEncoder;
 use rerankd::graph::{Precision, Rows};
-use rerankd::http::app::AppState;
+use rerankd::http::state::AppState;
 use rerankd::http::socket::Socket;
-use rerankd::http::{self, Door};
+use rerankd::http::{self, ListenerConfig};
 use rerankd::load::{LoadConfig, load};
 use rerankd::metrics::Metrics;
 use rerankd::model::Model;
@@ -218,10 +218,10 @@ fn main() {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (socket, metrics) = (Socket::Tcp(listener), state.metrics().clone());
-    let door = Door::new(socket, &state.config().http, metrics);
+    let listener = ListenerConfig::new(socket, &state.config().http, metrics);
     runtime.spawn(http::serve(
-        door,
-        http::app::build(state),
+        listener,
+        http::router::build(state),
         std::future::pending(),
     ));
 

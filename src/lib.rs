@@ -28,3 +28,4 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
 pub mod verify;
+pub mod wire;

@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
 use rerankd::cli::healthcheck::{Place, ask};
 use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Value};
-use rerankd::http::app::AppState;
+use rerankd::http::state::AppState;
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
 use rerankd::shutdown::Stopped;

@@ -163,7 +163,7 @@ async fn metrics_move_to_the_admin_listener() {
     let app = app(|http| http.admin_listen = Some(Listen::Unix("/nowhere".into())));
     assert_eq!(app.get("/metrics").await.status, 404);
     let admin = TestApp {
-        router: rerankd::http::app::build_admin(app.state.clone()),
+        router: rerankd::http::router::build_admin(app.state.clone()),
         state: app.state.clone(),
     };
     for open in ["/metrics", "/live", "/ready", "/health"] {

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::record::Outcome;
 use super::text::Request;
-use crate::http::error::Failure;
 use crate::rerank::{Limits, RerankCommand, ScoreOptions};
 use crate::service::Reranker;
+use crate::wire::error::kind;
 
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
@@ -209,7 +209,7 @@ impl Target for Engine {
                 tokens: Some(ranking.tokens as u64),
             },
             Err(error) => {
-                let (status, reason) = Failure::from(error).kind();
+                let (status, reason) = kind(error.code());
                 Outcome::Status {
                     status: status.as_u16(),
                     reason: reason.to_owned(),

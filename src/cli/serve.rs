@@ -19,8 +19,8 @@ use super::hub::{Told, placed};
 use super::settings::Flags;
 use crate::config::{Config, Device, Listen};
 use crate::cores::Cores;
-use crate::http::Door;
-use crate::http::app::AppState;
+use crate::http::ListenerConfig;
+use crate::http::state::AppState;
 use crate::http::socket::Socket;
 use crate::http::tls::Tls;
 use crate::load::{LoadConfig, LoadError};
@@ -125,21 +125,21 @@ async fn live(mut config: Config) -> Exit {
 
     let metrics = Metrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
-    let door = Door {
+    let listener = ListenerConfig {
         tls: tls.clone(),
-        ..Door::new(socket, &config.http, metrics.clone())
+        ..ListenerConfig::new(socket, &config.http, metrics.clone())
     };
     let server = tokio::spawn(http::serve(
-        door,
-        http::app::build(state.clone()),
+        listener,
+        http::router::build(state.clone()),
         state.lifecycle().reached(Phase::Draining),
     ));
     if let Some((socket, address)) = admin {
         tracing::info!(admin_listen = %address, "probes and metrics");
         // It answers to the end: whoever watches the server wants to see it drain.
         tokio::spawn(http::serve(
-            Door::admin(socket, &config.http, metrics.clone()),
-            http::app::build_admin(state.clone()),
+            ListenerConfig::admin(socket, &config.http, metrics.clone()),
+            http::router::build_admin(state.clone()),
             std::future::pending(),
         ));
     }

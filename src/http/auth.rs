@@ -2,18 +2,10 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, Uri, header};
-use axum::middleware::Next;
-use axum::response::Response;
 use subtle::{Choice, ConstantTimeEq};
 
-use super::admin;
-use super::app::AppState;
-use super::dialect::Dialect;
-use super::error::Failure;
-use super::observe::RequestId;
 use crate::config::{ApiKeys, HttpConfig, MAX_KEY_BYTES};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -55,7 +47,7 @@ impl Keys {
     }
 
     /// Whose key `shown` is. Every key is compared to its end, whichever it is.
-    fn owner(&self, shown: &[u8]) -> Option<KeyName> {
+    pub(super) fn owner(&self, shown: &[u8]) -> Option<KeyName> {
         let shown = Padded::of(shown)?;
         let mut owner = None;
         for key in self.now().iter() {
@@ -84,41 +76,8 @@ impl ConstantTimeEq for Padded {
     }
 }
 
-/// Lets through who may ask.
-pub async fn check(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("", MatchedPath::as_str);
-    let config = &state.config().http;
-    let headers = request.headers();
-    let refused = if admin::is_open(request.method(), route) {
-        None
-    } else if state.keys().open() {
-        foreign(headers, request.uri(), config).map(Failure::ForeignOrigin)
-    } else {
-        match shown(headers).map(|key| state.keys().owner(key)) {
-            None => Some(Failure::NoKey),
-            Some(None) => Some(Failure::WrongKey),
-            Some(Some(owner)) => {
-                request.extensions_mut().insert(owner);
-                None
-            }
-        }
-    };
-    let Some(failure) = refused else {
-        let owner = request.extensions().get::<KeyName>().cloned();
-        let mut response = next.run(request).await;
-        if let Some(owner) = owner {
-            response.extensions_mut().insert(owner);
-        }
-        return response;
-    };
-    let id = request.extensions().get::<RequestId>();
-    let id = id.map_or("", RequestId::as_str);
-    failure.answer(Dialect::of_path(request.uri().path()), id)
-}
-
 /// The key that a request shows.
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
@@ -133,7 +92,7 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
 /// A page of any site can send requests to servers that its visitor reaches. Its own server is
 /// known by an address that is a number, or `localhost`: a name could be one that the page's owner
 /// points here.
-fn foreign(headers: &HeaderMap, uri: &Uri, config: &HttpConfig) -> Option<String> {
+pub(super) fn foreign(headers: &HeaderMap, uri: &Uri, config: &HttpConfig) -> Option<String> {
     let origin = headers.get(header::ORIGIN)?;
     let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
     let allowed = config

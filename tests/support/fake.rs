@@ -6,7 +6,7 @@ use rerankd::batch::Batch;
 use rerankd::batch::cost::Costs;
 use rerankd::batch::plan::BatchLimits;
 use rerankd::encoder::PairEncoder;
-use rerankd::http::app::AppState;
+use rerankd::http::state::AppState;
 use rerankd::rerank::Activation;
 use rerankd::scorer::{ScoreError, Scorer};
 use rerankd::service::{Capacity, ModelInfo, Reranker};
