@@ -122,7 +122,7 @@ bench: onnxruntime
 
 # What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
 quality: onnxruntime
-	$(CARGO) test --locked $(FEATURES) --test int8 -- --nocapture --test-threads 1
+	$(CARGO) test --locked $(FEATURES) --test models int8:: -- --nocapture --test-threads 1
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:
@@ -136,7 +136,7 @@ onnxruntime-gpu:
 # On a machine with an NVIDIA GPU, CUDA 13 and cuDNN 9: its tests, and what it does beside torch.
 test-cuda: onnxruntime-gpu
 	RERANKD_TEST_CUDA=1 ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so \
-		$(CARGO) test --locked --test cuda -- --nocapture --test-threads 1
+		$(CARGO) test --locked --test models cuda:: -- --nocapture --test-threads 1
 
 bench-cuda: build onnxruntime-gpu
 	ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so $(PYTHON) benches/cuda.py

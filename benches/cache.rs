@@ -7,11 +7,11 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use rerankd::batch::{Encoding, PairKey};
-use rerankd::cache::{PairKeys, ScoreCache};
-use rerankd::config::CacheConfig;
-use rerankd::metrics::Metrics;
-use rerankd::rerank::Tenant;
+use rerankd_core::Tenant;
+use rerankd_core::{Encoding, PairKey};
+use rerankd_engine::cache::{PairKeys, ScoreCache};
+use rerankd_engine::config::CacheConfig;
+use rerankd_engine::metrics::Metrics;
 
 fn encoding(length: usize) -> Encoding {
     Encoding {

@@ -12,9 +12,9 @@ use axum::body::Body;
 use axum::http::Request;
 use rerankd::config::Config;
 use rerankd::http::route::{self, Handler};
-use rerankd::rerank::Limits;
-use rerankd::wire::detect::detect;
-use rerankd::wire::{Body as WireBody, Served};
+use rerankd_core::Limits;
+use rerankd_wire::detect::detect;
+use rerankd_wire::{Body as WireBody, Served};
 use serde_json::{Value, json};
 use support::fake::Model;
 use support::server::TestApp;
@@ -162,7 +162,9 @@ fn main() {
         model: "m",
         labels: &["score".to_owned()],
         strict_model_name: false,
-        limits: Limits { max_documents: 1000 },
+        limits: Limits {
+            max_documents: 1000,
+        },
     };
     measure("read in full", &|body| {
         let body = WireBody {

@@ -10,13 +10,13 @@
 
 use std::time::Instant;
 
-use rerankd::batch::{Batch, Encoding};
-use rerankd::graph::{Precision, Rows};
-use rerankd::model::Model;
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::isa::Path;
-use rerankd::scorer::onnx::OnnxScorer;
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::Model;
+use rerankd_model::graph::{Precision, Rows};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::OnnxScorer;
 use support::packed;
 use support::saved::Bert;
 

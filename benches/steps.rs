@@ -11,20 +11,20 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use rerankd::batch::cost::{Cost, Work};
-use rerankd::batch::plan::{BatchLimits, Plan, SHARE_ABOVE};
-use rerankd::batch::{Batch, Encoding};
-use rerankd::encoder::PairEncoder;
-use rerankd::graph::strips::strips;
-use rerankd::graph::{Precision, Rows};
-use rerankd::model::Model;
-use rerankd::rerank::Pair;
-use rerankd::scorer::Scorer;
-use rerankd::scorer::fp32::{Fp32, Matrix};
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::isa::Path;
-use rerankd::scorer::layer::{Finish, Operand, Products};
-use rerankd::scorer::onnx::OnnxScorer;
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_engine::cost::{Cost, Work};
+use rerankd_engine::plan::{BatchLimits, Plan, SHARE_ABOVE};
+use rerankd_kernels::fp32::{Fp32, Matrix};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_kernels::layer::{Finish, Operand, Products};
+use rerankd_kernels::strips::strips;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{Precision, Rows};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::OnnxScorer;
 use support::packed;
 
 #[allow(dead_code)]

@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rerankd::batch::{Batch, Encoding};
-use rerankd::config::{BatchConfig, CacheConfig, Config};
-use rerankd::encoder::PairEncoder;
-use rerankd::graph::{Precision, Rows};
-use rerankd::http::state::AppState;
+use rerankd::config::Config;
 use rerankd::http::socket::Socket;
+use rerankd::http::state::AppState;
 use rerankd::http::{self, ListenerConfig};
-use rerankd::load::{LoadConfig, load};
-use rerankd::metrics::Metrics;
-use rerankd::model::Model;
-use rerankd::rerank::{Limits, RerankCommand, ScoreOptions};
-use rerankd::scorer::Scorer;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::onnx::OnnxScorer;
-use rerankd::service::Reranker;
+use rerankd::metrics::ServerMetrics;
+use rerankd_core::{Batch, Encoding};
+use rerankd_core::{Limits, RerankCommand, ScoreOptions};
+use rerankd_engine::config::{BatchConfig, CacheConfig};
+use rerankd_engine::load::{LoadConfig, load};
+use rerankd_engine::service::Reranker;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{Precision, Rows};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::OnnxScorer;
 use support::packed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -197,7 +198,7 @@ fn main() {
         model: None,
         onnx_file: None,
         served_model_name: None,
-        truncation: rerankd::rerank::Strategy::default(),
+        truncation: rerankd_core::Strategy::default(),
         runtime_library: runtime_library(),
         threads,
         precision: rerankd::config::Precision::Fp32,
@@ -210,8 +211,8 @@ fn main() {
             ..CacheConfig::default()
         },
     };
-    let metrics = Metrics::new();
-    let reranker = Arc::new(load(&config, metrics.clone()).unwrap());
+    let metrics = ServerMetrics::new();
+    let reranker = Arc::new(load(&config, metrics.engine.clone()).unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let state = AppState::new(Config::default(), metrics);
     state.install(reranker.clone());

@@ -17,7 +17,10 @@ pub mod verify;
 
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use rerankd_engine::config::Precision;
+use strum::VariantNames;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -61,6 +64,11 @@ pub enum Command {
     Export(export::Args),
     /// Compare scores with golden ones: exit code 0 when all are within the tolerance, 1 when not.
     Verify(verify::Args),
+}
+
+/// Reads the name of a precision.
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::VARIANTS).try_map(|name| name.parse::<Precision>())
 }
 
 /// How the process ends. The help text documents each code.

@@ -23,6 +23,8 @@ pub use secret::Secret;
 pub use setting::{Kind, PREFIX, Setting};
 pub use value::{Listen, Origins, Value};
 
+use rerankd_engine::config::{BatchConfig, CacheConfig};
+
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -182,29 +184,29 @@ setting::settings! {
     }
 
     /// How pairs become batches, and how many may wait.
-    batching: BatchConfig {
+    batching: BatchSettings {
         // Matrix products of a small model run at full speed from 64 rows on; the less one batch
         // takes, the sooner a newcomer gets its turn.
         /// Most tokens of one batch. It bounds the memory of a run; smaller batches give away
         /// throughput.
-        max_batch_tokens "TOKENS": usize = 512, in 1..=1 << 24;
+        max_batch_tokens "TOKENS": usize = BatchConfig::default().max_batch_tokens, in 1..=1 << 24;
 
         // Enough rows to keep a large GPU busy with a small model.
         /// Most tokens of one batch on a GPU, in place of `max_batch_tokens`. What the GPU's memory
         /// does not hold is less by itself.
-        cuda_batch_tokens "TOKENS": usize = 16_384, in 1..=1 << 24;
+        cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
         // What people do not notice.
         /// Longest that one batch may take by the server's own estimate, unless a single pair takes
         /// longer, in milliseconds. A newcomer waits that long before its turn; very small values give
         /// away throughput.
-        max_batch_ms "MS": usize = 100, in 1..=600_000;
+        max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
         // A minute or more of work for a small machine; what waits longer has mostly been given up.
         /// Most tokens that may wait; beyond it requests get 429. A longer queue refuses less and
         /// makes clients wait longer. A request is always taken when the queue is empty, however
         /// large.
-        max_queue_tokens "TOKENS": usize = 262_144, in 1..=1 << 40;
+        max_queue_tokens "TOKENS": usize = BatchConfig::default().max_queue_tokens, in 1..=1 << 40;
 
         /// Time of a request that does not set `x-request-timeout-ms` itself; `0s` is any time. What
         /// would not be answered within it gets 429 at once, and costs nothing.
@@ -212,11 +214,11 @@ setting::settings! {
     }
 
     /// Which scores are kept, so that a pair that is asked for again costs nothing.
-    cache: CacheConfig {
+    cache: CacheSettings {
         // Some 250,000 scores.
         /// Memory for known scores; `0` keeps none. A pair that is asked for again is answered from
         /// there, with the same bits.
-        size as cache_size "BYTES": usize = 64 * 1024 * 1024, in 0..=1 << 40;
+        size as cache_size "BYTES": usize = CacheConfig::default().size, in 0..=1 << 40;
 
         /// Longest a score is kept; `0s` is for ever. A score never becomes wrong, as the model of a
         /// process does not change.
@@ -273,6 +275,27 @@ setting::settings! {
         /// Longest that `rerankd healthcheck` waits for its answer. Keep it below the timeout of
         /// whatever runs it.
         timeout as healthcheck_timeout "TIME": Duration = 2 * SECOND, in MILLISECOND..=YEAR;
+    }
+}
+
+impl From<&BatchSettings> for BatchConfig {
+    fn from(settings: &BatchSettings) -> Self {
+        Self {
+            max_batch_tokens: settings.max_batch_tokens,
+            cuda_batch_tokens: settings.cuda_batch_tokens,
+            max_batch_ms: settings.max_batch_ms,
+            max_queue_tokens: settings.max_queue_tokens,
+        }
+    }
+}
+
+impl From<&CacheSettings> for CacheConfig {
+    fn from(settings: &CacheSettings) -> Self {
+        Self {
+            size: settings.size,
+            ttl: settings.ttl,
+            per_key: settings.per_key,
+        }
     }
 }
 

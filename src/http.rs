@@ -34,7 +34,7 @@ use self::connection::Protocols;
 use self::socket::{Socket, Stream};
 use self::tls::Tls;
 use crate::config::HttpConfig;
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 
 /// A listener, and the limits of its connections.
 pub struct ListenerConfig {
@@ -50,7 +50,7 @@ pub struct ListenerConfig {
     /// Whose connections these are.
     pub listener: Listener,
     /// Counts them.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
 }
 
 /// Which of the two listeners of a server one is.
@@ -82,7 +82,7 @@ const REFUSALS: usize = 32;
 
 impl ListenerConfig {
     /// The listener of clients, with the limits of the settings.
-    pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             socket,
             tls: None,
@@ -94,7 +94,7 @@ impl ListenerConfig {
     }
 
     /// The listener of probes and metrics.
-    pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             max_connections: ADMIN_CONNECTIONS,
             listener: Listener::Admin,
@@ -113,9 +113,10 @@ pub async fn serve(mut config: ListenerConfig, app: Router, closing: impl Future
     let slots = Arc::new(Semaphore::new(config.max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let listener = [config.listener.name()];
-    let open = config.metrics.connections.with_label_values(&listener);
+    let open = config.metrics.edge.connections.with_label_values(&listener);
     let refused = config
         .metrics
+        .edge
         .refused_connections
         .with_label_values(&listener);
     let (close, closed) = watch::channel(false);

@@ -1,210 +1,62 @@
-//! What the server measures about itself. Each field's doc comment is the help text that
-//! `/metrics` prints.
+//! What the server measures beside its engine, and the text of `/metrics`.
 
 use std::sync::Arc;
 
-use prometheus::core::Collector;
-use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use rerankd_engine::metrics::{Closed, Labels, Metrics, SECONDS, resident_bytes};
 
-/// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
-];
-/// Pairs of one batch.
-const PAIRS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-/// Tokens of one batch.
-const TOKENS: &[f64] = &[
-    16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
-];
-
-/// Where connections come in.
 const LISTENERS: Closed = ("listener", &["requests", "admin"]);
 
-/// Builds one metric from its name, help text and shape.
-trait Metric: Collector + Clone + 'static {
-    type Shape;
-    fn build(name: &str, help: &str, shape: Self::Shape) -> prometheus::Result<Self>;
-}
-
-impl Metric for IntCounter {
-    type Shape = ();
-    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
-        Self::new(name, help)
+rerankd_engine::metrics! {
+    /// What the HTTP edge counts.
+    pub struct EdgeMetrics {
+        /// Requests answered, by route and status.
+        requests: IntCounterVec = "rerankd_requests_total", Labels::Open(&["route", "status"]);
+        /// Seconds from the end of a request's head to its answer, by route.
+        request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
+        /// Open connections, by listener: that of `requests`, and `admin`. Each has its own limit.
+        connections: IntGaugeVec = "rerankd_connections", LISTENERS;
+        /// Connections refused because the limit was reached, by listener.
+        refused_connections: IntCounterVec = "rerankd_refused_connections_total",
+            Labels::Closed(LISTENERS);
+        /// Resident memory of the process, in bytes.
+        resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
     }
 }
 
-impl Metric for IntGauge {
-    type Shape = ();
-    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
-        Self::new(name, help)
-    }
+/// Every metric of the server, in one registry.
+pub struct ServerMetrics {
+    registry: Registry,
+    /// Those of the HTTP edge.
+    pub edge: Arc<EdgeMetrics>,
+    /// Those of the engine.
+    pub engine: Arc<Metrics>,
 }
 
-impl Metric for Gauge {
-    type Shape = ();
-    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
-        Self::new(name, help)
-    }
-}
-
-/// A label with all the values it can have: they are shown from the start, at zero. A value that came
-/// with its first event would hide that event from rates.
-type Closed = (&'static str, &'static [&'static str]);
-
-impl Metric for IntCounterVec {
-    type Shape = Labels;
-    fn build(name: &str, help: &str, labels: Self::Shape) -> prometheus::Result<Self> {
-        match labels {
-            Labels::Open(names) => Self::new(Opts::new(name, help), names),
-            Labels::Closed((label, values)) => {
-                let counter = Self::new(Opts::new(name, help), &[label])?;
-                for value in values {
-                    counter.get_metric_with_label_values(&[value])?;
-                }
-                Ok(counter)
-            }
+impl ServerMetrics {
+    /// Every metric, in a registry of its own, so that tests do not share counts.
+    pub fn new() -> Arc<Self> {
+        let (registry, edge, engine) = (Registry::new(), EdgeMetrics::new(), Metrics::new());
+        for registered in [edge.register(&registry), engine.register(&registry)] {
+            registered.expect("metric names are unique");
         }
+        Arc::new(Self {
+            registry,
+            edge,
+            engine,
+        })
     }
-}
 
-/// What tells the counts of one metric apart.
-enum Labels {
-    /// Labels whose values whoever counts knows.
-    Open(&'static [&'static str]),
-    /// One label.
-    Closed(Closed),
-}
-
-impl Metric for IntGaugeVec {
-    type Shape = Closed;
-    fn build(name: &str, help: &str, (label, values): Closed) -> prometheus::Result<Self> {
-        let gauge = Self::new(Opts::new(name, help), &[label])?;
-        for value in values {
-            gauge.get_metric_with_label_values(&[value])?;
-        }
-        Ok(gauge)
-    }
-}
-
-impl Metric for Histogram {
-    type Shape = &'static [f64];
-    fn build(name: &str, help: &str, buckets: Self::Shape) -> prometheus::Result<Self> {
-        Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
-    }
-}
-
-impl Metric for HistogramVec {
-    type Shape = (&'static [&'static str], &'static [f64]);
-    fn build(name: &str, help: &str, (labels, buckets): Self::Shape) -> prometheus::Result<Self> {
-        Self::new(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-            labels,
-        )
-    }
-}
-
-/// Declares [`Metrics`]: a field, its exposed name and its shape; the doc comment is the help text.
-macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $shape:expr;)+) => {
-        /// Every metric of the server.
-        #[derive(Clone)]
-        pub struct Metrics {
-            registry: Registry,
-            $($(#[doc = $help])+ pub $field: $kind,)+
-        }
-
-        impl Metrics {
-            /// Registers every metric with a registry of its own, so that tests do not share counts.
-            pub fn new() -> Arc<Self> {
-                let registry = Registry::new();
-                $(let $field = <$kind as Metric>::build($name, concat!($($help),+).trim(), $shape)
-                    .expect("metric names and labels are valid");
-                registry
-                    .register(Box::new($field.clone()))
-                    .expect("metric names are unique");)+
-                Arc::new(Self { registry, $($field,)+ })
-            }
-        }
-    };
-}
-
-metrics! {
-    /// Requests answered, by route and status.
-    requests: IntCounterVec = "rerankd_requests_total", Labels::Open(&["route", "status"]);
-    /// Seconds from the end of a request's head to its answer, by route.
-    request_seconds: HistogramVec = "rerankd_request_seconds", (&["route"], SECONDS);
-    /// Pairs admitted for scoring.
-    pairs: IntCounter = "rerankd_pairs_total", ();
-    /// Tokens of admitted pairs, after truncation.
-    tokens: IntCounter = "rerankd_tokens_total", ();
-    /// Pairs that were cut to fit the model.
-    truncated: IntCounter = "rerankd_truncated_pairs_total", ();
-    /// Requests refused before they cost a token, by reason: the queue was full (`overloaded`), or they would not have been answered in time (`cannot_finish_in_time`).
-    refused: IntCounterVec = "rerankd_refused_requests_total",
-        Labels::Closed(("reason", &["overloaded", "cannot_finish_in_time"]));
-    /// Accepted requests whose deadline passed before their answer.
-    missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
-    /// Requests whose client left before the answer.
-    cancelled: IntCounter = "rerankd_cancelled_requests_total", ();
-    /// Tokens that were scored for requests that were never answered.
-    wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
-    /// Batches whose scoring failed.
-    failed_batches: IntCounter = "rerankd_failed_batches_total", ();
-    /// Tokens admitted and not yet scored.
-    queue_tokens: IntGauge = "rerankd_queue_tokens", ();
-    /// Seconds until what waits now would be scored if nothing came after it.
-    queue_delay_seconds: Gauge = "rerankd_queue_delay_seconds", ();
-    /// Pairs that were answered by the scoring of an identical pair at the same time.
-    shared_pairs: IntCounter = "rerankd_shared_pairs_total", ();
-    /// Pairs whose score was known.
-    cache_hits: IntCounter = "rerankd_cache_hits_total", ();
-    /// Pairs whose score had to be computed while the cache was on.
-    cache_misses: IntCounter = "rerankd_cache_misses_total", ();
-    /// Memory that known scores take, in bytes.
-    cache_bytes: IntGauge = "rerankd_cache_bytes", ();
-    /// Pairs of one batch.
-    batch_pairs: Histogram = "rerankd_batch_pairs", PAIRS;
-    /// Tokens of one batch.
-    batch_tokens: Histogram = "rerankd_batch_tokens", TOKENS;
-    /// Seconds a pair waited for its batch.
-    queue_seconds: Histogram = "rerankd_queue_seconds", SECONDS;
-    /// Seconds a request spent in tokenising.
-    tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
-    /// Seconds one batch spent in the model.
-    inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
-    /// Connections that are open, by listener: that of `requests`, and `admin`. Each has its own limit.
-    connections: IntGaugeVec = "rerankd_connections", LISTENERS;
-    /// Connections refused because there were as many as are allowed, by listener.
-    refused_connections: IntCounterVec = "rerankd_refused_connections_total",
-        Labels::Closed(LISTENERS);
-    /// Memory of the process that is resident, in bytes.
-    resident_bytes: IntGauge = "rerankd_resident_memory_bytes", ();
-}
-
-impl Metrics {
-    /// Everything in the Prometheus text format.
+    /// Every metric in the Prometheus text format.
     pub fn render(&self) -> String {
         if let Some(bytes) = resident_bytes() {
-            self.resident_bytes
-                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.edge.resident_bytes.set(bytes);
         }
-        let mut text = Vec::new();
         TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("encoding to memory cannot fail");
-        String::from_utf8(text).expect("the text format is UTF-8")
+            .encode_to_string(&self.registry.gather())
+            .expect("encoding to memory cannot fail")
     }
-}
-
-/// Resident memory of this process, in bytes; `None` where the system does not tell.
-pub fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]
@@ -212,21 +64,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doc_comments_are_the_help_texts() {
-        let metrics = Metrics::new();
-        metrics.pairs.inc_by(3);
-        let text = metrics.render();
-        assert!(text.contains("# HELP rerankd_pairs_total Pairs admitted for scoring."));
-        assert!(text.contains("rerankd_pairs_total 3"));
-        assert!(text.contains("rerankd_resident_memory_bytes "));
-    }
-
-    #[test]
-    fn closed_labels_are_there_before_anything_happens() {
-        let text = Metrics::new().render();
+    fn the_text_has_the_metrics_of_edge_and_engine() {
+        let text = ServerMetrics::new().render();
         for line in [
-            r#"rerankd_refused_requests_total{reason="overloaded"} 0"#,
-            r#"rerankd_refused_requests_total{reason="cannot_finish_in_time"} 0"#,
+            "rerankd_resident_memory_bytes ",
+            "rerankd_pairs_total 0",
             r#"rerankd_connections{listener="admin"} 0"#,
             r#"rerankd_refused_connections_total{listener="requests"} 0"#,
         ] {

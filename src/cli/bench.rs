@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 
 use super::settings::Flags;
 use super::{Exit, hub, output, serve};
-use crate::bench::drive::{Load, Progress};
-use crate::bench::report::{Budget, Findings, Report};
-use crate::bench::target::{Dialect, Engine, Server, Target};
-use crate::bench::text::{Kind, Source, Texts, read};
-use crate::bench::{self, Pace, Times, bare};
 use crate::config::Config;
-use crate::load;
-use crate::metrics::Metrics;
+use rerankd_engine::load;
+use rerankd_engine::metrics::Metrics;
+use rerankd_tools::bench::drive::{Load, Progress};
+use rerankd_tools::bench::report::{Budget, Findings, Report};
+use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
+use rerankd_tools::bench::text::{Kind, Source, Texts, read};
+use rerankd_tools::bench::{self, Pace, Times, bare};
 
 /// Longest part of a measurement.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -5,23 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-
 use super::hub::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
-use crate::bulk::Engine;
 use crate::config::{Config, Precision};
-use crate::eval::correlation::Correlation;
-use crate::eval::metric::{largest_difference, spearman};
-use crate::eval::plot::{self, Series};
-use crate::eval::report::{Agreement, Figures, Report, Row};
-use crate::eval::reranking::{Settings, Task};
-use crate::eval::{EvalError, data, reranking};
-use crate::load::LoadConfig;
-use crate::rerank::{Pair, Scale};
-use crate::service::ModelInfo;
+use rerankd_core::{Pair, Scale};
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::LoadConfig;
+use rerankd_engine::service::ModelInfo;
+use rerankd_tools::eval::correlation::Correlation;
+use rerankd_tools::eval::metric::{largest_difference, spearman};
+use rerankd_tools::eval::plot::{self, Series};
+use rerankd_tools::eval::report::{Agreement, Figures, Report, Row};
+use rerankd_tools::eval::reranking::{Settings, Task};
+use rerankd_tools::eval::{EvalError, data, reranking};
 
 /// Flags of `eval`.
 #[derive(Debug, clap::Args)]
@@ -53,7 +51,7 @@ struct Common {
         value_name = "PRECISION",
         value_delimiter = ','
     )]
-    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    #[arg(value_parser = super::precision())]
     precision: Vec<Precision>,
 
     /// Write the report as JSON, with all digits, instead of a table.
@@ -436,7 +434,7 @@ fn save_run(path: &Path, task: &Task, run: &Run) -> Result<(), EvalError> {
             .map(|candidate| candidate.id)
             .zip(scores.by_ref().copied())
             .collect();
-        ranking.sort_by(|a, b| crate::eval::metric::best_first((a.1, a.0), (b.1, b.0)));
+        ranking.sort_by(|a, b| rerankd_tools::eval::metric::best_first((a.1, a.0), (b.1, b.0)));
         for (index, (id, score)) in ranking.iter().enumerate() {
             let (query, rank, tag) = (query.id, index + 1, run.precision.name());
             let _ = writeln!(text, "{query} Q0 {id} {rank} {score} rerankd-{tag}");

@@ -8,10 +8,10 @@ use super::hub::{Told, placed};
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::Config;
-use crate::export::{self, ExportError, Written};
-use crate::graph;
-use crate::load;
-use crate::model::{AnyModel, Model, ModelError};
+use rerankd_engine::load;
+use rerankd_model::graph;
+use rerankd_model::{AnyModel, Model, ModelError};
+use rerankd_tools::export::{self, ExportError, Written};
 
 /// Flags of `export`.
 #[derive(Debug, clap::Args)]

@@ -11,9 +11,9 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::serve;
 use crate::config::{Config, Secret, Value};
-use crate::load::{LoadConfig, LoadError};
-use crate::model::ModelError;
-use crate::model::hub::{self, Cache, Event, HubConfig, ModelId, Proxy, Retries, Source};
+use rerankd_engine::load::{LoadConfig, LoadError};
+use rerankd_hub::{Cache, Event, HubConfig, ModelId, Proxy, Retries, Source};
+use rerankd_model::ModelError;
 
 /// How often a line is written where there is no bar.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub(super) fn placed(config: &Config, told: Told) -> Result<LoadConfig, ModelErr
 pub(super) fn fetched(id: &ModelId, config: &Config, told: Told) -> Result<PathBuf, ModelError> {
     let download = Download::new(id.to_string(), told);
     let onnx_file = config.model.onnx_file.as_deref();
-    let directory = hub::fetch(id, onnx_file, &hub_config(config)?, &|event| {
+    let directory = rerankd_hub::fetch(id, onnx_file, &hub_config(config)?, &|event| {
         download.tell(event);
     })?;
     download.end();

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::hub::kept;
 use super::settings::HubFlags;
 use super::{Exit, output};
-use crate::model::ModelError;
-use crate::model::hub::{Cache, Cached, ModelId};
+use rerankd_hub::{Cache, Cached, ModelId};
+use rerankd_model::ModelError;
 
 /// Digits of a commit that tell it apart.
 const SHORT: usize = 12;

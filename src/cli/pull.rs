@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::hub::{Told, fetched};
 use super::settings::HubFlags;
 use super::{Exit, output};
-use crate::model::AnyModel;
-use crate::model::hub::ModelId;
+use rerankd_hub::ModelId;
+use rerankd_model::AnyModel;
 
 /// Flags of `pull`.
 #[derive(Debug, clap::Args)]

@@ -9,11 +9,11 @@ use super::Exit;
 use super::hub::load_config;
 use super::progress::Progress;
 use super::settings::EngineFlags;
-use crate::bulk::Engine;
 use crate::config::{Config, Precision, Value};
-use crate::job::{self, End, Fields, Format, Job, JobError, Summary};
-use crate::load::LoadConfig;
-use crate::rerank::Scale;
+use rerankd_core::Scale;
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::LoadConfig;
+use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
 
 /// A part of a Parquet file costs more to make safe than a few lines.
 const COMMIT_LINES: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub struct Args {
 
     /// Arithmetic of the matrix products. Default: the setting `precision`.
     #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
-    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    #[arg(value_parser = super::precision())]
     precision: Option<Precision>,
 
     #[command(flatten)]

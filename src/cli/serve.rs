@@ -20,15 +20,15 @@ use super::settings::Flags;
 use crate::config::{Config, Device, Listen};
 use crate::cores::Cores;
 use crate::http::ListenerConfig;
-use crate::http::state::AppState;
 use crate::http::socket::Socket;
+use crate::http::state::AppState;
 use crate::http::tls::Tls;
-use crate::load::{LoadConfig, LoadError};
-use crate::metrics::Metrics;
-use crate::service::Reranker;
+use crate::metrics::ServerMetrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
-use crate::{http, load, shutdown, telemetry};
+use crate::{http, shutdown, telemetry};
+use rerankd_engine::load::{self, LoadConfig, LoadError};
+use rerankd_engine::service::Reranker;
 
 /// Runs the server until it is told to stop.
 pub fn run(flags: &Flags) -> Exit {
@@ -116,14 +116,14 @@ async fn live(mut config: Config) -> Exit {
         admin,
     } = opened;
     if let Some((_, address)) = &admin {
-        // Metrics are answered there and nowhere else, whoever opened it.
+        // ServerMetrics are answered there and nowhere else, whoever opened it.
         config.http.admin_listen = Some(address.clone());
     }
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
     warn_if_open(&config, &address);
     tell_threads(&config);
 
-    let metrics = Metrics::new();
+    let metrics = ServerMetrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
     let listener = ListenerConfig {
         tls: tls.clone(),
@@ -156,7 +156,7 @@ async fn live(mut config: Config) -> Exit {
         let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
         move || {
             let _loading = loading;
-            let reranker = Arc::new(load::load(&load_config, metrics)?);
+            let reranker = Arc::new(load::load(&load_config, metrics.engine.clone())?);
             state.install(reranker.clone());
             announce(&config, &reranker, &address);
             systemd::tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
@@ -421,8 +421,8 @@ pub(super) fn load_config(config: &Config) -> LoadConfig {
         precision: config.model.precision,
         device: config.model.device,
         library_path: std::env::var_os("LD_LIBRARY_PATH"),
-        batching: config.batching.clone(),
-        cache: config.cache.clone(),
+        batching: (&config.batching).into(),
+        cache: (&config.cache).into(),
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-
 use super::hub::load_config;
 use super::settings::EngineFlags;
 use super::{Exit, output};
-use crate::bulk::Engine;
 use crate::config::{Config, Precision};
-use crate::load::LoadConfig;
-use crate::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::LoadConfig;
+use rerankd_tools::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 
 /// Pairs that are named when they are off.
 const SHOWN: usize = 10;
@@ -29,7 +27,7 @@ pub struct Args {
 
     /// Arithmetic of the matrix products. Default: the setting `precision`.
     #[arg(id = "arithmetic", long = "precision", value_name = "PRECISION")]
-    #[arg(value_parser = PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>()))]
+    #[arg(value_parser = super::precision())]
     precision: Option<Precision>,
 
     #[command(flatten)]

@@ -10,7 +10,7 @@ const WIDTH: usize = 100;
 const MARKDOWN: &str = "\
 # Configuration
 
-<!-- Made of the declarations in src/config.rs: `RERANKD_UPDATE=1 cargo test --test configuration`. -->
+<!-- Made of the declarations in src/config.rs: `RERANKD_UPDATE=1 cargo test --test server configuration`. -->
 
 A setting has one name in three spellings: `max_documents` is `max_documents` in a file,
 `RERANKD_MAX_DOCUMENTS` in the environment and `--max-documents` on the command line. Later ones come

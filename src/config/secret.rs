@@ -1,27 +1,11 @@
-//! Texts that must not be seen.
+//! Secrets as values of settings.
 
-use std::fmt;
 use std::path::Path;
+
+pub use rerankd_core::Secret;
 
 use super::setting::Kind;
 use super::value::Value;
-
-/// A text that is kept out of logs and messages.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text.
-    pub fn text(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
-}
 
 impl Value for Secret {
     type Bound = ();
@@ -29,7 +13,7 @@ impl Value for Secret {
     const KIND: Kind = Kind::Secret;
 
     fn parse(text: &str) -> Result<Self, String> {
-        Ok(Self(text.trim().to_owned()))
+        Ok(Self::new(text.trim()))
     }
 
     fn read(path: &Path) -> Result<Self, String> {
@@ -37,6 +21,6 @@ impl Value for Secret {
     }
 
     fn show(&self) -> Option<String> {
-        (!self.0.is_empty()).then(|| "hidden".to_owned())
+        (!self.text().is_empty()).then(|| "hidden".to_owned())
     }
 }

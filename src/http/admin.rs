@@ -11,8 +11,9 @@ use utoipa::ToSchema;
 
 use super::error::{Failure, json};
 use super::state::AppState;
-use crate::rerank::RerankError;
 use crate::shutdown::Phase;
+use rerankd_core::RerankError;
+use rerankd_core::RerankError;
 
 /// A yes.
 #[derive(Serialize, ToSchema)]

@@ -19,8 +19,8 @@ use super::claim;
 use super::error::Failure;
 use super::state::{AppState, InFlight};
 use crate::config::HttpConfig;
-use crate::rerank::{Claim, RerankError};
-use crate::service::Reranker;
+use rerankd_core::{Claim, RerankError};
+use rerankd_engine::service::Reranker;
 
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.
@@ -176,7 +176,13 @@ async fn read(
         return Err(too_large(Some(size), limit).into());
     }
     let declared = declared.and_then(|size| usize::try_from(size).ok());
-    collect(Limited::new(body, limit), held, limit, declared.unwrap_or(0)).await
+    collect(
+        Limited::new(body, limit),
+        held,
+        limit,
+        declared.unwrap_or(0),
+    )
+    .await
 }
 
 /// The bytes of `body`, as long as there is room for them.

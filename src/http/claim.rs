@@ -7,8 +7,8 @@ use axum::http::request::Parts;
 use tokio::time::Instant;
 
 use super::auth::KeyName;
-use crate::config::BatchConfig;
-use crate::rerank::{Claim, Deadline, DeadlineBy, RerankError, Tenant};
+use crate::config::BatchSettings;
+use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError, Tenant};
 
 /// Milliseconds after which the client does not want the answer any more.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Errors
 /// When the header is no number of milliseconds.
-pub fn of_head(head: &Parts, config: &BatchConfig) -> Result<Claim, RerankError> {
+pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankError> {
     let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
             let number = value
@@ -73,9 +73,9 @@ mod tests {
     }
 
     fn deadline(header: Option<&str>, default: Duration) -> Option<(u128, DeadlineBy)> {
-        let config = BatchConfig {
+        let config = BatchSettings {
             request_timeout: default,
-            ..BatchConfig::default()
+            ..BatchSettings::default()
         };
         let claim = of_head(&head(header), &config).unwrap();
         let now = Instant::now().into_std();
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_no_time_is_refused() {
         for text in ["", "0", "-5", "1.5", "soon", "99999999999999999999"] {
-            let error = of_head(&head(Some(text)), &BatchConfig::default()).unwrap_err();
+            let error = of_head(&head(Some(text)), &BatchSettings::default()).unwrap_err();
             assert!(error.message().contains("`x-request-timeout-ms`"), "{text}");
         }
     }
@@ -108,7 +108,7 @@ mod tests {
             if let Some(key) = key {
                 head.extensions.insert(KeyName(key.into()));
             }
-            of_head(&head, &BatchConfig::default()).unwrap().tenant
+            of_head(&head, &BatchSettings::default()).unwrap().tenant
         };
         assert_eq!(tenant(None), Tenant::default());
         assert_eq!(tenant(Some("search")), tenant(Some("search")));

@@ -9,9 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::notes::{AnsweredIn, Cause, ClientLeft, attach};
-use crate::rerank::RerankError;
-use crate::wire::error::{Problem, to_json};
-use crate::wire::{self, Dialect, NATIVE};
+use rerankd_core::RerankError;
+use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
@@ -65,7 +64,11 @@ impl Failure {
             Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
-            Self::Service(error) => wire::error::kind(error.code()),
+            Self::Service(error) => {
+                let (status, name) = error.code().http();
+                let status = StatusCode::from_u16(status).expect("a status has three digits");
+                (status, name)
+            }
         }
     }
 
@@ -73,9 +76,11 @@ impl Failure {
     pub fn message(&self) -> String {
         match self {
             Self::Service(error) => error.message().to_owned(),
-            Self::NotFound => "not found; `POST /rerank` and `POST /predict` score texts, `GET /info` \
+            Self::NotFound => {
+                "not found; `POST /rerank` and `POST /predict` score texts, `GET /info` \
                                describes the server"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::MethodNotAllowed => {
                 "method not allowed; the `Allow` header lists those that are".to_owned()
             }
@@ -83,13 +88,17 @@ impl Failure {
                 "the body did not arrive within {} s; send it faster, or raise `--body-timeout`",
                 limit.as_secs_f64()
             ),
-            Self::BodyEnded => "the body ended early; send as much as its headers announce".to_owned(),
+            Self::BodyEnded => {
+                "the body ended early; send as much as its headers announce".to_owned()
+            }
             Self::UnknownEncoding => {
                 "unsupported Content-Encoding; send `gzip`, `deflate` or none".to_owned()
             }
-            Self::NoKey => "API key required; send it as `Authorization: Bearer KEY` or as `x-api-key: \
+            Self::NoKey => {
+                "API key required; send it as `Authorization: Bearer KEY` or as `x-api-key: \
                             KEY`"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::WrongKey => "invalid API key; send one that this server has".to_owned(),
             Self::ForeignOrigin(_) => "this origin is not allowed; the operator can allow it \
                                        (`--cors-origin`) or set API keys (`--api-keys-file`)"

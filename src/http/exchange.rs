@@ -14,11 +14,11 @@ use super::error::{Failure, json_bytes};
 use super::notes::{AnsweredIn, Cost, attach};
 use super::observe::RequestId;
 use super::state::AppState;
-use crate::rerank::{Claim, PredictCommand, Prediction, RerankCommand, RerankError, Ranking};
-use crate::service::Reranker;
-use crate::wire::dialect::Endpoint;
-use crate::wire::detect::detect;
-use crate::wire::{Body, Context, Token, Work};
+use rerankd_core::{Claim, PredictCommand, Prediction, Ranking, RerankCommand, RerankError};
+use rerankd_engine::service::Reranker;
+use rerankd_wire::detect::detect;
+use rerankd_wire::dialect::Endpoint;
+use rerankd_wire::{Body, Context, Token, Work};
 
 /// The answer to `request`, whose body asks for one of `operations`, and whose path may name a model.
 pub async fn answer(
@@ -135,7 +135,7 @@ async fn run(
         model: &info.id,
         labels: &info.labels,
         created: unix_seconds(SystemTime::now()),
-        document_form: state.config().http.rerank_document.into(),
+        document_form: state.config().http.rerank_document,
     };
     let ok = |body| json_bytes(StatusCode::OK, body);
     Ok(match work {

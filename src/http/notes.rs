@@ -2,7 +2,7 @@
 
 use axum::response::Response;
 
-use crate::wire::Dialect;
+use rerankd_wire::Dialect;
 
 /// What a request cost.
 #[derive(Debug, Clone, Copy)]

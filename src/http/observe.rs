@@ -16,7 +16,7 @@ use super::auth::KeyName;
 use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
-use crate::trace::{self, Timeline};
+use rerankd_engine::trace::{self, Timeline};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -164,7 +164,7 @@ impl Record {
         self.timeline
             .end(self.method.as_str(), &self.route, status, self.id.as_str());
         let trace_id = self.timeline.trace_id();
-        let metrics = self.state.metrics();
+        let metrics = &self.state.metrics().edge;
         metrics
             .requests
             .with_label_values(&[self.route.as_str(), &status.to_string()])

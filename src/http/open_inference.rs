@@ -7,10 +7,10 @@ use axum::response::Response;
 
 use super::error::{Failure, json};
 use super::state::AppState;
-use crate::rerank::RerankError;
-use crate::service::Reranker;
-use crate::wire::OPEN_INFERENCE;
-use crate::wire::open_inference::{Model, Ready, Server};
+use rerankd_core::RerankError;
+use rerankd_engine::service::Reranker;
+use rerankd_wire::OPEN_INFERENCE;
+use rerankd_wire::open_inference::{Model, Ready, Server};
 
 /// The model that a path names.
 pub struct ModelName(pub String);

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use axum::http::Method;
 
-use crate::wire::dialect::{Endpoint, endpoints, sharing};
-use crate::wire::{Dialect, INFINITY, NATIVE, OPEN_INFERENCE, VLLM};
+use rerankd_wire::dialect::{Endpoint, endpoints, sharing};
+use rerankd_wire::{Dialect, INFINITY, NATIVE, OPEN_INFERENCE, VLLM};
 
 /// What is answered at a path, to one method.
 pub struct Route {
@@ -75,8 +75,16 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ("/meta", &NATIVE, Handler::Info),
         ("/metrics", &NATIVE, Handler::Metrics),
         ("/v2", &OPEN_INFERENCE, Handler::InferenceServer),
-        ("/v2/models/{model}", &OPEN_INFERENCE, Handler::InferenceModel),
-        ("/v2/models/{model}/ready", &OPEN_INFERENCE, Handler::InferenceReady),
+        (
+            "/v2/models/{model}",
+            &OPEN_INFERENCE,
+            Handler::InferenceModel,
+        ),
+        (
+            "/v2/models/{model}/ready",
+            &OPEN_INFERENCE,
+            Handler::InferenceReady,
+        ),
     ];
     let asked = asked.into_iter().map(get);
     asked.chain(endpoints().flat_map(operations)).collect()
@@ -123,8 +131,7 @@ pub fn is_probe(path: &str) -> bool {
 /// for a key itself.
 pub fn is_open(method: &Method, path: &str) -> bool {
     let reads = *method == Method::GET || *method == Method::HEAD;
-    is_probe(path)
-        || reads && (path.starts_with("/page/") || at(path).any(|route| route.is_page()))
+    is_probe(path) || reads && (path.starts_with("/page/") || at(path).any(|route| route.is_page()))
 }
 
 impl Route {
@@ -269,7 +276,14 @@ mod tests {
                 _ => unreachable!("a body is read by a dialect"),
             }
         };
-        let told = ["tei", "mixedbread", "weaviate", "voyage", "vllm", "infinity"];
+        let told = [
+            "tei",
+            "mixedbread",
+            "weaviate",
+            "voyage",
+            "vllm",
+            "infinity",
+        ];
         assert_eq!(names("/rerank"), [&["native"], &told[..]].concat());
         assert_eq!(names("/predict"), ["native_predict", "tei_predict"]);
         assert_eq!(names("/infinity/rerank"), ["infinity"]);

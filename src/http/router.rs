@@ -17,7 +17,7 @@ use super::open_inference::ModelName;
 use super::route::{self, Handler, Route};
 use super::state::AppState;
 use super::{access, admin, exchange, observe, open_inference, openapi, page};
-use crate::metrics::Metrics;
+use crate::metrics::ServerMetrics;
 use crate::shutdown::Phase;
 
 /// Every route, and around them the layers in their order.
@@ -26,9 +26,7 @@ pub fn build(state: AppState) -> Router {
     let config = &state.config().http;
     let (page, metrics) = (config.page, config.admin_listen.is_none());
     let table = route::all().filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
-    let mut routes = table
-        .fold(Router::new(), add)
-        .merge(openapi::routes());
+    let mut routes = table.fold(Router::new(), add).merge(openapi::routes());
     if page {
         routes = routes.merge(page::routes());
     }
@@ -76,16 +74,17 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
 }
 
 /// Shows what can be counted before it happens, so that rates see the first failure.
-fn count_from_zero(metrics: &Metrics) {
+fn count_from_zero(metrics: &ServerMetrics) {
     for route in route::all().filter(|route| route.scores()) {
         for status in route::statuses() {
             metrics
+                .edge
                 .requests
                 .with_label_values(&[route.path, status]);
         }
     }
     for status in ["200", "503"] {
-        metrics.requests.with_label_values(&["/ready", status]);
+        metrics.edge.requests.with_label_values(&["/ready", status]);
     }
 }
 

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use super::auth::Keys;
 use super::budget::BodyBudget;
-use crate::config::{Config, DocumentForm};
-use crate::metrics::Metrics;
-use crate::rerank::{Limits, RerankError};
-use crate::service::Reranker;
+use crate::config::Config;
+use crate::metrics::ServerMetrics;
 use crate::shutdown::{Lifecycle, Phase};
-use crate::wire::{self, Served};
+use rerankd_core::{Limits, RerankError};
+use rerankd_engine::service::Reranker;
+use rerankd_wire::Served;
 
 /// What every request can reach. A cheap handle: clones share everything.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     config: Config,
     limits: Limits,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     lifecycle: Lifecycle,
     started: SystemTime,
     /// Empty until the model has loaded: the listener answers `/live` before that.
@@ -33,7 +33,7 @@ struct Shared {
 
 impl AppState {
     /// The state of a server that is starting.
-    pub fn new(config: Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: Config, metrics: Arc<ServerMetrics>) -> Self {
         let limits = Limits {
             max_documents: config.http.max_documents,
         };
@@ -118,7 +118,7 @@ impl AppState {
     }
 
     /// What the server measures.
-    pub fn metrics(&self) -> &Arc<Metrics> {
+    pub fn metrics(&self) -> &Arc<ServerMetrics> {
         &self.0.metrics
     }
 
@@ -162,16 +162,6 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         if *self.accepted.get_mut() {
             self.state.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl From<DocumentForm> for wire::DocumentForm {
-    fn from(form: DocumentForm) -> Self {
-        match form {
-            DocumentForm::Object => Self::Object,
-            DocumentForm::String => Self::String,
-            DocumentForm::Omit => Self::Omit,
         }
     }
 }

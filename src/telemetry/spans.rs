@@ -14,7 +14,7 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 
 use self::client::Client;
 use crate::config::TraceConfig;
-use crate::trace;
+use rerankd_engine::trace;
 
 /// Longest that the last spans may take on their way when the server stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);

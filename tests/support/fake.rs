@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use rerankd::batch::Batch;
-use rerankd::batch::cost::Costs;
-use rerankd::batch::plan::BatchLimits;
-use rerankd::encoder::PairEncoder;
 use rerankd::http::state::AppState;
-use rerankd::rerank::Activation;
-use rerankd::scorer::{ScoreError, Scorer};
-use rerankd::service::{Capacity, ModelInfo, Reranker};
+use rerankd_core::Activation;
+use rerankd_core::Batch;
+use rerankd_engine::cost::Costs;
+use rerankd_engine::plan::BatchLimits;
+use rerankd_engine::service::{Capacity, ModelInfo, Reranker};
+use rerankd_model::encoder::PairEncoder;
+use rerankd_runtime::{ScoreError, Scorer};
 use tokio::sync::Semaphore;
 
 /// Most tokens a pair of the default [`Model`] may have, three special ones among them.
@@ -188,10 +188,10 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     };
     let batching = &state.config().batching;
     let capacity = Capacity {
-        batch: BatchLimits::of(batching),
+        batch: BatchLimits::of(&batching.into()),
         max_queue_tokens: batching.max_queue_tokens,
         encode_threads: 1,
-        cache: state.config().cache.clone(),
+        cache: (&state.config().cache).into(),
         costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),
     };
     let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };
@@ -200,7 +200,7 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         encoder(model.max_length),
         (0..model.workers).map(|_| worker()).collect(),
         capacity,
-        state.metrics().clone(),
+        state.metrics().engine.clone(),
     ))
 }
 

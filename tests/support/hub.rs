@@ -17,7 +17,7 @@ use rerankd::config::{Config, Listen};
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
 use rerankd::http::{ListenerConfig, serve};
-use rerankd::metrics::Metrics;
+use rerankd::metrics::ServerMetrics;
 use ring::digest::{Context as Digest, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use tokio::sync::{Barrier, oneshot};
 
@@ -155,7 +155,7 @@ impl Hub {
                     assert!(matches!(socket.address().unwrap(), Listen::Tcp(_)));
                     ListenerConfig {
                         tls: tls.clone(),
-                        ..ListenerConfig::new(socket, &config, Metrics::new())
+                        ..ListenerConfig::new(socket, &config, ServerMetrics::new())
                     }
                 };
                 let at_hub = Router::new().fallback(hub_answer).with_state(state.clone());

@@ -1,6 +1,7 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod alone;
 pub mod fake;
 pub mod hub;
 pub mod packed;

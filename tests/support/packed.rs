@@ -1,10 +1,10 @@
 //! Packed graphs in sessions, without what the loader puts around them.
 
-use rerankd::graph::{self, Precision, Rows};
-use rerankd::model::Model;
-use rerankd::scorer::hardware::Hardware;
-use rerankd::scorer::library::Library;
-use rerankd::scorer::onnx::{Layout, OnnxModel};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::Model;
+use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_runtime::library::Library;
+use rerankd_runtime::onnx::{Layout, OnnxModel};
 
 pub fn library() -> Library {
     Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()

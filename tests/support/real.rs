@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rerankd::config::{BatchConfig, CacheConfig, Device, Precision};
-use rerankd::load::{LoadConfig, load};
-use rerankd::metrics::Metrics;
-use rerankd::service::Reranker;
+use rerankd_engine::config::{BatchConfig, CacheConfig, Precision};
+use rerankd_engine::load::{LoadConfig, load};
+use rerankd_engine::metrics::Metrics;
+use rerankd_engine::service::Reranker;
+use rerankd_runtime::Device;
 
 /// What the loader is asked for: `model`, or the embedded one where there is none, in fp32.
 pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
@@ -14,7 +15,7 @@ pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
         model: model.map(Path::to_owned),
         onnx_file: None,
         served_model_name: None,
-        truncation: rerankd::rerank::Strategy::default(),
+        truncation: rerankd_core::Strategy::default(),
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
         precision: Precision::Fp32,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rerankd::rerank::Pair;
+use rerankd_core::Pair;
 use serde::Deserialize;
 
 /// What the reference said of one model.

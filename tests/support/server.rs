@@ -11,11 +11,11 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rerankd::config::Config;
-use rerankd::http::state::AppState;
 use rerankd::http::socket::Socket;
+use rerankd::http::state::AppState;
 use rerankd::http::tls::Tls;
 use rerankd::http::{self, ListenerConfig};
-use rerankd::metrics::Metrics;
+use rerankd::metrics::ServerMetrics;
 use rerankd::shutdown::{Phase, Stopped, supervise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +25,9 @@ use tower::ServiceExt;
 
 use super::fake::{self, Model};
 use super::real;
+
+/// A timeout that a test waits for: short, and long enough for everything that must come before it.
+pub const SHORT: Duration = Duration::from_millis(100);
 
 /// Far longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,7 +41,7 @@ pub struct TestApp {
 impl TestApp {
     /// A server whose model is still loading.
     pub fn starting(config: Config) -> Self {
-        let state = AppState::new(config, Metrics::new());
+        let state = AppState::new(config, ServerMetrics::new());
         let router = http::router::build(state.clone());
         Self { router, state }
     }
@@ -52,7 +55,7 @@ impl TestApp {
     /// A server of the model in a directory, or of the embedded one.
     pub fn real(model: Option<&Path>) -> Self {
         let app = Self::starting(Config::default());
-        let metrics = app.state.metrics().clone();
+        let metrics = app.state.metrics().engine.clone();
         app.state.install(real::reranker(model, 2, metrics));
         app
     }

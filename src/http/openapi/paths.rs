@@ -4,10 +4,10 @@ use serde_json::{Map, Value, json};
 
 use crate::http::admin;
 use crate::http::route::{self, Handler, REFUSALS, Route};
-use crate::wire::dialect::Endpoint;
-use crate::wire::open_inference::{Model, OpenInferenceError, Ready, Server};
-use crate::wire::schema::{Form, Schemas, reference};
-use crate::wire::{Kind, NativeError};
+use rerankd_wire::dialect::Endpoint;
+use rerankd_wire::open_inference::{Model, OpenInferenceError, Ready, Server};
+use rerankd_wire::schema::{Form, Schemas, reference};
+use rerankd_wire::{Kind, NativeError};
 
 /// All paths; what they name is added to `schemas`.
 pub fn all(schemas: &mut Schemas) -> Value {
@@ -30,7 +30,13 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::Page => page(route, schemas),
         Handler::Models => {
             let models = reference::<admin::Models>(schemas);
-            get(route, "about", "The model that is served", Some(models), schemas)
+            get(
+                route,
+                "about",
+                "The model that is served",
+                Some(models),
+                schemas,
+            )
         }
         Handler::Info => {
             let summary = "What is served, how, and within which limits";
@@ -45,12 +51,18 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::InferenceModel => {
             let model = reference::<Model>(schemas);
             let summary = "What the model takes and gives";
-            of_model(get(route, INFERENCE, summary, Some(model), schemas), schemas)
+            of_model(
+                get(route, INFERENCE, summary, Some(model), schemas),
+                schemas,
+            )
         }
         Handler::InferenceReady => {
             let ready = reference::<Ready>(schemas);
             let summary = "Whether the model is ready";
-            of_model(get(route, INFERENCE, summary, Some(ready), schemas), schemas)
+            of_model(
+                get(route, INFERENCE, summary, Some(ready), schemas),
+                schemas,
+            )
         }
         Handler::Operations(operations) => post(route, operations, schemas),
     };

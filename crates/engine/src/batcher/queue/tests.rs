@@ -1,0 +1,633 @@
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::reply::{self, Answer};
+use super::*;
+use crate::admission::Admission;
+use crate::plan::{BatchLimits, SHARE_ABOVE};
+use rerankd_core::{Deadline, DeadlineBy, Priority};
+
+const LIMITS: BatchLimits = BatchLimits {
+    max_tokens: 64,
+    max_seconds: f64::INFINITY,
+    share_above: SHARE_ABOVE,
+};
+/// A token is a millisecond.
+const COST: Cost = Cost {
+    base: 0.0,
+    per_token: 1e-3,
+    per_square: 0.0,
+};
+const SPEED: Speed = Speed {
+    cost: COST,
+    workers: 1,
+    busy: 0.0,
+    batch_tokens: 64,
+};
+
+fn admission() -> Arc<Admission> {
+    let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
+    Admission::new(usize::MAX, 512, gauge)
+}
+
+/// A queue, and the time.
+struct Bench {
+    queue: Queue,
+    next_key: u128,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            queue: Queue::new(1),
+            next_key: 1000,
+            now: Instant::now(),
+        }
+    }
+
+    /// Sequences of these lengths that nobody else wants.
+    fn own(&mut self, lengths: &[usize]) -> Vec<(PairKey, Encoding)> {
+        let own = |&length: &usize| {
+            self.next_key += 1;
+            sequence(self.next_key, length)
+        };
+        lengths.iter().map(own).collect()
+    }
+
+    fn push(&mut self, lengths: &[usize]) -> (FlowId, reply::Receiver) {
+        self.push_as(Claim::default(), lengths)
+    }
+
+    fn push_as(&mut self, claim: Claim, lengths: &[usize]) -> (FlowId, reply::Receiver) {
+        let encodings = self.own(lengths);
+        self.push_all(claim, encodings)
+    }
+
+    fn push_all(
+        &mut self,
+        claim: Claim,
+        encodings: Vec<(PairKey, Encoding)>,
+    ) -> (FlowId, reply::Receiver) {
+        let (reply, receiver) = reply::channel();
+        let arrival = Arrival {
+            claim,
+            encodings,
+            reply,
+            permit: admission().admit(&[], 1).unwrap(),
+            timeline: Timeline::default(),
+            now: self.now,
+        };
+        (self.queue.push(arrival).0, receiver)
+    }
+
+    fn take(&mut self, limits: BatchLimits) -> Vec<Job> {
+        let plan = Plan::new(limits, COST, self.queue.waiting(), &[]);
+        let jobs = self.queue.take(&plan, SPEED, self.now).0;
+        let tokens: usize = jobs.iter().map(|job| job.encoding.len()).sum();
+        self.now += Duration::from_millis(tokens as u64);
+        jobs
+    }
+
+    /// Scores each sequence of a batch with its length. Returns who wanted them, with their lengths.
+    fn complete(&mut self, jobs: &[Job]) -> Vec<(FlowId, usize)> {
+        let logits: Vec<f32> = jobs.iter().map(|j| j.encoding.len() as f32).collect();
+        let who = jobs.iter().flat_map(|job| {
+            let wanted = &self.queue.jobs[&job.id];
+            wanted.by.iter().map(|(id, _)| (*id, wanted.tokens))
+        });
+        let who = who.collect();
+        self.queue.complete(jobs, &logits);
+        who
+    }
+
+    fn run(&mut self, limits: BatchLimits) -> Vec<(FlowId, usize)> {
+        let jobs = self.take(limits);
+        self.complete(&jobs)
+    }
+}
+
+/// A sequence of this name and length.
+fn sequence(key: u128, length: usize) -> (PairKey, Encoding) {
+    let encoding = Encoding {
+        ids: vec![length as u32; length],
+        type_ids: vec![0; length],
+    };
+    (PairKey(key), encoding)
+}
+
+fn answer(receiver: &mut reply::Receiver) -> Answer {
+    receiver.try_recv().expect("it was answered")
+}
+
+fn priority(priority: u16) -> Claim {
+    Claim {
+        priority: Priority::new(priority).unwrap(),
+        ..Claim::default()
+    }
+}
+
+fn tenant(tenant: u64) -> Claim {
+    Claim {
+        tenant: Tenant(tenant),
+        ..Claim::default()
+    }
+}
+
+#[test]
+fn a_small_request_does_not_wait_for_a_big_one_to_finish() {
+    let mut bench = Bench::new();
+    let (big, _keep) = bench.push(&[16; 100]);
+    bench.run(LIMITS);
+    let (small, mut receiver) = bench.push(&[16, 16]);
+    let batch = bench.run(LIMITS);
+    assert_eq!(batch.len(), 4);
+    assert_eq!(
+        batch.iter().filter(|(id, _)| *id == small).count(),
+        2,
+        "{big:?}"
+    );
+    assert_eq!(answer(&mut receiver).unwrap(), [16.0, 16.0]);
+}
+
+#[test]
+fn a_request_is_scored_in_its_own_order() {
+    let mut bench = Bench::new();
+    let (_, mut receiver) = bench.push(&[1, 40, 2, 50, 3]);
+    let mut order = Vec::new();
+    while bench.queue.waiting().tokens > 0 {
+        order.extend(bench.run(LIMITS).into_iter().map(|(_, length)| length));
+    }
+    assert_eq!(order, [1, 40, 2, 50, 3]);
+    assert_eq!(answer(&mut receiver).unwrap(), [1.0, 40.0, 2.0, 50.0, 3.0]);
+}
+
+/// Newcomers used to start level with whoever had been served least, so that a stream of small ones
+/// kept a big one back for ever.
+#[test]
+fn a_stream_of_newcomers_does_not_starve_a_big_request() {
+    let mut bench = Bench::new();
+    let (big, mut receiver) = bench.push(&[16; 50]);
+    let mut served = 0;
+    // It shares with the newcomers that wait, whose number grows as long as it has a share.
+    for _ in 0..2000 {
+        // As many newcomers as a whole batch takes, each time.
+        for _ in 0..4 {
+            bench.push(&[16]);
+        }
+        let batch = bench.run(LIMITS);
+        served += batch.iter().filter(|(id, _)| *id == big).count();
+    }
+    assert_eq!(served, 50);
+    assert!(answer(&mut receiver).is_ok());
+}
+
+#[test]
+fn priority_is_a_weight() {
+    let mut bench = Bench::new();
+    let (urgent, _a) = bench.push_as(priority(0), &[4; 1000]);
+    let (patient, _b) = bench.push_as(priority(3), &[4; 1000]);
+    let mut served = HashMap::new();
+    for _ in 0..50 {
+        for (id, length) in bench.run(LIMITS) {
+            *served.entry(id).or_insert(0) += length;
+        }
+    }
+    let ratio = served[&urgent] as f64 / served[&patient] as f64;
+    assert!((ratio - 4.0).abs() < 0.1, "{served:?}");
+}
+
+#[test]
+fn tenants_share_evenly_whatever_they_ask_for() {
+    let mut bench = Bench::new();
+    let (alone, _a) = bench.push_as(
+        Claim {
+            tenant: Tenant(2),
+            ..priority(999)
+        },
+        &[4; 1000],
+    );
+    let many: Vec<_> = (0..9)
+        .map(|_| bench.push_as(tenant(1), &[4; 1000]))
+        .collect();
+    let mut served = HashMap::new();
+    for _ in 0..90 {
+        for (id, length) in bench.run(LIMITS) {
+            *served.entry(id).or_insert(0_usize) += length;
+        }
+    }
+    let others: usize = many.iter().map(|(id, _)| served[id]).sum();
+    assert!(served[&alone].abs_diff(others) <= 64, "{served:?}");
+    for (id, _) in &many {
+        assert!(served[id].abs_diff(others / 9) <= 64, "{served:?}");
+    }
+}
+
+/// A tenant that leaves ahead of its share and comes back at once has gained nothing.
+#[test]
+fn coming_back_does_not_clear_what_a_tenant_has_had() {
+    let mut bench = Bench::new();
+    let (steady, _keep) = bench.push_as(tenant(1), &[16; 200]);
+    let (mut own, mut others) = (0, 0);
+    for _ in 0..40 {
+        let (_, _receiver) = bench.push_as(tenant(2), &[16; 4]);
+        for (id, length) in bench.run(LIMITS) {
+            *(if id == steady { &mut own } else { &mut others }) += length;
+        }
+    }
+    assert!(own >= others - 2 * 64, "{own} and {others}");
+}
+
+#[test]
+fn a_cancelled_request_leaves_at_once() {
+    let mut bench = Bench::new();
+    let (first, _gone) = bench.push(&[30, 30, 30]);
+    let (second, _keep) = bench.push(&[10]);
+    let running = bench.take(LIMITS);
+    assert_eq!(bench.queue.cancel(first), Outcome::default());
+    bench.queue.cancel(first);
+    let logits = vec![0.0; running.len()];
+    assert!(bench.queue.complete(&running, &logits).wasted > 0);
+    while bench.queue.waiting().tokens > 0 {
+        assert!(bench.run(LIMITS).iter().all(|(id, _)| *id == second));
+    }
+    assert_eq!(bench.queue.requests(), 0);
+}
+
+#[test]
+fn what_was_scored_of_a_request_that_left_was_wasted() {
+    let mut bench = Bench::new();
+    let (id, _gone) = bench.push(&[60, 60]);
+    bench.run(LIMITS);
+    assert_eq!(bench.queue.cancel(id).wasted, 60);
+    assert_eq!(bench.queue.waiting(), Work::default());
+}
+
+#[test]
+fn a_failed_batch_fails_its_own_requests_and_no_other() {
+    let mut bench = Bench::new();
+    let (_, mut failed) = bench.push(&[64, 64]);
+    let jobs = bench.take(LIMITS);
+    let (_, mut other) = bench.push(&[5]);
+    bench.queue.fail(&jobs, "broken");
+    let broken = BatchError::Failed("broken".into());
+    assert_eq!(answer(&mut failed), Err(broken));
+    bench.run(LIMITS);
+    assert_eq!(answer(&mut other).unwrap(), [5.0]);
+    assert_eq!(bench.queue.waiting(), Work::default());
+}
+
+// Identical pairs.
+
+#[test]
+fn identical_pairs_are_scored_once() {
+    let mut bench = Bench::new();
+    let all = || vec![sequence(1, 10), sequence(2, 20), sequence(1, 10)];
+    let (_, mut first) = bench.push_all(Claim::default(), all());
+    let (_, mut second) = bench.push_all(Claim::default(), all());
+    assert_eq!(bench.queue.waiting().tokens, 30);
+    let jobs = bench.take(LIMITS);
+    assert_eq!(jobs.len(), 2);
+    // While it runs, too.
+    let (_, mut third) = bench.push_all(Claim::default(), vec![sequence(2, 20)]);
+    assert_eq!(bench.queue.waiting().tokens, 0);
+    bench.complete(&jobs);
+    assert_eq!(answer(&mut first).unwrap(), [10.0, 20.0, 10.0]);
+    assert_eq!(answer(&mut second).unwrap(), [10.0, 20.0, 10.0]);
+    assert_eq!(answer(&mut third).unwrap(), [20.0]);
+    // It is over: from here on it is the cache's.
+    bench.push_all(Claim::default(), vec![sequence(2, 20)]);
+    assert_eq!(bench.queue.waiting().tokens, 20);
+}
+
+#[test]
+fn whoever_leaves_the_others_keep_their_pair() {
+    for leaves in [0, 1] {
+        for running in [false, true] {
+            let mut bench = Bench::new();
+            let pair = || vec![sequence(1, 10)];
+            let mut clients = [
+                bench.push_all(Claim::default(), pair()),
+                bench.push_all(Claim::default(), pair()),
+            ];
+            let jobs = if running {
+                bench.take(LIMITS)
+            } else {
+                Vec::new()
+            };
+            bench.queue.cancel(clients[leaves].0);
+            let jobs = if running { jobs } else { bench.take(LIMITS) };
+            bench.complete(&jobs);
+            let (_, kept) = &mut clients[1 - leaves];
+            assert_eq!(answer(kept).unwrap(), [10.0]);
+            assert_eq!(bench.queue.requests(), 0);
+        }
+    }
+}
+
+/// A pair deep in a big request does not keep a small one waiting that wants the same.
+#[test]
+fn a_shared_pair_is_taken_at_the_turn_of_whoever_comes_first() {
+    let mut bench = Bench::new();
+    let mut many = bench.own(&[16; 100]);
+    many.push(sequence(1, 16));
+    let (_, mut big) = bench.push_all(Claim::default(), many);
+    bench.run(LIMITS);
+    let (_, mut small) = bench.push_all(Claim::default(), vec![sequence(1, 16)]);
+    bench.run(LIMITS);
+    assert_eq!(answer(&mut small).unwrap(), [16.0]);
+    while bench.queue.waiting().tokens > 0 {
+        bench.run(LIMITS);
+    }
+    assert_eq!(answer(&mut big).unwrap(), [16.0; 101]);
+}
+
+#[test]
+fn what_runs_for_nobody_may_find_somebody() {
+    let mut bench = Bench::new();
+    let (first, _gone) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let jobs = bench.take(LIMITS);
+    bench.queue.cancel(first);
+    let (_, mut second) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let outcome = bench.queue.complete(&jobs, &[7.0]);
+    assert_eq!(outcome.wasted, 0);
+    assert_eq!(answer(&mut second).unwrap(), [7.0]);
+}
+
+// Deadlines.
+
+fn within(bench: &Bench, milliseconds: u64) -> Claim {
+    Claim {
+        deadline: Some(Deadline {
+            at: bench.now + Duration::from_millis(milliseconds),
+            by: DeadlineBy::Client,
+        }),
+        ..Claim::default()
+    }
+}
+
+#[test]
+fn what_cannot_be_answered_in_time_is_not_begun() {
+    let mut bench = Bench::new();
+    let claim = within(&bench, 50);
+    let (_, mut late) = bench.push_as(claim, &[40, 40]);
+    let (_, mut other) = bench.push(&[10]);
+    let batch = bench.run(LIMITS);
+    assert_eq!(batch.len(), 1);
+    let needed = Duration::from_millis(90);
+    assert_eq!(answer(&mut late), Err(BatchError::TooLate { needed }));
+    assert!(answer(&mut other).is_ok());
+}
+
+#[test]
+fn a_deadline_that_has_passed_is_told_apart_by_whether_it_cost_a_token() {
+    let mut bench = Bench::new();
+    let (_, _other) = bench.push(&[64; 3]);
+    let claim = within(&bench, 30);
+    let (waiting, mut receiver) = bench.push_as(claim, &[1]);
+    bench.now += Duration::from_millis(31);
+    while bench.queue.flows.contains_key(&waiting) {
+        bench.run(LIMITS);
+    }
+    let begun = false;
+    assert_eq!(
+        answer(&mut receiver),
+        Err(BatchError::DeadlinePassed { begun })
+    );
+
+    let mut bench = Bench::new();
+    let claim = within(&bench, 120);
+    let (id, mut receiver) = bench.push_as(claim, &[50, 50]);
+    bench.run(LIMITS);
+    bench.now += Duration::from_millis(71);
+    let outcome = bench.queue.expire(id);
+    assert_eq!(outcome.wasted, 50);
+    let begun = true;
+    assert_eq!(
+        answer(&mut receiver),
+        Err(BatchError::DeadlinePassed { begun })
+    );
+    assert_eq!(bench.queue.expire(id), Outcome::default());
+}
+
+#[test]
+fn a_request_is_forecast_with_its_share_and_no_more() {
+    let mut bench = Bench::new();
+    let (_, _big) = bench.push(&[16; 100]);
+    let (_, _other) = bench.push_as(tenant(7), &[16; 10]);
+    let forecast = |claim, length| {
+        let wish = Wish {
+            claim,
+            work: Work::of(length),
+        };
+        bench.queue.forecast(wish, None, SPEED)
+    };
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    // As much again for the request beside it, and as much as both for the other tenant.
+    assert!(close(forecast(Claim::default(), 16), 4.0 * 0.016));
+    assert!(close(
+        forecast(priority(1), 16),
+        (16.0 + 32.0 + 48.0) * 1e-3
+    ));
+    // Alone in its tenant.
+    assert!(close(forecast(tenant(8), 16), 3.0 * 0.016));
+    // Never more than there is.
+    assert!(close(forecast(Claim::default(), 10_000), 10.0 + 1.6 + 0.16));
+}
+
+// Properties.
+
+/// What happens to a queue, step by step.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Somebody asks for sequences, each one of a few that others may ask for too.
+    Push { claim: (u64, u16), keys: Vec<u8> },
+    /// The request of so many pushes ago leaves.
+    Cancel(usize),
+    /// A worker takes a batch.
+    Take,
+    /// The batch that runs longest ends, well or badly.
+    End { fails: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let claim = (0..3_u64, prop::sample::select(vec![0_u16, 1, 9, 999]));
+    let push = (claim, prop::collection::vec(0..60_u8, 1..20))
+        .prop_map(|(claim, keys)| Step::Push { claim, keys });
+    let step = prop_oneof![
+        3 => push,
+        1 => (0..8_usize).prop_map(Step::Cancel),
+        4 => Just(Step::Take),
+        4 => prop::bool::weighted(0.1).prop_map(|fails| Step::End { fails }),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+/// How long the sequence of this name is.
+fn length(key: u8) -> usize {
+    1 + usize::from(key) * 7 % 90
+}
+
+proptest! {
+    /// No sequence lost, none answered twice, every answer in the order of its request, tokens and
+    /// seconds of a batch kept and identical pairs never scored twice at a time, whatever is cancelled
+    /// or fails on the way and with however many batches at once.
+    #[test]
+    fn every_request_is_answered_once_and_in_order(
+        steps in steps(),
+        max_tokens in 1_usize..200,
+        max_milliseconds in 1_u32..300,
+    ) {
+        let limits = BatchLimits {
+            max_tokens,
+            max_seconds: f64::from(max_milliseconds) * 1e-3,
+            share_above: SHARE_ABOVE,
+        };
+        let mut bench = Bench::new();
+        let mut asked: Vec<(FlowId, Vec<u8>, reply::Receiver)> = Vec::new();
+        let (mut cancelled, mut failed) = (HashSet::new(), HashSet::new());
+        let mut running: Vec<Vec<Job>> = Vec::new();
+        let end = [Step::Take, Step::End { fails: false }];
+        let rest = std::iter::repeat_n(end, 2000).flatten();
+        for step in steps.into_iter().chain(rest) {
+            match step {
+                Step::Push { claim: (tenant, urgency), keys } => {
+                    let claim = Claim { tenant: Tenant(tenant), ..priority(urgency) };
+                    let all = keys.iter().map(|&key| sequence(key.into(), length(key)));
+                    let (id, receiver) = bench.push_all(claim, all.collect());
+                    asked.push((id, keys, receiver));
+                }
+                Step::Cancel(ago) => {
+                    if let Some((id, ..)) = asked.iter().rev().nth(ago) {
+                        if bench.queue.flows.contains_key(id) {
+                            cancelled.insert(*id);
+                        }
+                        bench.queue.cancel(*id);
+                    }
+                }
+                Step::Take => {
+                    let waiting = bench.queue.waiting().sequences;
+                    let jobs = bench.take(limits);
+                    prop_assert_eq!(jobs.is_empty(), waiting == 0);
+                    let work = Work::all(jobs.iter().map(|job| job.encoding.len()));
+                    prop_assert!(jobs.len() <= 1 || work.tokens <= max_tokens);
+                    prop_assert!(jobs.len() <= 1 || COST.seconds(work) <= limits.max_seconds);
+                    if !jobs.is_empty() {
+                        running.push(jobs);
+                    }
+                    let mut keys = HashSet::new();
+                    for job in running.iter().flatten() {
+                        prop_assert!(keys.insert(job.key), "scored twice at a time");
+                    }
+                }
+                Step::End { fails } => {
+                    if running.is_empty() {
+                        if bench.queue.requests() == 0 {
+                            continue;
+                        }
+                        prop_assert!(bench.queue.waiting().sequences > 0, "nobody is forgotten");
+                        continue;
+                    }
+                    let jobs = running.remove(0);
+                    if fails {
+                        for job in &jobs {
+                            failed.extend(bench.queue.jobs[&job.id].by.iter().map(|(id, _)| *id));
+                        }
+                        bench.queue.fail(&jobs, "broken");
+                    } else {
+                        bench.complete(&jobs);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(bench.queue.requests(), 0);
+        prop_assert_eq!(bench.queue.waiting(), Work::default());
+        prop_assert!(bench.queue.jobs.is_empty() && bench.queue.by_key.is_empty());
+        prop_assert!(bench.queue.turns.next().is_none());
+        for (id, keys, mut receiver) in asked {
+            let answer = receiver.try_recv();
+            if cancelled.contains(&id) {
+                prop_assert!(answer.is_err());
+            } else if failed.contains(&id) {
+                prop_assert_eq!(answer.unwrap(), Err(BatchError::Failed("broken".into())));
+            } else {
+                let logits: Vec<f32> = keys.iter().map(|&key| length(key) as f32).collect();
+                prop_assert_eq!(answer.unwrap(), Ok(logits));
+            }
+        }
+    }
+
+    /// While requests wait, none is ahead of another by more than a batch and a sequence of each, by
+    /// what it has had over its weight. Whoever came first, and whatever is cancelled beside them.
+    #[test]
+    fn shares_stay_fair(
+        flows in prop::collection::vec(
+            (prop::sample::select(vec![0_u16, 1, 4]), prop::collection::vec(1_usize..64, 40..80)),
+            2..5),
+        others in prop::collection::vec((0..30_usize, 1_usize..64, any::<bool>()), 0..10),
+    ) {
+        let mut bench = Bench::new();
+        let mut all = Vec::new();
+        for (urgency, lengths) in &flows {
+            let (id, receiver) = bench.push_as(priority(*urgency), lengths);
+            all.push((id, f64::from(*urgency) + 1.0, receiver));
+        }
+        let mut served: HashMap<FlowId, f64> = HashMap::new();
+        let mut kept = Vec::new();
+        for round in 0.. {
+            for (_, length, cancel) in others.iter().filter(|(when, ..)| *when == round) {
+                let (id, receiver) = bench.push(&[*length; 3]);
+                kept.push(receiver);
+                if *cancel {
+                    bench.queue.cancel(id);
+                }
+            }
+            for (id, length) in bench.run(LIMITS) {
+                *served.entry(id).or_default() += length as f64;
+            }
+            if !all.iter().all(|(id, ..)| {
+                bench.queue.flows.get(id).is_some_and(|flow| !flow.waiting.is_empty())
+            }) {
+                break;
+            }
+            for (a, parts_a, _) in &all {
+                for (b, parts_b, _) in &all {
+                    let a = served.get(a).copied().unwrap_or_default() * parts_a;
+                    let b = served.get(b).copied().unwrap_or_default() * parts_b;
+                    let bound = 64.0 * (parts_a + parts_b) + 64.0 * parts_a.max(*parts_b);
+                    prop_assert!((a - b).abs() <= bound, "{a} {b}");
+                }
+            }
+        }
+    }
+
+    /// However many others keep coming, a request is done by the time that its share, among those that
+    /// wait at the same time, takes to be served.
+    #[test]
+    fn nobody_starves(
+        lengths in prop::collection::vec(1_usize..64, 1..40),
+        urgency in prop::sample::select(vec![0_u16, 1, 9]),
+        at_once in 1_usize..6,
+        newcomer in 1_usize..64,
+    ) {
+        let mut bench = Bench::new();
+        // Others wait all the time, each replaced as soon as it is done.
+        let mut others: Vec<_> = (0..at_once).map(|_| bench.push(&[newcomer])).collect();
+        let (id, _receiver) = bench.push_as(priority(urgency), &lengths);
+        let own: usize = lengths.iter().sum();
+        let parts = usize::from(urgency) + 1;
+        let bound = own * (1 + at_once * parts) + (at_once + 2) * parts * 128 + 64;
+        let mut served = 0;
+        while bench.queue.flows.contains_key(&id) {
+            served += bench.run(LIMITS).iter().map(|(_, length)| length).sum::<usize>();
+            prop_assert!(served <= bound, "{served} tokens, {bound} expected");
+            others.retain(|(id, _)| bench.queue.flows.contains_key(id));
+            while others.len() < at_once {
+                others.push(bench.push(&[newcomer]));
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! From files to a running [`Reranker`].
+
+mod calibrate;
+mod engine;
+mod self_test;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::engine::{Engine, Plan};
+use crate::config::{BatchConfig, CacheConfig, Precision};
+use crate::cost::Work;
+use crate::metrics::Metrics;
+use crate::service::{Capacity, ModelInfo, Reranker};
+use rerankd_core::{Activation, Strategy};
+use rerankd_kernels::hardware::ThreadsError;
+use rerankd_kernels::isa::Path;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::{AnyModel, Model, ModelError};
+use rerankd_runtime::Device;
+use rerankd_runtime::device::DeviceError;
+use rerankd_runtime::library::{Library, LibraryError};
+use rerankd_runtime::padded::{PaddedError, PaddedModel};
+use rerankd_runtime::{ScoreError, Scorer};
+
+pub use engine::PrecisionError;
+pub use self_test::SelfTestError;
+
+use self_test::SelfTest;
+
+/// What to load, and how much of the machine to give it.
+#[derive(Debug, Clone, Default)]
+pub struct LoadConfig {
+    /// Directory of the model; `None` for the embedded one.
+    pub model: Option<PathBuf>,
+    /// ONNX file in that directory to run in place of what would be chosen.
+    pub onnx_file: Option<PathBuf>,
+    /// Name that responses carry, in place of the model's own.
+    pub served_model_name: Option<String>,
+    /// Which text gives way when a pair is too long and its request does not say.
+    pub truncation: Strategy,
+    /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
+    pub runtime_library: Option<OsString>,
+    /// Threads that score, each with a session of its own.
+    pub threads: usize,
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
+    /// What runs the model.
+    pub device: Device,
+    /// Where the system's loader looks first, as `LD_LIBRARY_PATH` gives it.
+    pub library_path: Option<OsString>,
+    /// How pairs become batches, and how many may wait.
+    pub batching: BatchConfig,
+    /// Which scores are kept.
+    pub cache: CacheConfig,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// ONNX Runtime is missing, broken or too old.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The device that was asked for cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device has not the arithmetic that was asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
+    /// The model cannot be served.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// ONNX Runtime refused the model.
+    #[error("ONNX Runtime cannot run the model: {0}")]
+    Runtime(#[from] ScoreError),
+    /// The system refused the threads that score.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+    /// The model loaded, and its scores mean nothing.
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestError),
+}
+
+impl From<PaddedError> for LoadError {
+    fn from(error: PaddedError) -> Self {
+        match error {
+            PaddedError::Model(error) => Self::Model(error),
+            PaddedError::Runtime(error) => Self::Runtime(error),
+        }
+    }
+}
+
+/// Loads the model, opens its sessions, tests each and starts the workers. Blocks.
+///
+/// # Errors
+/// [`LoadError`], in words for the person who starts the server.
+pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
+    let library = Library::load(config.runtime_library.as_deref())?;
+    tracing::info!(
+        model = config
+            .model
+            .as_ref()
+            .map(|dir| tracing::field::display(dir.display())),
+        "loading the model"
+    );
+    let plan = Plan::new(config, &library)?;
+    let Prepared {
+        encoder,
+        card,
+        mut engine,
+    } = prepare(config, &library, plan)?;
+    tracing::info!(
+        architecture = card.architecture,
+        format = card.format,
+        layout = card.layout,
+        precision = engine.precision,
+        "the model is read"
+    );
+    // It also warms the sessions up: no client pays for the first touch of their memory.
+    let self_test = SelfTest::new(&encoder, card.labels.len())?;
+    for scorer in &mut engine.opened.scorers {
+        self_test.run(&mut **scorer)?;
+    }
+    let sample = engine.sample(card.pad_token_id, card.max_length);
+    let started = Instant::now();
+    let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
+    let limits = engine.opened.limits;
+    let full = Work::of(limits.max_tokens.min(card.max_length));
+    tracing::info!(
+        took_ms = started.elapsed().as_millis() as u64,
+        tokens_per_second = (1.0 / costs.pace(full)) as u64,
+        longest_pair_ms = costs.loaded().seconds(Work::of(card.max_length)) * 1e3,
+        "sessions are warm, and the cost of batches is measured"
+    );
+    let info = info(config, card, &library, &engine);
+    let capacity = Capacity {
+        batch: limits,
+        max_queue_tokens: config.batching.max_queue_tokens,
+        encode_threads: config.threads,
+        cache: config.cache.clone(),
+        costs,
+    };
+    let scorers = engine.opened.scorers;
+    Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
+}
+
+/// What [`load`] would run, with nothing around it.
+pub struct Bare {
+    /// Makes token ids of pairs.
+    pub encoder: PairEncoder,
+    /// What runs batches.
+    pub sessions: Vec<Box<dyn Scorer>>,
+    /// The arithmetic, such as `fp32`.
+    pub precision: &'static str,
+    /// The device, such as `cpu`.
+    pub device: String,
+    /// Most tokens of one batch.
+    pub batch_tokens: usize,
+}
+
+/// Opens the encoder and the sessions that [`load`] would run. Blocks.
+///
+/// # Errors
+/// As [`load`].
+pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
+    let library = Library::load(config.runtime_library.as_deref())?;
+    let plan = Plan::new(config, &library)?;
+    let Prepared {
+        encoder, engine, ..
+    } = prepare(config, &library, plan)?;
+    Ok(Bare {
+        encoder,
+        sessions: engine.opened.scorers,
+        precision: engine.precision,
+        device: engine.device,
+        batch_tokens: engine.opened.limits.max_tokens,
+    })
+}
+
+/// A model that was read, and its sessions.
+struct Prepared {
+    encoder: PairEncoder,
+    card: Card,
+    engine: Engine,
+}
+
+/// What a model is, whatever it comes as.
+struct Card {
+    id: String,
+    architecture: String,
+    format: &'static str,
+    layout: &'static str,
+    labels: Vec<String>,
+    max_length: usize,
+    activation: Activation,
+    parameters: usize,
+    pad_token_id: u32,
+}
+
+fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepared, LoadError> {
+    match open(config)? {
+        AnyModel::Built(model) => {
+            let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
+            let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
+            let engine = plan.open(config, library, *model)?;
+            let card = Card {
+                id: manifest.id,
+                architecture: manifest.architecture.to_owned(),
+                format: "safetensors",
+                layout: "packed",
+                labels: manifest.labels,
+                max_length: manifest.max_length,
+                activation: manifest.activation,
+                parameters,
+                pad_token_id: manifest.encoder.pad_token_id,
+            };
+            Ok(Prepared {
+                encoder,
+                card,
+                engine,
+            })
+        }
+        AnyModel::Exported(model) => {
+            let encoder = PairEncoder::for_exported(&model)?.with_strategy(config.truncation);
+            let padded = PaddedModel::new(library, &model)?;
+            let parameters = padded.file().parameters;
+            let engine = plan.open_file(config, &padded)?;
+            let card = Card {
+                id: model.id,
+                architecture: model.architecture,
+                format: "onnx",
+                layout: "padded",
+                labels: model.labels,
+                max_length: model.max_length,
+                activation: model.activation,
+                parameters,
+                pad_token_id: model.pad_token_id,
+            };
+            Ok(Prepared {
+                encoder,
+                card,
+                engine,
+            })
+        }
+    }
+}
+
+/// Opens the model that is named, or else the embedded one.
+///
+/// # Errors
+/// [`ModelError`] when it cannot be served.
+pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
+    match &config.model {
+        Some(directory) => AnyModel::open(directory, config.onnx_file.as_deref()),
+        None if config.onnx_file.is_some() => Err(ModelError::new(
+            "`onnx_file` names a file of a model, and no model is named",
+            "pass `--model` with the directory that the file lies in",
+        )),
+        None => Ok(AnyModel::Built(Box::new(Model::embedded()?))),
+    }
+}
+
+fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> ModelInfo {
+    ModelInfo {
+        id: config.served_model_name.clone().unwrap_or(card.id),
+        architecture: card.architecture,
+        format: card.format,
+        layout: card.layout,
+        labels: card.labels,
+        max_length: card.max_length,
+        activation: card.activation,
+        precision: engine.precision,
+        instructions: Path::best().name(),
+        parameters: card.parameters,
+        threads: config.threads,
+        sessions: engine.opened.sessions,
+        runtime_version: library.version.clone(),
+        device: engine.device.clone(),
+        device_because: engine.device_because.clone(),
+        providers: engine.opened.providers.clone(),
+        batch_tokens: engine.opened.limits.max_tokens,
+    }
+}

@@ -1,0 +1,296 @@
+//! Opens a model on the device that runs it.
+
+use std::collections::BTreeMap;
+
+use super::calibrate::{SHAPES, Sample};
+use super::{LoadConfig, LoadError};
+use crate::config::Precision;
+use crate::plan::BatchLimits;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::graph::cuda::Floats;
+use rerankd_model::graph::{self, Rows};
+use rerankd_model::{Model, ModelError};
+use rerankd_runtime::Device;
+use rerankd_runtime::cuda::{self, CudaModel};
+use rerankd_runtime::device::{Choice, Gpu, Taken, ThisMachine, choose};
+use rerankd_runtime::library::Library;
+use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
+use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
+use rerankd_runtime::{ScoreError, Scorer};
+
+/// A device that was asked for an arithmetic that it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrecisionError {
+    /// 16 bits on a processor.
+    #[error("`--precision fp16` is for a GPU; hint: `--precision auto` fits every device")]
+    HalfOnCpu,
+    /// Eight bits on a GPU.
+    #[error("`--precision int8` is for processors; hint: `--precision auto` fits every device")]
+    Int8OnGpu,
+}
+
+/// Numbers that a model is computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    Cpu(graph::Precision),
+    Cuda(Floats),
+}
+
+impl Arithmetic {
+    /// What the settings ask of `device`. `auto` trusts eight bits with the embedded model alone: of
+    /// others nobody has measured what becomes of their scores.
+    fn of(config: &LoadConfig, device: &Taken) -> Result<Self, PrecisionError> {
+        use graph::Precision::{Fp32, Fp32Nodes, Int8};
+        let (measured, path) = (config.model.is_none(), Path::best());
+        let fp32 = match path.favours_own_fp32() {
+            true => Fp32,
+            false => Fp32Nodes,
+        };
+        match (device, config.precision) {
+            (Taken::Cpu, Precision::Fp32) => Ok(Self::Cpu(fp32)),
+            (Taken::Cpu, Precision::Int8) => Ok(Self::Cpu(Int8)),
+            (Taken::Cpu, Precision::Fp16) => Err(PrecisionError::HalfOnCpu),
+            (Taken::Cpu, Precision::Auto) if measured && path.favours_int8() => Ok(Self::Cpu(Int8)),
+            (Taken::Cpu, Precision::Auto) => Ok(Self::Cpu(fp32)),
+            (Taken::Cuda(_), Precision::Fp32) => Ok(Self::Cuda(Floats::Single)),
+            (Taken::Cuda(_), Precision::Fp16 | Precision::Auto) => Ok(Self::Cuda(Floats::Half)),
+            (Taken::Cuda(_), Precision::Int8) => Err(PrecisionError::Int8OnGpu),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cpu(precision) => precision.name(),
+            Self::Cuda(Floats::Single) => "fp32",
+            Self::Cuda(Floats::Half) => "fp16",
+        }
+    }
+}
+
+/// The device and the arithmetic, before the model is opened on it.
+pub(super) struct Plan {
+    choice: Choice,
+    arithmetic: Arithmetic,
+}
+
+impl Plan {
+    /// Looks at the machine where the settings ask for more than a processor.
+    ///
+    /// # Errors
+    /// When what is asked for is not there.
+    pub(super) fn new(config: &LoadConfig, library: &Library) -> Result<Self, LoadError> {
+        let machine = ThisMachine::new(config.library_path.as_deref());
+        let choice = choose(config.device, &library.path, &library.version, &machine)?;
+        let arithmetic = Arithmetic::of(config, &choice.device)?;
+        match &choice.device {
+            Taken::Cpu => {
+                tracing::info!(device = choice.name(), because = choice.because, "device")
+            }
+            Taken::Cuda(gpu) => tracing::info!(
+                device = choice.name(),
+                because = choice.because,
+                name = gpu.facts.name,
+                capability = %format_args!("{}.{}", gpu.facts.capability.0, gpu.facts.capability.1),
+                memory_bytes = gpu.facts.memory_bytes,
+                driver_cuda = %format_args!("{}.{}", gpu.facts.cuda.0, gpu.facts.cuda.1),
+                "device"
+            ),
+        }
+        Ok(Self { choice, arithmetic })
+    }
+
+    /// Opens every session, and drops the model: its memory is wanted for them.
+    pub(super) fn open(
+        self,
+        config: &LoadConfig,
+        library: &Library,
+        model: Model,
+    ) -> Result<Engine, LoadError> {
+        let opened = match (&self.choice.device, self.arithmetic) {
+            (Taken::Cuda(gpu), Arithmetic::Cuda(floats)) => {
+                on_gpu(gpu, floats, config, library, model)?
+            }
+            (_, Arithmetic::Cpu(precision)) => {
+                let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
+                let layout = Layout::of(&model.manifest);
+                drop(model);
+                let hardware = match precision {
+                    // No operator of ours would borrow a core.
+                    graph::Precision::Fp32Nodes => Hardware::default(),
+                    graph::Precision::Fp32 | graph::Precision::Int8 => {
+                        Hardware::new(config.threads)?
+                    }
+                };
+                let onnx = OnnxModel::new(library, graph, layout, hardware)?;
+                on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
+            }
+            (Taken::Cpu, Arithmetic::Cuda(_)) => {
+                unreachable!("the arithmetic was chosen for the device")
+            }
+        };
+        Ok(Engine {
+            device: self.choice.name(),
+            device_because: self.choice.because,
+            on_gpu: matches!(self.choice.device, Taken::Cuda(_)),
+            precision: self.arithmetic.name(),
+            opened,
+        })
+    }
+}
+
+impl Plan {
+    /// Opens every session of an ONNX file, which is run as it is, on the processor.
+    ///
+    /// # Errors
+    /// When the settings ask for what the file is not.
+    pub(super) fn open_file(
+        self,
+        config: &LoadConfig,
+        model: &PaddedModel,
+    ) -> Result<Engine, LoadError> {
+        let file = model.file();
+        let place = file.path.display();
+        if config.device != Device::Auto && matches!(self.choice.device, Taken::Cuda(_)) {
+            return Err(LoadError::Model(ModelError::new(
+                format!("`{place}` is an ONNX file, which is run on the processor"),
+                "serve it with `--device cpu`, or serve the weights of the model",
+            )));
+        }
+        if config.precision == Precision::Int8 && file.precision() != "int8" {
+            return Err(LoadError::Model(ModelError::new(
+                format!(
+                    "`{place}` computes in {}, and a file is run as it is",
+                    file.precision()
+                ),
+                "leave `precision` out, or name a file that was quantised with `onnx_file`",
+            )));
+        }
+        Ok(Engine {
+            device: "cpu".to_owned(),
+            device_because: match self.choice.device {
+                Taken::Cpu => self.choice.because,
+                Taken::Cuda(_) => "an ONNX file is run on the processor".to_owned(),
+            },
+            on_gpu: false,
+            precision: file.precision(),
+            opened: on_cpu(config, || model.session(1), PaddedScorer::providers)?,
+        })
+    }
+}
+
+/// A session for each thread. All are opened alike, so the first one tells which providers run them.
+fn on_cpu<S: Scorer + 'static, E: From<ScoreError>>(
+    config: &LoadConfig,
+    open: impl Fn() -> Result<S, E>,
+    providers: impl Fn(&S) -> Result<BTreeMap<String, usize>, ScoreError>,
+) -> Result<Opened, E> {
+    tracing::info!(sessions = config.threads, "opening sessions");
+    let opened = (0..config.threads).map(|_| open());
+    let sessions = opened.collect::<Result<Vec<S>, E>>()?;
+    let providers = sessions.first().map(providers).transpose()?;
+    let boxed = |session| Box::new(session) as Box<dyn Scorer>;
+    Ok(Opened {
+        scorers: sessions.into_iter().map(boxed).collect(),
+        sessions: config.threads,
+        providers: providers.unwrap_or_default(),
+        limits: BatchLimits::of(&config.batching),
+    })
+}
+
+fn on_gpu(
+    gpu: &Gpu,
+    floats: Floats,
+    config: &LoadConfig,
+    library: &Library,
+    model: Model,
+) -> Result<Opened, LoadError> {
+    let graph = graph::build(&model, Rows::FirstOfEach, graph::Precision::Fp32Nodes)?;
+    let graph = graph::cuda::lower(graph, floats)?;
+    let layout = Layout::of(&model.manifest);
+    let need = cuda::need(&model.manifest.encoder, floats);
+    drop(model);
+    let model = CudaModel::open(library, graph, layout, need, gpu)?;
+    let scorers = (0..cuda::SCORERS)
+        .map(|_| Ok(Box::new(model.scorer()?) as Box<dyn Scorer>))
+        .collect::<Result<_, ScoreError>>()?;
+    let tokens = model.batch_tokens(config.batching.cuda_batch_tokens);
+    Ok(Opened {
+        scorers,
+        sessions: 1,
+        providers: model.providers().clone(),
+        limits: BatchLimits {
+            max_tokens: tokens,
+            // They take turns on one device: half of a batch each is two batches.
+            share_above: tokens,
+            ..BatchLimits::of(&config.batching)
+        },
+    })
+}
+
+/// What a device has been given.
+pub(super) struct Opened {
+    pub(super) scorers: Vec<Box<dyn Scorer>>,
+    pub(super) sessions: usize,
+    pub(super) providers: BTreeMap<String, usize>,
+    pub(super) limits: BatchLimits,
+}
+
+/// A model on its device.
+pub(super) struct Engine {
+    pub(super) device: String,
+    pub(super) device_because: String,
+    pub(super) precision: &'static str,
+    pub(super) opened: Opened,
+    on_gpu: bool,
+}
+
+impl Engine {
+    /// Batches to measure it by, of `token` and sequences of `max_length`.
+    pub(super) fn sample(&self, token: u32, max_length: usize) -> Sample {
+        // A GPU's first run of a size is slow: its kernels are loaded, and its memory is taken.
+        let (shapes, warm_up): (&[&[usize]], &[&[usize]]) = match self.on_gpu {
+            true => (&cuda::SHAPES, &cuda::SHAPES),
+            false => (&SHAPES, &[]),
+        };
+        Sample {
+            token,
+            max_length,
+            shapes,
+            warm_up,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rerankd_runtime::device::Gpu;
+    use std::path::PathBuf;
+
+    fn arithmetic(device: &Taken, precision: Precision) -> Result<&'static str, PrecisionError> {
+        let config = LoadConfig {
+            model: Some(PathBuf::from("model")),
+            precision,
+            ..LoadConfig::default()
+        };
+        Arithmetic::of(&config, device).map(Arithmetic::name)
+    }
+
+    #[test]
+    fn every_device_has_its_arithmetic() {
+        let gpu = Taken::Cuda(Gpu::default());
+        assert_eq!(arithmetic(&Taken::Cpu, Precision::Auto), Ok("fp32"));
+        assert_eq!(arithmetic(&gpu, Precision::Auto), Ok("fp16"));
+        assert_eq!(arithmetic(&gpu, Precision::Fp16), Ok("fp16"));
+        assert_eq!(arithmetic(&gpu, Precision::Fp32), Ok("fp32"));
+        assert_eq!(
+            arithmetic(&Taken::Cpu, Precision::Fp16),
+            Err(PrecisionError::HalfOnCpu)
+        );
+        assert_eq!(
+            arithmetic(&gpu, Precision::Int8),
+            Err(PrecisionError::Int8OnGpu)
+        );
+    }
+}

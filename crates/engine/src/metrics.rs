@@ -1,0 +1,242 @@
+//! What an engine measures about itself, for Prometheus. Each field's doc comment is the metric's help
+//! text.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts,
+};
+
+/// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
+pub const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+/// Pairs of one batch.
+const PAIRS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+/// Tokens of one batch.
+const TOKENS: &[f64] = &[
+    16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+];
+
+/// Builds one metric from its name, help text and shape. See [`metrics!`](crate::metrics!).
+pub trait Metric: Collector + Clone + 'static {
+    /// Labels or buckets; `()` for a plain number.
+    type Shape;
+
+    /// The metric, at zero.
+    ///
+    /// # Errors
+    /// When a name or a label is not valid.
+    fn build(name: &str, help: &str, shape: Self::Shape) -> prometheus::Result<Self>;
+}
+
+impl Metric for IntCounter {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Metric for IntGauge {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+impl Metric for Gauge {
+    type Shape = ();
+    fn build(name: &str, help: &str, (): ()) -> prometheus::Result<Self> {
+        Self::new(name, help)
+    }
+}
+
+/// A label with all the values it can have. They are shown from the start, at zero: a value that came
+/// with its first event would hide that event from rates.
+pub type Closed = (&'static str, &'static [&'static str]);
+
+impl Metric for IntCounterVec {
+    type Shape = Labels;
+    fn build(name: &str, help: &str, labels: Self::Shape) -> prometheus::Result<Self> {
+        match labels {
+            Labels::Open(names) => Self::new(Opts::new(name, help), names),
+            Labels::Closed((label, values)) => {
+                let counter = Self::new(Opts::new(name, help), &[label])?;
+                for value in values {
+                    counter.get_metric_with_label_values(&[value])?;
+                }
+                Ok(counter)
+            }
+        }
+    }
+}
+
+/// The labels of a counter.
+pub enum Labels {
+    /// Labels whose values are not known here.
+    Open(&'static [&'static str]),
+    /// One label with a closed set of values.
+    Closed(Closed),
+}
+
+impl Metric for IntGaugeVec {
+    type Shape = Closed;
+    fn build(name: &str, help: &str, (label, values): Closed) -> prometheus::Result<Self> {
+        let gauge = Self::new(Opts::new(name, help), &[label])?;
+        for value in values {
+            gauge.get_metric_with_label_values(&[value])?;
+        }
+        Ok(gauge)
+    }
+}
+
+impl Metric for Histogram {
+    type Shape = &'static [f64];
+    fn build(name: &str, help: &str, buckets: Self::Shape) -> prometheus::Result<Self> {
+        Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+    }
+}
+
+impl Metric for HistogramVec {
+    type Shape = (&'static [&'static str], &'static [f64]);
+    fn build(name: &str, help: &str, (labels, buckets): Self::Shape) -> prometheus::Result<Self> {
+        Self::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        )
+    }
+}
+
+/// Declares a struct of metrics: each field with its name and shape; the doc comment is the help text.
+#[macro_export]
+macro_rules! metrics {
+    (
+        $(#[doc = $about:literal])+
+        pub struct $type:ident {
+            $($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal, $shape:expr;)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone)]
+        pub struct $type {
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl $type {
+            /// Every metric, at zero and in no registry.
+            pub fn new() -> std::sync::Arc<Self> {
+                std::sync::Arc::new(Self {
+                    $($field: <$kind as $crate::metrics::Metric>::build(
+                        $name,
+                        concat!($($help),+).trim(),
+                        $shape,
+                    )
+                    .expect("metric names and labels are valid"),)+
+                })
+            }
+
+            /// Adds every metric to `registry`.
+            ///
+            /// # Errors
+            /// When the registry has a metric of one of these names.
+            pub fn register(&self, registry: &prometheus::Registry) -> prometheus::Result<()> {
+                $(registry.register(Box::new(self.$field.clone()))?;)+
+                Ok(())
+            }
+        }
+    };
+}
+
+metrics! {
+    /// What an engine counts.
+    pub struct Metrics {
+    /// Pairs admitted for scoring.
+    pairs: IntCounter = "rerankd_pairs_total", ();
+    /// Tokens of admitted pairs, after truncation.
+    tokens: IntCounter = "rerankd_tokens_total", ();
+    /// Pairs that were cut to fit the model.
+    truncated: IntCounter = "rerankd_truncated_pairs_total", ();
+    /// Requests refused before they cost a token, by reason: the queue was full (`overloaded`), or they would not have been answered in time (`cannot_finish_in_time`).
+    refused: IntCounterVec = "rerankd_refused_requests_total",
+        Labels::Closed(("reason", &["overloaded", "cannot_finish_in_time"]));
+    /// Accepted requests whose deadline passed before their answer.
+    missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
+    /// Requests whose client left before the answer.
+    cancelled: IntCounter = "rerankd_cancelled_requests_total", ();
+    /// Tokens that were scored for requests that were never answered.
+    wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
+    /// Batches whose scoring failed.
+    failed_batches: IntCounter = "rerankd_failed_batches_total", ();
+    /// Tokens admitted and not yet scored.
+    queue_tokens: IntGauge = "rerankd_queue_tokens", ();
+    /// Seconds until what waits now would be scored if nothing came after it.
+    queue_delay_seconds: Gauge = "rerankd_queue_delay_seconds", ();
+    /// Pairs that were answered by the scoring of an identical pair at the same time.
+    shared_pairs: IntCounter = "rerankd_shared_pairs_total", ();
+    /// Pairs whose score was known.
+    cache_hits: IntCounter = "rerankd_cache_hits_total", ();
+    /// Pairs whose score had to be computed while the cache was on.
+    cache_misses: IntCounter = "rerankd_cache_misses_total", ();
+    /// Memory that known scores take, in bytes.
+    cache_bytes: IntGauge = "rerankd_cache_bytes", ();
+    /// Pairs of one batch.
+    batch_pairs: Histogram = "rerankd_batch_pairs", PAIRS;
+    /// Tokens of one batch.
+    batch_tokens: Histogram = "rerankd_batch_tokens", TOKENS;
+    /// Seconds a pair waited for its batch.
+    queue_seconds: Histogram = "rerankd_queue_seconds", SECONDS;
+    /// Seconds a request spent in tokenising.
+    tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
+    /// Seconds one batch spent in the model.
+    inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
+    }
+}
+
+/// Resident memory of this process, in bytes; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::{Registry, TextEncoder};
+
+    fn render(metrics: &Metrics) -> String {
+        let registry = Registry::new();
+        metrics.register(&registry).unwrap();
+        TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .unwrap()
+    }
+
+    #[test]
+    fn doc_comments_are_the_help_texts() {
+        let metrics = Metrics::new();
+        metrics.pairs.inc_by(3);
+        let text = render(&metrics);
+        assert!(text.contains("# HELP rerankd_pairs_total Pairs admitted for scoring."));
+        assert!(text.contains("rerankd_pairs_total 3"));
+    }
+
+    #[test]
+    fn closed_labels_are_there_before_anything_happens() {
+        let text = render(&Metrics::new());
+        for line in [
+            r#"rerankd_refused_requests_total{reason="overloaded"} 0"#,
+            r#"rerankd_refused_requests_total{reason="cannot_finish_in_time"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn two_engines_do_not_fit_one_registry() {
+        let registry = Registry::new();
+        Metrics::new().register(&registry).unwrap();
+        assert!(Metrics::new().register(&registry).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! AVX-512 without VNNI: sixteen lanes for fp32; whole numbers as [`super::avx2`] multiplies them.
+
+use std::arch::x86_64::{
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::avx2::Avx2;
+use super::{FloatTile, Isa, Step, Tile, with_constant};
+use crate::quantize::COLUMNS;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(Avx2);
+
+impl Isa for Avx512 {
+    const ROWS: usize = Avx2::ROWS;
+    const STRIPS: usize = Avx2::STRIPS;
+    const WORDS: usize = Avx2::WORDS;
+    const FLOAT_ROWS: usize = FLOAT_ROWS;
+    const FLOAT_STRIPS: usize = FLOAT_STRIPS;
+    const WIDE: bool = true;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn pack(group: u32, words: &mut [u32]) {
+        Avx2::pack(group, words);
+    }
+
+    #[inline(always)]
+    fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
+        self.0.multiply(tile, sums);
+    }
+
+    #[inline(always)]
+    fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
+        // SAFETY: only `perform` makes one, and its caller promises what is needed.
+        unsafe { multiply_floats(tile, sums) }
+    }
+}
+
+/// With three strips, twenty-four sums, three registers of weights, and one number of a row at a time.
+pub(super) const FLOAT_ROWS: usize = 8;
+pub(super) const FLOAT_STRIPS: usize = 3;
+
+/// See [`Isa::multiply_floats`].
+#[target_feature(enable = "avx512f")]
+pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
+    with_constant!(ROWS in [1 2 3 4 5 6 7 8], tile.count(), {
+        with_constant!(STRIPS in [1 2 3], tile.strip_count(), floats::<ROWS, STRIPS>(tile, sums))
+    });
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn floats<const ROWS: usize, const STRIPS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
+    let inputs = tile.inputs;
+    assert!(tile.rows.len() >= ROWS * inputs);
+    assert!(tile.strips.len() >= STRIPS * inputs * COLUMNS);
+    let mut block = [[_mm512_setzero_ps(); STRIPS]; ROWS];
+    let rows = tile.rows.as_ptr();
+    let strips = tile.strips.as_ptr();
+    for input in 0..inputs {
+        // SAFETY: a strip has `inputs` registers' worth, and the assertion holds `STRIPS` of them;
+        // the loads need no alignment.
+        let weights: [_; STRIPS] = std::array::from_fn(|strip| unsafe {
+            _mm512_loadu_ps(strips.add((strip * inputs + input) * COLUMNS))
+        });
+        for (row, sums) in block.iter_mut().enumerate() {
+            // SAFETY: `row * inputs + input < ROWS * inputs <= rows.len()` by the assertion.
+            let number = _mm512_set1_ps(unsafe { *rows.add(row * inputs + input) });
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                *sum = _mm512_fmadd_ps(number, weights, *sum);
+            }
+        }
+    }
+    for (sums, block) in sums.chunks_exact_mut(STRIPS * COLUMNS).zip(block) {
+        for (sums, sum) in sums.chunks_exact_mut(COLUMNS).zip(block) {
+            // SAFETY: the chunk holds sixteen numbers; the store needs no alignment.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), sum) };
+        }
+    }
+}
+
+/// Runs `step`.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VL, AVX2 and FMA.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+pub(super) unsafe fn perform<S: Step>(step: S) {
+    step.run(Avx512(Avx2(())))
+}

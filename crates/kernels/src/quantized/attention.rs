@@ -1,0 +1,444 @@
+//! Attention in eight bits over the tokens of one sequence.
+//!
+//! Softmax ignores what is added to all scores of a query. So keys are moved, each dimension by its
+//! least number, and need no zero to be taken off again; and what a dimension is divided by goes into
+//! the queries. Weights of softmax are rounded to eight bits, and what rounding takes from one token
+//! goes to the next, so that many small weights do not vanish together.
+
+use crate::elementary::{multiply_add, rough_exp2, round_to_i32};
+use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
+use crate::quantize::{COLUMNS, GROUP};
+
+/// Largest quantised key.
+const BYTE: f32 = 255.0;
+/// Largest weight of softmax: what rounding carries over has to fit beside it.
+const WEIGHT: f32 = 254.0;
+/// Largest quantised query and value.
+const SIGNED: f32 = 127.0;
+
+/// Memory that one call leaves to the next.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    spans: Spans,
+    /// `[heads, blocks, groups of dimensions, Isa::ROWS, Isa::WORDS]`
+    keys: Vec<u32>,
+    /// `[heads, strips of queries, groups of dimensions, COLUMNS, GROUP]`
+    queries: Vec<i8>,
+    /// `[heads, strips of dimensions, groups of tokens, COLUMNS, GROUP]`
+    values: Vec<i8>,
+    /// Of some queries: `[tokens, strips, COLUMNS]`
+    scores: Vec<i32>,
+    /// Of the same: `[blocks, groups of tokens, Isa::ROWS, Isa::WORDS]`
+    weights: Vec<u32>,
+    /// `[heads * size]` of one token.
+    row: Vec<u8>,
+    /// `[heads * size]` of [`GROUP`] tokens.
+    group: Vec<u32>,
+}
+
+/// Where the numbers of each dimension lie, `[heads * size]` each, and what follows from it.
+#[derive(Debug, Default)]
+struct Spans {
+    /// Largest query, whatever its sign.
+    query: Vec<f32>,
+    key_low: Vec<f32>,
+    key_high: Vec<f32>,
+    value_low: Vec<f32>,
+    value_high: Vec<f32>,
+    /// What a query is multiplied by to be quantised.
+    query_factor: Vec<f32>,
+    key_factor: Vec<f32>,
+    value_factor: Vec<f32>,
+    /// What a quantised value stands for.
+    value_scale: Vec<f32>,
+    value_middle: Vec<f32>,
+    /// Of each head: what turns a score into an exponent of two.
+    score_scale: Vec<f32>,
+}
+
+/// Attention of some tokens of a sequence to all of them. It is the same bits for a token whichever others
+/// are asked for beside it.
+pub(super) struct Attend<'a> {
+    /// `[tokens, heads * size]`, divided by the root of `size`.
+    pub queries: &'a [f32],
+    /// `[tokens, 2 * heads * size]`: keys and values.
+    pub keys: &'a [f32],
+    pub heads: usize,
+    /// Numbers of one head, a multiple of [`GROUP`].
+    pub size: usize,
+    pub scratch: &'a mut Scratch,
+    /// The first token that is asked for.
+    pub first: usize,
+    /// `[some tokens, heads * size]`.
+    pub output: &'a mut [f32],
+}
+
+impl Step for Attend<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self {
+            queries,
+            keys,
+            heads,
+            size,
+            scratch,
+            first,
+            output,
+        } = self;
+        let width = heads * size;
+        let shape = Shape {
+            tokens: queries.len() / width,
+            heads,
+            size,
+        };
+        scratch.spans.measure(queries, keys, shape);
+        scratch.quantize::<I>(queries, keys, shape);
+        for head in 0..heads {
+            scratch.attend(isa, shape, head, first, output);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    tokens: usize,
+    heads: usize,
+    size: usize,
+}
+
+impl Shape {
+    fn width(self) -> usize {
+        self.heads * self.size
+    }
+    /// Words of a head's keys.
+    fn keys<I: Isa>(self) -> usize {
+        self.tokens.div_ceil(I::ROWS) * self.block::<I>()
+    }
+    /// Words of a block of keys.
+    fn block<I: Isa>(self) -> usize {
+        self.size / GROUP * I::ROWS * I::WORDS
+    }
+    /// Bytes of a strip of queries.
+    fn query_strip(self) -> usize {
+        self.size * COLUMNS
+    }
+    /// Bytes of a head's queries.
+    fn queries(self) -> usize {
+        self.tokens.div_ceil(COLUMNS) * self.query_strip()
+    }
+    /// Groups of tokens.
+    fn groups(self) -> usize {
+        self.tokens.div_ceil(GROUP)
+    }
+    /// Bytes of a strip of values.
+    fn value_strip(self) -> usize {
+        self.groups() * COLUMNS * GROUP
+    }
+    /// Bytes of a head's values.
+    fn values(self) -> usize {
+        self.size.div_ceil(COLUMNS) * self.value_strip()
+    }
+}
+
+impl Spans {
+    #[inline(always)]
+    fn measure(&mut self, queries: &[f32], keys: &[f32], shape: Shape) {
+        let width = shape.width();
+        let start = |span: &mut Vec<f32>, first: &[f32]| {
+            span.clear();
+            span.extend_from_slice(first);
+        };
+        self.query.clear();
+        self.query.resize(width, 0.0);
+        let (key, value) = keys[..2 * width].split_at(width);
+        start(&mut self.key_low, key);
+        start(&mut self.key_high, key);
+        start(&mut self.value_low, value);
+        start(&mut self.value_high, value);
+        let rows = queries.chunks_exact(width);
+        for (query, keys) in rows.zip(keys.chunks_exact(2 * width)) {
+            let (key, value) = keys.split_at(width);
+            for (largest, x) in self.query.iter_mut().zip(query) {
+                *largest = if x.abs() > *largest {
+                    x.abs()
+                } else {
+                    *largest
+                };
+            }
+            span(&mut self.key_low, &mut self.key_high, key);
+            span(&mut self.value_low, &mut self.value_high, value);
+        }
+        let factor = |range: f32, max: f32| if range > 0.0 { max / range } else { 0.0 };
+        for out in [
+            &mut self.query_factor,
+            &mut self.key_factor,
+            &mut self.value_factor,
+            &mut self.value_scale,
+            &mut self.value_middle,
+        ] {
+            out.resize(width, 0.0);
+        }
+        for i in 0..width {
+            self.key_factor[i] = factor(self.key_high[i] - self.key_low[i], BYTE);
+            let (low, high) = (self.value_low[i], self.value_high[i]);
+            let half = 0.5 * (high - low);
+            self.value_middle[i] = 0.5 * (high + low);
+            self.value_factor[i] = factor(half, SIGNED);
+            self.value_scale[i] = half / SIGNED;
+        }
+        self.score_scale.clear();
+        for head in 0..shape.heads {
+            let dimensions = head * shape.size..(head + 1) * shape.size;
+            let mut largest = 0.0_f32;
+            for i in dimensions.clone() {
+                let step = (self.key_high[i] - self.key_low[i]) / BYTE;
+                self.query_factor[i] = step;
+                largest = largest.max(self.query[i] * step);
+            }
+            let reciprocal = factor(largest, SIGNED);
+            for i in dimensions {
+                self.query_factor[i] *= reciprocal;
+            }
+            self.score_scale
+                .push(largest / SIGNED * std::f32::consts::LOG2_E);
+        }
+    }
+}
+
+#[inline(always)]
+fn span(low: &mut [f32], high: &mut [f32], x: &[f32]) {
+    for ((low, high), &x) in low.iter_mut().zip(high).zip(x) {
+        *low = if x < *low { x } else { *low };
+        *high = if x > *high { x } else { *high };
+    }
+}
+
+impl Scratch {
+    /// Lays out queries, keys and values of all heads.
+    #[inline(always)]
+    fn quantize<I: Isa>(&mut self, queries: &[f32], keys: &[f32], shape: Shape) {
+        let width = shape.width();
+        let Shape {
+            tokens,
+            heads,
+            size,
+        } = shape;
+        self.keys.resize(heads * shape.keys::<I>(), 0);
+        self.queries.resize(heads * shape.queries(), 0);
+        self.values.resize(heads * shape.values(), 0);
+        self.row.resize(width, 0);
+        self.group.resize(width, 0);
+        let spans = &self.spans;
+        let row = &mut self.row[..];
+        let rows = queries.chunks_exact(width);
+        for (token, (query, key)) in rows.zip(keys.chunks_exact(2 * width)).enumerate() {
+            for ((number, x), factor) in row.iter_mut().zip(query).zip(&spans.query_factor) {
+                *number = round_to_i32(x * factor) as u8;
+            }
+            let place = token % COLUMNS;
+            let strip = token / COLUMNS * shape.query_strip();
+            for (head, row) in row.chunks_exact(size).enumerate() {
+                let strip = &mut self.queries[head * shape.queries() + strip..];
+                let strip = strip[..shape.query_strip()].as_chunks_mut::<GROUP>().0;
+                let cells = strip.chunks_exact_mut(COLUMNS);
+                for (group, cell) in row.as_chunks::<GROUP>().0.iter().zip(cells) {
+                    cell[place] = group.map(|x| x as i8);
+                }
+            }
+            let operands = key[..width]
+                .iter()
+                .zip(&spans.key_low)
+                .zip(&spans.key_factor);
+            for (((x, low), factor), number) in operands.zip(row.iter_mut()) {
+                *number = round_to_i32((x - low) * factor) as u8;
+            }
+            let place = token % I::ROWS * I::WORDS;
+            let block = token / I::ROWS * shape.block::<I>();
+            for (head, row) in row.chunks_exact(size).enumerate() {
+                let block = &mut self.keys[head * shape.keys::<I>() + block..];
+                let cells = block[..shape.block::<I>()].chunks_exact_mut(I::ROWS * I::WORDS);
+                for (group, cell) in row.as_chunks::<GROUP>().0.iter().zip(cells) {
+                    I::pack(
+                        u32::from_le_bytes(*group),
+                        &mut cell[place..place + I::WORDS],
+                    );
+                }
+            }
+        }
+        let row = &mut self.group[..];
+        for group in 0..shape.groups() {
+            row.fill(0);
+            for place in 0..GROUP.min(tokens - group * GROUP) {
+                let token = group * GROUP + place;
+                let value = &keys[(token * 2 + 1) * width..][..width];
+                let middle = spans.value_middle.iter().zip(&spans.value_factor);
+                for ((x, (middle, factor)), word) in value.iter().zip(middle).zip(row.iter_mut()) {
+                    let number = round_to_i32((x - middle) * factor);
+                    *word |= (number as u32 & 0xff) << (8 * place);
+                }
+            }
+            for (head, row) in row.chunks_exact(size).enumerate() {
+                for (strip, row) in row.chunks(COLUMNS).enumerate() {
+                    let at = head * shape.values()
+                        + strip * shape.value_strip()
+                        + group * COLUMNS * GROUP;
+                    let cells = self.values[at..at + COLUMNS * GROUP]
+                        .as_chunks_mut::<GROUP>()
+                        .0;
+                    for (cell, word) in cells.iter_mut().zip(row) {
+                        *cell = word.to_le_bytes().map(|byte| byte as i8);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn attend<I: Isa>(
+        &mut self,
+        isa: I,
+        shape: Shape,
+        head: usize,
+        asked: usize,
+        output: &mut [f32],
+    ) {
+        let Shape { tokens, size, .. } = shape;
+        let width = shape.width();
+        let asked = asked..asked + output.len() / width;
+        let keys = &self.keys[head * shape.keys::<I>()..][..shape.keys::<I>()];
+        let values = &self.values[head * shape.values()..][..shape.values()];
+        let queries = &self.queries[head * shape.queries()..][..shape.queries()];
+        let scale = self.spans.score_scale[head];
+        let dimensions = head * size..(head + 1) * size;
+        let value_scale = &self.spans.value_scale[dimensions.clone()];
+        let value_middle = &self.spans.value_middle[dimensions.clone()];
+        let weight_block = shape.groups() * I::ROWS * I::WORDS;
+        for (part, strips) in queries.chunks(I::STRIPS * shape.query_strip()).enumerate() {
+            let first = part * I::STRIPS * COLUMNS;
+            let lanes = strips.len() / size;
+            let count = lanes.min(tokens - first);
+            if first >= asked.end || first + count <= asked.start {
+                continue;
+            }
+            let scores = room(&mut self.scores, tokens * lanes);
+            for (block, rows) in keys.chunks_exact(shape.block::<I>()).enumerate() {
+                let scores = &mut scores[block * I::ROWS * lanes..];
+                let tile = Tile {
+                    rows,
+                    count: I::ROWS.min(scores.len() / lanes),
+                    strips,
+                    groups: size / GROUP,
+                };
+                isa.multiply(&tile, scores);
+            }
+            let weights = room(&mut self.weights, lanes.div_ceil(I::ROWS) * weight_block);
+            let mut totals = [0.0; MAX_STRIPS * COLUMNS];
+            for (strip, totals) in totals.chunks_exact_mut(COLUMNS).enumerate() {
+                if strip * COLUMNS < lanes {
+                    let strip = Strip {
+                        first: strip * COLUMNS,
+                        lanes,
+                        block: weight_block,
+                        scale,
+                    };
+                    strip.softmax::<I>(scores, weights, totals);
+                }
+            }
+            let mut sums: Sums = [0; MAX_ROWS * MAX_STRIPS * COLUMNS];
+            let blocks = weights.chunks_exact(weight_block);
+            for (block, rows) in blocks.enumerate().take(count.div_ceil(I::ROWS)) {
+                let start = block * I::ROWS;
+                let count = I::ROWS.min(count - start);
+                let panels = values.chunks(I::STRIPS * shape.value_strip());
+                for (panel, strips) in panels.enumerate() {
+                    let tile = Tile {
+                        rows,
+                        count,
+                        strips,
+                        groups: shape.groups(),
+                    };
+                    isa.multiply(&tile, &mut sums);
+                    let offset = panel * I::STRIPS * COLUMNS;
+                    let stride = strips.len() / shape.value_strip() * COLUMNS;
+                    let scales = &value_scale[offset..];
+                    let middles = &value_middle[offset..];
+                    for (row, sums) in sums.chunks_exact(stride).enumerate().take(count) {
+                        let query = first + start + row;
+                        if !asked.contains(&query) {
+                            continue;
+                        }
+                        let query = query - asked.start;
+                        let output = &mut output[query * width + dimensions.start + offset..]
+                            [..scales.len().min(stride)];
+                        let reciprocal = 1.0 / totals[start + row];
+                        let operands = sums.iter().zip(scales).zip(middles);
+                        for (((&sum, scale), &middle), output) in operands.zip(output) {
+                            *output = multiply_add::<I>(sum as f32, scale * reciprocal, middle);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The first `count` numbers; there is more where more was needed before.
+fn room<T: Copy + Default>(numbers: &mut Vec<T>, count: usize) -> &mut [T] {
+    if numbers.len() < count {
+        numbers.resize(count, T::default());
+    }
+    &mut numbers[..count]
+}
+
+/// Sixteen of the queries that are worked on.
+struct Strip {
+    /// The first of them.
+    first: usize,
+    /// All queries that are worked on.
+    lanes: usize,
+    /// Words of a block of weights.
+    block: usize,
+    /// What turns a score into an exponent of two.
+    scale: f32,
+}
+
+impl Strip {
+    /// Turns scores into weights, and says what they sum to.
+    #[inline(always)]
+    fn softmax<I: Isa>(&self, scores: &[i32], weights: &mut [u32], totals: &mut [f32]) {
+        let mut largest = [i32::MIN; COLUMNS];
+        for scores in scores.chunks_exact(self.lanes) {
+            let scores = &scores[self.first..self.first + COLUMNS];
+            for (largest, &score) in largest.iter_mut().zip(scores) {
+                *largest = score.max(*largest);
+            }
+        }
+        let mut carried = [0.0_f32; COLUMNS];
+        let mut sums = [0.0_f32; COLUMNS];
+        for (group, scores) in scores.chunks(self.lanes * GROUP).enumerate() {
+            let mut words = [0_u32; COLUMNS];
+            for (place, scores) in scores.chunks_exact(self.lanes).enumerate() {
+                let scores = &scores[self.first..self.first + COLUMNS];
+                for lane in 0..COLUMNS {
+                    let exponent = (scores[lane] - largest[lane]) as f32 * self.scale;
+                    let exact = multiply_add::<I>(rough_exp2::<I>(exponent), WEIGHT, carried[lane]);
+                    let whole = round_to_i32(exact);
+                    let rounded = whole as f32;
+                    carried[lane] = exact - rounded;
+                    sums[lane] += rounded;
+                    words[lane] |= (whole as u32) << (8 * place);
+                }
+            }
+            // The strip begins where a block does: there is one strip, or a block divides it.
+            let first = self.first / I::ROWS;
+            for (block, words) in words.chunks(I::ROWS).enumerate() {
+                let at = (first + block) * self.block + group * I::ROWS * I::WORDS;
+                let cells = weights[at..at + words.len() * I::WORDS].chunks_exact_mut(I::WORDS);
+                for (cell, &word) in cells.zip(words) {
+                    I::pack(word, cell);
+                }
+            }
+        }
+        totals.copy_from_slice(&sums);
+    }
+}

@@ -1,0 +1,88 @@
+//! A dense layer over quantised rows.
+
+use super::rows::Rows;
+use crate::elementary::{Finish, gelu_tanh, multiply_add, relu, rough_gelu};
+use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
+use crate::quantize::{COLUMNS, GROUP, strip_size};
+
+/// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// `[strips, groups, COLUMNS, GROUP]`.
+    pub strips: &'a [i8],
+    /// `[outputs]`.
+    pub scales: &'a [f32],
+    /// `[outputs]`.
+    pub sums: &'a [i32],
+    /// Added to every row, `[outputs]`.
+    pub bias: &'a [f32],
+}
+
+/// Writes the product of `rows` with `matrix` to `output`, `[rows, outputs]`.
+pub(super) struct Dense<'a> {
+    pub rows: &'a Rows,
+    pub inputs: usize,
+    pub matrix: Matrix<'a>,
+    pub finish: Finish,
+    pub output: &'a mut [f32],
+}
+
+impl Step for Dense<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.finish {
+            Finish::Nothing => self.finished(isa, |x| x),
+            Finish::Gelu => self.finished(isa, rough_gelu::<I>),
+            Finish::GeluTanh => self.finished(isa, gelu_tanh::<I>),
+            Finish::Relu => self.finished(isa, relu),
+        }
+    }
+}
+
+impl Dense<'_> {
+    #[inline(always)]
+    fn finished<I: Isa>(self, isa: I, finish: impl Fn(f32) -> f32) {
+        let Self {
+            rows,
+            inputs,
+            matrix,
+            output,
+            ..
+        } = self;
+        let outputs = matrix.scales.len();
+        let groups = inputs.div_ceil(GROUP);
+        let block_size = groups * I::ROWS * I::WORDS;
+        let mut sums: Sums = [0; MAX_ROWS * MAX_STRIPS * COLUMNS];
+        let width = I::STRIPS * COLUMNS;
+        let panels = matrix.strips.chunks(I::STRIPS * strip_size(inputs));
+        for (strips, first) in panels.zip((0..outputs).step_by(width)) {
+            let columns = first..(first + width).min(outputs);
+            let scales = &matrix.scales[columns.clone()];
+            let offsets = &matrix.sums[columns.clone()];
+            let bias = &matrix.bias[columns.clone()];
+            for (block, output) in output.chunks_mut(I::ROWS * outputs).enumerate() {
+                let tile = Tile {
+                    rows: &rows.words[block * block_size..][..block_size],
+                    count: output.len() / outputs,
+                    strips,
+                    groups,
+                };
+                isa.multiply(&tile, &mut sums);
+                let row_scales = &rows.scales[block * I::ROWS..];
+                let row_zeros = &rows.zeros[block * I::ROWS..];
+                let sums = sums.chunks_exact(tile.strip_count() * COLUMNS);
+                let written = output.chunks_exact_mut(outputs).zip(sums);
+                for (((output, sums), &row_scale), &zero) in written.zip(row_scales).zip(row_zeros)
+                {
+                    let operands = sums.iter().zip(scales).zip(offsets).zip(bias);
+                    for ((((&sum, &scale), &offset), &bias), output) in
+                        operands.zip(&mut output[columns.clone()])
+                    {
+                        let sum = (sum - zero * offset) as f32;
+                        *output = finish(multiply_add::<I>(sum, scale * row_scale, bias));
+                    }
+                }
+            }
+        }
+    }
+}

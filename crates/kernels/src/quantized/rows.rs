@@ -1,0 +1,99 @@
+//! Rows in eight bits, each by a scale of its own.
+
+use crate::elementary::{LANES, fold, round_to_i32};
+use crate::isa::{Isa, Step};
+use crate::quantize::GROUP;
+
+/// Largest number of a quantised row.
+const MAX: f32 = 255.0;
+/// Numbers that are looked at at once: two registers, so that one need not wait for the other.
+const WIDTH: usize = 2 * LANES;
+
+/// Quantised rows: `(number - zero) * scale` is what a number stands for.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// `[blocks, groups, Isa::ROWS, Isa::WORDS]`, and more: it never shrinks. What a last block has
+    /// no rows for is left as it was, and never read.
+    pub words: Vec<u32>,
+    /// What each row was divided by, `[rows]`; not a number where the row holds what is not finite.
+    pub scales: Vec<f32>,
+    /// What each row was then moved up by, `[rows]`.
+    pub zeros: Vec<i32>,
+    /// One row's numbers.
+    row: Vec<u8>,
+}
+
+/// Fills `rows` with `x`, `[rows, inputs]`.
+pub(super) struct Quantize<'a> {
+    pub x: &'a [f32],
+    pub inputs: usize,
+    pub rows: &'a mut Rows,
+}
+
+impl Step for Quantize<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let Self { x, inputs, rows } = self;
+        let groups = inputs.div_ceil(GROUP);
+        let block_size = groups * I::ROWS * I::WORDS;
+        let count = x.len() / inputs;
+        let size = count.div_ceil(I::ROWS) * block_size;
+        if rows.words.len() < size {
+            rows.words.resize(size, 0);
+        }
+        rows.scales.clear();
+        rows.zeros.clear();
+        rows.row.clear();
+        rows.row.resize(groups * GROUP, 0);
+        for (index, x) in x.chunks_exact(inputs).enumerate() {
+            let mut low = [0.0_f32; WIDTH];
+            let mut high = [0.0_f32; WIDTH];
+            // Zero, unless a number of the row is not finite: then the scale, and so every product
+            // of the row, is not a number either.
+            let mut poison = [0.0_f32; WIDTH];
+            let (chunks, rest) = x.as_chunks::<WIDTH>();
+            let mut look = |x: &[f32; WIDTH]| {
+                for lane in 0..WIDTH {
+                    low[lane] = if x[lane] < low[lane] {
+                        x[lane]
+                    } else {
+                        low[lane]
+                    };
+                    high[lane] = if x[lane] > high[lane] {
+                        x[lane]
+                    } else {
+                        high[lane]
+                    };
+                    poison[lane] += x[lane] * 0.0;
+                }
+            };
+            chunks.iter().for_each(&mut look);
+            let mut last = [0.0; WIDTH];
+            last[..rest.len()].copy_from_slice(rest);
+            look(&last);
+            let (low, high) = (fold(low, f32::min), fold(high, f32::max));
+            let poison = fold(poison, |a, b| a + b);
+            // A row of zeros stays zero.
+            let (scale, factor) = match high > low {
+                true => ((high - low) / MAX, MAX / (high - low)),
+                false => (0.0, 0.0),
+            };
+            let zero = (-low * factor).round_ties_even();
+            for (number, &x) in rows.row.iter_mut().zip(x) {
+                let x = x * factor + zero;
+                *number = round_to_i32(x).clamp(0, 255) as u8;
+            }
+            let block = &mut rows.words[index / I::ROWS * block_size..][..block_size];
+            let place = index % I::ROWS * I::WORDS;
+            let (words, _) = rows.row.as_chunks::<GROUP>();
+            for (word, cell) in words.iter().zip(block.chunks_exact_mut(I::ROWS * I::WORDS)) {
+                I::pack(
+                    u32::from_le_bytes(*word),
+                    &mut cell[place..place + I::WORDS],
+                );
+            }
+            rows.scales.push(scale + poison);
+            rows.zeros.push(zero as i32);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The steps of a layer against their definitions, on every path.
+
+use proptest::prelude::*;
+
+use super::attention::{self, Attend};
+use super::dense::{Dense, Matrix};
+use super::embeddings::{Embeddings, embed};
+use super::rows::{Quantize, Rows};
+use crate::elementary::Finish;
+use crate::isa::Path;
+use crate::norm::{LayerNorm, Normalize};
+use crate::quantize::{self, GROUP, Quantized};
+use crate::testing;
+
+/// Numbers between `-spread` and `spread`.
+fn numbers(seed: u64, count: usize, spread: f32) -> Vec<f32> {
+    let numbers = testing::numbers(seed, count).into_iter();
+    numbers.map(|number| number * spread).collect()
+}
+
+/// A dense layer `[outputs, inputs]` over rows of `inputs` numbers.
+fn product(
+    path: Path,
+    weights: &[f32],
+    inputs: usize,
+    bias: &[f32],
+    finish: Finish,
+    x: &[f32],
+) -> Vec<f32> {
+    let quantized = Quantized::new(&[weights], inputs);
+    let mut rows = Rows::default();
+    let rows = &mut rows;
+    path.perform(Quantize { x, inputs, rows });
+    let mut output = vec![f32::NAN; x.len() / inputs * bias.len()];
+    path.perform(Dense {
+        rows,
+        inputs,
+        matrix: Matrix {
+            strips: &quantized.strips,
+            scales: &quantized.scales,
+            sums: &quantized.sums,
+            bias,
+        },
+        finish,
+        output: &mut output,
+    });
+    output
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_dense_layer_is_the_matrix_product(
+        rows in 1_usize..15,
+        inputs in 1_usize..70,
+        outputs in 1_usize..70,
+        spread in prop::sample::select(vec![1e-3_f32, 1.0, 1e3]),
+        seed in any::<u64>(),
+    ) {
+        let weights = numbers(seed, outputs * inputs, 0.5);
+        let x = numbers(seed ^ 0x99, rows * inputs, spread);
+        let bias = numbers(seed ^ 0x3, outputs, 1.0);
+        for path in Path::available() {
+            let product = product(path, &weights, inputs, &bias, Finish::Nothing, &x);
+            for (row, product) in x.chunks_exact(inputs).zip(product.chunks_exact(outputs)) {
+                for ((weights, bias), product) in weights.chunks_exact(inputs).zip(&bias).zip(product) {
+                    let exact: f32 = weights.iter().zip(row).map(|(w, x)| w * x).sum::<f32>() + bias;
+                    // Half a step of a weight, and of a number of the row, for each product.
+                    let bound = inputs as f32 * spread * (0.25 / 127.0 + 0.5 / 127.0) + 1e-5;
+                    prop_assert!(
+                        (product - exact).abs() <= bound,
+                        "{}: {} for {}", path.name(), product, exact
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_close_to_the_exact_one(
+        tokens in 1_usize..120,
+        heads in 1_usize..4,
+        size in prop::sample::select(vec![4_usize, 20, 32, 64]),
+        spread in 0.1_f32..3.0,
+        part in any::<(prop::sample::Index, prop::sample::Index)>(),
+        seed in any::<u64>(),
+    ) {
+        let width = heads * size;
+        let queries = numbers(seed, tokens * width, spread / (size as f32).sqrt());
+        let keys = numbers(seed ^ 0x77, tokens * 2 * width, 2.0);
+        let mut exact = vec![0.0; tokens * width];
+        for query in 0..tokens {
+            for head in 0..heads {
+                let q = &queries[query * width + head * size..][..size];
+                let row = |token: usize, part: usize| {
+                    &keys[(token * 2 + part) * width + head * size..][..size]
+                };
+                let scores: Vec<f64> = (0..tokens)
+                    .map(|token| q.iter().zip(row(token, 0)).map(|(q, k)| f64::from(q * k)).sum())
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for d in 0..size {
+                    let mixed: f64 = (0..tokens).map(|t| weights[t] * f64::from(row(t, 1)[d])).sum();
+                    exact[query * width + head * size + d] = (mixed / sum) as f32;
+                }
+            }
+        }
+        for path in Path::available() {
+            let attend = |first: usize, output: &mut [f32]| {
+                path.perform(Attend {
+                    queries: &queries,
+                    keys: &keys,
+                    heads,
+                    size,
+                    scratch: &mut attention::Scratch::default(),
+                    first,
+                    output,
+                });
+            };
+            let mut output = vec![f32::NAN; exact.len()];
+            attend(0, &mut output);
+            let first = part.0.index(tokens);
+            let some = &output[first * width..][..(1 + part.1.index(tokens - first)) * width];
+            let mut part = vec![f32::NAN; some.len()];
+            attend(first, &mut part);
+            prop_assert_eq!(&part, some, "{}", path.name());
+            let error = output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // Values lie between -2 and 2.
+            prop_assert!(error < 0.08, "{}: off by {}", path.name(), error);
+        }
+    }
+
+    #[test]
+    fn a_norm_has_no_mean_and_unit_variance(
+        rows in 1_usize..5,
+        width in 1_usize..80,
+        seed in any::<u64>(),
+    ) {
+        let first = numbers(seed, rows * width, 3.0);
+        let residual = numbers(seed ^ 5, rows * width, 2.0);
+        let (gamma, beta) = (numbers(seed ^ 7, width, 1.0), numbers(seed ^ 9, width, 1.0));
+        for path in Path::available() {
+            let mut x = first.clone();
+            path.perform(Normalize {
+                x: &mut x,
+                residual: &residual,
+                norm: LayerNorm { gamma: &gamma, beta: &beta, epsilon: 1e-3 },
+            });
+            for (row, x) in x.chunks_exact(width).enumerate() {
+                let place = row * width..(row + 1) * width;
+                let sums: Vec<f64> = first[place.clone()]
+                    .iter()
+                    .zip(&residual[place])
+                    .map(|(a, b)| f64::from(a + b))
+                    .collect();
+                let mean = sums.iter().sum::<f64>() / width as f64;
+                let variance = sums.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / width as f64;
+                for (i, x) in x.iter().enumerate() {
+                    let normal = (sums[i] - mean) / (variance + 1e-3).sqrt();
+                    let exact = normal * f64::from(gamma[i]) + f64::from(beta[i]);
+                    prop_assert!((f64::from(*x) - exact).abs() < 1e-4, "{}: {} for {}", path.name(), x, exact);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_zeros_gives_the_bias() {
+    for path in Path::available() {
+        let weights = [1.0, -2.0, 3.0, 4.0];
+        let product = product(path, &weights, 2, &[0.5, -0.5], Finish::Nothing, &[0.0; 2]);
+        assert_eq!(product, [0.5, -0.5], "{}", path.name());
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    for path in Path::available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let x = [1.0, bad, 1.0, 1.0];
+            let product = product(path, &[1.0, 1.0], 2, &[0.0], Finish::Nothing, &x);
+            assert!(
+                product[0].is_nan() && (product[1] - 2.0).abs() < 1e-5,
+                "{}: {product:?}",
+                path.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn what_comes_after_a_layer_is_applied() {
+    for path in Path::available() {
+        for (finish, expected) in [
+            (Finish::Gelu, [-0.158_655_3, 1.954_499_8]),
+            (Finish::GeluTanh, [-0.158_808, 1.954_597_7]),
+            (Finish::Relu, [0.0, 2.0]),
+        ] {
+            let product = product(path, &[1.0, -2.0], 1, &[0.0; 2], finish, &[-1.0]);
+            for (product, expected) in product.iter().zip(expected) {
+                assert!(
+                    (product - expected).abs() < 5e-4,
+                    "{}, {finish:?}: {product} for {expected}",
+                    path.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours() {
+    let weights = numbers(3, 24 * 50, 0.5);
+    let x = numbers(4, 13 * 50, 2.0);
+    for path in Path::available() {
+        let bias = numbers(5, 24, 1.0);
+        let run = |x: &[f32]| product(path, &weights, 50, &bias, Finish::Gelu, x);
+        let together = run(&x);
+        for (row, together) in x.chunks_exact(50).zip(together.chunks_exact(24)) {
+            assert_eq!(run(row), together, "{}", path.name());
+        }
+    }
+}
+
+#[test]
+fn sums_have_room_for_wide_layers() {
+    let inputs = 20_000;
+    for path in Path::available() {
+        let ones = vec![1.0; inputs];
+        let product = product(path, &ones, inputs, &[0.0], Finish::Nothing, &ones);
+        assert!((product[0] - inputs as f32).abs() < 10.0, "{product:?}");
+    }
+}
+
+#[test]
+fn weights_lie_where_products_read_them() {
+    let weights: Vec<f32> = (0..17 * 5).map(|i| i as f32).collect();
+    let quantized = Quantized::new(&[&weights], 5);
+    // Two strips of two groups; the second strip has one output.
+    assert_eq!(quantized.strips.len(), 2 * 2 * 16 * GROUP);
+    for output in 0..17 {
+        let row = &weights[output * 5..][..5];
+        for (input, weight) in row.iter().enumerate() {
+            let at = ((output / 16 * 2 + input / GROUP) * 16 + output % 16) * GROUP + input % GROUP;
+            let stands_for = f32::from(quantized.strips[at]) * quantized.scales[output];
+            assert!((stands_for - weight).abs() <= 0.5 * quantized.scales[output]);
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_words_and_positions() {
+    let width = 20;
+    let words = numbers(1, 3 * width, 0.1);
+    let (quantized, scales) = quantize::by_row(&words, width);
+    let positions = numbers(2, 2 * width, 0.1);
+    let (gamma, beta) = (numbers(3, width, 1.0), numbers(4, width, 1.0));
+    let norm = LayerNorm {
+        gamma: &gamma,
+        beta: &beta,
+        epsilon: 1e-5,
+    };
+    let embeddings = Embeddings {
+        words: &quantized,
+        scales: &scales,
+        positions: &positions,
+        norm,
+    };
+    let mut expected = [&words[2 * width..], &words[..width]].concat();
+    Path::best().perform(Normalize {
+        x: &mut expected,
+        residual: &[&positions[width..], &positions[width..]].concat(),
+        norm,
+    });
+    for path in Path::available() {
+        let mut output = vec![f32::NAN; 2 * width];
+        embed(path, &embeddings, &[2, 0], &[1, 1], &mut output).unwrap();
+        for (ours, exact) in output.iter().zip(&expected) {
+            assert!(
+                (ours - exact).abs() < 0.02,
+                "{}: {ours} for {exact}",
+                path.name()
+            );
+        }
+        for (id, position) in [(3, 0), (-1, 0), (0, 2), (0, -1)] {
+            let outside = embed(path, &embeddings, &[0, id], &[0, position], &mut output);
+            assert!(outside.is_err(), "{id} {position}");
+        }
+    }
+}

@@ -1,0 +1,602 @@
+//! The transformer encoder of BERT and its descendants, packed, with its last layer computed only where
+//! it is read.
+
+use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
+use super::onnx::DataType;
+use super::{Precision, Rows, io, operator};
+use crate::{EncoderConfig, HiddenAct, Model, ModelError};
+use rerankd_kernels::quantize::{self, Quantized};
+use rerankd_kernels::strips::strips;
+
+const TOKENS: Dim = Dim::Named("tokens");
+const SEQUENCES: Dim = Dim::Named("sequences");
+
+/// A graph under construction, with the model it is built from.
+pub(super) struct EncoderGraph<'a> {
+    pub(super) graph: GraphBuilder,
+    model: &'a Model,
+    pub(super) config: &'a EncoderConfig,
+    pub(super) last_layer: Rows,
+    precision: Precision,
+    pub(super) inputs: Inputs,
+    /// What is added to attention's scores by distance.
+    relative_bias: Option<Value>,
+}
+
+pub(super) struct Inputs {
+    pub(super) input_ids: Value,
+    position_ids: Value,
+    lengths: Value,
+    cls_index: Value,
+}
+
+impl<'a> EncoderGraph<'a> {
+    pub(super) fn new(model: &'a Model, last_layer: Rows, precision: Precision) -> Self {
+        let mut graph = GraphBuilder::default();
+        let inputs = Inputs {
+            input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
+            position_ids: graph.input(io::POSITION_IDS, DataType::Int64, &[TOKENS]),
+            lengths: graph.input(io::LENGTHS, DataType::Int32, &[SEQUENCES]),
+            cls_index: graph.input(io::CLS_INDEX, DataType::Int64, &[SEQUENCES]),
+        };
+        Self {
+            graph,
+            model,
+            config: &model.manifest.encoder,
+            last_layer,
+            precision,
+            inputs,
+            relative_bias: None,
+        }
+    }
+
+    pub(super) fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    pub(super) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Tokens of each sequence.
+    pub(super) fn lengths(&self) -> Value {
+        self.inputs.lengths.clone()
+    }
+
+    /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
+    /// for.
+    pub(super) fn encode(&mut self) -> Result<Value, ModelError> {
+        if let Some(gated) = &self.config.gated {
+            return self.encode_gated(gated);
+        }
+        self.relative_bias = self.relative_bias()?;
+        let mut hidden = self.embeddings()?;
+        for layer in 0..self.config.layers {
+            let rows = if layer + 1 == self.config.layers {
+                self.last_layer
+            } else {
+                Rows::All
+            };
+            hidden = self.layer(layer, &hidden, rows)?;
+        }
+        Ok(hidden)
+    }
+
+    /// `x W^T + b` with the bias inside, for few rows: `[rows, out]`.
+    pub(super) fn dense(
+        &mut self,
+        name: &str,
+        x: &Value,
+        input: usize,
+        out: usize,
+        bias: bool,
+    ) -> Result<Value, ModelError> {
+        let matrix = self.matrix(name, out, input)?;
+        if !bias {
+            return Ok(self.linear(name, x, input, &[&matrix]));
+        }
+        let weight = self.transposed(name, input, &[&matrix]);
+        let bias = self.vector(&format!("{name}.bias"), out)?;
+        let inputs = [x, &weight, &bias];
+        Ok(self.graph.node(name, STANDARD, "Gemm", &inputs, &[]))
+    }
+
+    /// `LayerNorm(x)`, with nothing added.
+    pub(super) fn plain_norm(
+        &mut self,
+        name: &str,
+        x: &Value,
+        size: usize,
+        bias: bool,
+        epsilon: f32,
+    ) -> Result<Value, ModelError> {
+        let gamma = self.vector(&format!("{name}.weight"), size)?;
+        let mut inputs = vec![x.clone(), gamma];
+        if bias {
+            inputs.push(self.vector(&format!("{name}.bias"), size)?);
+        }
+        Ok(self.graph.node(
+            name,
+            STANDARD,
+            "LayerNormalization",
+            &inputs.iter().collect::<Vec<_>>(),
+            &[Attr::Int("axis", -1), Attr::Float("epsilon", epsilon)],
+        ))
+    }
+
+    pub(super) fn finish(mut self, logits: &Value) -> Graph {
+        let dims = [SEQUENCES, Dim::Fixed(self.model.manifest.labels.len())];
+        self.graph
+            .output(io::LOGITS, logits, DataType::Float, &dims);
+        self.graph.finish(&self.model.manifest.id)
+    }
+
+    fn embeddings(&mut self) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            hidden_size,
+            embedding_size: size,
+            vocab_size,
+            ref tensors,
+            ..
+        } = *self.config;
+        let words = format!("{}.weight", tensors.name(tensors.words));
+        let norm = tensors.name(tensors.norm);
+        let data = self.model.weights.read(&words, &[vocab_size, size])?;
+        let embedded = match self.precision {
+            Precision::Int8 => self.quantized_embeddings(&norm, &data)?,
+            Precision::Fp32 | Precision::Fp32Nodes => {
+                let words = self.floats(&words, &[vocab_size, size], data);
+                let positions = self.position_table()?;
+                let word = self.gather("word", &words, &self.inputs.input_ids.clone());
+                let index = self.inputs.position_ids.clone();
+                let position = self.gather("position", &positions, &index);
+                self.layer_norm(&norm, size, &word, &position, None)?
+            }
+        };
+        if size == hidden_size {
+            return Ok(embedded);
+        }
+        let projection = tensors.name(tensors.projection);
+        self.dense(&projection, &embedded, size, hidden_size, true)
+    }
+
+    fn quantized_embeddings(&mut self, norm: &str, words: &[f32]) -> Result<Value, ModelError> {
+        let size = self.config.embedding_size;
+        let (numbers, scales) = quantize::by_row(words, size);
+        let shape = [scales.len(), size];
+        let words = self
+            .graph
+            .weight("embeddings.words", &shape, Data::I8(numbers));
+        let scales = self.floats("embeddings.scales", &shape[..1], scales);
+        let positions = self.position_table()?;
+        let gamma = self.vector(&format!("{norm}.weight"), size)?;
+        let beta = self.vector(&format!("{norm}.bias"), size)?;
+        Ok(self.graph.node(
+            "embeddings",
+            operator::DOMAIN,
+            operator::QUANTIZED_EMBEDDINGS,
+            &[
+                &self.inputs.input_ids,
+                &self.inputs.position_ids,
+                &words,
+                &scales,
+                &positions,
+                &gamma,
+                &beta,
+            ],
+            &[Attr::Float(operator::EPSILON, self.config.layer_norm_eps)],
+        ))
+    }
+
+    /// One row for each segment and position, so that both cost a single look-up.
+    fn position_table(&mut self) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            embedding_size: size,
+            max_positions,
+            type_vocab_size,
+            ref tensors,
+            ..
+        } = *self.config;
+        let read = |part: &str, rows: usize| {
+            let name = format!("{}.weight", tensors.name(part));
+            self.model.weights.read(&name, &[rows, size])
+        };
+        let positions = match tensors.positions {
+            Some(positions) => read(positions, max_positions)?,
+            None => vec![0.0; max_positions * size],
+        };
+        let table = match tensors.types {
+            None => positions,
+            Some(types) => {
+                let types = read(types, type_vocab_size)?;
+                let mut table = Vec::with_capacity(type_vocab_size * positions.len());
+                for segment in types.chunks_exact(size) {
+                    for position in positions.chunks_exact(size) {
+                        table.extend(position.iter().zip(segment).map(|(p, s)| p + s));
+                    }
+                }
+                table
+            }
+        };
+        let shape = [type_vocab_size * max_positions, size];
+        Ok(self.floats("embeddings.position_table", &shape, table))
+    }
+
+    fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
+        if self.precision != Precision::Fp32Nodes {
+            return self.whole_layer(index, hidden, rows);
+        }
+        let tensors = &self.config.tensors;
+        let base = tensors.layer(index);
+        // What the layer's output is computed for, and added to.
+        let residual = match rows {
+            Rows::All => hidden.clone(),
+            Rows::FirstOfEach => self.first_of_each(&format!("{base}.first"), hidden),
+        };
+        let context = self.attention(&base, hidden, &residual, rows)?;
+
+        let size = self.config.hidden_size;
+        let dense = format!("{base}.{}", tensors.output);
+        let matrix = self.matrix(&dense, size, size)?;
+        let projected = self.linear(&dense, &context, size, &[&matrix]);
+        let bias = self.attention_output_bias(&base)?;
+        let bias = self.floats(&format!("{dense}.bias"), &[size], bias);
+        let norm = format!("{base}.{}", tensors.attention_norm);
+        let attended = self.layer_norm(&norm, size, &projected, &residual, Some(&bias))?;
+
+        let inner = self.config.intermediate_size;
+        let up = format!("{base}.{}", tensors.up);
+        let matrix = self.matrix(&up, inner, size)?;
+        let expanded = self.linear(&up, &attended, size, &[&matrix]);
+        let activated = self.activation(&up, &expanded, inner)?;
+        let down = format!("{base}.{}", tensors.down);
+        let matrix = self.matrix(&down, size, inner)?;
+        let contracted = self.linear(&down, &activated, inner, &[&matrix]);
+        let bias = self.vector(&format!("{down}.bias"), size)?;
+        let norm = format!("{base}.{}", tensors.output_norm);
+        self.layer_norm(&norm, size, &contracted, &attended, Some(&bias))
+    }
+
+    /// A whole layer as one node.
+    fn whole_layer(
+        &mut self,
+        index: usize,
+        hidden: &Value,
+        rows: Rows,
+    ) -> Result<Value, ModelError> {
+        let &EncoderConfig {
+            hidden_size: size,
+            intermediate_size: inner,
+            ref tensors,
+            ..
+        } = self.config;
+        let weights = &self.model.weights;
+        let base = tensors.layer(index);
+        let part = |name: &str| format!("{base}.{name}");
+        let scale = self.query_scale();
+        let scaled = |mut numbers: Vec<f32>| {
+            numbers.iter_mut().for_each(|number| *number *= scale);
+            numbers
+        };
+        let query = scaled(self.matrix(&part(tensors.query), size, size)?);
+        let query_bias = format!("{}.bias", part(tensors.query));
+        let query_bias = scaled(weights.read(&query_bias, &[size])?);
+        let key = self.matrix(&part(tensors.key), size, size)?;
+        let value = self.matrix(&part(tensors.value), size, size)?;
+        let projection = part(tensors.output);
+        let projected = self.matrix(&projection, size, size)?;
+        let projection_bias = self.attention_output_bias(&base)?;
+        let up = format!("{base}.{}", tensors.up);
+        let upward = self.matrix(&up, inner, size)?;
+        let up_bias = weights.read(&format!("{up}.bias"), &[inner])?;
+        let down = format!("{base}.{}", tensors.down);
+        let downward = self.matrix(&down, size, inner)?;
+        let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
+
+        let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
+        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
+            inputs.extend(self.product(name, input, matrices, bias));
+        };
+        matrix(&part(tensors.query), size, &[&query], query_bias);
+        matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
+        matrix(&projection, size, &[&projected], projection_bias);
+        matrix(&up, size, &[&upward], up_bias);
+        matrix(&down, inner, &[&downward], down_bias);
+        for norm in [tensors.attention_norm, tensors.output_norm] {
+            for part in ["weight", "bias"] {
+                inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
+            }
+        }
+        inputs.extend(self.places());
+        Ok(self.graph.node(
+            &base,
+            operator::DOMAIN,
+            match self.precision {
+                Precision::Int8 => operator::QUANTIZED_LAYER,
+                _ => operator::LAYER,
+            },
+            &inputs.iter().collect::<Vec<_>>(),
+            &self.layer_attributes(rows),
+        ))
+    }
+
+    /// What the operator of a whole layer is told, whichever form it has.
+    pub(super) fn layer_attributes(&self, rows: Rows) -> Vec<Attr> {
+        let first_of_each = i64::from(rows == Rows::FirstOfEach);
+        vec![
+            Attr::Int(operator::HEADS, self.config.heads as i64),
+            Attr::Int(operator::ACTIVATION, activation(self.config.hidden_act)),
+            Attr::Int(operator::FIRST_OF_EACH, first_of_each),
+            Attr::Float(operator::EPSILON, self.config.layer_norm_eps),
+        ]
+    }
+
+    /// What queries are multiplied by, so that attention need not.
+    pub(super) fn query_scale(&self) -> f32 {
+        let size = self.config.hidden_size / self.config.heads;
+        (size as f32).sqrt().recip()
+    }
+
+    /// Matrices `[out, input]` side by side, as the operator of a whole layer takes them in this
+    /// precision.
+    pub(super) fn product(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> Vec<Value> {
+        match self.precision {
+            Precision::Int8 => self.quantized(name, input, matrices, bias).to_vec(),
+            _ => self.strips(name, input, matrices, bias).to_vec(),
+        }
+    }
+
+    /// Matrices `[out, input]` side by side in eight bits, as a [`operator::QUANTIZED_LAYER`] takes
+    /// them.
+    fn quantized(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> [Value; 4] {
+        let Quantized {
+            strips,
+            scales,
+            sums,
+        } = Quantized::new(matrices, input);
+        let mut weight = |part: &str, count: usize, data: Data| {
+            self.graph.weight(&format!("{name}.{part}"), &[count], data)
+        };
+        [
+            weight("strips", strips.len(), Data::I8(strips)),
+            weight("scales", scales.len(), Data::F32(scales)),
+            weight("sums", sums.len(), Data::I32(sums)),
+            weight("bias", bias.len(), Data::F32(bias)),
+        ]
+    }
+
+    /// Matrices `[out, input]` side by side, as a [`operator::LAYER`] takes them.
+    fn strips(
+        &mut self,
+        name: &str,
+        input: usize,
+        matrices: &[&[f32]],
+        bias: Vec<f32>,
+    ) -> [Value; 2] {
+        let strips = strips(matrices, input);
+        [
+            self.floats(&format!("{name}.strips"), &[strips.len()], strips),
+            self.floats(&format!("{name}.bias"), &[bias.len()], bias),
+        ]
+    }
+
+    /// Self-attention of `queries` over all tokens of their sequence: one row for each query.
+    fn attention(
+        &mut self,
+        base: &str,
+        hidden: &Value,
+        queries: &Value,
+        rows: Rows,
+    ) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            hidden_size: size,
+            heads,
+            ref tensors,
+            ..
+        } = *self.config;
+        let part = |name: &str| format!("{base}.{name}");
+        let scale = self.query_scale();
+        let mut query = self.matrix(&part(tensors.query), size, size)?;
+        query.iter_mut().for_each(|weight| *weight *= scale);
+        let key = self.matrix(&part(tensors.key), size, size)?;
+        let value = self.matrix(&part(tensors.value), size, size)?;
+        let (query, keys) = match rows {
+            Rows::All => {
+                let all = self.linear(&part("qkv"), hidden, size, &[&query, &key, &value]);
+                (all.clone(), all)
+            }
+            Rows::FirstOfEach => (
+                self.linear(&part(tensors.query), queries, size, &[&query]),
+                self.linear(&part("kv"), hidden, size, &[&key, &value]),
+            ),
+        };
+        let name = format!("{}.bias", part(tensors.query));
+        let mut bias = self.model.weights.read(&name, &[size])?;
+        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let bias = self.floats(&name, &[size], bias);
+        let mut inputs = vec![query, keys, bias, self.lengths()];
+        inputs.extend(self.places());
+        Ok(self.graph.node(
+            &part("context"),
+            operator::DOMAIN,
+            operator::PACKED_ATTENTION,
+            &inputs.iter().collect::<Vec<_>>(),
+            &[Attr::Int(operator::HEADS, heads as i64)],
+        ))
+    }
+
+    /// What attention is given beside its other inputs.
+    fn places(&self) -> Vec<Value> {
+        match &self.relative_bias {
+            Some(bias) => vec![Value::missing(), bias.clone()],
+            None => Vec::new(),
+        }
+    }
+
+    /// What is added to attention's scores by distance, `[heads, 2 * reach + 1]`.
+    fn relative_bias(&mut self) -> Result<Option<Value>, ModelError> {
+        let EncoderConfig {
+            heads,
+            relative_bias: Some(ref bias),
+            ref tensors,
+            ..
+        } = *self.config
+        else {
+            return Ok(None);
+        };
+        let name = format!("{}.weight", tensors.name(bias.table));
+        let table = self.model.weights.read(&name, &[bias.buckets, heads])?;
+        let by_distance: Vec<f32> = (0..heads)
+            .flat_map(|head| bias.rows.iter().map(move |row| (head, row)))
+            .map(|(head, row)| table[row * heads + head])
+            .collect();
+        let shape = [heads, bias.rows.len()];
+        Ok(Some(self.floats(&name, &shape, by_distance)))
+    }
+
+    /// The bias of attention's output projection and, projected like every value, that of the
+    /// values: attention weights sum to one, so it passes through them unchanged.
+    ///
+    /// The bias of the keys is read nowhere: it adds the same to all scores of a query.
+    fn attention_output_bias(&self, base: &str) -> Result<Vec<f32>, ModelError> {
+        let EncoderConfig {
+            hidden_size: size,
+            ref tensors,
+            ..
+        } = *self.config;
+        let weights = &self.model.weights;
+        let values = weights.read(&format!("{base}.{}.bias", tensors.value), &[size])?;
+        let output = format!("{base}.{}", tensors.output);
+        let mut bias = weights.read(&format!("{output}.bias"), &[size])?;
+        let projection = self.matrix(&output, size, size)?;
+        for (bias, row) in bias.iter_mut().zip(projection.chunks_exact(size)) {
+            let projected: f64 = row
+                .iter()
+                .zip(&values)
+                .map(|(&weight, &value)| f64::from(weight) * f64::from(value))
+                .sum();
+            *bias = (f64::from(*bias) + projected) as f32;
+        }
+        Ok(bias)
+    }
+
+    fn activation(&mut self, name: &str, x: &Value, size: usize) -> Result<Value, ModelError> {
+        let bias = self.vector(&format!("{name}.bias"), size)?;
+        let output = format!("{name}.activated");
+        Ok(match self.config.hidden_act {
+            HiddenAct::Gelu => self
+                .graph
+                .node(&output, CONTRIB, "BiasGelu", &[x, &bias], &[]),
+            HiddenAct::GeluTanh => self
+                .graph
+                .node(&output, CONTRIB, "FastGelu", &[x, &bias], &[]),
+            HiddenAct::Relu => {
+                let biased = format!("{name}.biased");
+                let biased = self.graph.node(&biased, STANDARD, "Add", &[x, &bias], &[]);
+                self.graph.node(&output, STANDARD, "Relu", &[&biased], &[])
+            }
+        })
+    }
+
+    /// `LayerNorm(x + residual + bias)` in one pass.
+    fn layer_norm(
+        &mut self,
+        name: &str,
+        size: usize,
+        x: &Value,
+        residual: &Value,
+        bias: Option<&Value>,
+    ) -> Result<Value, ModelError> {
+        let gamma = self.vector(&format!("{name}.weight"), size)?;
+        let beta = self.vector(&format!("{name}.bias"), size)?;
+        let mut inputs = vec![x, residual, &gamma, &beta];
+        inputs.extend(bias);
+        Ok(self.graph.node(
+            name,
+            CONTRIB,
+            "SkipLayerNormalization",
+            &inputs,
+            &[Attr::Float("epsilon", self.config.layer_norm_eps)],
+        ))
+    }
+
+    /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
+    pub(super) fn linear(
+        &mut self,
+        name: &str,
+        x: &Value,
+        input: usize,
+        matrices: &[&[f32]],
+    ) -> Value {
+        let weight = self.transposed(name, input, matrices);
+        self.graph
+            .node(name, STANDARD, "MatMul", &[x, &weight], &[])
+    }
+
+    /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.
+    pub(super) fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
+        let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
+        let mut joined = vec![0.0; input * width];
+        let rows = matrices
+            .iter()
+            .flat_map(|matrix| matrix.chunks_exact(input));
+        for (column, row) in rows.enumerate() {
+            for (i, &weight) in row.iter().enumerate() {
+                joined[i * width + column] = weight;
+            }
+        }
+        self.floats(&format!("{name}.weight^T"), &[input, width], joined)
+    }
+
+    /// The weights of a dense layer as they are stored, `[out, input]`.
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        out: usize,
+        input: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        self.model
+            .weights
+            .read(&format!("{name}.weight"), &[out, input])
+    }
+
+    pub(super) fn floats(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> Value {
+        self.graph.weight(name, shape, Data::F32(data))
+    }
+
+    pub(super) fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
+        let data = self.model.weights.read(name, &[size])?;
+        Ok(self.floats(name, &[size], data))
+    }
+
+    pub(super) fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {
+        let index = self.inputs.cls_index.clone();
+        self.gather(name, hidden, &index)
+    }
+
+    pub(super) fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
+        self.graph
+            .node(name, STANDARD, "Gather", &[rows, index], &[])
+    }
+}
+
+/// How an operator is told the function of the feed-forward part.
+fn activation(function: HiddenAct) -> i64 {
+    match function {
+        HiddenAct::Gelu => operator::GELU,
+        HiddenAct::GeluTanh => operator::GELU_TANH,
+        HiddenAct::Relu => operator::RELU,
+    }
+}

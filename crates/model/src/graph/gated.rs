@@ -1,0 +1,345 @@
+//! The transformer encoder of ModernBERT, packed: LayerNorm before each part, queries and keys turned by
+//! their places, attention to everything or to what is near, and a gate in the feed-forward part.
+
+use super::builder::{Attr, CONTRIB, STANDARD, Value};
+use super::encoder::EncoderGraph;
+use super::{Precision, Rows, operator};
+use crate::{EncoderConfig, Gated, HiddenAct, ModelError};
+
+/// Tables of cosines and sines.
+struct Rotary {
+    global: Value,
+    local: Value,
+}
+
+impl Rotary {
+    /// The table of a layer; its window becomes an attribute.
+    fn of(&self, gated: &Gated, index: usize, attributes: &mut Vec<Attr>) -> Value {
+        match gated.local[index] {
+            true => {
+                attributes.push(Attr::Int(operator::WINDOW, gated.window as i64));
+                self.local.clone()
+            }
+            false => self.global.clone(),
+        }
+    }
+}
+
+impl EncoderGraph<'_> {
+    /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
+    /// for.
+    pub(super) fn encode_gated(&mut self, gated: &Gated) -> Result<Value, ModelError> {
+        let rotary = Rotary {
+            global: self.rotary("rotary.global", gated.global_theta),
+            local: self.rotary("rotary.local", gated.local_theta),
+        };
+        let mut hidden = self.words(gated)?;
+        let layers = self.config.layers;
+        for layer in 0..layers {
+            let rows = if layer + 1 == layers {
+                self.last_layer
+            } else {
+                Rows::All
+            };
+            hidden = self.gated_layer(gated, layer, &hidden, rows, &rotary)?;
+        }
+        let tensors = &self.config.tensors;
+        self.norm(&tensors.name(gated.final_norm), &hidden, gated)
+    }
+
+    fn words(&mut self, gated: &Gated) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            hidden_size: size,
+            vocab_size,
+            ref tensors,
+            ..
+        } = *self.config;
+        let name = tensors.name(tensors.words);
+        let words = self.matrix(&name, vocab_size, size)?;
+        let words = self.floats(&format!("{name}.weight"), &[vocab_size, size], words);
+        let ids = self.inputs.input_ids.clone();
+        let word = self.gather("word", &words, &ids);
+        self.norm(&tensors.name(tensors.norm), &word, gated)
+    }
+
+    fn gated_layer(
+        &mut self,
+        gated: &Gated,
+        index: usize,
+        hidden: &Value,
+        rows: Rows,
+        rotary: &Rotary,
+    ) -> Result<Value, ModelError> {
+        if self.precision() != Precision::Fp32Nodes {
+            return self.whole_gated_layer(gated, index, hidden, rows, rotary);
+        }
+        let EncoderConfig {
+            hidden_size: size,
+            intermediate_size: inner,
+            ref tensors,
+            ..
+        } = *self.config;
+        let base = tensors.layer(index);
+        let part = |name: &str| format!("{base}.{name}");
+        // The first layer's input has just been normalised.
+        let normed = match index {
+            0 => hidden.clone(),
+            _ => self.norm(&part(tensors.attention_norm), hidden, gated)?,
+        };
+        let context = self.turned_attention(gated, index, &normed, rows, rotary)?;
+        let residual = match rows {
+            Rows::All => hidden.clone(),
+            Rows::FirstOfEach => self.first_of_each(&part("first"), hidden),
+        };
+        let output = part(tensors.output);
+        let matrix = self.matrix(&output, size, size)?;
+        let projected = self.linear(&output, &context, size, &[&matrix]);
+        let projected = self.biased(&output, projected, size, gated.attention_bias)?;
+        let attended = self.add(&part("attended"), &projected, &residual);
+
+        let normed = self.norm(&part(tensors.output_norm), &attended, gated)?;
+        let expanded = self.gated_product(gated, &part(tensors.up), &normed, inner)?;
+        let down = part(tensors.down);
+        let matrix = self.matrix(&down, size, inner)?;
+        let contracted = self.linear(&down, &expanded, inner, &[&matrix]);
+        let contracted = self.biased(&down, contracted, size, gated.feed_forward_bias)?;
+        Ok(self.add(&base, &contracted, &attended))
+    }
+
+    /// A whole layer as one node.
+    fn whole_gated_layer(
+        &mut self,
+        gated: &Gated,
+        index: usize,
+        hidden: &Value,
+        rows: Rows,
+        rotary: &Rotary,
+    ) -> Result<Value, ModelError> {
+        let &EncoderConfig {
+            hidden_size: size,
+            intermediate_size: inner,
+            ref tensors,
+            ..
+        } = self.config;
+        let weights = &self.model().weights;
+        let base = tensors.layer(index);
+        let part = |name: &str| format!("{base}.{name}");
+        let bias = |name: &str, there: bool, size: usize| match there {
+            true => weights.read(&format!("{name}.bias"), &[size]),
+            false => Ok(vec![0.0; size]),
+        };
+        let asking = part(tensors.query);
+        let scale = self.query_scale();
+        let mut matrix = self.matrix(&asking, 3 * size, size)?;
+        let mut query_bias = bias(&asking, gated.attention_bias, 3 * size)?;
+        let key_bias = query_bias.split_off(size);
+        let (query, keys) = matrix.split_at_mut(size * size);
+        query.iter_mut().for_each(|weight| *weight *= scale);
+        query_bias.iter_mut().for_each(|weight| *weight *= scale);
+        let output = part(tensors.output);
+        let projection = self.matrix(&output, size, size)?;
+        let projection_bias = bias(&output, gated.attention_bias, size)?;
+        let up = part(tensors.up);
+        let expanding = self.matrix(&up, 2 * inner, size)?;
+        let (input, gate) = expanding.split_at(inner * size);
+        let mut input_bias = bias(&up, gated.feed_forward_bias, 2 * inner)?;
+        let gate_bias = input_bias.split_off(inner);
+        let down = part(tensors.down);
+        let contracting = self.matrix(&down, size, inner)?;
+        let down_bias = bias(&down, gated.feed_forward_bias, size)?;
+
+        let mut inputs = vec![hidden.clone(), self.lengths()];
+        let mut matrix = |name: String, input: usize, matrix: &[f32], bias: Vec<f32>| {
+            inputs.extend(self.product(&name, input, &[matrix], bias));
+        };
+        matrix(format!("{asking}.query"), size, query, query_bias);
+        matrix(format!("{asking}.kv"), size, keys, key_bias);
+        matrix(output, size, &projection, projection_bias);
+        matrix(format!("{up}.input"), size, input, input_bias);
+        matrix(format!("{up}.gate"), size, gate, gate_bias);
+        matrix(down, inner, &contracting, down_bias);
+        for (name, there) in [
+            (tensors.attention_norm, index > 0),
+            (tensors.output_norm, true),
+        ] {
+            let name = part(name);
+            let gamma = match there {
+                true => self.vector(&format!("{name}.weight"), size)?,
+                // Never read.
+                false => self.floats(&format!("{name}.weight"), &[size], vec![1.0; size]),
+            };
+            let beta = match there && gated.norm_bias {
+                true => self.vector(&format!("{name}.bias"), size)?,
+                false => self.floats(&format!("{name}.bias"), &[size], vec![0.0; size]),
+            };
+            inputs.extend([gamma, beta]);
+        }
+        let mut attributes = self.layer_attributes(rows);
+        attributes.push(Attr::Int(operator::NORMED, i64::from(index == 0)));
+        inputs.push(rotary.of(gated, index, &mut attributes));
+        Ok(self.graph.node(
+            &base,
+            operator::DOMAIN,
+            match self.precision() {
+                Precision::Int8 => operator::QUANTIZED_GATED_LAYER,
+                _ => operator::GATED_LAYER,
+            },
+            &inputs.iter().collect::<Vec<_>>(),
+            &attributes,
+        ))
+    }
+
+    /// Attention of queries that are turned by their places to keys that are: a row for each query.
+    fn turned_attention(
+        &mut self,
+        gated: &Gated,
+        index: usize,
+        normed: &Value,
+        rows: Rows,
+        rotary: &Rotary,
+    ) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            hidden_size: size,
+            heads,
+            ref tensors,
+            ..
+        } = *self.config;
+        let base = tensors.layer(index);
+        let name = format!("{base}.{}", tensors.query);
+        let scale = self.query_scale();
+        let mut matrix = self.matrix(&name, 3 * size, size)?;
+        let (query, keys) = matrix.split_at_mut(size * size);
+        query.iter_mut().for_each(|weight| *weight *= scale);
+        // A turned bias of the keys is not the same for all of them, and has to be added.
+        let mut bias = match gated.attention_bias {
+            true => {
+                let name = format!("{name}.bias");
+                self.model().weights.read(&name, &[3 * size])?
+            }
+            false => vec![0.0; 3 * size],
+        };
+        let key_bias = bias.split_off(size);
+        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let bias = self.floats(&format!("{name}.query_bias"), &[size], bias);
+        let kv = format!("{name}.kv");
+        let keys_of = |graph: &mut Self| {
+            let keys = graph.linear(&kv, normed, size, &[keys]);
+            if !gated.attention_bias {
+                return keys;
+            }
+            let bias = graph.floats(&format!("{kv}.bias"), &[2 * size], key_bias.clone());
+            graph.add(&format!("{kv}.biased"), &keys, &bias)
+        };
+        let keys = keys_of(self);
+        let asking = match rows {
+            Rows::All => normed.clone(),
+            Rows::FirstOfEach => self.first_of_each(&format!("{name}.first"), normed),
+        };
+        let query = self.linear(&name, &asking, size, &[query]);
+        let mut attributes = vec![Attr::Int(operator::HEADS, heads as i64)];
+        let table = rotary.of(gated, index, &mut attributes);
+        let lengths = self.lengths();
+        Ok(self.graph.node(
+            &format!("{base}.context"),
+            operator::DOMAIN,
+            operator::PACKED_ATTENTION,
+            &[&query, &keys, &bias, &lengths, &table],
+            &attributes,
+        ))
+    }
+
+    /// `activation(x A) * (x B)`, where a matrix has `A` above `B`.
+    fn gated_product(
+        &mut self,
+        gated: &Gated,
+        name: &str,
+        x: &Value,
+        inner: usize,
+    ) -> Result<Value, ModelError> {
+        let size = self.config.hidden_size;
+        let matrix = self.matrix(name, 2 * inner, size)?;
+        let (input, gate) = matrix.split_at(inner * size);
+        let bias = match gated.feed_forward_bias {
+            true => {
+                let name = format!("{name}.bias");
+                Some(self.model().weights.read(&name, &[2 * inner])?)
+            }
+            false => None,
+        };
+        let part = |graph: &mut Self, name: String, matrix: &[f32], bias: Option<&[f32]>| {
+            let product = graph.linear(&name, x, size, &[matrix]);
+            match bias {
+                Some(bias) => {
+                    let bias = graph.floats(&format!("{name}.bias"), &[inner], bias.to_vec());
+                    graph.add(&format!("{name}.biased"), &product, &bias)
+                }
+                None => product,
+            }
+        };
+        let half = |range| bias.as_ref().map(|bias: &Vec<f32>| &bias[range]);
+        let input = part(self, format!("{name}.input"), input, half(0..inner));
+        let gate = part(self, format!("{name}.gate"), gate, half(inner..2 * inner));
+        let (domain, operator) = match self.config.hidden_act {
+            HiddenAct::Gelu => (CONTRIB, "Gelu"),
+            HiddenAct::GeluTanh => (CONTRIB, "FastGelu"),
+            HiddenAct::Relu => (STANDARD, "Relu"),
+        };
+        let activated = format!("{name}.activated");
+        let activated = self
+            .graph
+            .node(&activated, domain, operator, &[&input], &[]);
+        let name = format!("{name}.gated");
+        Ok(self
+            .graph
+            .node(&name, STANDARD, "Mul", &[&activated, &gate], &[]))
+    }
+
+    /// Cosines, then sines, of the angles of each place, `[places, size of a head]`.
+    fn rotary(&mut self, name: &str, theta: f32) -> Value {
+        let EncoderConfig {
+            hidden_size,
+            heads,
+            max_positions,
+            ..
+        } = *self.config;
+        let size = hidden_size / heads;
+        // In 32 bits, as the reference computes angles.
+        let frequencies: Vec<f32> = (0..size / 2)
+            .map(|i| 1.0 / theta.powf((2 * i) as f32 / size as f32))
+            .collect();
+        let mut table = Vec::with_capacity(max_positions * size);
+        for place in 0..max_positions {
+            let angles = frequencies.iter().map(|f| f64::from(place as f32 * f));
+            table.extend(angles.clone().map(|angle| angle.cos() as f32));
+            table.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        self.floats(name, &[max_positions, size], table)
+    }
+
+    fn norm(&mut self, name: &str, x: &Value, gated: &Gated) -> Result<Value, ModelError> {
+        let EncoderConfig {
+            hidden_size,
+            layer_norm_eps,
+            ..
+        } = *self.config;
+        self.plain_norm(name, x, hidden_size, gated.norm_bias, layer_norm_eps)
+    }
+
+    fn biased(
+        &mut self,
+        name: &str,
+        x: Value,
+        size: usize,
+        bias: bool,
+    ) -> Result<Value, ModelError> {
+        if !bias {
+            return Ok(x);
+        }
+        let bias = self.vector(&format!("{name}.bias"), size)?;
+        Ok(self.add(&format!("{name}.biased"), &x, &bias))
+    }
+
+    fn add(&mut self, name: &str, x: &Value, y: &Value) -> Value {
+        self.graph.node(name, STANDARD, "Add", &[x, y], &[])
+    }
+}

@@ -1,0 +1,120 @@
+//! The head: from hidden states to logits.
+
+use super::builder::{Attr, CONTRIB, STANDARD, Value};
+use super::encoder::EncoderGraph;
+use super::{Rows, operator};
+use crate::ModelError;
+use crate::head::{Dense, HeadAct, HeadStep, Norm, Pooling, Residual};
+
+/// A row for each sequence, and how wide it is.
+pub(super) struct Pooled {
+    rows: Value,
+    width: usize,
+}
+
+impl EncoderGraph<'_> {
+    /// One row for each sequence, of hidden states that are there for `rows`.
+    pub(super) fn pooled(&mut self, hidden: &Value, rows: Rows) -> Pooled {
+        let model = self.model();
+        let modes = &model.manifest.head.pooling;
+        let width = modes.len() * model.manifest.encoder.hidden_size;
+        let parts: Vec<Value> = modes
+            .iter()
+            .enumerate()
+            .map(|(index, &mode)| match rows {
+                Rows::FirstOfEach => hidden.clone(),
+                Rows::All => self.pool(&format!("pooled.{index}"), hidden, mode),
+            })
+            .collect();
+        let rows = match &parts[..] {
+            [part] => part.clone(),
+            parts => self.graph.node(
+                "pooled",
+                STANDARD,
+                "Concat",
+                &parts.iter().collect::<Vec<_>>(),
+                &[Attr::Int("axis", 1)],
+            ),
+        };
+        Pooled { rows, width }
+    }
+
+    fn pool(&mut self, name: &str, hidden: &Value, mode: Pooling) -> Value {
+        let mode = match mode {
+            Pooling::First => return self.first_of_each(name, hidden),
+            Pooling::Max => operator::MAX,
+            Pooling::Mean => operator::MEAN,
+            Pooling::MeanSqrt => operator::MEAN_SQRT,
+            Pooling::WeightedMean => operator::WEIGHTED_MEAN,
+            Pooling::Last => operator::LAST,
+        };
+        let lengths = self.lengths();
+        self.graph.node(
+            name,
+            operator::DOMAIN,
+            operator::PACKED_POOLING,
+            &[hidden, &lengths],
+            &[Attr::Int(operator::MODE, mode)],
+        )
+    }
+
+    /// All layers of the head: `[sequences, labels]`.
+    pub(super) fn head(&mut self, pooled: Pooled) -> Result<Value, ModelError> {
+        let Pooled {
+            mut rows,
+            mut width,
+        } = pooled;
+        for step in &self.model().manifest.head.steps {
+            match step {
+                HeadStep::Dense(dense) => {
+                    rows = self.head_dense(dense, &rows, width)?;
+                    width = dense.out;
+                }
+                HeadStep::Norm(norm) => rows = self.head_norm(norm, &rows, width)?,
+            }
+        }
+        Ok(rows)
+    }
+
+    fn head_dense(&mut self, dense: &Dense, x: &Value, width: usize) -> Result<Value, ModelError> {
+        let Dense {
+            name, out, bias, ..
+        } = dense;
+        let applied = self.dense(name, x, width, *out, *bias)?;
+        let activated = self.head_activation(name, applied, dense.activation);
+        let residual = match &dense.residual {
+            Residual::None => return Ok(activated),
+            Residual::Input => x.clone(),
+            Residual::Projected(matrix) => self.dense(matrix, x, width, *out, false)?,
+        };
+        let name = format!("{name}.residual");
+        Ok(self
+            .graph
+            .node(&name, STANDARD, "Add", &[&activated, &residual], &[]))
+    }
+
+    fn head_activation(&mut self, name: &str, x: Value, activation: HeadAct) -> Value {
+        let name = format!("{name}.activated");
+        let (domain, operator) = match activation {
+            HeadAct::Identity => return x,
+            HeadAct::Tanh => (STANDARD, "Tanh"),
+            HeadAct::Relu => (STANDARD, "Relu"),
+            HeadAct::Gelu => (CONTRIB, "Gelu"),
+            HeadAct::GeluTanh => (CONTRIB, "FastGelu"),
+            HeadAct::Sigmoid | HeadAct::Silu => (STANDARD, "Sigmoid"),
+        };
+        let activated = self.graph.node(&name, domain, operator, &[&x], &[]);
+        match activation {
+            HeadAct::Silu => {
+                let name = format!("{name}.silu");
+                self.graph
+                    .node(&name, STANDARD, "Mul", &[&x, &activated], &[])
+            }
+            _ => activated,
+        }
+    }
+
+    fn head_norm(&mut self, norm: &Norm, x: &Value, width: usize) -> Result<Value, ModelError> {
+        self.plain_norm(&norm.name, x, width, norm.bias, norm.epsilon)
+    }
+}

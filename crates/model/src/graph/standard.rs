@@ -1,0 +1,495 @@
+//! A packed graph in standard operators, on padded rows: what any program with ONNX Runtime can load.
+//!
+//! The steps stay those of the packed graph. Rows of all sequences lie end to end, padding included, and
+//! what is not a standard operator is put together from such: attention masks the padding.
+
+mod attention;
+mod pooling;
+
+use std::collections::HashMap;
+
+use prost::Message;
+
+use super::builder::{CONTRIB, Dim, STANDARD, value_info};
+use super::onnx::{
+    AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, ValueInfoProto,
+};
+use super::{Data, Graph, Precision, Weight, io, operator};
+use rerankd_kernels::quantize;
+
+/// Names of the inputs that are not those of the packed graph.
+const ATTENTION_MASK: &str = "attention_mask";
+const TOKEN_TYPE_IDS: &str = "token_type_ids";
+/// What is added to the scores of padding, whose weights then are 0.
+const MASKED: f32 = -1e9;
+/// The zero of weights of eight bits without a sign. With a sign, some processors would saturate.
+const WEIGHT_ZERO: u8 = 128;
+
+/// What the rows of a model look like to its position table.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions {
+    /// Position of a sequence's first token.
+    pub first: usize,
+    /// Rows of the table for each segment.
+    pub of_segment: usize,
+    /// A token that takes the place before the first and is not counted.
+    pub uncounted: Option<u32>,
+    /// Whether the model tells segments apart.
+    pub segments: bool,
+}
+
+/// A packed graph uses an operator for which no standard ones are known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the operator `{0}` of its graph has no standard form yet")]
+pub struct NoStandardForm(String);
+
+/// Writes the packed graph of fp32 in standard operators, with its weights inside, in fp32 or with matrix
+/// products and word embeddings in eight bits. Inputs: `input_ids`, `attention_mask` and, where there are
+/// segments, `token_type_ids`, `[batch, sequence]`, 64-bit. Output: `logits`, `[batch, labels]`.
+///
+/// # Errors
+/// [`NoStandardForm`].
+///
+/// # Panics
+/// When the graph was not made by this crate's builder.
+pub fn padded(
+    graph: Graph,
+    positions: Positions,
+    precision: Precision,
+) -> Result<ModelProto, NoStandardForm> {
+    let model = ModelProto::decode(&graph.model[..]).expect("a graph that was written here");
+    let packed = model.graph.expect("the builder writes one");
+    let weights = graph.weights.into_iter();
+    let mut rewriter = Rewriter {
+        nodes: Vec::new(),
+        constants: Vec::new(),
+        weights: weights
+            .map(|weight| (weight.name.clone(), weight))
+            .collect(),
+        names: HashMap::new(),
+        precision,
+    };
+    rewriter.inputs(positions);
+    for node in packed.node {
+        rewriter.node(node)?;
+    }
+    Ok(rewriter.finish(&packed.name, &packed.output, positions))
+}
+
+struct Rewriter {
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+    /// Weights that no node was written for yet, and those that were.
+    weights: HashMap<String, Weight>,
+    /// What values of the packed graph are called here, where it is something else.
+    names: HashMap<String, String>,
+    precision: Precision,
+}
+
+impl Rewriter {
+    /// What the packed graph is fed, made of padded rows.
+    fn inputs(&mut self, positions: Positions) {
+        let row = self.longs("row", &[1], &[-1]);
+        let zero = self.longs("zero", &[], &[0]);
+        let step = self.longs("step", &[], &[1]);
+        let axis = self.longs("axis", &[], &[1]);
+        self.op("shape", "Shape", &[io::INPUT_IDS], &[]);
+        self.op("rows", "Gather", &["shape", &zero], &[]);
+        self.op("columns", "Gather", &["shape", &step], &[]);
+        self.op("tokens", "Mul", &["rows", "columns"], &[]);
+        let batch = self.longs("zero_list", &[1], &[0]);
+        self.op("batch", "Gather", &["shape", &batch], &[]);
+
+        // Positions, from the first token of each row.
+        let before = positions.first as i64 - 1;
+        let position = match positions.uncounted {
+            Some(padding) => {
+                let padding = self.longs("padding", &[], &[i64::from(padding)]);
+                let before = self.longs("before", &[], &[before]);
+                self.op("is_padding", "Equal", &[io::INPUT_IDS, &padding], &[]);
+                self.op("is_counted", "Not", &["is_padding"], &[]);
+                self.op("counted", "Cast", &["is_counted"], &[to(DataType::Int64)]);
+                self.op("count", "CumSum", &["counted", &axis], &[]);
+                self.op("counts", "Mul", &["count", "counted"], &[]);
+                self.op("token_position", "Add", &["counts", &before], &[])
+            }
+            None => {
+                self.op("column", "Range", &[&zero, "columns", &step], &[]);
+                let first = self.longs("first_position", &[], &[before + 1]);
+                self.op("position_of_column", "Add", &["column", &first], &[]);
+                self.op(
+                    "token_position",
+                    "Expand",
+                    &["position_of_column", "shape"],
+                    &[],
+                )
+            }
+        };
+        let position = match positions.segments {
+            true => {
+                let of_segment = self.longs("of_segment", &[], &[positions.of_segment as i64]);
+                self.op("segment", "Mul", &[TOKEN_TYPE_IDS, &of_segment], &[]);
+                self.op("segment_position", "Add", &["segment", &position], &[])
+            }
+            false => position,
+        };
+        self.op("packed_ids", "Reshape", &[io::INPUT_IDS, &row], &[]);
+        self.op("packed_positions", "Reshape", &[&position, &row], &[]);
+        self.op("first_tokens", "Range", &[&zero, "tokens", "columns"], &[]);
+        for (packed, here) in [
+            (io::INPUT_IDS, "packed_ids"),
+            (io::POSITION_IDS, "packed_positions"),
+            (io::CLS_INDEX, "first_tokens"),
+        ] {
+            self.names.insert(packed.into(), here.into());
+        }
+
+        // 0 for tokens and `MASKED` for padding, [batch, 1, 1, sequence].
+        let masked = self.floats("masked", &[], &[MASKED]);
+        let inner = self.longs("inner_axes", &[2], &[1, 2]);
+        self.op(
+            "is_token",
+            "Cast",
+            &[ATTENTION_MASK],
+            &[to(DataType::Float)],
+        );
+        let unit = self.floats("unit", &[], &[1.0]);
+        self.op("is_no_token", "Sub", &[&unit, "is_token"], &[]);
+        self.op("mask_row", "Mul", &["is_no_token", &masked], &[]);
+        self.op("mask", "Unsqueeze", &["mask_row", &inner], &[]);
+    }
+
+    fn node(&mut self, mut node: NodeProto) -> Result<(), NoStandardForm> {
+        for input in &mut node.input {
+            if let Some(name) = self.names.get(input.as_str()) {
+                input.clone_from(name);
+            }
+        }
+        let inputs: Vec<&str> = node.input.iter().map(String::as_str).collect();
+        let name = node.output[0].as_str();
+        let int8 = self.precision == Precision::Int8;
+        match (node.domain.as_str(), node.op_type.as_str()) {
+            (STANDARD, "MatMul") if int8 && self.weights.contains_key(inputs[1]) => {
+                self.quantized_product(name, inputs[0], inputs[1]);
+            }
+            (STANDARD, "Gather") if int8 && inputs[1] == "packed_ids" => {
+                self.quantized_words(name, inputs[0], inputs[1]);
+            }
+            (STANDARD, _) => self.nodes.push(node),
+            (CONTRIB, "SkipLayerNormalization") => {
+                let sum = self.op(&part(name, "sum"), "Add", &inputs[..2], &[]);
+                let sum = match inputs.get(4) {
+                    Some(bias) => self.op(&part(name, "biased"), "Add", &[&sum, bias], &[]),
+                    None => sum,
+                };
+                let mut attributes = node.attribute.clone();
+                attributes.push(int("axis", -1));
+                let (gamma, beta) = (inputs[2], inputs[3]);
+                self.op(
+                    name,
+                    "LayerNormalization",
+                    &[&sum, gamma, beta],
+                    &attributes,
+                );
+            }
+            (CONTRIB, "BiasGelu") => {
+                let sum = self.op(&part(name, "biased"), "Add", &inputs[..], &[]);
+                self.gelu(name, &sum);
+            }
+            (CONTRIB, "Gelu") => self.gelu(name, inputs[0]),
+            (CONTRIB, "FastGelu") => {
+                let x = match inputs[..] {
+                    [x, bias] => self.op(&part(name, "biased"), "Add", &[x, bias], &[]),
+                    _ => inputs[0].to_owned(),
+                };
+                self.tanh_gelu(name, &x);
+            }
+            (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node),
+            (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node),
+            (_, other) => return Err(NoStandardForm(other.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    fn gelu(&mut self, name: &str, x: &str) {
+        let root = self.floats("sqrt_two", &[], &[std::f32::consts::SQRT_2]);
+        let scaled = self.op(&part(name, "scaled"), "Div", &[x, &root], &[]);
+        let gate = self.op(&part(name, "erf"), "Erf", &[&scaled], &[]);
+        self.gated(name, x, &gate);
+    }
+
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    fn tanh_gelu(&mut self, name: &str, x: &str) {
+        let three = self.floats("three", &[], &[3.0]);
+        let small = self.floats("gelu_cubic", &[], &[0.044_715]);
+        let scale = (2.0 / std::f32::consts::PI).sqrt();
+        let scale = self.floats("gelu_scale", &[], &[scale]);
+        let cube = self.op(&part(name, "cube"), "Pow", &[x, &three], &[]);
+        let cube = self.op(&part(name, "cubic"), "Mul", &[&cube, &small], &[]);
+        let sum = self.op(&part(name, "inner"), "Add", &[x, &cube], &[]);
+        let sum = self.op(&part(name, "scaled"), "Mul", &[&sum, &scale], &[]);
+        let gate = self.op(&part(name, "tanh"), "Tanh", &[&sum], &[]);
+        self.gated(name, x, &gate);
+    }
+
+    /// `x * (1 + gate) / 2`.
+    fn gated(&mut self, name: &str, x: &str, gate: &str) {
+        let unit = self.floats("unit", &[], &[1.0]);
+        let half = self.floats("half", &[], &[0.5]);
+        let gate = self.op(&part(name, "gate"), "Add", &[gate, &unit], &[]);
+        let product = self.op(&part(name, "product"), "Mul", &[x, &gate], &[]);
+        self.op(name, "Mul", &[&product, &half], &[]);
+    }
+
+    /// `x W` with both in eight bits: `W` by a scale for each output, each row of `x` by its own scale from
+    /// its own least number. The operator that measures rows takes all of them together, and the widest row
+    /// would cost the others their digits: this keeps rows apart, with what it takes off each row put back by
+    /// the sums of the columns.
+    fn quantized_product(&mut self, name: &str, x: &str, weight: &str) {
+        let [numbers, scales, sums] = ["numbers", "scales", "sums"].map(|p| part(weight, p));
+        let zero = self.constant("weight_zero", &[], DataType::Uint8, vec![WEIGHT_ZERO]);
+        let least = self.constant("row_zero", &[], DataType::Uint8, vec![0]);
+        if let Some(weight) = self.weights.remove(weight) {
+            let columns = by_column(&weight);
+            self.floats(&scales, &[columns.scales.len()], &columns.scales);
+            self.floats(&sums, &[columns.sums.len()], &columns.sums);
+            self.constant(&numbers, &weight.shape, DataType::Uint8, columns.numbers);
+        }
+        let steps = self.floats("row_steps", &[], &[f32::from(u8::MAX)]);
+        let tiny = self.floats("row_tiny", &[], &[1e-30]);
+        let along = [ints("axes", &[-1]), int("keepdims", 1)];
+        let named = |what: &str| part(name, what);
+        let low = self.op(&named("low"), "ReduceMin", &[x], &along);
+        let high = self.op(&named("high"), "ReduceMax", &[x], &along);
+        let span = self.op(&named("span"), "Sub", &[&high, &low], &[]);
+        let span = self.op(&named("wide"), "Max", &[&span, &tiny], &[]);
+        let scale = self.op(&named("scale"), "Div", &[&span, &steps], &[]);
+        let above = self.op(&named("above"), "Sub", &[x, &low], &[]);
+        let number = self.op(&named("exact"), "Div", &[&above, &scale], &[]);
+        let number = self.op(&named("round"), "Round", &[&number], &[]);
+        let number = self.op(&named("number"), "Cast", &[&number], &[to(DataType::Uint8)]);
+        let inputs = &[&*number, &numbers, &least, &zero];
+        let sum = self.op(&named("sum"), "MatMulInteger", inputs, &[]);
+        let sum = self.op(&named("float"), "Cast", &[&sum], &[to(DataType::Float)]);
+        let sum = self.op(&named("by_row"), "Mul", &[&sum, &scale], &[]);
+        let sum = self.op(&named("by_column"), "Mul", &[&sum, &scales], &[]);
+        let taken = self.op(&named("taken"), "Mul", &[&low, &sums], &[]);
+        self.op(name, "Add", &[&sum, &taken], &[]);
+    }
+
+    /// Rows of a table in eight bits, each by its own scale.
+    fn quantized_words(&mut self, name: &str, table: &str, ids: &str) {
+        let (numbers, scales) = (part(table, "numbers"), part(table, "scales"));
+        if let Some(weight) = self.weights.remove(table)
+            && let Data::F32(data) = &weight.data
+        {
+            let (bytes, by) = quantize::by_row(data, weight.shape[1]);
+            let bytes = bytes.into_iter().map(|byte| byte as u8).collect();
+            self.constant(&numbers, &weight.shape, DataType::Int8, bytes);
+            self.floats(&scales, &[by.len(), 1], &by);
+        }
+        let row = self.op(&part(name, "number"), "Gather", &[&numbers, ids], &[]);
+        let row = self.op(
+            &part(name, "float"),
+            "Cast",
+            &[&row],
+            &[to(DataType::Float)],
+        );
+        let scale = self.op(&part(name, "scale"), "Gather", &[&scales, ids], &[]);
+        self.op(name, "Mul", &[&row, &scale], &[]);
+    }
+
+    /// Adds a standard node of one output, which is called like it.
+    fn op(
+        &mut self,
+        name: &str,
+        operator: &str,
+        inputs: &[&str],
+        attributes: &[AttributeProto],
+    ) -> String {
+        self.nodes.push(NodeProto {
+            name: name.to_owned(),
+            input: inputs.iter().map(|&input| input.to_owned()).collect(),
+            output: vec![name.to_owned()],
+            op_type: operator.into(),
+            attribute: attributes.to_vec(),
+            ..NodeProto::default()
+        });
+        name.to_owned()
+    }
+
+    fn longs(&mut self, name: &str, shape: &[usize], numbers: &[i64]) -> String {
+        let bytes = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        self.constant(name, shape, DataType::Int64, bytes)
+    }
+
+    fn floats(&mut self, name: &str, shape: &[usize], numbers: &[f32]) -> String {
+        let bytes = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        self.constant(name, shape, DataType::Float, bytes)
+    }
+
+    /// Adds a constant, unless there is one of this name, which then is the same.
+    fn constant(&mut self, name: &str, shape: &[usize], kind: DataType, bytes: Vec<u8>) -> String {
+        if self.constants.iter().all(|constant| constant.name != name) {
+            self.constants.push(TensorProto {
+                dims: shape.iter().map(|&dim| dim as i64).collect(),
+                data_type: kind as i32,
+                name: name.to_owned(),
+                raw_data: Some(bytes),
+                ..TensorProto::default()
+            });
+        }
+        name.to_owned()
+    }
+
+    fn finish(
+        mut self,
+        name: &str,
+        outputs: &[ValueInfoProto],
+        positions: Positions,
+    ) -> ModelProto {
+        // In the order in which nodes want them, so that a file is the same every time.
+        let used: Vec<String> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.input.clone())
+            .collect();
+        for name in used {
+            let Some(weight) = self.weights.remove(&name) else {
+                continue;
+            };
+            match weight.data {
+                Data::F32(data) => self.floats(&name, &weight.shape, &data),
+                Data::F16(data) => {
+                    let bytes = data.iter().flat_map(|n| n.to_le_bytes()).collect();
+                    self.constant(&name, &weight.shape, DataType::Float16, bytes)
+                }
+                Data::I8(data) => {
+                    let bytes = data.into_iter().map(|byte| byte as u8).collect();
+                    self.constant(&name, &weight.shape, DataType::Int8, bytes)
+                }
+                Data::I32(data) => {
+                    let bytes = data.iter().flat_map(|n| n.to_le_bytes()).collect();
+                    self.constant(&name, &weight.shape, DataType::Int32, bytes)
+                }
+            };
+        }
+        let mut inputs = vec![io::INPUT_IDS, ATTENTION_MASK];
+        if positions.segments {
+            inputs.push(TOKEN_TYPE_IDS);
+        }
+        let labels = outputs.first().and_then(|output| {
+            let kind = output.r#type.as_ref()?.tensor_type.as_ref()?;
+            kind.shape.as_ref()?.dim.last().cloned()
+        });
+        let labels = labels.unwrap_or_else(|| Dim::Named("labels").into());
+        let batch = Dim::Named("batch_size");
+        ModelProto {
+            ir_version: 8,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            graph: Some(GraphProto {
+                node: self.nodes,
+                name: name.to_owned(),
+                initializer: self.constants,
+                input: inputs
+                    .into_iter()
+                    .map(|name| {
+                        let dims = [batch, Dim::Named("sequence_length")];
+                        value_info(name, DataType::Int64, dims)
+                    })
+                    .collect(),
+                output: vec![value_info(
+                    io::LOGITS,
+                    DataType::Float,
+                    [batch.into(), labels],
+                )],
+            }),
+            opset_import: vec![OperatorSetIdProto {
+                domain: STANDARD.into(),
+                version: super::builder::OPSET_VERSION,
+            }],
+        }
+    }
+}
+
+/// A matrix in eight bits.
+struct Columns {
+    /// Without a sign, row by row as they lie.
+    numbers: Vec<u8>,
+    /// What each column was divided by.
+    scales: Vec<f32>,
+    /// The sum of each column, of what its numbers stand for.
+    sums: Vec<f32>,
+}
+
+fn by_column(weight: &Weight) -> Columns {
+    let Data::F32(data) = &weight.data else {
+        unreachable!("graphs of fp32 have no other matrices");
+    };
+    let columns = weight.shape[1];
+    let mut largest = vec![0.0_f32; columns];
+    for row in data.chunks_exact(columns) {
+        for (largest, x) in largest.iter_mut().zip(row) {
+            *largest = largest.max(x.abs());
+        }
+    }
+    let scales: Vec<f32> = largest
+        .into_iter()
+        .map(|largest| match largest {
+            0.0 => 1.0,
+            largest => largest / quantize::WEIGHT_MAX,
+        })
+        .collect();
+    let mut sums = vec![0_i32; columns];
+    let mut numbers = Vec::with_capacity(data.len());
+    for row in data.chunks_exact(columns) {
+        for ((x, scale), sum) in row.iter().zip(&scales).zip(&mut sums) {
+            let number = (x / scale).round();
+            *sum += number as i32;
+            numbers.push((number + f32::from(WEIGHT_ZERO)) as u8);
+        }
+    }
+    let sums = sums
+        .iter()
+        .zip(&scales)
+        .map(|(&sum, scale)| sum as f32 * scale);
+    Columns {
+        sums: sums.collect(),
+        numbers,
+        scales,
+    }
+}
+
+fn part(name: &str, part: &str) -> String {
+    format!("{name}.{part}")
+}
+
+/// A number that a node is told.
+fn told(node: &NodeProto, name: &str) -> Option<i64> {
+    let attribute = node.attribute.iter().find(|a| a.name == name);
+    attribute.and_then(|attribute| attribute.i)
+}
+
+fn int(name: &str, number: i64) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        i: Some(number),
+        r#type: AttributeType::Int as i32,
+        ..AttributeProto::default()
+    }
+}
+
+fn ints(name: &str, numbers: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        ints: numbers.to_vec(),
+        r#type: AttributeType::Ints as i32,
+        ..AttributeProto::default()
+    }
+}
+
+fn to(kind: DataType) -> AttributeProto {
+    int("to", kind as i64)
+}

@@ -1,0 +1,319 @@
+//! Runs the graph of [`graph::cuda`](rerankd_model::graph::cuda) on an NVIDIA GPU.
+//!
+//! There is one session, and two scorers that take turns on it: while one computes, the other has
+//! packed its batch and copies it to the device, so that neither hides behind the other. That is one
+//! batch ahead, and no more: what arrives later is not bound to a batch before it has to be.
+
+pub mod offsets;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::ep;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{IoBinding, Session};
+use ort::value::Tensor;
+
+use self::offsets::{cumulative, token_offset};
+use super::assignment::{self, nodes_by_provider};
+use super::device::Gpu;
+use super::library::Library;
+use super::onnx::{self, Layout, PackedInputs};
+use super::splitting::{Budget, Need, RunError, Runner, Splitting};
+use super::{ScoreError, driver};
+use rerankd_core::Batch;
+use rerankd_model::EncoderConfig;
+use rerankd_model::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET};
+use rerankd_model::graph::{Graph, io};
+
+/// Scorers that take turns on one session: one computes, one prepares.
+pub const SCORERS: usize = 2;
+/// The provider that has to run every node.
+const PROVIDER: &str = "CUDAExecutionProvider";
+/// Part of the free memory that batches may take, in percent: the rest is for what cuBLAS and the
+/// allocator take beside what is asked of them.
+const USABLE_PERCENT: u64 = 70;
+/// ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
+const FUSED_FROM: usize = 256;
+
+/// Batches of a GPU that is measured, small ones first; see [`rerankd_engine::load`].
+pub const SHAPES: [&[usize]; 7] = [
+    &[32],
+    &[128; 4],
+    &[24; 64],
+    &[512],
+    &[64; 64],
+    &[256; 16],
+    &[512; 8],
+];
+
+/// A model on a GPU.
+pub struct CudaModel {
+    session: Arc<Mutex<Session>>,
+    layout: Layout,
+    inputs: Vec<String>,
+    need: Need,
+    budget: Arc<Budget>,
+    providers: BTreeMap<String, usize>,
+}
+
+impl CudaModel {
+    /// Copies the weights of `graph` to `gpu` and opens the session.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime refuses the graph or the device, or would run any of it
+    /// elsewhere.
+    pub fn open(
+        library: &Library,
+        graph: Graph,
+        layout: Layout,
+        need: Need,
+        gpu: &Gpu,
+    ) -> Result<Self, ScoreError> {
+        let provider = ep::CUDA::default()
+            .with_device_id(gpu.index as i32)
+            // Grows by what a batch asks for: doubling would take memory that nothing uses.
+            .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
+            // Sums of 16-bit numbers in 32 bits, also in LayerNorm.
+            .with_skip_layer_norm_strict_mode(true)
+            // As the reference computes: fp32 is for those who want that.
+            .with_tf32(false)
+            .build()
+            .error_on_failure();
+        let builder = Session::builder(&library.environment)?
+            .with_disable_cpu_fallback()?
+            .with_config_entry(assignment::RECORD, "1")?
+            .with_execution_providers([provider])?;
+        let session = read(builder, graph)?;
+        let providers = nodes_by_provider(&session)?;
+        check(&providers)?;
+        let free = driver::free_memory(gpu.index).map_err(ScoreError)?;
+        let budget = Budget::new(free / 100 * USABLE_PERCENT);
+        tracing::info!(
+            free_bytes = free,
+            budget_bytes = budget.bytes(),
+            bytes_per_token = need.per_token,
+            "the model is on the GPU"
+        );
+        let inputs = session.inputs().iter().map(|i| i.name().to_owned());
+        Ok(Self {
+            inputs: inputs.collect(),
+            session: Arc::new(Mutex::new(session)),
+            layout,
+            need,
+            budget,
+            providers,
+        })
+    }
+
+    /// Nodes that each provider runs.
+    pub fn providers(&self) -> &BTreeMap<String, usize> {
+        &self.providers
+    }
+
+    /// Tokens of a batch that the memory holds, at most `wanted`.
+    pub fn batch_tokens(&self, wanted: usize) -> usize {
+        let held = self.budget.bytes() / self.need.per_token.max(1);
+        wanted.min(held as usize).max(1)
+    }
+
+    /// One of the [`SCORERS`] that take turns.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime refuses it.
+    pub fn scorer(&self) -> Result<Splitting<CudaRunner>, ScoreError> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut binding = session.create_binding()?;
+        let host = MemoryInfo::new(
+            AllocationDevice::CPU,
+            0,
+            AllocatorType::Device,
+            MemoryType::CPUOutput,
+        )?;
+        binding.bind_output_to_device(io::LOGITS, &host)?;
+        let runner = CudaRunner {
+            session: self.session.clone(),
+            binding,
+            layout: self.layout,
+            inputs: self.inputs.clone(),
+        };
+        Ok(Splitting::new(runner, self.need, self.budget.clone()))
+    }
+}
+
+fn read(builder: SessionBuilder, graph: Graph) -> Result<Session, ScoreError> {
+    let mut builder = builder
+        .with_optimization_level(GraphOptimizationLevel::Disable)?
+        .with_intra_threads(1)?
+        .with_intra_op_spinning(false)?
+        // A pattern is remembered for each shape, and shapes here hardly ever repeat.
+        .with_memory_pattern(false)?;
+    for weight in graph.weights {
+        // Unlike what is given by `with_initializer`, this is copied to the device.
+        let (name, tensor) = onnx::tensor(weight)?;
+        builder = builder.with_external_initializer(name, tensor)?;
+    }
+    Ok(builder.commit_from_memory(&graph.model)?)
+}
+
+/// Has ONNX Runtime read `graph` where there is no GPU: it checks the file, the operators and the
+/// types of everything, and ends at the first operator that no processor has.
+///
+/// # Errors
+/// [`ScoreError`] with what it ended at.
+pub fn check_without_gpu(library: &Library, graph: Graph) -> Result<(), ScoreError> {
+    read(Session::builder(&library.environment)?, graph).map(|_| ())
+}
+
+/// That every node is where it was asked to be.
+fn check(providers: &BTreeMap<String, usize>) -> Result<(), ScoreError> {
+    let elsewhere: Vec<_> = providers
+        .iter()
+        .filter(|(name, _)| *name != PROVIDER)
+        .collect();
+    match (providers.get(PROVIDER), &elsewhere[..]) {
+        (Some(_), []) => Ok(()),
+        _ => Err(ScoreError(format!(
+            "not all of the graph would run on the GPU: nodes by provider are {providers:?}"
+        ))),
+    }
+}
+
+/// What batches of a model need on the device.
+pub fn need(config: &EncoderConfig, floats: Floats) -> Need {
+    let bytes: u64 = match floats {
+        Floats::Single => 4,
+        Floats::Half => 2,
+    };
+    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+    // What lives at the same time: in attention the residual, the product, its copy with the bias, and
+    // the output; in the feed-forward part the residual, the output, and both sides of the activation.
+    let live = (1 + 3 + 3 + 1) * hidden;
+    let live = live.max(2 * hidden + 2 * inner);
+    let size = config.hidden_size / config.heads;
+    // Kernels that never write the scores down take heads of a multiple of eight.
+    let squares_up_to = match floats {
+        _ if !size.is_multiple_of(8) => usize::MAX,
+        Floats::Single => FUSED_FROM - 1,
+        Floats::Half => 0,
+    };
+    Need {
+        // Half as much again: the allocator's pieces do not fit exactly.
+        per_token: live * bytes * 3 / 2,
+        // Scores, and what softmax makes of them.
+        per_square: 2 * config.heads as u64 * bytes,
+        squares_up_to,
+    }
+}
+
+/// Runs batches in turn with the others of its session.
+pub struct CudaRunner {
+    session: Arc<Mutex<Session>>,
+    /// Holds what is on the device of the batch that is next. Its memory comes from the session's
+    /// arena, which hands the same pieces out again and again.
+    binding: IoBinding,
+    layout: Layout,
+    inputs: Vec<String>,
+}
+
+impl Runner for CudaRunner {
+    fn run(&mut self, batch: &Batch) -> Result<Vec<f32>, RunError> {
+        self.try_run(batch).map_err(|error| {
+            let text = error.to_string();
+            match is_out_of_memory(&text) {
+                true => RunError::OutOfMemory(text),
+                false => RunError::Failed(text),
+            }
+        })
+    }
+}
+
+impl CudaRunner {
+    fn try_run(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        // Beside the other scorer's run.
+        self.copy(batch)?;
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let outputs = session.run_binding(&self.binding)?;
+        let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
+        if let Some(row) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Err(ScoreError(format!("logit {row} is {}", logits[row])));
+        }
+        Ok(logits.to_vec())
+    }
+
+    /// Lays `batch` out and brings it to the device.
+    fn copy(&mut self, batch: &Batch) -> Result<(), ScoreError> {
+        let packed = PackedInputs::new(batch, self.layout);
+        let (sequences, longest) = (batch.sequences(), batch.longest());
+        for name in &self.inputs {
+            let tensor = match name.as_str() {
+                io::INPUT_IDS => row(packed.input_ids.clone())?,
+                io::POSITION_IDS => row(packed.position_ids.clone())?,
+                io::CLS_INDEX => row(packed.cls_index.clone())?,
+                io::LENGTHS => row(packed.lengths.clone())?,
+                CUMULATIVE => row(cumulative(batch.lengths()))?,
+                TOKEN_OFFSET => {
+                    let cells = token_offset(batch.lengths(), longest);
+                    Tensor::from_array(([sequences, longest], cells))?.into_dyn()
+                }
+                other => return Err(ScoreError(format!("the graph has an input `{other}`"))),
+            };
+            self.binding.bind_input(name, &tensor)?;
+        }
+        self.binding.synchronize_inputs()?;
+        Ok(())
+    }
+}
+
+fn row<T>(numbers: Vec<T>) -> Result<ort::value::DynValue, ScoreError>
+where
+    T: ort::value::PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
+{
+    Ok(Tensor::from_array(([numbers.len()], numbers))?.into_dyn())
+}
+
+/// Whether ONNX Runtime's `message` says that the device's memory is full.
+fn is_out_of_memory(message: &str) -> bool {
+    const SIGNS: [&str; 5] = [
+        "Failed to allocate memory for requested buffer",
+        "Available memory of",
+        "out of memory",
+        "cudaErrorMemoryAllocation",
+        "ALLOC_FAILED",
+    ];
+    SIGNS.iter().any(|sign| message.contains(sign))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_memory_is_told_from_other_failures() {
+        for message in [
+            "Non-zero status code returned while running MatMul node. Status Message: bfc_arena.cc:359 \
+             Failed to allocate memory for requested buffer of size 4294967296",
+            "CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc((void**)&p, size);",
+            "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        ] {
+            assert!(is_out_of_memory(message), "{message}");
+        }
+        assert!(!is_out_of_memory(
+            "CUDA failure 700: an illegal memory access was encountered"
+        ));
+    }
+
+    #[test]
+    fn a_node_elsewhere_is_an_error() {
+        let counts = |counts: &[(&str, usize)]| {
+            let owned = counts.iter().map(|&(name, count)| (name.to_owned(), count));
+            owned.collect::<BTreeMap<_, _>>()
+        };
+        assert!(check(&counts(&[(PROVIDER, 90)])).is_ok());
+        for elsewhere in [&[(PROVIDER, 90), ("CPUExecutionProvider", 1)][..], &[]] {
+            let error = check(&counts(elsewhere)).unwrap_err().to_string();
+            assert!(error.contains("nodes by provider"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Runs a packed graph in ONNX Runtime.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::operator::OperatorDomain;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
+use ort::value::{DynValue, Tensor, TensorRef};
+
+use super::assignment::{self, nodes_by_provider};
+use super::library::Library;
+use super::{ScoreError, Scorer, operators};
+use rerankd_core::Batch;
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::Manifest;
+use rerankd_model::graph::{Data, Graph, Weight, io};
+
+/// A graph and its weights, ready to be opened by any number of sessions that share both.
+pub struct OnnxModel {
+    library: Library,
+    graph: Vec<u8>,
+    weights: Vec<(String, Arc<DynValue>)>,
+    prepacked: PrepackedWeights,
+    operators: Arc<OperatorDomain>,
+    hardware: Hardware,
+    layout: Layout,
+}
+
+/// What a model's sequences look like to its position table.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Position of a sequence's first token: 0, or past the padding id in RoBERTa's kind.
+    pub first_position: usize,
+    /// Positions the table has for each segment.
+    pub positions: usize,
+    /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
+    /// padding token, where a text spells it out.
+    pub uncounted: Option<u32>,
+}
+
+impl Layout {
+    /// Reads the layout off a model's configuration.
+    pub fn of(manifest: &Manifest) -> Self {
+        let encoder = &manifest.encoder;
+        Self {
+            first_position: encoder.first_position,
+            positions: encoder.max_positions,
+            uncounted: encoder.uncounted,
+        }
+    }
+}
+
+impl OnnxModel {
+    /// Hands the weights of `graph` to ONNX Runtime, once for all sessions, which share the cores of
+    /// `hardware`.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime refuses a weight.
+    #[expect(clippy::arc_with_non_send_sync, reason = "sessions take an `Arc`")]
+    pub fn new(
+        library: &Library,
+        graph: Graph,
+        layout: Layout,
+        hardware: Hardware,
+    ) -> Result<Self, ScoreError> {
+        let weights = graph
+            .weights
+            .into_iter()
+            .map(tensor)
+            .collect::<ort::Result<_>>()?;
+        Ok(Self {
+            library: library.clone(),
+            graph: graph.model,
+            weights,
+            prepacked: PrepackedWeights::new(),
+            operators: Arc::new(operators::domain(&hardware)?),
+            hardware,
+            layout,
+        })
+    }
+
+    /// Opens a session of `threads` threads.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime refuses the graph.
+    pub fn session(&self, threads: usize) -> Result<OnnxScorer, ScoreError> {
+        let mut builder = Session::builder(&self.library.environment)?
+            // The graph is written as it should run; weights given from outside could not be
+            // folded anyway.
+            .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_intra_threads(threads)?
+            // Threads that spin between batches would take the processor from whatever this
+            // server stands beside.
+            .with_intra_op_spinning(false)?
+            // The arena stays on: without it sessions are slower and hold more memory
+            // (docs/bench/2026-11-25-load.md).
+            // A pattern is remembered for each shape, and shapes here hardly ever repeat.
+            .with_memory_pattern(false)?
+            .with_config_entry(assignment::RECORD, "1")?
+            .with_prepacked_weights(&self.prepacked)?
+            .with_operators(self.operators.clone())?;
+        for (name, value) in &self.weights {
+            builder = builder.with_initializer(name, value.clone())?;
+        }
+        // ONNX Runtime registers the domain of our operators with the process, and two sessions that
+        // open at once can both find it missing.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(OnnxScorer {
+            session: builder.commit_from_memory(&self.graph)?,
+            hardware: self.hardware.clone(),
+            layout: self.layout,
+        })
+    }
+}
+
+/// `weight` as ONNX Runtime takes it, with its name.
+pub(super) fn tensor(weight: Weight) -> ort::Result<(String, Arc<DynValue>)> {
+    let shape = weight.shape;
+    let tensor = match weight.data {
+        Data::F32(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::F16(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::I8(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::I32(data) => Tensor::from_array((shape, data))?.into_dyn(),
+    };
+    Ok((weight.name, Arc::new(tensor)))
+}
+
+/// One session. Its thread owns it.
+pub struct OnnxScorer {
+    session: Session,
+    hardware: Hardware,
+    layout: Layout,
+}
+
+impl Scorer for OnnxScorer {
+    fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        self.run(&PackedInputs::new(batch, self.layout))
+    }
+
+    fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        let inputs = PackedInputs::new(batch, self.layout);
+        let (hardware, session) = (&self.hardware, &mut self.session);
+        hardware.run_alone(batch.tokens(), || run(session, &inputs))
+    }
+}
+
+impl OnnxScorer {
+    /// Nodes that each provider of ONNX Runtime runs.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime does not tell.
+    pub fn providers(&self) -> Result<BTreeMap<String, usize>, ScoreError> {
+        nodes_by_provider(&self.session)
+    }
+
+    /// Runs the graph on tensors that are already laid out.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when ONNX Runtime fails, or answers with a number that is not finite.
+    pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
+        let (hardware, session) = (&self.hardware, &mut self.session);
+        hardware.run(|| run(session, inputs))
+    }
+}
+
+fn run(session: &mut Session, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
+    let tokens = [inputs.input_ids.len()];
+    let sequences = [inputs.lengths.len()];
+    let outputs = session.run(ort::inputs![
+        io::INPUT_IDS => TensorRef::from_array_view((tokens, &inputs.input_ids[..]))?,
+        io::POSITION_IDS => TensorRef::from_array_view((tokens, &inputs.position_ids[..]))?,
+        io::LENGTHS => TensorRef::from_array_view((sequences, &inputs.lengths[..]))?,
+        io::CLS_INDEX => TensorRef::from_array_view((sequences, &inputs.cls_index[..]))?,
+    ])?;
+    let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
+    if let Some(row) = logits.iter().position(|logit| !logit.is_finite()) {
+        return Err(ScoreError(format!("logit {row} is {}", logits[row])));
+    }
+    Ok(logits.to_vec())
+}
+
+impl<R> From<ort::Error<R>> for ScoreError {
+    fn from(error: ort::Error<R>) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The graph's inputs for one batch; see [`io`] for what each holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PackedInputs {
+    pub input_ids: Vec<i64>,
+    pub position_ids: Vec<i64>,
+    pub lengths: Vec<i32>,
+    pub cls_index: Vec<i64>,
+}
+
+impl PackedInputs {
+    /// Lays out `batch` for a model of the given layout.
+    pub fn new(batch: &Batch, layout: Layout) -> Self {
+        let mut inputs = Self {
+            input_ids: batch.ids().iter().map(|&id| i64::from(id)).collect(),
+            position_ids: Vec::with_capacity(batch.tokens()),
+            lengths: batch.lengths().iter().map(|&l| l as i32).collect(),
+            cls_index: Vec::with_capacity(batch.sequences()),
+        };
+        let mut first = 0;
+        for &length in batch.lengths() {
+            inputs.cls_index.push(first as i64);
+            let mut next = layout.first_position;
+            for token in first..first + length {
+                let position = if layout.uncounted == Some(batch.ids()[token]) {
+                    layout.first_position - 1
+                } else {
+                    next += 1;
+                    next - 1
+                };
+                let segment = usize::from(batch.type_ids()[token]);
+                inputs
+                    .position_ids
+                    .push((segment * layout.positions + position) as i64);
+            }
+            first += length;
+        }
+        inputs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rerankd_core::Encoding;
+
+    #[test]
+    fn two_sequences_are_laid_out_end_to_end() {
+        let batch = Batch::pack(&[
+            Encoding {
+                ids: vec![7, 1, 9],
+                type_ids: vec![0, 0, 1],
+            },
+            Encoding {
+                ids: vec![5],
+                type_ids: vec![0],
+            },
+        ]);
+        let layout = Layout {
+            first_position: 2,
+            positions: 10,
+            uncounted: Some(1),
+        };
+        assert_eq!(
+            PackedInputs::new(&batch, layout),
+            PackedInputs {
+                input_ids: vec![7, 1, 9, 5],
+                position_ids: vec![2, 1, 13, 2],
+                lengths: vec![3, 1],
+                cls_index: vec![0, 3],
+            }
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! Benchmarks, evaluation, offline scoring, verification and export.
+
+pub mod bench;
+pub mod eval;
+pub mod export;
+pub mod job;
+pub mod verify;

@@ -1,0 +1,204 @@
+//! A GPU, or the lack of one. What needs a GPU runs with `RERANKD_TEST_CUDA=1`; it is an error then if
+//! there is none.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use crate::support::reference::{Reference, model_dir};
+use rerankd::config::{Device, Precision};
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_engine::load::{Bare, LoadConfig, load, sessions};
+use rerankd_engine::metrics::Metrics;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_runtime::Scorer;
+
+const MODELS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
+
+fn config(model: &Path, device: Device, precision: Precision) -> LoadConfig {
+    LoadConfig {
+        model: Some(model.to_owned()),
+        runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
+        library_path: std::env::var_os("LD_LIBRARY_PATH"),
+        threads: 1,
+        precision,
+        device,
+        ..LoadConfig::default()
+    }
+}
+
+fn wanted() -> bool {
+    std::env::var_os("RERANKD_TEST_CUDA").is_some_and(|value| value == "1")
+}
+
+/// Asking for a GPU on a machine without one names what is missing and what to do; `auto` runs, and
+/// says why it does not run on a GPU.
+#[test]
+fn without_a_gpu_it_is_said() {
+    if wanted() {
+        return;
+    }
+    let model = model_dir("tiny-bert");
+    let error = match load(
+        &config(&model, Device::Cuda(0), Precision::Auto),
+        Metrics::new(),
+    ) {
+        Ok(_) => panic!("it started"),
+        Err(error) => error.to_string(),
+    };
+    assert!(
+        error.contains("`--device cuda:0` cannot be used"),
+        "{error}"
+    );
+    assert!(error.contains("hint:") && !error.contains('\n'), "{error}");
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let reranker = load(
+        &config(&model, Device::Auto, Precision::Auto),
+        Metrics::new(),
+    )
+    .unwrap();
+    let info = reranker.info();
+    assert_eq!((info.device.as_str(), info.precision), ("cpu", "fp32"));
+    assert!(
+        info.device_because.contains("no GPU can be used"),
+        "{info:?}"
+    );
+    let nodes: Vec<_> = info.providers.iter().collect();
+    assert!(
+        matches!(nodes[..], [(name, 10..)] if name == "CPUExecutionProvider"),
+        "{nodes:?}"
+    );
+}
+
+#[test]
+fn an_arithmetic_that_the_device_has_not_is_refused() {
+    let model = model_dir("tiny-bert");
+    let refused = config(&model, Device::Cpu, Precision::Fp16);
+    let error = match load(&refused, Metrics::new()) {
+        Ok(_) => panic!("it started"),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains("fp16") && error.contains("hint:"), "{error}");
+}
+
+/// Logits of `encodings` on a device, in batches of so many.
+fn logits(engine: &mut Bare, encodings: &[Encoding], batch: usize) -> Vec<f32> {
+    // Both scorers of a GPU take part.
+    let count = engine.sessions.len();
+    let chunks = encodings.chunks(batch).enumerate();
+    chunks
+        .flat_map(|(i, chunk)| {
+            let scorer: &mut dyn Scorer = &mut *engine.sessions[i % count];
+            scorer.score(&Batch::pack(chunk)).unwrap()
+        })
+        .collect()
+}
+
+fn worst(ours: &[f32], reference: &[f32]) -> f32 {
+    assert_eq!(ours.len(), reference.len());
+    let off = ours.iter().zip(reference).map(|(a, b)| (a - b).abs());
+    off.fold(0.0, f32::max)
+}
+
+fn encodings(encoder: &PairEncoder, pairs: &[Pair]) -> Vec<Encoding> {
+    let encoded = encoder.encode(pairs, &AtomicBool::new(false)).unwrap();
+    encoded.into_iter().map(|pair| pair.encoding).collect()
+}
+
+fn on_gpu(model: &Path, precision: Precision) -> Bare {
+    sessions(&config(model, Device::Cuda(0), precision)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The pairs of `tests/reference/quality.tsv`, on the model that the repository carries.
+fn real() -> (PathBuf, Vec<Pair>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("tests/reference/quality.tsv")).unwrap();
+    let pairs = text.lines().filter_map(|line| {
+        let (query, document) = line.split_once('\t')?;
+        Some(Pair {
+            query: query.into(),
+            document: document.into(),
+        })
+    });
+    (root.join("models/minilm-l6-rank"), pairs.collect())
+}
+
+#[test]
+fn fp32_gives_the_reference_logits_on_a_gpu() {
+    if !wanted() {
+        return;
+    }
+    for name in MODELS {
+        let reference = Reference::read(name);
+        let mut gpu = on_gpu(&model_dir(name), Precision::Fp32);
+        assert_eq!(gpu.precision, "fp32");
+        let encodings = encodings(&gpu.encoder, &reference.pairs());
+        let off = worst(&logits(&mut gpu, &encodings, 16), &reference.logits());
+        println!("{name}: off by {off:.1e}");
+        assert!(off <= 1e-4, "{name}: off by {off}");
+    }
+}
+
+#[test]
+fn fp16_keeps_logits_and_order_on_a_gpu() {
+    if !wanted() {
+        return;
+    }
+    let (model, pairs) = real();
+    let mut cpu = sessions(&config(&model, Device::Cpu, Precision::Fp32)).unwrap();
+    let mut gpu = on_gpu(&model, Precision::Fp16);
+    let encodings = encodings(&cpu.encoder, &pairs);
+    let (exact, half) = (
+        logits(&mut cpu, &encodings, 16),
+        logits(&mut gpu, &encodings, 64),
+    );
+    let off = worst(&half, &exact);
+    let as_f64 = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    let rank = rerankd_tools::eval::metric::spearman(&as_f64(&half), &as_f64(&exact)).unwrap();
+    println!("off by {off:.1e}, rank correlation {rank:.5}");
+    assert!(off <= 5e-3, "off by {off}");
+    assert!(rank >= 0.999, "rank correlation {rank}");
+}
+
+#[test]
+fn a_score_does_not_depend_on_its_batch_on_a_gpu() {
+    if !wanted() {
+        return;
+    }
+    let (model, pairs) = real();
+    for (precision, allowed) in [(Precision::Fp32, 1e-5), (Precision::Fp16, 1e-3)] {
+        let mut gpu = on_gpu(&model, precision);
+        let encodings = encodings(&gpu.encoder, &pairs);
+        let together = logits(&mut gpu, &encodings, 100);
+        for batch in [1, 7] {
+            let off = worst(&logits(&mut gpu, &encodings, batch), &together);
+            assert!(off <= allowed, "{}: off by {off}", precision.name());
+        }
+    }
+}
+
+#[test]
+fn every_node_runs_on_the_gpu() {
+    if !wanted() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    for name in MODELS {
+        let config = config(&model_dir(name), Device::Cuda(0), Precision::Auto);
+        let reranker = load(&config, Metrics::new()).unwrap_or_else(|error| panic!("{error}"));
+        let info = reranker.info();
+        assert_eq!((info.device.as_str(), info.precision), ("cuda:0", "fp16"));
+        let nodes: Vec<_> = info.providers.keys().collect();
+        assert_eq!(nodes, ["CUDAExecutionProvider"], "{name}");
+        let model = Model::open(&model_dir(name)).unwrap();
+        let least = 10 * model.manifest.encoder.layers;
+        assert!(
+            info.providers["CUDAExecutionProvider"] >= least,
+            "{name}: {info:?}"
+        );
+    }
+}

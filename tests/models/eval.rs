@@ -1,0 +1,347 @@
+//! Figures of `rerankd eval` are those of sentence-transformers, ir-measures and ranx.
+//!
+//! `tests/eval/make_golden.py` asked them for their figures of made-up scores.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::reference::{Reference, model_dir};
+use rerankd_tools::eval::correlation::Correlation;
+use rerankd_tools::eval::data::{self, GoldPair, Texts};
+use rerankd_tools::eval::reranking::{Figures, Settings, Task};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+const TOLERANCE: f64 = 1e-6;
+
+#[derive(Deserialize)]
+struct Golden {
+    correlation: Vec<CorrelationCase>,
+    reranking: Vec<RerankingCase>,
+}
+
+#[derive(Deserialize)]
+struct CorrelationCase {
+    name: String,
+    gold: Vec<f64>,
+    scores: Vec<f64>,
+    pearson: f64,
+    spearman: f64,
+}
+
+type Nested<T> = BTreeMap<String, BTreeMap<String, T>>;
+
+#[derive(Deserialize)]
+struct RerankingCase {
+    name: String,
+    relevant_from: u32,
+    add_relevant: bool,
+    at: Vec<usize>,
+    qrels: Nested<i64>,
+    run: Nested<f64>,
+    /// For every document, found or not.
+    scores: Nested<f64>,
+    first_stage: BTreeMap<String, f64>,
+    reranked: BTreeMap<String, f64>,
+}
+
+fn golden() -> Golden {
+    serde_json::from_str(include_str!("../eval/golden.json")).unwrap()
+}
+
+#[test]
+fn correlations_are_those_of_the_reference() {
+    let golden = golden();
+    assert!(golden.correlation.len() >= 6);
+    for case in golden.correlation {
+        let pairs: Vec<GoldPair> = case
+            .gold
+            .iter()
+            .map(|&score| GoldPair {
+                first: String::new(),
+                second: String::new(),
+                score,
+            })
+            .collect();
+        let ours = Correlation::of(&pairs, &case.scores);
+        let check = |ours: Option<f64>, reference: f64| {
+            let ours = ours.unwrap_or_else(|| panic!("{}: undefined", case.name));
+            assert!(
+                (ours - reference).abs() <= TOLERANCE,
+                "{}: {ours} is not {reference}",
+                case.name
+            );
+        };
+        check(ours.pearson, case.pearson);
+        check(ours.spearman, case.spearman);
+    }
+}
+
+#[test]
+fn rankings_are_measured_as_the_reference_does() {
+    let golden = golden();
+    assert!(golden.reranking.len() >= 5);
+    let folder = tempfile::tempdir().unwrap();
+    for case in golden.reranking {
+        let path = |name: &str| folder.path().join(name);
+        let mut judged = String::new();
+        for (query, documents) in &case.qrels {
+            for (document, relevance) in documents {
+                writeln!(judged, "{query} 0 {document} {relevance}").unwrap();
+            }
+        }
+        std::fs::write(path("qrels"), judged).unwrap();
+        let mut found = String::new();
+        for (query, documents) in &case.run {
+            for (document, score) in documents {
+                writeln!(found, "{query} Q0 {document} 1 {score} x").unwrap();
+            }
+        }
+        std::fs::write(path("run"), found).unwrap();
+
+        let qrels = data::read_qrels(&path("qrels")).unwrap();
+        let run = data::read_run(&path("run")).unwrap();
+        let texts = |ids: Vec<&String>| Texts {
+            items: ids.into_iter().map(|id| (id.clone(), id.clone())).collect(),
+        };
+        let queries = texts(case.qrels.keys().collect());
+        let first = case.scores.values().next().unwrap();
+        let corpus = texts(first.keys().collect());
+        let settings = Settings {
+            cutoffs: case.at.clone(),
+            depth: 1000,
+            relevant_from: case.relevant_from,
+            add_relevant: case.add_relevant,
+        };
+        let task = Task::new(&corpus, &queries, &qrels, Some(&run), &settings).unwrap();
+        let scores: Vec<f64> = task
+            .queries
+            .iter()
+            .flat_map(|query| query.candidates.iter().map(|c| case.scores[query.id][c.id]))
+            .collect();
+        check(&case.name, &task.first_stage(), &case.at, &case.first_stage);
+        check(
+            &case.name,
+            &task.reranked(&scores),
+            &case.at,
+            &case.reranked,
+        );
+    }
+}
+
+fn check(name: &str, ours: &Figures, at: &[usize], reference: &BTreeMap<String, f64>) {
+    let mut named = vec![("map".to_owned(), ours.map)];
+    for (index, k) in at.iter().enumerate() {
+        named.push((format!("ndcg@{k}"), ours.ndcg[index]));
+        named.push((format!("mrr@{k}"), ours.mrr[index]));
+        named.push((format!("recall@{k}"), ours.recall[index]));
+    }
+    assert_eq!(named.len(), reference.len());
+    for (figure, ours) in named {
+        let reference = reference[&figure];
+        assert!(
+            (ours - reference).abs() <= TOLERANCE,
+            "{name}, {figure}: {ours} is not {reference}"
+        );
+    }
+}
+
+fn eval(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rerankd"));
+    command.arg("eval").args(arguments);
+    command.output().unwrap()
+}
+
+fn report(output: &Output) -> Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Pairs whose gold scores are those of the reference itself.
+fn write_pairs(path: &Path) -> usize {
+    let reference = Reference::read("tiny-bert");
+    let mut file = csv::Writer::from_path(path).unwrap();
+    file.write_record(["left", "right", "gold"]).unwrap();
+    for (pair, score) in reference.pairs().iter().zip(reference.scores()) {
+        file.write_record([&*pair.query, &*pair.document, &score.to_string()])
+            .unwrap();
+    }
+    file.flush().unwrap();
+    reference.pairs.len()
+}
+
+#[test]
+fn the_model_correlates_with_its_own_reference_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, plot) = (
+        folder.path().join("pairs.csv"),
+        folder.path().join("plot.svg"),
+    );
+    let pairs = write_pairs(&data);
+    let model = model_dir("tiny-bert");
+    let flags = [
+        "correlation",
+        "--data",
+        data.to_str().unwrap(),
+        "--fields",
+        "left,right,gold",
+        "--model",
+        model.to_str().unwrap(),
+    ];
+    let more = [
+        "--precision",
+        "fp32,int8",
+        "--plot",
+        plot.to_str().unwrap(),
+        "--json",
+    ];
+    let report = report(&eval(&[&flags[..], &more].concat()));
+    assert_eq!(report["pairs"], pairs);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    let figure = |row: usize, name: &str| rows[row]["figures"][name].as_f64().unwrap();
+    assert_eq!(rows[0]["name"], "fp32");
+    assert!(figure(0, "pearson") > 0.999_999, "{}", rows[0]);
+    assert!(figure(0, "spearman") > 0.999, "{}", rows[0]);
+    assert!(figure(1, "pearson") > 0.99, "{}", rows[1]);
+    let agreement = &report["agreement"][0];
+    assert_eq!(
+        (&agreement["a"], &agreement["b"]),
+        (&json!("fp32"), &json!("int8"))
+    );
+    assert!(agreement["spearman"].as_f64().unwrap() > 0.99);
+    let apart = agreement["largest_difference"].as_f64().unwrap();
+    assert!(apart > 0.0 && apart < 0.3, "{apart}");
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert_eq!(
+        svg.matches("<circle").count(),
+        2 * pairs + 2,
+        "one a pair, and the legend"
+    );
+
+    let table = String::from_utf8(eval(&flags).stdout).unwrap();
+    let row = table.lines().find(|line| line.starts_with("fp32")).unwrap();
+    assert!(row.contains("1.0000"), "{table}");
+}
+
+#[test]
+fn reranking_puts_first_what_the_reference_puts_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let reference = Reference::read("tiny-bert");
+    let (mut corpus, mut queries, mut qrels, mut run) = Default::default();
+    let mut cases = 0;
+    for (number, case) in reference.rank.iter().enumerate() {
+        let documents: Vec<String> = case.documents.iter().map(|d| d.expand()).collect();
+        // Equal documents cannot be told apart, and one alone is always first.
+        let best = &documents[case.order[0]];
+        if documents.iter().filter(|d| *d == best).count() > 1 || documents.len() < 2 {
+            continue;
+        }
+        cases += 1;
+        let add = |to: &mut String, line: String| writeln!(to, "{line}").unwrap();
+        add(
+            &mut queries,
+            json!({"_id": format!("q{number}"), "text": case.query}).to_string(),
+        );
+        for (index, text) in documents.iter().enumerate() {
+            let id = format!("q{number}d{index}");
+            add(&mut corpus, json!({"id": id, "text": text}).to_string());
+            // The first stage has the relevant document last.
+            let score = if index == case.order[0] { -1 } else { 1 };
+            add(&mut run, format!("q{number} Q0 {id} 1 {score} test"));
+        }
+        add(
+            &mut qrels,
+            format!("q{number}\tq{number}d{}\t1", case.order[0]),
+        );
+    }
+    assert!(cases >= 3);
+    for (name, text) in [
+        ("corpus", corpus),
+        ("queries", queries),
+        ("qrels", qrels),
+        ("run", run),
+    ] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let (model, saved) = (model_dir("tiny-bert"), path("saved"));
+    let flags = [
+        "reranking",
+        "--corpus",
+        &path("corpus"),
+        "--queries",
+        &path("queries"),
+        "--qrels",
+        &path("qrels"),
+        "--model",
+        model.to_str().unwrap(),
+        "--at",
+        "1,10",
+        "--json",
+        "--plot",
+        &path("plot.svg"),
+        "--save-run",
+        &saved,
+    ];
+    let with_run = report(&eval(&[&flags[..], &["--run", &path("run")]].concat()));
+    let figures = |row: usize| &with_run["rows"][row]["figures"];
+    assert_eq!(with_run["rows"][0]["name"], "first stage");
+    assert_eq!(figures(0)["mrr@1"], 0.0);
+    assert_eq!(figures(0)["recall@1"], 0.0);
+    for figure in ["ndcg@1", "mrr@1", "recall@1", "map", "ndcg@10"] {
+        assert_eq!(figures(1)[figure], 1.0, "{figure}");
+    }
+    let saved = data::read_run(Path::new(&saved)).unwrap();
+    assert_eq!(saved.len(), cases);
+    assert!(
+        std::fs::read_to_string(path("plot.svg"))
+            .unwrap()
+            .contains("<rect")
+    );
+
+    // Without a run, BM25 looks for candidates itself.
+    let without_run = report(&eval(
+        &[&flags[..], &["--add-relevant", "--at", "1000"]].concat(),
+    ));
+    assert_eq!(without_run["rows"][0]["name"], "BM25");
+    assert_eq!(without_run["rows"][1]["figures"]["recall@1000"], 1.0);
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let fails = |data: String, part: &str| {
+        let output = eval(&["correlation", "--data", &data]);
+        assert_eq!(output.status.code(), Some(1));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(part), "{message}");
+        assert!(!message.contains("secret"), "{message}");
+    };
+    fails("no-such-file.csv".into(), "`no-such-file.csv`");
+    fails(file("empty.csv", ""), "there is no pair in it");
+    fails(
+        file("a.csv", "secret,b,1\nsecret,b,much\n"),
+        "line 2: `score` is not a number",
+    );
+    fails(
+        file("b.csv", "x,y,z\nsecret,b,1\n"),
+        "a header with `sentence1`",
+    );
+    fails(
+        file("c.jsonl", "{\"sentence1\": \"secret\"}\n"),
+        "line 1: `sentence2` is not a string",
+    );
+    fails(
+        file("d.jsonl", "\n[\"secret\n"),
+        "line 2: not JSON at column",
+    );
+}

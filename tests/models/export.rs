@@ -1,0 +1,237 @@
+//! `rerankd export`: what is written gives the scores of the model it was written from.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::AtomicBool;
+
+use crate::support::packed::{self, library};
+use crate::support::program::{PROGRAM, plain};
+use crate::support::reference::{Reference, model_dir};
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::standard::{Positions, padded};
+use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::{ExportedModel, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::padded::PaddedModel;
+use rerankd_tools::eval::metric::spearman;
+use rerankd_tools::export::{export, export_with};
+
+const TOLERANCE: f32 = 1e-4;
+/// As in eight bits here. The random weights of the tiny models are made to magnify every fault.
+const LEAST_RANK_CORRELATION: f64 = 0.997;
+const LEAST_OF_TINY: f64 = 0.98;
+/// What a score in eight bits may differ by with what shares its batch.
+const NEIGHBOURS: f64 = 0.005;
+const MODELS: [&str; 11] = [
+    "tiny-bert",
+    "tiny-bert-3-labels",
+    "tiny-camembert",
+    "tiny-distilbert",
+    "tiny-electra",
+    "tiny-modernbert",
+    "tiny-modernbert-biased",
+    "tiny-modular",
+    "tiny-mpnet",
+    "tiny-roberta",
+    "tiny-xlm-roberta",
+];
+
+fn encodings(encoder: &PairEncoder, reference: &Reference) -> Vec<Encoding> {
+    let pairs = reference.pairs();
+    let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
+    encoded.into_iter().map(|pair| pair.encoding).collect()
+}
+
+fn score(scorer: &mut dyn Scorer, encodings: &[Encoding]) -> Vec<f32> {
+    let batches = encodings.chunks(16);
+    let logits = batches.flat_map(|chunk| scorer.score(&Batch::pack(chunk)).unwrap());
+    logits.collect()
+}
+
+/// Logits of the model that was written to `out`, loaded from there.
+fn loaded(out: &Path, reference: &Reference) -> Vec<f32> {
+    let model = ExportedModel::open(out, None).unwrap();
+    let encoder = PairEncoder::for_exported(&model).unwrap();
+    let opened = PaddedModel::new(&library(), &model).unwrap();
+    score(
+        &mut opened.session(1).unwrap(),
+        &encodings(&encoder, reference),
+    )
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let off = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    off.fold(0.0, f32::max)
+}
+
+/// Writes a model and loads it: how far its logits are from those of the packed graph, and from those of
+/// sentence-transformers.
+fn check(name: &str, largest: usize) {
+    let dir = model_dir(name);
+    let model = Model::open(&dir).unwrap();
+    let companions = Model::companions(Some(&dir)).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let written = export_with(&model, &companions, out.path(), Precision::Fp32, largest).unwrap();
+    assert_eq!(written.files[0], out.path().join("onnx/model.onnx"));
+    let reference = Reference::read(name);
+    let logits = loaded(out.path(), &reference);
+
+    let encoder = PairEncoder::for_model(&model).unwrap();
+    let packed = packed::open(
+        &model,
+        Rows::FirstOfEach,
+        Precision::Fp32,
+        Hardware::default(),
+    );
+    let mut packed = packed.session(1).unwrap();
+    let ours = score(&mut packed, &encodings(&encoder, &reference));
+    for (what, expected) in [("packed", ours), ("reference", reference.logits())] {
+        let worst = worst(&logits, &expected);
+        assert!(worst <= TOLERANCE, "{name}, {what}: off by {worst}");
+    }
+}
+
+#[test]
+fn a_file_of_fp32_gives_the_logits_of_the_packed_graph() {
+    for name in MODELS {
+        check(name, usize::MAX);
+    }
+}
+
+#[test]
+fn weights_in_a_file_of_their_own_give_the_same() {
+    check("tiny-bert", 1 << 16);
+}
+
+#[test]
+fn a_file_of_int8_keeps_the_order_of_tiny_models() {
+    for name in MODELS {
+        let dir = model_dir(name);
+        let model = Model::open(&dir).unwrap();
+        let companions = Model::companions(Some(&dir)).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        export(&model, &companions, out.path(), Precision::Int8).unwrap();
+        let reference = Reference::read(name);
+        let double =
+            |numbers: Vec<f32>| -> Vec<f64> { numbers.into_iter().map(f64::from).collect() };
+        let (ours, golden) = (loaded(out.path(), &reference), reference.logits());
+        let rho = spearman(&double(ours), &double(golden)).unwrap();
+        println!("{name}: rank correlation of int8 with fp32: {rho:.4}");
+        assert!(rho >= LEAST_OF_TINY, "{name}: {rho}");
+    }
+}
+
+/// Rank correlation on 300 pairs, with the real weights of the embedded model.
+#[test]
+fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
+    let out = tempfile::tempdir().unwrap();
+    let companions = Model::companions(None).unwrap();
+    let model = Model::embedded().unwrap();
+    let written = export(&model, &companions, out.path(), Precision::Int8).unwrap();
+    let size = fs::metadata(&written.files[0]).unwrap().len();
+    assert!(size < 25_000_000, "{size} bytes");
+    let exported = ExportedModel::open(out.path(), None).unwrap();
+    let encoder = PairEncoder::for_exported(&exported).unwrap();
+    let text = fs::read_to_string(crate::support::reference::fixture("quality.tsv")).unwrap();
+    let pairs: Vec<_> = text
+        .lines()
+        .map(|line| line.split_once('\t').unwrap())
+        .map(|(query, document)| rerankd_core::Pair {
+            query: query.into(),
+            document: document.into(),
+        })
+        .collect();
+    let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
+    let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
+    let opened = PaddedModel::new(&library(), &exported).unwrap();
+    let logits = score(&mut opened.session(1).unwrap(), &encodings);
+    let batched = logits.clone();
+    let golden = fs::read(crate::support::reference::fixture(
+        "minilm-l6-rank-quality.json",
+    ))
+    .unwrap();
+    let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+    let golden = golden["logits"].as_array().unwrap();
+    let golden: Vec<f64> = golden
+        .iter()
+        .map(|logit| logit.as_f64().or_else(|| logit[0].as_f64()).unwrap())
+        .collect();
+    let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+    let rho = spearman(&logits, &golden).unwrap();
+    println!("rank correlation of the written int8 file with fp32: {rho:.5}");
+    assert!(rho >= LEAST_RANK_CORRELATION, "{rho}");
+
+    // Rows are measured apart: what shares a batch moves a score by what fp32 has of noise, which may carry
+    // a number over to its neighbour, and not by a scale that is another.
+    let mut session = opened.session(1).unwrap();
+    let mut alone = Vec::new();
+    for encoding in &encodings {
+        let batch = Batch::pack(std::slice::from_ref(encoding));
+        alone.extend(session.score(&batch).unwrap());
+    }
+    let off = f64::from(worst(&alone, &batched));
+    println!("a score alone and in a batch: at most {off:.6} apart");
+    assert!(off <= NEIGHBOURS, "{off}");
+}
+
+fn run(arguments: &[&str], out: &Path) -> Output {
+    let mut command = plain(PROGRAM);
+    let command = command.arg("export").args(arguments).arg("--out").arg(out);
+    command.output().unwrap()
+}
+
+#[test]
+fn the_program_writes_a_directory_and_overwrites_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_dir("tiny-bert");
+    let flags = ["--model", model.to_str().unwrap()];
+    let out = folder.path().join("out");
+    let done = run(&flags, &out);
+    assert!(done.status.success(), "{done:?}");
+    let printed = String::from_utf8(done.stdout).unwrap();
+    assert!(printed.contains("out/onnx/model.onnx") && printed.contains("out/tokenizer.json"));
+    let reference = Reference::read("tiny-bert");
+    assert!(worst(&loaded(&out, &reference), &reference.logits()) <= TOLERANCE);
+
+    let again = run(&flags, &out);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("model.onnx` exists\nhint: "));
+
+    let file = folder.path().join("alone.onnx");
+    assert!(run(&flags, &file).status.success());
+    assert!(file.is_file());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn what_nothing_could_load_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let refused = run(&["--layout", "packed"], &out);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("nothing could load the file\nhint: "),
+        "{said}"
+    );
+    // An operator that stands for a whole layer has no standard form.
+    let model = Model::open(&model_dir("tiny-bert")).unwrap();
+    let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
+    let positions = Positions {
+        first: 0,
+        of_segment: 512,
+        uncounted: None,
+        segments: true,
+    };
+    let error = padded(graph, positions, Precision::Fp32).unwrap_err();
+    assert!(error.to_string().contains("`Layer`"), "{error}");
+    // A file cannot be made of a file.
+    let model = model_dir("tiny-deberta-v2");
+    let refused = run(&["--model", model.to_str().unwrap()], &out);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(!out.exists());
+}

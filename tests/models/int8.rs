@@ -1,0 +1,282 @@
+//! Eight-bit weights keep the order of the embedded model's scores, on every kind of processor, and a
+//! score is the same bits whatever shares its batch; in fp32 too.
+//!
+//! `make quality` runs this and prints the figures of docs/bench/int8.md.
+#![cfg(feature = "embedded-model")]
+
+use std::path::Path as FilePath;
+use std::sync::atomic::AtomicBool;
+
+use crate::support::packed;
+use crate::support::reference::{Reference, fixture, model_dir};
+use rerankd_core::Pair;
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::Model;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{Precision, Rows};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::OnnxScorer;
+use serde::Deserialize;
+
+/// The least correlation between the order of eight bits and that of fp32.
+const LEAST_CORRELATION: f64 = 0.997;
+/// The most that the correlation with what people said may lose.
+const MOST_LOST: f64 = 0.002;
+/// The same for models of random weights, made so that small changes show, and not to rank.
+const LEAST_RANDOM_CORRELATION: f64 = 0.98;
+/// What the embedded model's answers are named after.
+const EMBEDDED: &str = "minilm-l6-rank";
+
+fn open(model: &Model, precision: Precision, path: Path) -> OnnxScorer {
+    let onnx = packed::open(
+        model,
+        Rows::FirstOfEach,
+        precision,
+        Hardware::one_core(path),
+    );
+    onnx.session(1).unwrap()
+}
+
+fn encodings(model: &Model, pairs: &[Pair]) -> Vec<Encoding> {
+    let encoder = PairEncoder::for_model(model).unwrap();
+    let encoded = encoder.encode(pairs, &AtomicBool::new(false));
+    let encoded = encoded.unwrap().into_iter();
+    encoded.map(|pair| pair.encoding).collect()
+}
+
+fn logits(scorer: &mut OnnxScorer, encodings: &[Encoding]) -> Vec<f32> {
+    encodings
+        .chunks(8)
+        .flat_map(|chunk| scorer.score(&Batch::pack(chunk)).unwrap())
+        .collect()
+}
+
+/// Places from the least on; what is equal shares the middle of its places.
+fn ranks(numbers: &[f32]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
+    let mut ranks = vec![0.0; numbers.len()];
+    let mut first = 0;
+    for equal in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
+        let middle = first as f64 + (equal.len() - 1) as f64 / 2.0;
+        equal.iter().for_each(|&index| ranks[index] = middle);
+        first += equal.len();
+    }
+    ranks
+}
+
+/// Spearman's correlation.
+fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let centred = |numbers: &[f32]| -> Vec<f64> {
+        let middle = (numbers.len() - 1) as f64 / 2.0;
+        ranks(numbers).into_iter().map(|r| r - middle).collect()
+    };
+    let (a, b) = (centred(a), centred(b));
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    let pairs = a.iter().zip(b);
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[derive(Deserialize)]
+struct Quality {
+    logits: Vec<[f32; 1]>,
+}
+
+/// The pairs of `tests/reference/quality.tsv`.
+fn quality_pairs() -> Vec<Pair> {
+    let text = std::fs::read_to_string(fixture("quality.tsv")).unwrap();
+    let pair = |line: &str| {
+        let (query, document) = line.split_once('\t').unwrap();
+        Pair {
+            query: query.into(),
+            document: document.into(),
+        }
+    };
+    text.lines().map(pair).collect()
+}
+
+#[test]
+fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
+    let model = Model::embedded().unwrap();
+    let text = std::fs::read_to_string(fixture(&format!("{EMBEDDED}-quality.json"))).unwrap();
+    let reference: Quality = serde_json::from_str(&text).unwrap();
+    let reference: Vec<f32> = reference.logits.into_iter().map(|[logit]| logit).collect();
+    let encodings = encodings(&model, &quality_pairs());
+    assert_eq!(encodings.len(), 300);
+    for path in Path::available() {
+        // Portable code is many times slower, and has the same sums (`scorer::isa`).
+        let step = if path.favours_int8() { 1 } else { 10 };
+        let some: Vec<Encoding> = encodings.iter().step_by(step).cloned().collect();
+        let exact: Vec<f32> = reference.iter().step_by(step).copied().collect();
+        let logits = logits(&mut open(&model, Precision::Int8, path), &some);
+        let correlation = rank_correlation(&logits, &exact);
+        println!(
+            "{} pairs, int8 ({}): rank correlation with fp32 {correlation:.5}, worst logit off by \
+             {:.3}",
+            some.len(),
+            path.name(),
+            worst(&logits, &exact),
+        );
+        assert!(
+            correlation >= LEAST_CORRELATION,
+            "{}: {correlation}",
+            path.name()
+        );
+    }
+}
+
+#[test]
+fn every_architecture_keeps_the_order_of_its_reference() {
+    for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-xlm-roberta",
+        "tiny-camembert",
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-modular",
+        "tiny-mpnet",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let reference = Reference::read(name);
+        let encodings = encodings(&model, &reference.pairs());
+        let logits = logits(&mut open(&model, Precision::Int8, Path::best()), &encodings);
+        let exact = reference.logits();
+        let correlation = rank_correlation(&logits, &exact);
+        println!(
+            "{name}, {} pairs, int8: rank correlation {correlation:.5}, worst logit off by {:.3}",
+            encodings.len(),
+            worst(&logits, &exact)
+        );
+        assert!(
+            correlation >= LEAST_RANDOM_CORRELATION,
+            "{name}: {correlation}"
+        );
+    }
+}
+
+/// Sentences and what people said of them, from the test set of the STS Benchmark; `None` where it
+/// is not at hand.
+fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
+    let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/stsb/test.csv");
+    if !path.exists() {
+        // Cargo shows it with `--nocapture`.
+        println!("skipped: there is no {}", path.display());
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        assert!(!ci, "with CI=true the data has to be there");
+        return None;
+    }
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows = text.lines().map(|line| {
+        let fields = fields(line);
+        let [query, document, score] = &fields[..] else {
+            panic!("{line}")
+        };
+        let pair = Pair {
+            query: query.as_str().into(),
+            document: document.as_str().into(),
+        };
+        (pair, score.parse::<f32>().unwrap())
+    });
+    Some(rows.unzip())
+}
+
+/// Fields of a line of CSV.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut before = ' ';
+    for c in line.chars() {
+        match c {
+            '"' => {
+                quoted = !quoted;
+                // Two quotes in a quoted field are one.
+                if quoted && before == '"' {
+                    fields.last_mut().unwrap().push('"');
+                }
+            }
+            ',' if !quoted => fields.push(String::new()),
+            c => fields.last_mut().unwrap().push(c),
+        }
+        before = c;
+    }
+    fields
+}
+
+#[test]
+fn fields_are_parted_and_unquoted() {
+    let line = r#"plain,"a, b","he said ""yes"".",3.5"#;
+    assert_eq!(fields(line), ["plain", "a, b", r#"he said "yes"."#, "3.5"]);
+}
+
+#[test]
+fn the_sts_benchmark_loses_next_to_nothing() {
+    let Some((pairs, said)) = sts_benchmark() else {
+        return;
+    };
+    let model = Model::embedded().unwrap();
+    let encodings = encodings(&model, &pairs);
+    let path = Path::best();
+    let fp32 = logits(&mut open(&model, Precision::Fp32, path), &encodings);
+    let int8 = logits(&mut open(&model, Precision::Int8, path), &encodings);
+    let (exact, ours) = (
+        rank_correlation(&fp32, &said),
+        rank_correlation(&int8, &said),
+    );
+    let between = rank_correlation(&fp32, &int8);
+    println!(
+        "STS-B test, {} pairs, int8 ({}): Spearman {ours:.4}, fp32 {exact:.4}; rank correlation \
+         between both {between:.5}, worst logit off by {:.3}",
+        pairs.len(),
+        path.name(),
+        worst(&fp32, &int8),
+    );
+    assert!(exact - ours <= MOST_LOST, "{exact} became {ours}");
+    assert!(between >= LEAST_CORRELATION, "{between}");
+}
+
+#[test]
+fn a_score_is_the_same_bits_whatever_shares_its_batch() {
+    check_company(&Model::embedded().unwrap(), EMBEDDED);
+    for name in [
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-modular",
+        "tiny-mpnet",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
+    ] {
+        check_company(&Model::open(&model_dir(name)).unwrap(), name);
+    }
+}
+
+fn check_company(model: &Model, name: &str) {
+    let encodings = encodings(model, &Reference::read(name).pairs());
+    let encodings: Vec<&Encoding> = encodings.iter().filter(|e| e.len() < 64).take(28).collect();
+    let precisions = [Precision::Fp32, Precision::Int8].into_iter();
+    let ways = precisions.flat_map(|p| Path::available().into_iter().map(move |path| (p, path)));
+    for (precision, path) in ways {
+        let mut scorer = open(model, precision, path);
+        for chunk in encodings.chunks(7) {
+            let together = scorer.score(&Batch::pack(chunk.iter().copied())).unwrap();
+            for (encoding, together) in chunk.iter().zip(together) {
+                assert_eq!(
+                    scorer.score(&Batch::pack([*encoding])).unwrap(),
+                    [together],
+                    "{}, {}",
+                    precision.name(),
+                    path.name()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The logits of the packed graph are those of sentence-transformers, and a fault in the graph would
+//! show.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::support::packed::{self, library};
+use crate::support::reference::{Reference, model_dir};
+use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::hardware::Hardware;
+use rerankd_kernels::isa::Path;
+use rerankd_model::encoder::PairEncoder;
+use rerankd_model::graph::{self, Data, Precision, Rows};
+use rerankd_model::head::{HeadAct, HeadStep, Pooling};
+use rerankd_model::{Gated, HiddenAct, Model};
+use rerankd_runtime::Scorer;
+use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
+
+const TOLERANCE: f32 = 1e-4;
+/// A fault must move some logit by more than ten times what is tolerated.
+const NOTICED: f32 = 10.0 * TOLERANCE;
+/// Sequences of one batch: enough for lengths to differ.
+const BATCH: usize = 16;
+
+fn open(model: &Model, layout: Layout, precision: Precision, path: Path) -> OnnxScorer {
+    let graph = graph::build(model, Rows::FirstOfEach, precision).unwrap();
+    let model = OnnxModel::new(&library(), graph, layout, Hardware::one_core(path)).unwrap();
+    model.session(1).unwrap()
+}
+
+/// Every way in which fp32 is computed, by name.
+fn ways() -> Vec<(String, Precision, Path)> {
+    let way = |path: Path| (path.name().to_owned(), Precision::Fp32, path);
+    let mut ways: Vec<_> = Path::available().into_iter().map(way).collect();
+    ways.push(("onnxruntime".into(), Precision::Fp32Nodes, Path::best()));
+    ways
+}
+
+fn encodings(model: &Model, reference: &Reference) -> Vec<Encoding> {
+    let encoder = PairEncoder::for_model(model).unwrap();
+    let encoded = encoder
+        .encode(&reference.pairs(), &AtomicBool::new(false))
+        .unwrap();
+    encoded.into_iter().map(|pair| pair.encoding).collect()
+}
+
+/// Logits of all `encodings`, in batches of neighbours, with the inputs changed by `fault`.
+fn run(
+    scorer: &mut OnnxScorer,
+    layout: Layout,
+    encodings: &[Encoding],
+    fault: impl Fn(&mut PackedInputs),
+) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for chunk in encodings.chunks(BATCH) {
+        let mut inputs = PackedInputs::new(&Batch::pack(chunk), layout);
+        fault(&mut inputs);
+        logits.extend(scorer.run(&inputs).unwrap());
+    }
+    logits
+}
+
+fn worst(ours: &[f32], reference: &[f32]) -> f32 {
+    assert_eq!(ours.len(), reference.len());
+    ours.iter()
+        .zip(reference)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+fn check(name: &str) {
+    let model = Model::open(&model_dir(name)).unwrap();
+    let reference = Reference::read(name);
+    let layout = Layout::of(&model.manifest);
+    let encodings = encodings(&model, &reference);
+    let expected = reference.logits();
+    let spread = |f: fn(f32, f32) -> f32, start| expected.iter().copied().fold(start, f);
+    assert!(spread(f32::max, f32::MIN) - spread(f32::min, f32::MAX) >= 0.5);
+    for (way, precision, path) in ways() {
+        let mut scorer = open(&model, layout, precision, path);
+        let worst = worst(&run(&mut scorer, layout, &encodings, |_| ()), &expected);
+        assert!(worst <= TOLERANCE, "{name}, {way}: off by {worst}");
+    }
+}
+
+#[test]
+fn bert_gives_the_reference_logits() {
+    check("tiny-bert");
+}
+
+#[test]
+fn bert_with_three_labels_gives_the_reference_logits() {
+    check("tiny-bert-3-labels");
+}
+
+#[test]
+fn roberta_gives_the_reference_logits() {
+    check("tiny-roberta");
+}
+
+#[test]
+fn xlm_roberta_gives_the_reference_logits() {
+    check("tiny-xlm-roberta");
+}
+
+#[test]
+fn camembert_gives_the_reference_logits() {
+    check("tiny-camembert");
+}
+
+#[test]
+fn distilbert_gives_the_reference_logits() {
+    check("tiny-distilbert");
+}
+
+#[test]
+fn electra_gives_the_reference_logits() {
+    check("tiny-electra");
+}
+
+#[test]
+fn modules_behind_the_transformer_give_the_reference_logits() {
+    check("tiny-modular");
+}
+
+#[test]
+fn mpnet_gives_the_reference_logits() {
+    check("tiny-mpnet");
+}
+
+#[test]
+fn modernbert_gives_the_reference_logits() {
+    check("tiny-modernbert");
+}
+
+#[test]
+fn modernbert_with_every_bias_gives_the_reference_logits() {
+    check("tiny-modernbert-biased");
+}
+
+/// Plants a fault in the model, its layout or its inputs, and returns by how much the worst logit is
+/// then off.
+fn planted(
+    name: &str,
+    change_model: impl FnOnce(&mut Model),
+    change_layout: impl FnOnce(&mut Layout),
+    change_inputs: impl Fn(&mut PackedInputs),
+) -> f32 {
+    let changes = (change_model, change_layout, change_inputs);
+    planted_in(name, Precision::Fp32, changes)
+}
+
+fn planted_in(
+    name: &str,
+    precision: Precision,
+    (change_model, change_layout, change_inputs): (
+        impl FnOnce(&mut Model),
+        impl FnOnce(&mut Layout),
+        impl Fn(&mut PackedInputs),
+    ),
+) -> f32 {
+    let mut model = Model::open(&model_dir(name)).unwrap();
+    let reference = Reference::read(name);
+    let encodings = encodings(&model, &reference);
+    let mut layout = Layout::of(&model.manifest);
+    change_model(&mut model);
+    change_layout(&mut layout);
+    let mut scorer = open(&model, layout, precision, Path::best());
+    let logits = run(&mut scorer, layout, &encodings, change_inputs);
+    worst(&logits, &reference.logits())
+}
+
+#[track_caller]
+fn assert_noticed(off: f32) {
+    assert!(off > NOTICED, "the fault moved no logit by more than {off}");
+}
+
+#[test]
+fn tanh_gelu_is_noticed() {
+    for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-mpnet",
+        "tiny-modernbert",
+    ] {
+        let fault = |model: &mut Model| model.manifest.encoder.hidden_act = HiddenAct::GeluTanh;
+        assert_noticed(planted(name, fault, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn another_layer_norm_epsilon_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        let fault = |model: &mut Model| {
+            let epsilon = &mut model.manifest.encoder.layer_norm_eps;
+            *epsilon = if *epsilon > 5e-4 { 1e-5 } else { 1e-3 };
+        };
+        assert_noticed(planted(name, fault, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn missing_token_types_are_noticed() {
+    let positions = Model::open(&model_dir("tiny-bert"))
+        .unwrap()
+        .manifest
+        .encoder
+        .max_positions as i64;
+    let fault = |inputs: &mut PackedInputs| {
+        inputs
+            .position_ids
+            .iter_mut()
+            .for_each(|id| *id %= positions);
+    };
+    assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
+}
+
+#[test]
+fn positions_off_by_one_are_noticed() {
+    let fault = |layout: &mut Layout| layout.first_position -= 1;
+    assert_noticed(planted("tiny-roberta", |_| (), fault, |_| ()));
+    let fault = |inputs: &mut PackedInputs| {
+        inputs
+            .position_ids
+            .iter_mut()
+            .for_each(|id| *id = (*id - 1).max(0));
+    };
+    assert_noticed(planted("tiny-bert", |_| (), |_| (), fault));
+}
+
+#[test]
+fn attention_beyond_a_sequence_is_noticed() {
+    for name in ["tiny-bert", "tiny-roberta"] {
+        // Every second sequence sees the first token of the next.
+        let fault = |inputs: &mut PackedInputs| {
+            for pair in inputs.lengths.chunks_exact_mut(2) {
+                pair[0] += 1;
+                pair[1] -= 1;
+            }
+        };
+        assert_noticed(planted(name, |_| (), |_| (), fault));
+    }
+}
+
+#[test]
+fn the_first_token_of_the_wrong_row_is_noticed() {
+    // A whole layer in one operator finds first tokens by the lengths, which the test before moves.
+    let noticed = |name: &str, fault: fn(&mut PackedInputs)| {
+        let changes = (|_: &mut Model| (), |_: &mut Layout| (), fault);
+        assert_noticed(planted_in(name, Precision::Fp32Nodes, changes));
+    };
+    for name in ["tiny-bert", "tiny-roberta"] {
+        noticed(name, |inputs| inputs.cls_index.rotate_left(1));
+        noticed(name, |inputs| {
+            inputs.cls_index.iter_mut().for_each(|row| *row += 1);
+        });
+    }
+}
+
+#[test]
+fn a_missing_bias_is_noticed() {
+    for (name, bias) in [
+        (
+            "tiny-distilbert",
+            "distilbert.transformer.layer.1.attention.out_lin.bias",
+        ),
+        (
+            "tiny-distilbert",
+            "distilbert.transformer.layer.0.ffn.lin2.bias",
+        ),
+        ("tiny-distilbert", "pre_classifier.bias"),
+        ("tiny-electra", "electra.embeddings_project.bias"),
+        ("tiny-electra", "classifier.dense.bias"),
+        ("tiny-mpnet", "mpnet.encoder.relative_attention_bias.weight"),
+        ("tiny-modernbert-biased", "model.layers.1.attn.Wqkv.kv.bias"),
+        (
+            "tiny-modernbert-biased",
+            "model.layers.2.attn.Wqkv.query.bias",
+        ),
+        ("tiny-modernbert-biased", "model.layers.0.mlp.Wi.gate.bias"),
+        ("tiny-modernbert-biased", "model.final_norm.bias"),
+        ("tiny-modular", "2_Dense/linear.bias"),
+        ("tiny-modular", "4_LayerNorm/norm.bias"),
+        (
+            "tiny-bert",
+            "bert.encoder.layer.1.attention.self.query.bias",
+        ),
+        (
+            "tiny-bert",
+            "bert.encoder.layer.2.attention.output.dense.bias",
+        ),
+        ("tiny-bert", "bert.pooler.dense.bias"),
+        (
+            "tiny-roberta",
+            "roberta.encoder.layer.0.intermediate.dense.bias",
+        ),
+        ("tiny-roberta", "roberta.encoder.layer.2.output.dense.bias"),
+        ("tiny-roberta", "classifier.dense.bias"),
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let reference = Reference::read(name);
+        let layout = Layout::of(&model.manifest);
+        let mut graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
+        let weight = graph.weights.iter_mut().find(|w| w.name == bias);
+        match &mut weight.unwrap_or_else(|| panic!("no weight {bias}")).data {
+            Data::F32(data) => data.fill(0.0),
+            Data::F16(_) | Data::I8(_) | Data::I32(_) => unreachable!("a bias is never quantised"),
+        }
+        let opened = OnnxModel::new(&library(), graph, layout, Hardware::default()).unwrap();
+        let encodings = encodings(&model, &reference);
+        let logits = run(&mut opened.session(1).unwrap(), layout, &encodings, |_| ());
+        let off = worst(&logits, &reference.logits());
+        assert!(off > NOTICED, "{name} without {bias}: off by only {off}");
+    }
+}
+
+#[test]
+fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
+    for name in [
+        "tiny-bert",
+        "tiny-xlm-roberta",
+        "tiny-mpnet",
+        "tiny-modernbert",
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let encodings = encodings(&model, &Reference::read(name));
+        let ids: Vec<u32> = encodings.iter().flat_map(|e| e.ids.clone()).collect();
+        let sequences = [1, 70, model.manifest.max_length, 33].map(|length| Encoding {
+            ids: ids.iter().cycle().take(length).copied().collect(),
+            type_ids: vec![0; length],
+        });
+        let batch = Batch::pack(&sequences);
+        for precision in [Precision::Fp32, Precision::Int8] {
+            let score = |hardware: Hardware| {
+                let onnx = packed::open(&model, Rows::FirstOfEach, precision, hardware);
+                onnx.session(1).unwrap().score_alone(&batch).unwrap()
+            };
+            let one_core = score(Hardware::default());
+            let borrowing = score(Hardware::new(3).unwrap());
+            assert_eq!(one_core, borrowing, "{name}, {}", precision.name());
+        }
+    }
+}
+
+#[test]
+fn another_bias_by_distance_is_noticed() {
+    let faults: [fn(i64) -> usize; 3] = [
+        |distance| (distance + 16).clamp(0, 31) as usize,
+        // Only near ones.
+        |distance| if distance > 0 { 16 } else { 0 } + distance.unsigned_abs().min(9) as usize,
+        |_| 0,
+    ];
+    for fault in faults {
+        let change = |model: &mut Model| {
+            let bias = model.manifest.encoder.relative_bias.as_mut().unwrap();
+            bias.rows = (-128..=128).map(fault).collect();
+        };
+        assert_noticed(planted("tiny-mpnet", change, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn other_layers_with_gates_are_noticed() {
+    let faults: [fn(&mut Gated); 7] = [
+        |gated| gated.window += 1,
+        |gated| gated.window -= 1,
+        |gated| gated.global_theta *= 1.5,
+        |gated| gated.local_theta *= 1.5,
+        |gated| gated.local[0] = true,
+        |gated| gated.local[1] = false,
+        |gated| gated.local[2] = false,
+    ];
+    for name in ["tiny-modernbert", "tiny-modernbert-biased"] {
+        for fault in faults {
+            let change = |model: &mut Model| fault(model.manifest.encoder.gated.as_mut().unwrap());
+            assert_noticed(planted(name, change, |_| (), |_| ()));
+        }
+        let pooling = |model: &mut Model| {
+            let pooling = &mut model.manifest.head.pooling[0];
+            *pooling = match pooling {
+                Pooling::Mean => Pooling::First,
+                _ => Pooling::Mean,
+            };
+        };
+        assert_noticed(planted(name, pooling, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn another_head_is_noticed() {
+    for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-distilbert",
+        "tiny-electra",
+    ] {
+        let fault = |model: &mut Model| {
+            let HeadStep::Dense(dense) = &mut model.manifest.head.steps[0] else {
+                panic!("{name} begins with another step");
+            };
+            dense.activation = match dense.activation {
+                HeadAct::Tanh => HeadAct::Relu,
+                _ => HeadAct::Tanh,
+            };
+        };
+        assert_noticed(planted(name, fault, |_| (), |_| ()));
+    }
+    for place in 0..6 {
+        let fault = |model: &mut Model| {
+            let pooling = &mut model.manifest.head.pooling;
+            pooling[place] = match pooling[place] {
+                Pooling::Mean => Pooling::First,
+                _ => Pooling::Mean,
+            };
+        };
+        assert_noticed(planted("tiny-modular", fault, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn a_score_does_not_depend_on_its_batch() {
+    for name in [
+        "tiny-bert",
+        "tiny-roberta",
+        "tiny-xlm-roberta",
+        "tiny-camembert",
+        "tiny-distilbert",
+        "tiny-electra",
+        "tiny-modular",
+        "tiny-mpnet",
+        "tiny-modernbert",
+        "tiny-modernbert-biased",
+    ] {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let layout = Layout::of(&model.manifest);
+        let encodings = encodings(&model, &Reference::read(name));
+        for (way, precision, path) in ways() {
+            let mut scorer = open(&model, layout, precision, path);
+            // The products of this crate sum in one order; those of ONNX Runtime promise nothing.
+            let tolerated = match precision {
+                Precision::Fp32Nodes => 1e-5,
+                _ => 0.0,
+            };
+            check_company(
+                &mut scorer,
+                &encodings,
+                tolerated,
+                &format!("{name}, {way}"),
+            );
+        }
+    }
+}
+
+/// Holds scores in company of all kinds against those of the same sequences alone.
+fn check_company(scorer: &mut OnnxScorer, encodings: &[Encoding], tolerated: f32, who: &str) {
+    let alone: Vec<f32> = encodings
+        .iter()
+        .flat_map(|encoding| scorer.score(&Batch::pack([encoding])).unwrap())
+        .collect();
+    // Strides coprime to the number of pairs make company of every kind of length.
+    for (stride, size) in [(1, 7), (101, 13), (37, 32)] {
+        let order: Vec<usize> = (0..encodings.len())
+            .map(|i| i * stride % encodings.len())
+            .collect();
+        for chunk in order.chunks(size) {
+            let batch = Batch::pack(chunk.iter().map(|&i| &encodings[i]));
+            for (&index, logit) in chunk.iter().zip(scorer.score(&batch).unwrap()) {
+                let off = (logit - alone[index]).abs();
+                assert!(off <= tolerated, "{who}: {index} moved by {off} in company");
+            }
+        }
+    }
+}

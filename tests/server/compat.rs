@@ -1,0 +1,278 @@
+//! Every dialect, case by case: a request as its clients send it, and the exact answer.
+//!
+//! The cases are data under `tests/compat/<dialect>/`. The model behind them scores a document by
+//! its number of words. `RERANKD_UPDATE=1` writes the answers anew; read the difference before you
+//! keep it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::support::fake::Model;
+use crate::support::server::{Answer, TestApp};
+use axum::http::Request;
+use rerankd::config::Config;
+use rerankd_core::Activation;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// One case.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    about: String,
+    #[serde(default, skip_serializing_if = "Server::is_default")]
+    server: Server,
+    request: Sent,
+    #[serde(default)]
+    response: Received,
+}
+
+/// How the server differs from its defaults.
+#[derive(Serialize, Deserialize, Default, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+struct Server {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_documents: Option<usize>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    strict_model_name: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rerank_document: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    loading: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    failing: bool,
+}
+
+impl Server {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn start(&self) -> TestApp {
+        let mut config = Config::default();
+        let http = &mut config.http;
+        http.max_documents = self.max_documents.unwrap_or(http.max_documents);
+        http.strict_model_name = self.strict_model_name;
+        if let Some(form) = &self.rerank_document {
+            http.rerank_document = form.parse().unwrap();
+        }
+        let app = TestApp::starting(config);
+        if !self.loading {
+            app.load(Model {
+                labels: self.labels.unwrap_or(1),
+                activation: match self.activation.as_deref() {
+                    Some("sigmoid") => Activation::Sigmoid,
+                    _ => Activation::Identity,
+                },
+                logit: match self.failing {
+                    true => |_| f32::NAN,
+                    // No score is its document's number of words, and none is whole.
+                    false => |words| words as f32 * 0.5 - 0.75,
+                },
+                ..Model::default()
+            });
+        }
+        app
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    #[serde(default = "post", skip_serializing_if = "is_post")]
+    method: String,
+    path: String,
+    /// JSON, or text that is sent as it is.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    body: Value,
+}
+
+fn post() -> String {
+    "POST".to_owned()
+}
+
+fn is_post(method: &str) -> bool {
+    method == "POST"
+}
+
+impl Sent {
+    async fn to(&self, app: &TestApp, body: &Value) -> Answer {
+        let text = match body {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            body => body.to_string(),
+        };
+        let request = Request::builder()
+            .method(self.method.as_str())
+            .uri(&self.path)
+            .header("x-request-id", "id-1");
+        app.send(request.body(text.into()).unwrap()).await
+    }
+}
+
+#[derive(Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Received {
+    status: u16,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    body: Value,
+}
+
+impl Received {
+    fn of(answer: &Answer) -> Self {
+        let told = ["retry-after", "retry-after-ms"];
+        let header = |name: &&str| answer.headers.contains_key(*name);
+        let mut body = match answer.body.is_empty() {
+            true => Value::Null,
+            false => answer.json(),
+        };
+        hide_time(&mut body);
+        Self {
+            status: answer.status.as_u16(),
+            headers: told
+                .into_iter()
+                .filter(header)
+                .map(|name| (name.to_owned(), answer.header(name).to_owned()))
+                .collect(),
+            body,
+        }
+    }
+}
+
+/// Makes every moment the same one.
+fn hide_time(body: &mut Value) {
+    match body {
+        Value::Object(object) => {
+            for (key, value) in object {
+                match key.as_str() {
+                    "created" => *value = 0.into(),
+                    _ => hide_time(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_time),
+        _ => {}
+    }
+}
+
+fn cases() -> Vec<(PathBuf, Case)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat");
+    let list = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).unwrap();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths
+    };
+    let files = list(&root).into_iter().flat_map(|dialect| list(&dialect));
+    files
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let case = serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            (path, case)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn every_case_gets_its_exact_answer() {
+    let update = std::env::var_os("RERANKD_UPDATE").is_some();
+    let mut failures = Vec::new();
+    for (path, mut case) in cases() {
+        let app = case.server.start();
+        let received = Received::of(&case.request.to(&app, &case.request.body).await);
+        if update {
+            case.response = received;
+            let text = serde_json::to_string_pretty(&case).unwrap() + "\n";
+            std::fs::write(&path, text).unwrap();
+            continue;
+        }
+        let (expected, received) = (
+            serde_json::to_value(&case.response).unwrap(),
+            serde_json::to_value(&received).unwrap(),
+        );
+        if expected != received {
+            failures.push(format!(
+                "{} ({})\nexpected {expected:#}\nreceived {received:#}",
+                path.display(),
+                case.about
+            ));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// The lists of texts that a body of some dialect ranks or scores.
+const LISTS: [&str; 9] = [
+    "documents",
+    "texts",
+    "input",
+    "pairs",
+    "inputs",
+    "text_2",
+    "items",
+    "data_2",
+    "passages",
+];
+
+/// The texts of `body` under `list`; of tensors, those of the one called `documents`.
+fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
+    let items = body.get_mut(list)?.as_array_mut()?;
+    match items.iter().position(|item| item["name"] == "documents") {
+        Some(tensor) => items[tensor].get_mut("data")?.as_array_mut(),
+        None => Some(items),
+    }
+}
+
+/// A server that ignored the order of the request, or gave every text the same score, must not get
+/// through: the same request with its texts turned around has another answer.
+#[tokio::test]
+async fn no_case_is_blind_to_the_order_of_its_texts() {
+    let mut checked = BTreeMap::<String, usize>::new();
+    for (path, case) in cases() {
+        if case.response.status != 200 {
+            continue;
+        }
+        let mut body = case.request.body.clone();
+        for list in LISTS {
+            let Some(items) = texts(&mut body, list) else {
+                continue;
+            };
+            if items.len() < 2 {
+                continue;
+            }
+            items.reverse();
+            let app = case.server.start();
+            let turned = Received::of(&case.request.to(&app, &body).await);
+            assert_eq!(turned.status, 200, "{}", path.display());
+            assert_ne!(turned.body, case.response.body, "{}", path.display());
+            let dialect = path.parent().unwrap().file_name().unwrap();
+            let dialect = dialect.to_str().unwrap().to_owned();
+            *checked.entry(dialect).or_default() += 1;
+            break;
+        }
+    }
+    let dialects: Vec<&str> = checked.keys().map(String::as_str).collect();
+    let all = [
+        "cohere",
+        "infinity",
+        "jina",
+        "llamacpp",
+        "mixedbread",
+        "native",
+        "nvidia",
+        "open_inference",
+        "tei",
+        "vllm",
+        "voyage",
+        "weaviate",
+        "xinference",
+    ];
+    assert_eq!(dialects, all, "each dialect has such a case");
+}
