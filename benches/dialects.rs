@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::config::Config;
-use rerankd::http::dialect::detect::Keys;
-use rerankd::http::dialect::{Dialect, field, native};
+use rerankd::http::route::{self, Handler};
+use rerankd_core::Limits;
+use rerankd_wire::detect::detect;
+use rerankd_wire::{Body as WireBody, Served};
 use serde_json::{Value, json};
 use support::fake::Model;
 use support::server::TestApp;
@@ -147,11 +149,28 @@ fn main() {
         let [first, median, third] = self::quartiles((0..ROUNDS).map(time).collect());
         println!("{name:20} {first:8.1} {median:8.1} {third:8.1}");
     };
-    measure("keys", &|body| {
-        let dialect = Keys::of(body).rerank_dialect(Dialect::Native);
-        assert_eq!(dialect.expect("one dialect"), Dialect::Native);
+    let operations = route::all().find_map(|route| match &route.handler {
+        Handler::Operations(operations) if route.path == "/rerank" => Some(operations),
+        _ => None,
     });
+    let operations = operations.expect("the path is served");
+    measure("keys", &|body| {
+        let found = detect(operations, body).expect("one dialect");
+        assert_eq!(found.operation.name, "native");
+    });
+    let served = Served {
+        model: "m",
+        labels: &["score".to_owned()],
+        strict_model_name: false,
+        limits: Limits {
+            max_documents: 1000,
+        },
+    };
     measure("read in full", &|body| {
-        black_box(field::parse::<native::RerankRequest>(body).expect("a request"));
+        let body = WireBody {
+            json: body.to_vec().into(),
+            ..WireBody::default()
+        };
+        black_box((operations[0].operation.read)(body, &served).is_ok());
     });
 }

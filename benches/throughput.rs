@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rerankd::config::Config;
-use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
-use rerankd::http::{self, Door};
+use rerankd::http::state::AppState;
+use rerankd::http::{self, ListenerConfig};
 use rerankd::metrics::ServerMetrics;
 use rerankd_core::{Batch, Encoding};
 use rerankd_core::{Limits, RerankCommand, ScoreOptions};
@@ -219,10 +219,10 @@ fn main() {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (socket, metrics) = (Socket::Tcp(listener), state.metrics().clone());
-    let door = Door::new(socket, &state.config().http, metrics);
+    let listener = ListenerConfig::new(socket, &state.config().http, metrics);
     runtime.spawn(http::serve(
-        door,
-        http::app::build(state),
+        listener,
+        http::router::build(state),
         std::future::pending(),
     ));
 

@@ -3,25 +3,25 @@
 //! The caller brings the listener and decides when to stop. Nothing here knows the model, flags or
 //! the environment; nothing outside names axum.
 
+mod access;
 pub mod admin;
-pub mod app;
 pub mod auth;
 pub mod body;
 pub mod budget;
 pub mod claim;
 mod connection;
-pub mod dialect;
 pub mod error;
-mod infer;
+mod exchange;
+mod notes;
 pub mod observe;
+mod open_inference;
 pub mod openapi;
 pub mod page;
-pub mod predict;
-pub mod rerank;
-pub mod score;
+pub mod route;
+pub mod router;
 pub mod socket;
+pub mod state;
 pub mod tls;
-pub mod tokenize;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,8 @@ use self::tls::Tls;
 use crate::config::HttpConfig;
 use crate::metrics::ServerMetrics;
 
-/// Where connections come in, and how many.
-pub struct Door {
+/// A listener, and the limits of its connections.
+pub struct ListenerConfig {
     /// Gives connections.
     pub socket: Socket,
     /// Encrypts them.
@@ -47,13 +47,13 @@ pub struct Door {
     pub header_timeout: Duration,
     /// Connections at the same time.
     pub max_connections: usize,
-    /// Who comes in here.
+    /// Whose connections these are.
     pub listener: Listener,
     /// Counts them.
     pub metrics: Arc<ServerMetrics>,
 }
 
-/// Which of the two doors of a server one is.
+/// Which of the two listeners of a server one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listener {
     /// That of clients.
@@ -80,8 +80,8 @@ const ADMIN_CONNECTIONS: usize = 32;
 /// word.
 const REFUSALS: usize = 32;
 
-impl Door {
-    /// A door with the limits of `config`.
+impl ListenerConfig {
+    /// The listener of clients, with the limits of the settings.
     pub fn new(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             socket,
@@ -93,7 +93,7 @@ impl Door {
         }
     }
 
-    /// A door for probes and metrics.
+    /// The listener of probes and metrics.
     pub fn admin(socket: Socket, config: &HttpConfig, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             max_connections: ADMIN_CONNECTIONS,
@@ -103,18 +103,18 @@ impl Door {
     }
 }
 
-/// Serves `app` on connections of `door` until `closing` resolves, then closes the socket and
+/// Serves `app` on connections of `config` until `closing` resolves, then closes the socket and
 /// resolves when the last connection has its answer.
 ///
 /// Idle connections are closed at once, the others after the answer that is under way. This is not
 /// `axum::serve`, because that one lets a client take forever to send a request's head.
-pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()>) {
-    let protocols = Arc::new(Protocols::new(app, door.header_timeout));
-    let slots = Arc::new(Semaphore::new(door.max_connections));
+pub async fn serve(mut config: ListenerConfig, app: Router, closing: impl Future<Output = ()>) {
+    let protocols = Arc::new(Protocols::new(app, config.header_timeout));
+    let slots = Arc::new(Semaphore::new(config.max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
-    let listener = [door.listener.name()];
-    let open = door.metrics.edge.connections.with_label_values(&listener);
-    let refused = door
+    let listener = [config.listener.name()];
+    let open = config.metrics.edge.connections.with_label_values(&listener);
+    let refused = config
         .metrics
         .edge
         .refused_connections
@@ -123,14 +123,14 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
     tokio::pin!(closing);
     loop {
         let (stream, peer) = tokio::select! {
-            accepted = door.socket.accept() => accepted,
+            accepted = config.socket.accept() => accepted,
             () = &mut closing => break,
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             refused.inc();
             tracing::debug!(peer, "too many connections");
             if let Ok(place) = refusals.clone().try_acquire_owned() {
-                let tls = door.tls.clone();
+                let tls = config.tls.clone();
                 tokio::spawn(async move {
                     stream.refuse(tls.as_deref()).await;
                     drop(place);
@@ -139,7 +139,7 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
             continue;
         };
         let open = Open::new(open.clone());
-        let (protocols, tls, closed) = (protocols.clone(), door.tls.clone(), closed.clone());
+        let (protocols, tls, closed) = (protocols.clone(), config.tls.clone(), closed.clone());
         tokio::spawn(async move {
             let served = match stream {
                 Stream::Tcp(stream) => protocols.serve(stream, tls.as_deref(), closed).await,
@@ -151,9 +151,9 @@ pub async fn serve(mut door: Door, app: Router, closing: impl Future<Output = ()
             drop((open, slot));
         });
     }
-    drop(door.socket);
+    drop(config.socket);
     close.send_replace(true);
-    let all = u32::try_from(door.max_connections).unwrap_or(u32::MAX);
+    let all = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
     // An error means that the semaphore was closed, which nobody does.
     let _ = slots.acquire_many(all).await;
 }

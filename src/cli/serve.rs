@@ -18,9 +18,9 @@ use super::loader::{cores, load_config};
 use super::settings::Flags;
 use super::systemd::{self, Passed};
 use crate::config::{Config, Listen};
-use crate::http::Door;
-use crate::http::app::AppState;
+use crate::http::ListenerConfig;
 use crate::http::socket::Socket;
+use crate::http::state::AppState;
 use crate::http::tls::{Tls, TlsError};
 use crate::metrics::ServerMetrics;
 use crate::shutdown::{Phase, Stopped};
@@ -149,20 +149,20 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
 
     let metrics = ServerMetrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
-    let door = Door {
+    let listener = ListenerConfig {
         tls: tls.clone(),
-        ..Door::new(socket, &config.http, metrics.clone())
+        ..ListenerConfig::new(socket, &config.http, metrics.clone())
     };
     let server = tokio::spawn(http::serve(
-        door,
-        http::app::build(state.clone()),
+        listener,
+        http::router::build(state.clone()),
         state.lifecycle().reached(Phase::Draining),
     ));
     if let Some(socket) = admin {
         // Never closed: probes and metrics are answered while the server drains.
         tokio::spawn(http::serve(
-            Door::admin(socket, &config.http, metrics.clone()),
-            http::app::build_admin(state.clone()),
+            ListenerConfig::admin(socket, &config.http, metrics.clone()),
+            http::router::build_admin(state.clone()),
             std::future::pending(),
         ));
     }

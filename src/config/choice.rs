@@ -2,6 +2,7 @@
 
 pub use rerankd_core::Strategy;
 pub use rerankd_engine::config::Precision;
+pub use rerankd_wire::DocumentForm;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::value::{Kind, Value, listed};
@@ -17,19 +18,6 @@ pub enum LogFormat {
     Human,
     /// One JSON object per line.
     Json,
-}
-
-/// How a response returns a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
-#[strum(serialize_all = "lowercase")]
-pub enum DocumentForm {
-    /// `{"text": "…"}`.
-    #[default]
-    Object,
-    /// `"…"`.
-    String,
-    /// Not at all.
-    Omit,
 }
 
 /// Implements [`Value`] for enums of words.

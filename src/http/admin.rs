@@ -4,32 +4,15 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use axum::extract::State;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::app::AppState;
 use super::error::{Failure, json};
+use super::state::AppState;
 use crate::shutdown::Phase;
 use rerankd_core::RerankError;
-
-/// Whether `route` is polled by machines.
-pub fn is_probe(route: &str) -> bool {
-    matches!(route, "/live" | "/ready" | "/metrics" | "/ping")
-        || route.starts_with("/.well-known/")
-        || route.starts_with("/v2/health/")
-        || route == "/v2/models/{model}/ready"
-        || route.ends_with("/health")
-}
-
-/// Whether `route` is answered without a key: probes, what monitoring reads, and the files of the
-/// page, which asks for a key.
-pub fn is_open(method: &Method, route: &str) -> bool {
-    is_probe(route)
-        || ((method == Method::GET || method == Method::HEAD)
-            && (route == "/" || route.starts_with("/page/")))
-}
 
 /// A yes.
 #[derive(Serialize, ToSchema)]

@@ -3,18 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, Uri, header};
-use axum::middleware::Next;
-use axum::response::Response;
 use subtle::{Choice, ConstantTimeEq};
 
-use super::admin;
-use super::app::AppState;
-use super::dialect::Dialect;
-use super::error::Failure;
-use super::observe::RequestId;
 use crate::config::{ApiKeys, HttpConfig, MAX_KEY_BYTES};
 use rerankd_core::Tenant;
 
@@ -40,9 +32,9 @@ struct Key {
 
 /// Whose key a request shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Owner {
-    name: KeyName,
-    tenant: Tenant,
+pub(super) struct Owner {
+    pub(super) name: KeyName,
+    pub(super) tenant: Tenant,
 }
 
 impl Keys {
@@ -75,7 +67,7 @@ impl Keys {
     }
 
     /// Whose key `shown` is. Compares all of every key, so that the time tells nothing.
-    fn owner(&self, shown: &[u8]) -> Option<Owner> {
+    pub(super) fn owner(&self, shown: &[u8]) -> Option<Owner> {
         let shown = Padded::of(shown)?;
         let mut owner = None;
         for key in self.valid().iter() {
@@ -104,42 +96,8 @@ impl ConstantTimeEq for Padded {
     }
 }
 
-/// Middleware that refuses requests without a valid key, and of web pages of other sites.
-pub async fn check(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("", MatchedPath::as_str);
-    let config = &state.config().http;
-    let headers = request.headers();
-    let refused = if admin::is_open(request.method(), route) {
-        None
-    } else if state.keys().open() {
-        foreign(headers, request.uri(), config).map(Failure::ForeignOrigin)
-    } else {
-        match shown(headers).map(|key| state.keys().owner(key)) {
-            None => Some(Failure::NoKey),
-            Some(None) => Some(Failure::WrongKey),
-            Some(Some(owner)) => {
-                request.extensions_mut().insert(owner.name);
-                request.extensions_mut().insert(owner.tenant);
-                None
-            }
-        }
-    };
-    let Some(failure) = refused else {
-        let name = request.extensions().get::<KeyName>().cloned();
-        let mut response = next.run(request).await;
-        if let Some(name) = name {
-            response.extensions_mut().insert(name);
-        }
-        return response;
-    };
-    let id = request.extensions().get::<RequestId>();
-    let id = id.map_or("", RequestId::as_str);
-    failure.answer(Dialect::of_path(request.uri().path()), id)
-}
-
 /// The key that a request shows.
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
@@ -154,7 +112,7 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
 /// A page of any site can send requests to servers that its visitor reaches. Its own server is
 /// known by an address that is a number, or `localhost`: a name could be one that the page's owner
 /// points here.
-fn foreign(headers: &HeaderMap, uri: &Uri, config: &HttpConfig) -> Option<String> {
+pub(super) fn foreign(headers: &HeaderMap, uri: &Uri, config: &HttpConfig) -> Option<String> {
     let origin = headers.get(header::ORIGIN)?;
     let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
     let allowed = config

@@ -1,8 +1,10 @@
-//! A body on its way to a typed request: bounded in size and time, and read as JSON whatever its
-//! content type, because some clients send none.
+//! Receiving a body: bounded in size and time, and expanded where it is compressed.
+//!
+//! Expanding is not a layer of its own, because its output counts against the budget of all bodies
+//! and must not hold up the threads that serve other connections.
 
 use std::error::Error;
-use std::io::{Read, Take};
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +14,10 @@ use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use super::app::{AppState, InFlight};
 use super::budget::HeldBytes;
 use super::claim;
-use super::dialect::field::{self, Fields};
 use super::error::Failure;
+use super::state::{AppState, InFlight};
 use crate::config::HttpConfig;
 use rerankd_core::{Claim, RerankError};
 use rerankd_engine::service::Reranker;
@@ -24,6 +25,9 @@ use rerankd_engine::service::Reranker;
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.
 const PARSE_INLINE_BYTES: usize = 64 * 1024;
+
+/// Bytes that are expanded at a time.
+const EXPAND_BYTES: usize = 16 * 1024;
 
 /// When to come back while other bodies take up all the room: they arrive within seconds, or time
 /// out.
@@ -33,9 +37,9 @@ const BODIES_RETRY: Duration = Duration::from_secs(1);
 pub struct Accepted {
     /// The model, loaded and not draining when the request's head arrived.
     pub reranker: Arc<Reranker>,
-    /// The body, unpacked.
+    /// The body, expanded.
     pub bytes: Bytes,
-    /// What the body takes of what all bodies may take, until it is dropped.
+    /// What the body and then its texts take of the budget of all bodies, until this is dropped.
     pub held: HeldBytes,
     /// What it may claim of the machine.
     pub claim: Claim,
@@ -64,9 +68,16 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
         coding => {
             let limit = config.max_body_bytes;
             // Expanding takes longer than reading: as long as a body of the limit does.
-            tokio::task::spawn_blocking(move || coding.expand(&bytes, limit))
+            let expanding = tokio::task::spawn_blocking(move || {
+                let expanded = coding.expand(&bytes, limit, &mut held);
+                held.give_back(bytes.len());
+                (expanded, held)
+            });
+            let expanded;
+            (expanded, held) = expanding
                 .await
-                .map_err(|error| RerankError::internal(format!("expanding a body: {error}")))??
+                .map_err(|error| RerankError::internal(format!("expanding a body: {error}")))?;
+            expanded?
         }
     };
     Ok(Accepted {
@@ -77,7 +88,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     })
 }
 
-/// How a body is packed.
+/// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Coding {
     Plain,
@@ -86,7 +97,7 @@ enum Coding {
 }
 
 impl Coding {
-    /// `None` where it is one that is not read, or several at once.
+    /// `None` where it is not supported, or there are several.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
         let coding = codings
@@ -100,51 +111,53 @@ impl Coding {
         }
     }
 
-    /// What `bytes` are the packed form of. Never holds more than `limit` bytes of it.
-    fn expand(self, bytes: &[u8], limit: usize) -> Result<Bytes, RerankError> {
-        /// One byte more than is allowed tells what is too large from what is just as large.
-        fn unpacked(mut packed: Take<impl Read>) -> std::io::Result<Vec<u8>> {
-            let mut expanded = Vec::new();
-            packed.read_to_end(&mut expanded)?;
-            Ok(expanded)
-        }
-        let most = limit as u64 + 1;
-        let expanded = match self {
-            Self::Plain => return Ok(Bytes::copy_from_slice(bytes)),
-            Self::Gzip => unpacked(MultiGzDecoder::new(bytes).take(most)),
-            Self::Deflate => unpacked(ZlibDecoder::new(bytes).take(most)),
+    /// What `bytes` are the compressed form of. All that it takes is taken from `held`, and it never
+    /// takes more than a little over `limit` bytes.
+    fn expand(
+        self,
+        bytes: &[u8],
+        limit: usize,
+        held: &mut HeldBytes,
+    ) -> Result<Bytes, RerankError> {
+        let mut packed: Box<dyn Read + '_> = match self {
+            Self::Plain => Box::new(bytes),
+            Self::Gzip => Box::new(MultiGzDecoder::new(bytes)),
+            Self::Deflate => Box::new(ZlibDecoder::new(bytes)),
         };
-        match expanded {
-            Ok(expanded) if expanded.len() > limit => Err(too_large(None, limit)),
-            Ok(expanded) => Ok(expanded.into()),
-            Err(_) => Err(RerankError::invalid(
-                "the body is not what its `content-encoding` says; pack it so, or send it plain",
-            )),
+        let (mut expanded, mut piece) = (Vec::new(), vec![0; EXPAND_BYTES]);
+        loop {
+            let read = packed.read(&mut piece).map_err(|_| {
+                RerankError::invalid(
+                    "the body is not what its `content-encoding` says; compress it so, or send it \
+                     uncompressed",
+                )
+            })?;
+            if read == 0 {
+                return Ok(expanded.into());
+            }
+            if expanded.len() + read > limit {
+                return Err(too_large(None, limit));
+            }
+            if !held.take(read) {
+                return Err(RerankError::overloaded(BODIES_RETRY));
+            }
+            expanded.extend_from_slice(&piece[..read]);
         }
     }
 }
 
-/// Reads `bytes` as a request of one dialect.
+/// What `look` makes of `bytes`, without holding up other requests.
 ///
 /// # Errors
-/// What is wrong with it.
-pub async fn parse<T: Fields>(bytes: &Bytes) -> Result<T, RerankError> {
-    on_bytes(bytes, field::parse).await?
-}
-
-/// Looks at `bytes` without holding up other requests.
-///
-/// # Errors
-/// When looking panicked.
+/// When it panicked.
 pub async fn on_bytes<T: Send + 'static>(
-    bytes: &Bytes,
-    look: impl FnOnce(&[u8]) -> T + Send + 'static,
+    bytes: Bytes,
+    look: impl FnOnce(Bytes) -> T + Send + 'static,
 ) -> Result<T, RerankError> {
     if bytes.len() <= PARSE_INLINE_BYTES {
         return Ok(look(bytes));
     }
-    let bytes = bytes.clone();
-    tokio::task::spawn_blocking(move || look(&bytes))
+    tokio::task::spawn_blocking(move || look(bytes))
         .await
         .map_err(|error| RerankError::internal(format!("parsing a body: {error}")))
 }
@@ -156,12 +169,20 @@ async fn read(
     held: &mut HeldBytes,
 ) -> Result<Bytes, Failure> {
     let limit = config.max_body_bytes;
-    if let Some(size) = declared_size(headers)
+    let declared = declared_size(headers);
+    if let Some(size) = declared
         && size > limit as u64
     {
         return Err(too_large(Some(size), limit).into());
     }
-    collect(Limited::new(body, limit), held, limit).await
+    let declared = declared.and_then(|size| usize::try_from(size).ok());
+    collect(
+        Limited::new(body, limit),
+        held,
+        limit,
+        declared.unwrap_or(0),
+    )
+    .await
 }
 
 /// The bytes of `body`, as long as there is room for them.
@@ -169,17 +190,23 @@ async fn collect(
     mut body: Limited<Body>,
     held: &mut HeldBytes,
     limit: usize,
+    declared: usize,
 ) -> Result<Bytes, Failure> {
     // Most bodies are one frame, which is kept as it came.
     let mut first = Bytes::new();
     let mut all = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
-            true => too_large(None, limit).into(),
-            false if is_malformed(&*error) => Failure::from(RerankError::invalid(
-                "the body is not what its `transfer-encoding` says; send it in chunks of their size",
-            )),
-            false => Failure::BodyEnded,
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                Failure::from(too_large(None, limit))
+            } else if is_malformed(&*error) {
+                Failure::from(RerankError::invalid(
+                    "the body is not what its `transfer-encoding` says; send chunks of the size \
+                     they announce",
+                ))
+            } else {
+                Failure::BodyEnded
+            }
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -191,6 +218,8 @@ async fn collect(
             first = data;
         } else {
             if all.is_empty() {
+                // No larger than the body, where its size is known.
+                all.reserve_exact(declared);
                 all.extend_from_slice(&first);
             }
             all.extend_from_slice(&data);
@@ -199,7 +228,7 @@ async fn collect(
     Ok(if all.is_empty() { first } else { all.into() })
 }
 
-/// Whether what came was wrong, and not only less than was announced.
+/// Whether the framing was wrong, and not only ended early.
 fn is_malformed(error: &(dyn Error + 'static)) -> bool {
     use std::io::ErrorKind::{InvalidData, InvalidInput};
     let mut cause = Some(error);

@@ -19,6 +19,11 @@ impl BodyBudget {
         })
     }
 
+    /// Bytes that are taken now.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// A body of which nothing has arrived.
     pub fn begin(self: &Arc<Self>) -> HeldBytes {
         HeldBytes {
@@ -51,6 +56,14 @@ impl HeldBytes {
             self.bytes += more;
         }
         taken.is_ok()
+    }
+}
+
+impl HeldBytes {
+    /// Gives back `bytes` that were taken.
+    pub fn give_back(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

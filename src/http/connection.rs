@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use self::leftover::Received;
 pub(super) use self::leftover::read_off;
 use self::traffic::Traffic;
-use super::app::InFlight;
+use super::state::InFlight;
 use super::tls::{H2, Tls};
 
 /// Requests of one connection at the same time. The queue is fair by requests, not by connections.

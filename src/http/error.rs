@@ -8,9 +8,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::dialect::Dialect;
-use super::observe::Left;
-use rerankd_core::{ErrorCode, RerankError};
+use super::notes::{AnsweredIn, Cause, ClientLeft, attach};
+use rerankd_core::RerankError;
+use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
@@ -27,13 +27,13 @@ pub enum Failure {
     BodyTimeout(Duration),
     /// The body ended before it was whole: its client has left, or is about to.
     BodyEnded,
-    /// The body is in an encoding that is not read.
+    /// Its `Content-Encoding` is not supported.
     UnknownEncoding,
-    /// The server has keys, and none was shown.
+    /// The server has keys, and none was sent.
     NoKey,
-    /// The key that was shown is none of the server's.
+    /// The key that was sent is not one of the server's.
     WrongKey,
-    /// A page of this origin asks, and none of its requests is answered.
+    /// The request comes from a page of this origin, which is not allowed.
     ForeignOrigin(String),
 }
 
@@ -76,61 +76,68 @@ impl Failure {
     pub fn message(&self) -> String {
         match self {
             Self::Service(error) => error.message().to_owned(),
-            Self::NotFound => "there is nothing at this path; `POST /rerank` and `POST /predict` \
-                               score texts, `GET /info` describes the server"
-                .to_owned(),
+            Self::NotFound => {
+                "not found; `POST /rerank` and `POST /predict` score texts, `GET /info` \
+                               describes the server"
+                    .to_owned()
+            }
             Self::MethodNotAllowed => {
-                "this path does not take this method; `Allow` lists those it takes".to_owned()
+                "method not allowed; the `Allow` header lists those that are".to_owned()
             }
             Self::BodyTimeout(limit) => format!(
                 "the body did not arrive within {} s; send it faster, or raise `--body-timeout`",
                 limit.as_secs_f64()
             ),
-            Self::BodyEnded => "the body ended early; send as much as its headers announce".to_owned(),
+            Self::BodyEnded => {
+                "the body ended early; send as much as its headers announce".to_owned()
+            }
             Self::UnknownEncoding => {
-                "the body is in an encoding that is not read; send it plain, or as one of `gzip` and \
-                 `deflate`"
+                "unsupported Content-Encoding; send `gzip`, `deflate` or none".to_owned()
+            }
+            Self::NoKey => {
+                "API key required; send it as `Authorization: Bearer KEY` or as `x-api-key: \
+                            KEY`"
                     .to_owned()
             }
-            Self::NoKey => "this server wants a key; send it as `Authorization: Bearer KEY` or as \
-                            `x-api-key: KEY`"
-                .to_owned(),
-            Self::WrongKey => "the key is none of this server's".to_owned(),
-            Self::ForeignOrigin(_) => "pages of this origin may not ask here; the operator can allow \
-                                       it (`--cors-origin`), or set keys (`--api-keys-file`)"
+            Self::WrongKey => "invalid API key; send one that this server has".to_owned(),
+            Self::ForeignOrigin(_) => "this origin is not allowed; the operator can allow it \
+                                       (`--cors-origin`) or set API keys (`--api-keys-file`)"
                 .to_owned(),
         }
     }
 
-    /// The service's reason, where it was the service.
-    pub fn code(&self) -> Option<ErrorCode> {
-        self.service().map(RerankError::code)
-    }
-
-    /// The answer to the request `id`, in the words of `dialect`.
-    pub fn answer(&self, dialect: Dialect, id: &str) -> Response {
-        let mut response = dialect.error(self, id);
+    /// The answer to the request `id` in this dialect.
+    pub fn answer(&self, dialect: &'static Dialect, id: &str) -> Response {
+        let (status, kind) = self.kind();
+        let reply = (dialect.error)(&Problem {
+            status,
+            kind,
+            code: self.service().map(RerankError::code),
+            message: &self.message(),
+            request_id: id,
+        });
+        let mut response = attach(json_bytes(reply.status, reply.body), AnsweredIn(dialect));
+        let headers = response.headers_mut();
         if let Some(wait) = self.service().and_then(RerankError::retry_after) {
-            let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, retry_after(wait));
             headers.insert(RETRY_AFTER_MS, retry_after_ms(wait));
         }
-        if let Some(cause) = self.service().and_then(RerankError::cause) {
-            response.extensions_mut().insert(Cause(cause.to_owned()));
-        }
-        let mut tell = |name, value| {
-            let value = HeaderValue::from_static(value);
-            response.headers_mut().insert(name, value);
-        };
         match self {
-            Self::NoKey | Self::WrongKey => tell(header::WWW_AUTHENTICATE, "Bearer"),
-            Self::UnknownEncoding => tell(header::ACCEPT_ENCODING, "gzip, deflate"),
+            Self::NoKey | Self::WrongKey => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::UnknownEncoding => {
+                let known = HeaderValue::from_static("gzip, deflate");
+                headers.insert(header::ACCEPT_ENCODING, known);
+            }
             _ => {}
         }
-        if let Self::BodyEnded = self {
-            response.extensions_mut().insert(Left);
+        if let Some(cause) = self.service().and_then(RerankError::cause) {
+            response = attach(response, Cause(cause.to_owned()));
         }
-        response.extensions_mut().insert(dialect);
+        if let Self::BodyEnded = self {
+            response = attach(response, ClientLeft);
+        }
         response
     }
 
@@ -151,13 +158,9 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        self.answer(Dialect::Native, "")
+        self.answer(&NATIVE, "")
     }
 }
-
-/// What went wrong, travelling with the answer to the log line of the request.
-#[derive(Debug, Clone)]
-pub struct Cause(pub String);
 
 /// Whole seconds, rounded up: a client that comes back a moment early was refused for nothing.
 fn retry_after(wait: Duration) -> HeaderValue {
@@ -173,9 +176,12 @@ fn retry_after_ms(wait: Duration) -> HeaderValue {
 
 /// `value` as a JSON answer.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
-    // Answers are structs with string keys, written to memory: there is nothing to fail.
-    let text = serde_json::to_vec(value).expect("answers are plain data");
-    let mut response = Response::new(Body::from(text));
+    json_bytes(status, to_json(value))
+}
+
+/// An answer whose body is JSON already.
+pub fn json_bytes(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

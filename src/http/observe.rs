@@ -16,10 +16,10 @@ use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Instrument;
 
-use super::app::AppState;
 use super::auth::KeyName;
-use super::dialect::Dialect;
-use super::error::Cause;
+use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
+use super::route::{self, CLIENT_LEFT};
+use super::state::AppState;
 use rerankd_engine::trace::Timeline;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,10 +28,6 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Longest request id that is taken over from a client: ids end up in every log line.
 const REQUEST_ID_CHARS: usize = 128;
-
-/// The status in log and metrics of a request whose client left before the answer; nobody reads it
-/// on the wire.
-const CLIENT_LEFT: u16 = 499;
 
 /// Names one request in its answer and in every log line it causes.
 #[derive(Debug, Clone)]
@@ -79,27 +75,6 @@ fn timeline(request: &Request, route: &str) -> Timeline {
         .extract_with_context(&Context::new(), &HeaderExtractor(request.headers()));
     Timeline::begin(format!("{} {route}", request.method()), caller)
 }
-
-/// What a request cost, travelling with its answer to the log line.
-#[derive(Debug, Clone, Copy)]
-pub struct Work {
-    /// Pairs scored.
-    pub pairs: usize,
-    /// Tokens the model read.
-    pub tokens: usize,
-}
-
-impl Work {
-    /// `response` with this note for the log.
-    pub fn attach(self, mut response: Response) -> Response {
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
-/// Marks the answer to a client that has most likely left: its body ended early.
-#[derive(Debug, Clone, Copy)]
-pub struct Left;
 
 /// Names the request, then logs and counts it when it ends.
 pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
@@ -166,16 +141,16 @@ impl Record {
     fn answered(mut self, response: &Response) {
         self.answered = true;
         let extensions = response.extensions();
-        let left = extensions.get::<Left>().is_some();
+        let left = extensions.get::<ClientLeft>().is_some();
         self.end(
             if left {
                 CLIENT_LEFT
             } else {
                 response.status().as_u16()
             },
-            extensions.get::<Work>().copied(),
+            extensions.get::<Cost>().copied(),
             extensions.get::<Cause>().map(|cause| cause.0.as_str()),
-            extensions.get::<Dialect>().map(|dialect| dialect.name()),
+            extensions.get::<AnsweredIn>().map(|dialect| dialect.0.name),
             extensions.get::<KeyName>().map(|key| &*key.0),
         );
     }
@@ -183,7 +158,7 @@ impl Record {
     fn end(
         &self,
         status: u16,
-        work: Option<Work>,
+        cost: Option<Cost>,
         cause: Option<&str>,
         dialect: Option<&str>,
         key: Option<&str>,
@@ -211,8 +186,8 @@ impl Record {
                     latency_ms = elapsed.as_secs_f64() * 1e3,
                     request_id = self.id.as_str(),
                     trace_id,
-                    pairs = work.map(|work| work.pairs),
-                    tokens = work.map(|work| work.tokens),
+                    pairs = cost.map(|cost| cost.pairs),
+                    tokens = cost.map(|cost| cost.tokens),
                     dialect,
                     key,
                     cause,
@@ -225,7 +200,7 @@ impl Record {
             line!(error, "request failed");
         } else if status == CLIENT_LEFT {
             line!(info, "client left");
-        } else if super::admin::is_probe(&self.route) {
+        } else if route::is_probe(&self.route) {
             // Probes come every few seconds and would bury the rest.
             line!(debug, "request");
         } else {

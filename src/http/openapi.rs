@@ -1,6 +1,5 @@
 //! The description of all this in OpenAPI 3.1, made of the types that read and write the bodies.
 
-mod forms;
 mod paths;
 
 use std::collections::BTreeMap;
@@ -16,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::app::AppState;
+use super::state::AppState;
 
 /// What the page of the description may load: it styles itself in the text of its markup.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -69,9 +68,9 @@ impl Document {
             info: json!({
                 "title": "rerankd",
                 "version": env!("CARGO_PKG_VERSION"),
-                "description": "Orders documents by how well they answer a query, in the words of \
-                                many rerankers at once. On a shared path the keys of a body tell \
-                                which.",
+                "description": "Reranks search results with a cross-encoder, behind the APIs of many \
+                                rerankers. On a shared path the keys of a body tell which API \
+                                is meant.",
                 "license": { "name": license, "identifier": license },
             }),
             // Nothing, or either one: keys are a setting.

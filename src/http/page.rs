@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::admin;
-use super::app::AppState;
+use super::state::AppState;
 
 /// One file of the page.
 struct File {

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod amplification;
 mod compat;
 mod configuration;
 mod connections;

@@ -107,8 +107,7 @@ async fn with_keys_only_probes_and_metrics_are_open() {
 #[tokio::test]
 async fn a_missing_key_is_told_in_the_words_of_the_path() {
     let app = with_keys();
-    let text =
-        "this server wants a key; send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`";
+    let text = "API key required; send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`";
     for (path, expected) in [
         (
             "/rerank",
@@ -187,7 +186,7 @@ async fn metrics_move_to_the_admin_listener() {
     let app = app(|http| http.admin_listen = Some(Listen::Unix("/nowhere".into())));
     assert_eq!(app.get("/metrics").await.status, 404);
     let admin = TestApp {
-        router: rerankd::http::app::build_admin(app.state.clone()),
+        router: rerankd::http::router::build_admin(app.state.clone()),
         state: app.state.clone(),
     };
     for open in ["/metrics", "/live", "/ready", "/health"] {
@@ -409,4 +408,40 @@ async fn bodies_share_what_room_there_is() {
     assert_eq!(answer.header("retry-after"), "1");
     drop(other);
     assert_eq!(post(&app, "/rerank", &[], &body).await.status, 200);
+}
+
+/// A body is charged as large as it expands, as long as its texts are held.
+#[tokio::test]
+async fn compressed_bodies_count_as_large_as_they_expand() {
+    const BODY_BYTES: usize = 4 << 20;
+    let mut config = Config::default();
+    config.http.max_bodies_bytes = 2 * BODY_BYTES;
+    config.http.max_body_bytes = BODY_BYTES;
+    let gate = Gate::new();
+    let model = Model {
+        gate: Some(gate.clone()),
+        ..Model::default()
+    };
+    let app = Arc::new(TestApp::new(model, config));
+    let text = format!("{RERANK}{}", " ".repeat(BODY_BYTES - RERANK.len()));
+    let body = gzipped(&text);
+    assert!(body.len() < 8 << 10);
+    let send = || {
+        let (app, body) = (app.clone(), body.clone());
+        async move { packed(&app, "gzip", body).await }
+    };
+    let first = tokio::spawn(send());
+    gate.entered().await;
+    let second = tokio::spawn(send());
+    while app.state.bodies().held() < 2 * BODY_BYTES {
+        tokio::task::yield_now().await;
+    }
+    for _ in 2..200 {
+        assert_eq!(send().await.status, 429);
+    }
+    gate.open_for_good();
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert_eq!(app.state.bodies().held(), 0);
+    assert_eq!(send().await.status, 200);
 }

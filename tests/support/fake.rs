@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use rerankd::http::app::AppState;
+use rerankd::http::state::AppState;
 use rerankd_core::Activation;
 use rerankd_core::Batch;
 use rerankd_engine::cost::Costs;

@@ -16,7 +16,7 @@ use http_body::Frame;
 use rerankd::config::{Config, Listen};
 use rerankd::http::socket::Socket;
 use rerankd::http::tls::Tls;
-use rerankd::http::{Door, serve};
+use rerankd::http::{ListenerConfig, serve};
 use rerankd::metrics::ServerMetrics;
 use ring::digest::{Context as Digest, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use tokio::sync::{Barrier, oneshot};
@@ -149,20 +149,20 @@ impl Hub {
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                let door = |listener: TcpListener| {
+                let listen = |listener: TcpListener| {
                     let config = Config::default().http;
                     let socket = Socket::from_tcp(listener).unwrap();
                     assert!(matches!(socket.address().unwrap(), Listen::Tcp(_)));
-                    Door {
+                    ListenerConfig {
                         tls: tls.clone(),
-                        ..Door::new(socket, &config, ServerMetrics::new())
+                        ..ListenerConfig::new(socket, &config, ServerMetrics::new())
                     }
                 };
                 let at_hub = Router::new().fallback(hub_answer).with_state(state.clone());
                 let at_storage = Router::new().fallback(storage_answer).with_state(state);
                 tokio::select! {
-                    () = serve(door(hub), at_hub, std::future::pending()) => (),
-                    () = serve(door(storage), at_storage, std::future::pending()) => (),
+                    () = serve(listen(hub), at_hub, std::future::pending()) => (),
+                    () = serve(listen(storage), at_storage, std::future::pending()) => (),
                     _ = stopped => (),
                 }
             });

@@ -11,10 +11,10 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use rerankd::config::Config;
-use rerankd::http::app::AppState;
 use rerankd::http::socket::Socket;
+use rerankd::http::state::AppState;
 use rerankd::http::tls::Tls;
-use rerankd::http::{self, Door};
+use rerankd::http::{self, ListenerConfig};
 use rerankd::metrics::ServerMetrics;
 use rerankd::shutdown::{Phase, Stopped, supervise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,7 +42,7 @@ impl TestApp {
     /// A server whose model is still loading.
     pub fn starting(config: Config) -> Self {
         let state = AppState::new(config, ServerMetrics::new());
-        let router = http::app::build(state.clone());
+        let router = http::router::build(state.clone());
         Self { router, state }
     }
 
@@ -153,12 +153,12 @@ impl Server {
         let state = app.state.clone();
         let config = state.config().clone();
         let metrics = state.metrics().clone();
-        let door = Door {
+        let listener = ListenerConfig {
             tls,
-            ..Door::new(socket, &config.http, metrics)
+            ..ListenerConfig::new(socket, &config.http, metrics)
         };
         let closing = state.lifecycle().reached(Phase::Draining);
-        let serving = tokio::spawn(http::serve(door, app.router, closing));
+        let serving = tokio::spawn(http::serve(listener, app.router, closing));
         let (signals, mut received) = mpsc::channel(2);
         let supervised = state.clone();
         let stopped = tokio::spawn(async move {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 
 use crate::config::{ApiKeys, Value};
-use crate::http::app::AppState;
+use crate::http::state::AppState;
 use crate::http::tls::Tls;
 
 /// What is reloaded.

@@ -12,7 +12,7 @@ use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use crate::http::app::InFlight;
+use crate::http::state::InFlight;
 
 /// Most bytes of an answer that are handed over at a time. A client that takes one of these within
 /// the patience of its connection is slow; one that does not has stopped reading.

@@ -347,7 +347,7 @@ fn a_request_whose_job_got_lost_is_failed() {
 #[test]
 fn the_queue_builds_no_spans() {
     let mut bench = Bench::new();
-    let timeline = Timeline::begin("POST /rerank".to_owned(), None);
+    let timeline = Timeline::begin("POST /rerank".to_owned(), opentelemetry::Context::new());
     let (reply, _receiver) = reply::channel();
     bench.queue.push(Arrival {
         claim: Claim::default(),

@@ -1,0 +1,246 @@
+//! Cohere's `POST /v1/rerank` and `POST /v2/rerank`.
+//!
+//! Jina, Xinference, LiteLLM's proxy and many servers speak these paths too, and their bodies
+//! cannot be told apart: the answer is one that all their clients read. Scores are between 0 and 1
+//! whatever the model's activation, as all of them promise.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::document::{Document, DocumentForm, Echo, Item, RankFields};
+use super::error::{Problem, Reply, missing};
+use super::read::list::List;
+use super::read::request;
+use super::read::scalar::ModelName;
+use super::schema::{Form, Schemas, example};
+use super::usage::Usage;
+use rerankd_core::{Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions};
+
+/// Cohere's first version, which Jina, Xinference and many servers speak too.
+pub static V1: Dialect = Dialect {
+    name: "cohere_v1",
+    operations: &[Operation::new(
+        "cohere_v1",
+        Kind::Rerank,
+        &[Path::shared("/v1/rerank", &[Kind::Rerank])],
+        rerank::<CohereRequest>,
+        |schemas| form(schemas, example!("cohere/v1_ranks")),
+    )],
+    error: |problem| error(problem, Some(problem.message)),
+};
+
+/// Cohere's second version.
+pub static V2: Dialect = Dialect {
+    name: "cohere_v2",
+    operations: &[Operation::new(
+        "cohere_v2",
+        Kind::Rerank,
+        &[Path::shared("/v2/rerank", &[Kind::Rerank])],
+        rerank::<CohereRequest>,
+        |schemas| form(schemas, example!("cohere/v2_ranks")),
+    )],
+    error: |problem| error(problem, None),
+};
+
+fn form(schemas: &mut Schemas, example: Value) -> Form {
+    Form::of::<CohereRequest, CohereResponse, CohereError>(schemas, example)
+}
+
+request! {
+    /// A reranking as Cohere, Jina and their kin ask for it.
+    pub struct CohereRequest as CohereRerankRequest {
+        /// Any name, unless the server is strict.
+        model?: ModelName as Option<serde_json::Value>,
+        /// What the documents are judged by.
+        query: String as String,
+        /// Texts, or objects whose `text` or `rank_fields` are ranked.
+        documents: List<Item> as Vec<Item> { min_items = 1 },
+        /// Most results; all without.
+        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Fields of the objects that are ranked, in this order; `text` without.
+        rank_fields?: RankFields as Option<Vec<String>>,
+        /// Whether each result repeats its document.
+        return_documents?: bool as Option<bool>,
+        /// Parts a long document may be read in; it is as good as its best. Without, one.
+        max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        /// Tokens of a document that are read.
+        max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
+        /// the share of one of priority 0.
+        priority?: Priority as Option<u64> { maximum = 999 },
+    }
+}
+
+impl RerankRequest for CohereRequest {
+    type Kept = Echo;
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
+    }
+
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+        let query = self.query.ok_or_else(|| missing("query"))?;
+        let documents = self.documents.ok_or_else(|| missing("documents"))?;
+        let (texts, echo) = Echo::of_items(
+            self.return_documents.unwrap_or(false),
+            "documents",
+            documents,
+            self.rank_fields.as_ref(),
+            limits,
+        )?;
+        let options = ScoreOptions {
+            scale: Scale::Unit,
+            fit: Fit {
+                max_chunks: self.max_chunks_per_doc,
+                max_document_tokens: self.max_tokens_per_doc,
+                ..Fit::default()
+            },
+            ..ScoreOptions::default()
+        };
+        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
+        Ok((command, echo))
+    }
+
+    fn fill<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+        CohereResponse {
+            id: answer.context.id,
+            model: answer.context.model,
+            results: results(answer, echo),
+            usage: Usage::new(answer.ranking.tokens),
+            meta: Meta::of(answer),
+        }
+    }
+}
+
+/// Documents that make one unit of Cohere's bills.
+const DOCUMENTS_A_SEARCH: usize = 100;
+
+/// Answer of Cohere's reranking, with what Jina's clients read beside it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereRerankResponse)]
+pub struct CohereResponse<'a> {
+    id: &'a str,
+    model: &'a str,
+    results: Vec<RankedDocument<'a>>,
+    usage: Usage,
+    meta: Meta,
+}
+
+/// One document's place.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RankedDocument)]
+pub struct RankedDocument<'a> {
+    index: usize,
+    // Written as f32: the shortest number that reads back the same, always with a fraction or an
+    // exponent, because some clients take a whole number for an integer.
+    relevance_score: f32,
+    // Left out rather than null: some clients fail on null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<Document<'a>>,
+}
+
+/// The results of `answer`, best first, with documents in the form that the operator chose.
+pub fn results<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> Vec<RankedDocument<'a>> {
+    results_as(answer.context.document_form, answer, echo)
+}
+
+/// The results of `answer`, best first, with documents in this form.
+pub fn results_as<'a>(
+    form: DocumentForm,
+    answer: &RankingAnswer<'a>,
+    echo: &'a Echo,
+) -> Vec<RankedDocument<'a>> {
+    let result = |ranked: &rerankd_core::Ranked| RankedDocument {
+        index: ranked.index,
+        relevance_score: ranked.score,
+        document: echo.document_as(form, answer, ranked.index),
+    };
+    answer.ranking.results.iter().map(result).collect()
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereMeta)]
+struct Meta {
+    api_version: ApiVersion,
+    billed_units: BilledUnits,
+    tokens: Tokens,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warnings: Option<[String; 1]>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereApiVersion)]
+struct ApiVersion {
+    version: &'static str,
+    is_experimental: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereBilledUnits)]
+struct BilledUnits {
+    search_units: usize,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereTokens)]
+struct Tokens {
+    input_tokens: usize,
+    output_tokens: usize,
+}
+
+impl Meta {
+    fn of(answer: &RankingAnswer<'_>) -> Self {
+        let truncated = &answer.ranking.truncated;
+        Self {
+            api_version: ApiVersion {
+                version: match answer.context.dialect.name {
+                    "cohere_v1" => "1",
+                    _ => "2",
+                },
+                is_experimental: false,
+            },
+            billed_units: BilledUnits {
+                search_units: answer.pairs.len().div_ceil(DOCUMENTS_A_SEARCH),
+            },
+            tokens: Tokens {
+                input_tokens: answer.ranking.tokens,
+                output_tokens: 0,
+            },
+            warnings: truncated.first().map(|first| {
+                [format!(
+                    "{} of the documents were cut to fit the model, first `documents[{first}]`",
+                    truncated.len()
+                )]
+            }),
+        }
+    }
+}
+
+/// CohereResponse of an error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CohereError)]
+pub struct CohereError<'a> {
+    id: &'a str,
+    message: &'a str,
+    /// What Jina's clients read; they share the path of the first version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+}
+
+/// The answer to a request that failed; `detail` is what Jina's clients read.
+fn error<'a>(problem: &Problem<'a>, detail: Option<&'a str>) -> Reply {
+    let body = CohereError {
+        id: problem.request_id,
+        message: problem.message,
+        detail,
+    };
+    Reply::json(problem.status, &body)
+}

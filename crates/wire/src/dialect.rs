@@ -1,0 +1,342 @@
+//! Dialects as data: what each reads, where, and how its bodies are told from others.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::detect::Signature;
+use super::document::DocumentForm;
+use super::error::{Problem, Reply, to_json};
+use super::read::{self, Read};
+use super::schema::{Form, Schemas};
+use super::tei::Token;
+use super::{
+    cohere, infinity, llamacpp, mixedbread, native, nvidia, open_inference, tei, vllm, voyage,
+    weaviate,
+};
+use rerankd_core::{
+    Claim, Limits, Pair, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+};
+
+/// Every dialect. On a path that several share, the first one that a body matches reads it.
+pub static ALL: [&Dialect; 12] = [
+    &tei::TEI,
+    &mixedbread::MIXEDBREAD,
+    &weaviate::WEAVIATE,
+    &voyage::VOYAGE,
+    &vllm::VLLM,
+    &infinity::INFINITY,
+    &native::NATIVE,
+    &cohere::V1,
+    &cohere::V2,
+    &llamacpp::LLAMA_CPP,
+    &nvidia::NVIDIA,
+    &open_inference::OPEN_INFERENCE,
+];
+
+/// A wire format.
+pub struct Dialect {
+    /// Its name in log lines.
+    pub name: &'static str,
+    /// What its clients ask for.
+    pub operations: &'static [Operation],
+    /// The answer to a request that failed.
+    pub error: fn(&Problem<'_>) -> Reply,
+}
+
+impl fmt::Debug for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Orders documents by their score for a query.
+    Rerank,
+    /// Gives every score of each pair.
+    Predict,
+    /// Gives one score of each pair.
+    Score,
+    /// Gives scores as tensors.
+    Infer,
+    /// Shows the tokens of texts.
+    Tokenize,
+    /// Shows the text of tokens.
+    Decode,
+}
+
+impl Kind {
+    /// Whether the model is asked.
+    pub fn scores(self) -> bool {
+        match self {
+            Self::Rerank | Self::Predict | Self::Score | Self::Infer => true,
+            Self::Tokenize | Self::Decode => false,
+        }
+    }
+}
+
+/// One kind of request of a dialect.
+pub struct Operation {
+    /// Its name among the examples of the API's description.
+    pub name: &'static str,
+    /// What it does.
+    pub kind: Kind,
+    /// Where it is asked for with `POST`, and is what a body is read as that matches nothing else.
+    pub paths: &'static [Path],
+    /// The keys that tell its bodies from others on a shared path.
+    pub signature: Signature,
+    /// The largest body, where it is smaller than the server's limit.
+    pub max_body_bytes: Option<usize>,
+    /// The header that says how many bytes of the body are JSON, where others may follow.
+    pub json_length_header: Option<&'static str>,
+    /// Reads a body.
+    pub read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
+    /// What its bodies look like.
+    pub form: fn(&mut Schemas) -> Form,
+}
+
+impl Operation {
+    /// An operation at `paths`, with the server's limit and nothing behind the JSON.
+    pub const fn new(
+        name: &'static str,
+        kind: Kind,
+        paths: &'static [Path],
+        read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
+        form: fn(&mut Schemas) -> Form,
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            paths,
+            signature: Signature::NONE,
+            max_body_bytes: None,
+            json_length_header: None,
+            read,
+            form,
+        }
+    }
+
+    /// The same operation, known on shared paths by `signature`.
+    pub const fn told_by(self, signature: Signature) -> Self {
+        Self { signature, ..self }
+    }
+}
+
+/// A path of an operation.
+#[derive(Debug, Clone, Copy)]
+pub struct Path {
+    /// Such as `/rerank`.
+    pub path: &'static str,
+    /// The kinds of operations of other dialects that its bodies may ask for.
+    pub shared_with: &'static [Kind],
+}
+
+impl Path {
+    /// A path of this operation alone, for clients whose bodies do not tell their dialect.
+    pub const fn own(path: &'static str) -> Self {
+        let shared_with = &[];
+        Self { path, shared_with }
+    }
+
+    /// A path that is shared with operations of these kinds.
+    pub const fn shared(path: &'static str, shared_with: &'static [Kind]) -> Self {
+        Self { path, shared_with }
+    }
+}
+
+/// An operation and the dialect that it is of.
+#[derive(Clone, Copy)]
+pub struct Endpoint {
+    /// The dialect.
+    pub dialect: &'static Dialect,
+    /// The operation.
+    pub operation: &'static Operation,
+}
+
+/// Every operation of every dialect, in the order in which bodies are matched.
+pub fn endpoints() -> impl Iterator<Item = Endpoint> {
+    ALL.into_iter().flat_map(|dialect| {
+        let operations = dialect.operations.iter();
+        operations.map(move |operation| Endpoint { dialect, operation })
+    })
+}
+
+/// The operations that are asked for at a path of `own`, that one first.
+pub fn sharing(own: Endpoint, path: &Path) -> Vec<Endpoint> {
+    let is_other = |other: &Endpoint| !std::ptr::eq(other.operation, own.operation);
+    let shared = endpoints().filter(|other| path.shared_with.contains(&other.operation.kind));
+    let told = shared.filter(|other| other.operation.signature.tells());
+    std::iter::once(own).chain(told.filter(is_other)).collect()
+}
+
+/// A request's body.
+#[derive(Debug, Clone, Default)]
+pub struct Body {
+    /// JSON.
+    pub json: Bytes,
+    /// What follows it.
+    pub binary: Bytes,
+}
+
+/// What a request is read against.
+#[derive(Debug, Clone, Copy)]
+pub struct Served<'a> {
+    /// Name of the model that is served.
+    pub model: &'a str,
+    /// Names of its scores.
+    pub labels: &'a [String],
+    /// Whether requests for other models are refused.
+    pub strict_model_name: bool,
+    /// The most that one request may ask for.
+    pub limits: Limits,
+}
+
+impl Served<'_> {
+    /// Refuses the name of another model, where names are strict.
+    ///
+    /// # Errors
+    /// [`RerankError::unknown_model`].
+    pub fn check_model(&self, asked: Option<&str>) -> Result<(), RerankError> {
+        match asked {
+            Some(asked) if self.strict_model_name && asked != self.model => {
+                Err(RerankError::unknown_model(asked, self.model))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes a result as an answer in JSON.
+pub type Fill<T> = Box<dyn FnOnce(&Context<'_>, &T) -> Vec<u8> + Send>;
+
+/// What a request asks of the service, and how its answer is written.
+pub enum Work {
+    /// A ranking.
+    Rerank(RerankCommand, Fill<Ranking>),
+    /// Scores in the order of the request.
+    Predict(PredictCommand, Fill<Prediction>),
+    /// The tokens of texts.
+    Tokenize {
+        /// The texts.
+        texts: Vec<String>,
+        /// Whether the tokens around a text are shown.
+        special_tokens: bool,
+        /// Writes the answer.
+        fill: Fill<Vec<Vec<Token>>>,
+    },
+    /// The text of tokens.
+    Decode {
+        /// Token ids, one list a text.
+        ids: Vec<Vec<u32>>,
+        /// Whether special tokens are left out.
+        skip_special_tokens: bool,
+        /// Writes the answer.
+        fill: Fill<Vec<String>>,
+    },
+}
+
+/// What an answer tells besides its result.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The dialect that it is written in.
+    pub dialect: &'static Dialect,
+    /// Names the request.
+    pub id: &'a str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Names of its scores.
+    pub labels: &'a [String],
+    /// When the answer was made, in seconds since 1970.
+    pub created: u64,
+    /// How a document is repeated where the dialect leaves it open.
+    pub document_form: DocumentForm,
+}
+
+/// A ranking on its way into an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct RankingAnswer<'a> {
+    /// What else it tells.
+    pub context: &'a Context<'a>,
+    /// Texts in the order of the request.
+    pub pairs: &'a [Pair],
+    /// Their order and scores.
+    pub ranking: &'a Ranking,
+}
+
+/// How one dialect asks for a reranking and reads the answer.
+pub(crate) trait RerankRequest: Read + 'static {
+    /// What the answer repeats of the request.
+    type Kept: Send + 'static;
+
+    /// The model that is asked for.
+    fn model(&self) -> Option<&str>;
+
+    /// How urgent the request is.
+    fn priority(&self) -> Priority {
+        Priority::default()
+    }
+
+    /// The command this request spells.
+    ///
+    /// # Errors
+    /// When something is missing, contradicts itself or is beyond `limits`.
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Self::Kept), RerankError>;
+
+    /// The body that tells `answer`.
+    fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Self::Kept) -> impl Serialize + 'a;
+}
+
+/// Reads a reranking.
+pub(crate) fn rerank<T: RerankRequest>(
+    body: Body,
+    served: &Served<'_>,
+) -> Result<Work, RerankError> {
+    let request: T = read::parse(&body.json, &served.limits)?;
+    // Its texts are copied from here on.
+    drop(body);
+    served.check_model(request.model())?;
+    let claim = with_priority(request.priority());
+    let (command, kept) = request.into_command(&served.limits)?;
+    let command = command.with_claim(claim);
+    let pairs = command.pairs().clone();
+    let fill = move |context: &Context<'_>, ranking: &Ranking| {
+        let answer = RankingAnswer {
+            context,
+            pairs: &pairs,
+            ranking,
+        };
+        to_json(&T::fill(&answer, &kept))
+    };
+    Ok(Work::Rerank(command, Box::new(fill)))
+}
+
+/// The claim of a request of this `priority`.
+pub(crate) fn with_priority(priority: Priority) -> Claim {
+    Claim {
+        priority,
+        ..Claim::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_operations_claim_a_path_and_no_two_dialects_a_name() {
+        let (mut paths, mut names) = (BTreeSet::new(), BTreeSet::new());
+        for Endpoint { operation, .. } in endpoints() {
+            assert!(names.insert(operation.name), "{}", operation.name);
+            for path in operation.paths {
+                assert!(paths.insert(path.path), "{}", path.path);
+            }
+        }
+        let dialects: BTreeSet<&str> = ALL.iter().map(|dialect| dialect.name).collect();
+        assert_eq!(dialects.len(), ALL.len());
+    }
+}

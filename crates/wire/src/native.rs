@@ -1,0 +1,301 @@
+//! The server's own wire format: `POST /rerank` and `POST /predict`.
+//!
+//! An error is one text under four names, which is what the readers of other servers' clients look
+//! for.
+
+use std::num::NonZeroUsize;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::cohere::{RankedDocument, results};
+use super::dialect::{
+    Body, Context, Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, Served, Work,
+    rerank, with_priority,
+};
+use super::document::Echo;
+use super::error::{Problem, Reply, missing, to_json};
+use super::read::list::{List, TextObject};
+use super::read::pair::TextPair;
+use super::read::scalar::ModelName;
+use super::read::{self, request};
+use super::schema::{Form, example};
+use super::usage::Usage;
+use rerankd_core::{
+    Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
+    ScoreOptions, Side, Strategy, Truncate,
+};
+
+/// The server's own.
+pub static NATIVE: Dialect = Dialect {
+    name: "native",
+    operations: &[
+        Operation::new(
+            "native",
+            Kind::Rerank,
+            &[Path::shared("/rerank", &[Kind::Rerank])],
+            rerank::<NativeRequest>,
+            |schemas| {
+                let example = example!("native/ranks");
+                Form::of::<NativeRequest, NativeResponse, NativeError>(schemas, example)
+            },
+        ),
+        Operation::new(
+            "native_predict",
+            Kind::Predict,
+            &[Path::shared("/predict", &[Kind::Predict])],
+            predict,
+            |schemas| {
+                let example = example!("native/predict");
+                Form::of::<PredictRequest, PredictResponse, NativeError>(schemas, example)
+            },
+        ),
+    ],
+    error: ERROR,
+};
+
+/// The answer to a request that failed, as more than one dialect has it.
+pub const ERROR: fn(&Problem<'_>) -> Reply = |problem| {
+    Reply::json(
+        problem.status,
+        &NativeError::new(problem.kind, problem.message),
+    )
+};
+
+request! {
+    /// A reranking in the server's own words.
+    pub struct NativeRequest as RerankRequest {
+        /// Any name, unless the server is strict.
+        model?: ModelName as Option<serde_json::Value>,
+        /// What the documents are judged by.
+        query: String as String,
+        /// Texts, or objects that hold one under `text`.
+        documents: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
+        /// Most results; all without.
+        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Whether each result repeats its document.
+        return_documents?: bool as Option<bool>,
+        /// Logits instead of what the model makes of them.
+        raw_scores?: bool as Option<bool>,
+        /// Whether texts that are too long are cut; otherwise they are refused.
+        truncate?: bool as Option<bool>,
+        /// Which text gives way when a pair is too long; the server's choice without.
+        truncation_strategy?: Strategy as Option<StrategyName>,
+        /// Which end is cut; the tokenizer's choice without.
+        truncation_direction?: Side as Option<SideName>,
+        /// Tokens of a document that are read.
+        max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Parts a long document may be read in; it is as good as its best. Without, one.
+        max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
+        /// the share of one of priority 0.
+        priority?: Priority as Option<u64> { maximum = 999 },
+    }
+}
+
+request! {
+    /// A prediction in the server's own words.
+    pub struct PredictRequest as PredictRequest {
+        /// Any name, unless the server is strict.
+        model?: ModelName as Option<serde_json::Value>,
+        /// Two texts each.
+        pairs: List<TextPair> as Vec<[String; 2]> { min_items = 1 },
+        /// Logits instead of what the model makes of them.
+        raw_scores?: bool as Option<bool>,
+        /// A softmax over the labels of each pair.
+        softmax?: bool as Option<bool>,
+        /// Whether texts that are too long are cut; otherwise they are refused.
+        truncate?: bool as Option<bool>,
+        /// How urgent it is, as in a reranking.
+        priority?: Priority as Option<u64> { maximum = 999 },
+    }
+}
+
+#[derive(ToSchema)]
+#[schema(as = TextDocument)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+pub(crate) enum DocumentSchema {
+    Text(String),
+    Object { text: String },
+}
+
+#[derive(ToSchema)]
+#[schema(as = TruncationStrategy, rename_all = "snake_case")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum StrategyName {
+    LongestFirst,
+    DocumentOnly,
+}
+
+#[derive(ToSchema)]
+#[schema(as = TruncationDirection, rename_all = "snake_case")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum SideName {
+    Left,
+    Right,
+}
+
+impl RerankRequest for NativeRequest {
+    type Kept = Echo;
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
+    }
+
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+        let fit = Fit {
+            strategy: self.truncation_strategy,
+            side: self.truncation_direction,
+            max_document_tokens: self.max_tokens_per_doc,
+            max_chunks: self.max_chunks_per_doc,
+            ..Fit::default()
+        };
+        let options = ScoreOptions {
+            scale: scale(self.raw_scores, None)?,
+            truncate: Truncate::allowed(self.truncate),
+            fit,
+        };
+        let query = self.query.ok_or_else(|| missing("query"))?;
+        let documents = self.documents.ok_or_else(|| missing("documents"))?;
+        let documents = documents.texts("documents", limits)?;
+        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        Ok((command, echo))
+    }
+
+    fn fill<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+        NativeResponse {
+            id: answer.context.id,
+            model: answer.context.model,
+            results: results(answer, echo),
+            truncated: &answer.ranking.truncated,
+            usage: Usage::new(answer.ranking.tokens),
+        }
+    }
+}
+
+fn predict(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+    let request: PredictRequest = read::parse(&body.json, &served.limits)?;
+    drop(body);
+    served.check_model(request.model.as_deref())?;
+    let claim = with_priority(request.priority.unwrap_or_default());
+    let command = request.into_command(&served.limits)?.with_claim(claim);
+    let fill = |context: &Context<'_>, prediction: &Prediction| {
+        to_json(&PredictResponse::fill(context.model, prediction))
+    };
+    Ok(Work::Predict(command, Box::new(fill)))
+}
+
+impl PredictRequest {
+    fn into_command(self, limits: &Limits) -> Result<PredictCommand, RerankError> {
+        let options = ScoreOptions {
+            scale: scale(self.raw_scores, self.softmax)?,
+            truncate: Truncate::allowed(self.truncate),
+            ..ScoreOptions::default()
+        };
+        let pairs = self.pairs.ok_or_else(|| missing("pairs"))?;
+        let pairs = pairs.within("pairs", limits)?.into_iter();
+        let pairs = pairs.map(|[query, document]| Pair {
+            query: query.into(),
+            document: document.into(),
+        });
+        PredictCommand::new(pairs.collect(), options, limits)
+    }
+}
+
+fn scale(raw_scores: Option<bool>, softmax: Option<bool>) -> Result<Scale, RerankError> {
+    match (raw_scores.unwrap_or(false), softmax.unwrap_or(false)) {
+        (false, false) => Ok(Scale::Activated),
+        (true, false) => Ok(Scale::Raw),
+        (false, true) => Ok(Scale::Softmax),
+        (true, true) => Err(RerankError::invalid(
+            "`raw_scores` and `softmax` exclude each other; send one of them",
+        )),
+    }
+}
+
+/// Answer of `POST /rerank`.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RerankResponse)]
+pub struct NativeResponse<'a> {
+    id: &'a str,
+    model: &'a str,
+    results: Vec<RankedDocument<'a>>,
+    /// Positions of the documents that were cut to fit the model; absent where none was.
+    #[serde(skip_serializing_if = "<[usize]>::is_empty")]
+    truncated: &'a [usize],
+    usage: Usage,
+}
+
+/// Answer of `POST /predict`.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PredictResponse)]
+pub struct PredictResponse<'a> {
+    model: &'a str,
+    scores: Scores<'a>,
+    #[serde(skip_serializing_if = "<[usize]>::is_empty")]
+    truncated: &'a [usize],
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PredictScores)]
+#[serde(untagged)]
+enum Scores<'a> {
+    /// One number a pair.
+    Flat(&'a [f32]),
+    /// One list a pair, one number a label.
+    Rows(Vec<&'a [f32]>),
+}
+
+impl<'a> PredictResponse<'a> {
+    /// The answer that tells `prediction`.
+    pub fn fill(model: &'a str, prediction: &'a Prediction) -> Self {
+        let scores = match prediction.labels {
+            1 => Scores::Flat(&prediction.scores),
+            labels => Scores::Rows(prediction.scores.chunks(labels).collect()),
+        };
+        Self {
+            model,
+            scores,
+            truncated: &prediction.truncated,
+            usage: Usage::new(prediction.tokens),
+        }
+    }
+}
+
+/// Body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+pub struct NativeError<'a> {
+    error: &'a str,
+    error_type: &'a str,
+    message: &'a str,
+    detail: &'a str,
+}
+
+impl<'a> NativeError<'a> {
+    /// One `message` under each of its names.
+    pub fn new(error_type: &'a str, message: &'a str) -> Self {
+        Self {
+            error: message,
+            error_type,
+            message,
+            detail: message,
+        }
+    }
+}

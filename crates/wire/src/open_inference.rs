@@ -1,0 +1,460 @@
+//! `POST /v2/models/{model}/infer` of the Open Inference Protocol, which KServe and Triton speak.
+//!
+//! The model looks like one with two inputs of texts, `query` and `documents`, and one output of
+//! numbers, `scores`, in the order of the documents. Texts are taken from the body, or from behind it
+//! in Triton's binary form; scores are always in the body, which clients of either kind read.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::dialect::{Body, Context, Dialect, Kind, Operation, Path, Served, Work};
+use super::error::{Problem, Reply, missing, to_json};
+use super::read::list::List;
+use super::read::tensor::{InferParameters, OutputName, Tensor};
+use super::read::{self, request};
+use super::schema::{Form, example};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
+
+/// The Open Inference Protocol, version 2, of KServe and Triton.
+pub static OPEN_INFERENCE: Dialect = Dialect {
+    name: "open_inference",
+    operations: &[Operation {
+        json_length_header: Some("inference-header-content-length"),
+        ..Operation::new(
+            "open_inference",
+            Kind::Infer,
+            &[Path::own("/v2/models/{model}/infer")],
+            read_inference,
+            |schemas| {
+                let example = example!("open_inference/scores");
+                Form::of::<InferRequest, InferResponse, OpenInferenceError>(schemas, example)
+            },
+        )
+    }],
+    error: |problem: &Problem<'_>| {
+        let error = problem.message;
+        Reply::json(problem.status, &OpenInferenceError { error })
+    },
+};
+
+fn read_inference(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+    let request: InferRequest = read::parse(&body.json, &served.limits)?;
+    let (command, id) = request.into_command(&body.binary, &served.limits)?;
+    let fill = move |context: &Context<'_>, prediction: &Prediction| {
+        to_json(&fill(context.model, id.as_deref(), prediction))
+    };
+    Ok(Work::Predict(command, Box::new(fill)))
+}
+
+const QUERY: &str = "query";
+const DOCUMENTS: &str = "documents";
+const SCORES: &str = "scores";
+/// The protocol's name of strings.
+const BYTES: &str = "BYTES";
+const FP32: &str = "FP32";
+
+request! {
+    /// An inference: a `query`, and the `documents` that are scored for it; or as many of each.
+    pub struct InferRequest as OpenInferenceRequest {
+        /// Comes back in the answer.
+        id?: String as Option<String>,
+        /// `raw_scores` asks for logits.
+        parameters?: InferParameters as Option<ParametersSchema>,
+        /// `query` and `documents`, of datatype `BYTES`.
+        inputs: List<Tensor> as Vec<TensorSchema> { min_items = 2 },
+        /// The outputs that are wanted; there is one, `scores`.
+        outputs: List<OutputName> as Vec<OutputNameSchema>,
+    }
+}
+
+#[derive(ToSchema)]
+#[schema(as = OpenInferenceParameters)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+struct ParametersSchema {
+    raw_scores: Option<bool>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = OpenInferenceInput)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+struct TensorSchema {
+    name: InputName,
+    datatype: Datatype,
+    shape: Vec<u64>,
+    data: Vec<String>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = OpenInferenceInputName)]
+#[serde(rename_all = "lowercase")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum InputName {
+    Query,
+    Documents,
+}
+
+#[derive(ToSchema)]
+#[schema(as = OpenInferenceDatatype)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum Datatype {
+    Bytes,
+}
+
+#[derive(ToSchema)]
+#[schema(as = OpenInferenceOutputName)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+struct OutputNameSchema {
+    name: String,
+}
+
+impl InferRequest {
+    /// The command this request spells, and the id that its answer repeats. `behind` is what came
+    /// after the body.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another type, or not of its shape; when the texts do not fit
+    /// together; when there is too much.
+    fn into_command(
+        self,
+        behind: &[u8],
+        limits: &Limits,
+    ) -> Result<(PredictCommand, Option<String>), RerankError> {
+        if self
+            .outputs
+            .unwrap_or_default()
+            .kept()
+            .iter()
+            .any(|name| name.0 != SCORES)
+        {
+            return Err(RerankError::invalid(format!(
+                "`outputs` names what this model does not give; ask for `{SCORES}`, or for none"
+            )));
+        }
+        let (mut query, mut documents) = (None, None);
+        let mut behind = behind;
+        let inputs = self.inputs.ok_or_else(|| missing("inputs"))?;
+        for tensor in inputs.into_kept() {
+            let (name, slot) = match tensor.name.as_str() {
+                QUERY => (QUERY, &mut query),
+                DOCUMENTS => (DOCUMENTS, &mut documents),
+                _ => {
+                    return Err(RerankError::invalid(format!(
+                        "`inputs` has a tensor of another name; send `{QUERY}` and `{DOCUMENTS}`"
+                    )));
+                }
+            };
+            if slot.is_some() {
+                return Err(RerankError::invalid(format!(
+                    "`inputs` has two tensors `{name}`; send one"
+                )));
+            }
+            *slot = Some(texts(name, tensor, &mut behind, limits)?);
+        }
+        if !behind.is_empty() {
+            return Err(RerankError::invalid(format!(
+                "{} bytes behind the body belong to no tensor; announce them as `binary_data_size`",
+                behind.len()
+            )));
+        }
+        let query = query.ok_or_else(|| missing_tensor(QUERY))?;
+        let documents = documents.ok_or_else(|| missing_tensor(DOCUMENTS))?;
+        let documents = documents.within(DOCUMENTS, limits)?;
+        let query = query.within(QUERY, limits)?;
+        let mut queries: Vec<Arc<str>> = query.into_iter().map(Arc::from).collect();
+        match queries.len() {
+            1 => queries = vec![queries[0].clone(); documents.len()],
+            count if count == documents.len() => {}
+            count => {
+                return Err(RerankError::invalid(format!(
+                    "`{QUERY}` has {count} texts and `{DOCUMENTS}` {}; send one, or as many of each",
+                    documents.len()
+                )));
+            }
+        }
+        let pairs = queries.into_iter().zip(documents);
+        let pairs = pairs.map(|(query, document)| Pair {
+            query,
+            document: document.into(),
+        });
+        let options = ScoreOptions {
+            scale: if self.parameters.unwrap_or_default().raw_scores {
+                Scale::Raw
+            } else {
+                Scale::Activated
+            },
+            ..ScoreOptions::default()
+        };
+        let command = PredictCommand::named(DOCUMENTS, pairs.collect(), options, limits)?;
+        Ok((command, self.id))
+    }
+}
+
+fn missing_tensor(name: &str) -> RerankError {
+    RerankError::invalid(format!(
+        "`inputs` has no tensor `{name}`; send it with datatype `{BYTES}`"
+    ))
+}
+
+/// The texts of a tensor; those that lie `behind` the body are taken from there.
+fn texts(
+    name: &str,
+    tensor: Tensor,
+    behind: &mut &[u8],
+    limits: &Limits,
+) -> Result<List<String>, RerankError> {
+    if tensor.datatype != BYTES {
+        return Err(RerankError::invalid(format!(
+            "`{name}` is of another datatype; send `{BYTES}`"
+        )));
+    }
+    let texts = match (tensor.binary_bytes, tensor.texts) {
+        (Some(size), None) => {
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            let (own, rest) = behind.split_at_checked(size).ok_or_else(|| {
+                RerankError::invalid(format!(
+                    "`{name}` announces {size} bytes of texts and {} are there; send all",
+                    behind.len()
+                ))
+            })?;
+            *behind = rest;
+            read_binary(name, own, limits)?
+        }
+        (None, Some(texts)) => texts,
+        (None, None) => {
+            return Err(RerankError::invalid(format!(
+                "`{name}` has no `data`; add it"
+            )));
+        }
+        (Some(_), Some(_)) => {
+            return Err(RerankError::invalid(format!(
+                "`{name}` has both `data` and bytes behind the body; send one of them"
+            )));
+        }
+    };
+    let shape = tensor.shape.kept();
+    let held = shape.iter().try_fold(1_u64, |n, &size| n.checked_mul(size));
+    if shape.len() < tensor.shape.len() || held != Some(texts.len() as u64) {
+        return Err(RerankError::invalid(format!(
+            "`{name}` has {} texts, which its `shape` does not hold; make them agree",
+            texts.len()
+        )));
+    }
+    Ok(texts)
+}
+
+/// Texts as Triton's clients lay them out: four bytes of length, low ones first, before each.
+fn read_binary(name: &str, mut bytes: &[u8], limits: &Limits) -> Result<List<String>, RerankError> {
+    let broken = || {
+        RerankError::invalid(format!(
+            "`{name}` breaks off inside a text; send each as its length in four bytes, then itself"
+        ))
+    };
+    let mut texts = List::default();
+    while !bytes.is_empty() {
+        let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(broken)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (text, rest) = rest.split_at_checked(length).ok_or_else(broken)?;
+        let text = std::str::from_utf8(text).map_err(|_| {
+            RerankError::invalid(format!(
+                "`{name}[{}]` is not UTF-8; encode it so",
+                texts.len()
+            ))
+        })?;
+        texts.push(text.to_owned(), limits);
+        bytes = rest;
+    }
+    Ok(texts)
+}
+
+/// Answer of an inference.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceResponse)]
+pub struct InferResponse<'a> {
+    model_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    outputs: [Output<'a>; 1],
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceOutput)]
+struct Output<'a> {
+    name: &'static str,
+    datatype: &'static str,
+    shape: Vec<usize>,
+    data: &'a [f32],
+}
+
+/// The body that tells `prediction`: `[documents]` scores, or `[documents, labels]` where a document
+/// has several.
+fn fill<'a>(model: &'a str, id: Option<&'a str>, prediction: &'a Prediction) -> InferResponse<'a> {
+    let count = prediction.scores.len() / prediction.labels;
+    InferResponse {
+        model_name: model,
+        id,
+        outputs: [Output {
+            name: SCORES,
+            datatype: FP32,
+            shape: match prediction.labels {
+                1 => vec![count],
+                labels => vec![count, labels],
+            },
+            data: &prediction.scores,
+        }],
+    }
+}
+
+/// What a client learns about the model before it asks.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceModel)]
+pub struct Model<'a> {
+    name: &'a str,
+    platform: &'static str,
+    inputs: [TensorType; 2],
+    outputs: [TensorType; 1],
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceTensorType)]
+struct TensorType {
+    name: &'static str,
+    datatype: &'static str,
+    /// -1 where any size is taken.
+    shape: Vec<i64>,
+}
+
+impl<'a> Model<'a> {
+    /// The description of a model called `name` that gives each document `labels` scores.
+    pub fn new(name: &'a str, labels: usize) -> Self {
+        let texts = |name| TensorType {
+            name,
+            datatype: BYTES,
+            shape: vec![-1],
+        };
+        Self {
+            name,
+            platform: "onnxruntime",
+            inputs: [texts(QUERY), texts(DOCUMENTS)],
+            outputs: [TensorType {
+                name: SCORES,
+                datatype: FP32,
+                shape: match labels {
+                    1 => vec![-1],
+                    labels => vec![-1, i64::try_from(labels).unwrap_or(i64::MAX)],
+                },
+            }],
+        }
+    }
+}
+
+/// What a client learns about the server.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceServer)]
+pub struct Server {
+    name: &'static str,
+    version: &'static str,
+    extensions: [&'static str; 0],
+}
+
+impl Server {
+    /// This server.
+    pub const THIS: Self = Self {
+        name: "rerankd",
+        version: env!("CARGO_PKG_VERSION"),
+        extensions: [],
+    };
+}
+
+/// That a model is ready.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceReady)]
+pub struct Ready<'a> {
+    /// The name that was asked for.
+    pub name: &'a str,
+    /// Always true: what is not ready answers 503.
+    pub ready: bool,
+}
+
+/// Body of an error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenInferenceError)]
+pub struct OpenInferenceError<'a> {
+    error: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binary(texts: &[&str]) -> Vec<u8> {
+        let one = |text: &&str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+        texts.iter().flat_map(one).collect()
+    }
+
+    const LIMITS: Limits = Limits { max_documents: 9 };
+
+    fn tensor(shape: &[u64], binary_bytes: usize) -> Tensor {
+        let mut sizes = List::default();
+        shape.iter().for_each(|size| sizes.push(*size, &LIMITS));
+        Tensor {
+            name: DOCUMENTS.to_owned(),
+            datatype: BYTES.to_owned(),
+            shape: sizes,
+            texts: None,
+            binary_bytes: Some(binary_bytes as u64),
+        }
+    }
+
+    #[test]
+    fn texts_behind_the_body_are_read_in_turn() {
+        let bytes = [binary(&["a", "", "\u{1f642}"]), binary(&["rest"])].concat();
+        let mut behind = bytes.as_slice();
+        let size = bytes.len() - 8;
+        let read = texts(DOCUMENTS, tensor(&[3, 1], size), &mut behind, &LIMITS).unwrap();
+        assert_eq!(read.kept(), ["a", "", "\u{1f642}"]);
+        assert_eq!(behind, binary(&["rest"]));
+    }
+
+    #[test]
+    fn broken_binary_texts_are_refused() {
+        let whole = binary(&["abc", "d"]);
+        for (bytes, shape) in [
+            (&whole[..whole.len() - 1], &[2][..]),
+            (&whole[..2], &[1]),
+            (&whole[..], &[3]),
+            (&whole[..], &[u64::MAX, u64::MAX]),
+            (b"\x01\0\0\0\xff", &[1]),
+            (b"\xff\xff\xff\xff", &[1]),
+        ] {
+            let mut behind = bytes;
+            let refused = texts(DOCUMENTS, tensor(shape, bytes.len()), &mut behind, &LIMITS);
+            assert!(refused.is_err(), "{bytes:?} as {shape:?}");
+        }
+        let mut behind = whole.as_slice();
+        let refused = texts(
+            DOCUMENTS,
+            tensor(&[2], whole.len() + 1),
+            &mut behind,
+            &LIMITS,
+        );
+        assert!(refused.is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! `POST /tokenize` and `POST /decode`.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::dialect::{Body, Context, Served, Work};
+use crate::error::{missing, to_json};
+use crate::read::list::OneOrMany;
+use crate::read::pair::TokenIds;
+use crate::read::{self, request};
+use rerankd_core::RerankError;
+
+/// Reads texts whose tokens are asked for.
+pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+    let request: TokenizeRequest = read::parse(&body.json, &served.limits)?;
+    if request.prompt_name.is_some_and(|name| !name.is_empty()) {
+        return Err(RerankError::invalid(
+            "`prompt_name` names no prompt of this server; leave it out",
+        ));
+    }
+    let inputs = request.inputs.ok_or_else(|| missing("inputs"))?;
+    Ok(Work::Tokenize {
+        texts: inputs.0.within("inputs", &served.limits)?,
+        special_tokens: request.add_special_tokens.unwrap_or(true),
+        fill: Box::new(|_: &Context<'_>, tokens| to_json(tokens)),
+    })
+}
+
+/// Reads tokens whose text is asked for.
+pub fn read_ids(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+    let request: DecodeRequest = read::parse(&body.json, &served.limits)?;
+    let ids = request.ids.ok_or_else(|| missing("ids"))?;
+    Ok(Work::Decode {
+        ids: ids.0.within("ids", &served.limits)?,
+        skip_special_tokens: request.skip_special_tokens.unwrap_or(true),
+        fill: Box::new(|_: &Context<'_>, texts| to_json(texts)),
+    })
+}
+
+request! {
+    /// Texts whose tokens are asked for.
+    pub struct TokenizeRequest as TeiTokenizeRequest {
+        /// A text, or a list of them.
+        inputs: OneOrMany as TextsSchema,
+        /// Whether the tokens around the text are shown; they are, without.
+        add_special_tokens?: bool as Option<bool>,
+        /// The name of a prompt; this server has none by name.
+        prompt_name?: String as Option<String> { max_length = 0 },
+    }
+}
+
+request! {
+    /// Tokens whose text is asked for.
+    pub struct DecodeRequest as TeiDecodeRequest {
+        /// The ids of one text, or of each of several.
+        ids: TokenIds as IdsSchema,
+        /// Whether special tokens are left out; they are, without.
+        skip_special_tokens?: bool as Option<bool>,
+    }
+}
+
+#[derive(ToSchema)]
+#[schema(as = TeiTexts)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum TextsSchema {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(ToSchema)]
+#[schema(as = TeiIds)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum IdsSchema {
+    One(Vec<u32>),
+    Many(Vec<Vec<u32>>),
+}
+
+/// One token of a text.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TeiToken)]
+pub struct Token {
+    id: u32,
+    text: String,
+    special: bool,
+    start: Option<usize>,
+    stop: Option<usize>,
+}
+
+impl Token {
+    /// A token that spans these characters of its text, or none where it was added around it.
+    pub fn new(id: u32, text: String, span: Option<(usize, usize)>) -> Self {
+        Self {
+            id,
+            text,
+            special: span.is_none(),
+            start: span.map(|span| span.0),
+            stop: span.map(|span| span.1),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! vLLM: `POST /rerank`, `/v1/rerank` and `/v2/rerank`, `/score` and `/v1/score`.
+
+mod score;
+
+use std::num::NonZeroUsize;
+
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use self::score::{ScoreBody, ScoreRequest};
+use super::detect::Signature;
+use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::error::{Problem, Reply, missing};
+use super::read::content::{Content, Contents};
+use super::read::request;
+use super::read::scalar::{ModelName, Whole};
+use super::schema::{Form, example};
+use super::usage::Usage;
+use rerankd_core::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side};
+
+/// vLLM.
+pub static VLLM: Dialect = Dialect {
+    name: "vllm",
+    operations: &[
+        Operation::new(
+            "vllm",
+            Kind::Rerank,
+            &[
+                Path::own("/vllm/rerank"),
+                Path::own("/vllm/v1/rerank"),
+                Path::own("/vllm/v2/rerank"),
+            ],
+            rerank::<VllmRequest>,
+            |schemas| {
+                let example = example!("vllm/ranks");
+                Form::of::<VllmRequest, VllmResponse, VllmError>(schemas, example)
+            },
+        )
+        .told_by(Signature::any(&[
+            "truncate_prompt_tokens",
+            "truncation_side",
+            "use_activation",
+            "max_tokens_per_query",
+        ])),
+        Operation::new(
+            "vllm_score",
+            Kind::Score,
+            &[
+                Path::own("/score"),
+                Path::own("/v1/score"),
+                Path::own("/vllm/score"),
+                Path::own("/vllm/v1/score"),
+            ],
+            score::read,
+            |schemas| {
+                let example = example!("vllm/score_one_to_many");
+                Form::of::<ScoreRequest, ScoreBody, VllmError>(schemas, example)
+            },
+        ),
+    ],
+    error,
+};
+
+request! {
+    /// A reranking as vLLM reads it.
+    pub struct VllmRequest as VllmRerankRequest {
+        /// Any name, unless the server is strict.
+        model?: ModelName as Option<serde_json::Value>,
+        /// What the documents are judged by.
+        query: Content as ContentSchema,
+        /// The texts that are ranked.
+        documents?: Contents as ContentList,
+        /// Most results; 0 and nothing are all.
+        top_n?: Whole<0> as Option<u64>,
+        /// Most tokens of a pair; -1 is as many as the model reads.
+        truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
+        /// Which end is cut.
+        truncation_side?: Side as Option<SideName>,
+        /// Most tokens of the query; 0 is no limit.
+        max_tokens_per_query?: Whole<0> as Option<u64>,
+        /// Most tokens of each document; 0 is no limit.
+        max_tokens_per_doc?: Whole<0> as Option<u64>,
+        /// False asks for logits.
+        use_activation?: bool as Option<bool>,
+    }
+}
+
+/// A text, or an object that holds its parts.
+#[derive(ToSchema)]
+#[schema(as = VllmContent)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum ContentSchema {
+    Text(String),
+    Parts { content: Vec<Part> },
+}
+
+#[derive(ToSchema)]
+#[schema(as = VllmPart)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+struct Part {
+    r#type: Option<serde_json::Value>,
+    text: String,
+}
+
+#[derive(ToSchema)]
+#[schema(as = VllmContentList)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum ContentList {
+    One(ContentSchema),
+    Many(Vec<ContentSchema>),
+}
+
+#[derive(ToSchema)]
+#[schema(as = VllmTruncationSide, rename_all = "lowercase")]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+enum SideName {
+    Left,
+    Right,
+}
+
+/// What vLLM's requests say about scores and long texts; 0 and -1 are no limit.
+struct Options {
+    use_activation: Option<bool>,
+    side: Option<Side>,
+    max_tokens: Option<Whole<-1>>,
+    max_query_tokens: Option<Whole<0>>,
+    max_document_tokens: Option<Whole<0>>,
+}
+
+impl Options {
+    fn read(self) -> ScoreOptions {
+        ScoreOptions {
+            scale: match self.use_activation {
+                Some(false) => Scale::Raw,
+                _ => Scale::Activated,
+            },
+            fit: Fit {
+                side: self.side,
+                max_tokens: token_limit(self.max_tokens),
+                max_query_tokens: token_limit(self.max_query_tokens),
+                max_document_tokens: token_limit(self.max_document_tokens),
+                ..Fit::default()
+            },
+            ..ScoreOptions::default()
+        }
+    }
+}
+
+fn token_limit<const LEAST: i64>(number: Option<Whole<LEAST>>) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(usize::try_from(number?.0).unwrap_or(0))
+}
+
+impl RerankRequest for VllmRequest {
+    type Kept = ();
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, ()), RerankError> {
+        let query = self.query.ok_or_else(|| missing("query"))?;
+        let documents = self.documents.ok_or_else(|| missing("documents"))?;
+        let documents = documents.0.texts("documents", limits)?;
+        let options = Options {
+            use_activation: self.use_activation,
+            side: self.truncation_side,
+            max_tokens: self.truncate_prompt_tokens,
+            max_query_tokens: self.max_tokens_per_query,
+            max_document_tokens: self.max_tokens_per_doc,
+        };
+        let top_n = token_limit(self.top_n);
+        let command = RerankCommand::new(query.into(), documents, top_n, options.read(), limits)?;
+        Ok((command, ()))
+    }
+
+    fn fill<'a>(answer: &RankingAnswer<'a>, (): &'a ()) -> impl Serialize + 'a {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
+            index: ranked.index,
+            document: Document {
+                text: &answer.pairs[ranked.index].document,
+                multi_modal: (),
+            },
+            relevance_score: ranked.score,
+        };
+        VllmResponse {
+            id: format!("rerank-{}", answer.context.id),
+            model: answer.context.model,
+            usage: Usage::new(answer.ranking.tokens),
+            results: answer.ranking.results.iter().map(result).collect(),
+        }
+    }
+}
+
+/// Answer of vLLM's reranking; documents always come back.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VllmRerankResponse)]
+pub struct VllmResponse<'a> {
+    id: String,
+    model: &'a str,
+    usage: Usage,
+    results: Vec<Ranked<'a>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VllmRanked)]
+struct Ranked<'a> {
+    index: usize,
+    document: Document<'a>,
+    relevance_score: f32,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VllmDocument)]
+struct Document<'a> {
+    text: &'a str,
+    /// Always null: this server reads texts.
+    multi_modal: (),
+}
+
+/// VllmResponse of an error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VllmError)]
+pub struct VllmError<'a> {
+    error: ErrorDetail<'a>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VllmErrorDetail)]
+struct ErrorDetail<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'static str>,
+    code: u16,
+}
+
+impl<'a> VllmError<'a> {
+    /// The body of an error with this `status`.
+    pub fn new(status: StatusCode, message: &'a str) -> Self {
+        Self {
+            error: ErrorDetail {
+                message,
+                r#type: status.canonical_reason().unwrap_or("Error"),
+                param: None,
+                code: status.as_u16(),
+            },
+        }
+    }
+}
+
+fn error(problem: &Problem<'_>) -> Reply {
+    let (status, message) = (problem.status, problem.message);
+    if status == StatusCode::UNAUTHORIZED {
+        // Keys are checked before what writes its other errors.
+        return Reply::json(status, &serde_json::json!({ "error": message }));
+    }
+    Reply::json(status, &VllmError::new(status, message))
+}

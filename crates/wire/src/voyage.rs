@@ -1,0 +1,133 @@
+//! `POST /rerank` of Voyage AI, under whatever base its client is given.
+
+use std::num::NonZeroUsize;
+
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::detect::Signature;
+use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::document::{Document, DocumentForm, Echo};
+use super::error::{Problem, Reply, missing};
+use super::read::list::{List, TextObject};
+use super::read::request;
+use super::read::scalar::ModelName;
+use super::schema::{Form, example};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
+
+/// Voyage AI.
+pub static VOYAGE: Dialect = Dialect {
+    name: "voyage",
+    operations: &[Operation::new(
+        "voyage",
+        Kind::Rerank,
+        &[Path::own("/voyage/v1/rerank")],
+        rerank::<VoyageRequest>,
+        |schemas| {
+            let example = example!("voyage/ranks");
+            Form::of::<VoyageRequest, VoyageResponse, VoyageError>(schemas, example)
+        },
+    )
+    .told_by(Signature::any(&["truncation", "top_k"]))],
+    error,
+};
+
+request! {
+    /// A reranking as Voyage reads it; `truncation` or `top_k` tells it from others on a shared
+    /// path.
+    pub struct VoyageRequest as VoyageRerankRequest {
+        /// Any name, unless the server is strict.
+        model?: ModelName as Option<serde_json::Value>,
+        /// What the documents are judged by.
+        query: String as String,
+        /// The texts that are ranked.
+        documents: List<TextObject> as Vec<String> { min_items = 1 },
+        /// Most results; all without.
+        top_k?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// Whether each result repeats its document, as a string.
+        return_documents?: bool as Option<bool>,
+        /// Whether texts that are too long are cut; otherwise they are refused.
+        truncation?: bool as Option<bool>,
+    }
+}
+
+impl RerankRequest for VoyageRequest {
+    type Kept = Echo;
+
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+        let query = self.query.ok_or_else(|| missing("query"))?;
+        let documents = self.documents.ok_or_else(|| missing("documents"))?;
+        let documents = documents.texts("documents", limits)?;
+        let options = ScoreOptions {
+            scale: Scale::Unit,
+            truncate: Truncate::allowed(self.truncation),
+            ..ScoreOptions::default()
+        };
+        let command = RerankCommand::new(query, documents, self.top_k, options, limits)?;
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        Ok((command, echo))
+    }
+
+    fn fill<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+        let result = |ranked: &rerankd_core::Ranked| Ranked {
+            relevance_score: ranked.score,
+            index: ranked.index,
+            document: echo.document_as(DocumentForm::String, answer, ranked.index),
+        };
+        VoyageResponse {
+            object: "list",
+            data: answer.ranking.results.iter().map(result).collect(),
+            model: answer.context.model,
+            usage: Usage {
+                total_tokens: answer.ranking.tokens,
+            },
+        }
+    }
+}
+
+/// Answer of Voyage.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VoyageRerankResponse)]
+pub struct VoyageResponse<'a> {
+    object: &'static str,
+    data: Vec<Ranked<'a>>,
+    model: &'a str,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VoyageRanked)]
+struct Ranked<'a> {
+    relevance_score: f32,
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<Document<'a>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VoyageUsage)]
+struct Usage {
+    total_tokens: usize,
+}
+
+/// VoyageResponse of an error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VoyageError)]
+pub struct VoyageError<'a> {
+    detail: &'a str,
+}
+
+/// Its client has an exception for 400 and none for 404.
+fn error(problem: &Problem<'_>) -> Reply {
+    let status = match problem.kind {
+        "unknown_model" => StatusCode::BAD_REQUEST,
+        _ => problem.status,
+    };
+    let detail = problem.message;
+    Reply::json(status, &VoyageError { detail })
+}

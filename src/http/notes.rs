@@ -1,0 +1,32 @@
+//! Notes for the log line of a request, which travel with its answer.
+
+use axum::response::Response;
+
+use rerankd_wire::Dialect;
+
+/// What a request cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// Pairs scored.
+    pub pairs: usize,
+    /// Tokens the model read.
+    pub tokens: usize,
+}
+
+/// Why the server failed.
+#[derive(Debug, Clone)]
+pub struct Cause(pub String);
+
+/// The client has most likely left: its body ended early.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLeft;
+
+/// The dialect of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct AnsweredIn(pub &'static Dialect);
+
+/// `response` with a note.
+pub fn attach<N: Clone + Send + Sync + 'static>(mut response: Response, note: N) -> Response {
+    response.extensions_mut().insert(note);
+    response
+}

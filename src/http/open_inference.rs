@@ -1,0 +1,65 @@
+//! What the Open Inference Protocol asks about a server and its model.
+
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::Response;
+
+use super::error::{Failure, json};
+use super::state::AppState;
+use rerankd_core::RerankError;
+use rerankd_engine::service::Reranker;
+use rerankd_wire::OPEN_INFERENCE;
+use rerankd_wire::open_inference::{Model, Ready, Server};
+
+/// The model that a path names.
+pub struct ModelName(pub String);
+
+impl FromRequestParts<AppState> for ModelName {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Response> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Self(name)).map_err(|_| {
+            let error = RerankError::invalid(
+                "the model's name in the path is not UTF-8; encode it so, and then in percent signs",
+            );
+            Failure::from(error).answer(&OPEN_INFERENCE, "")
+        })
+    }
+}
+
+/// `GET /v2`: the server.
+pub async fn server() -> Response {
+    json(StatusCode::OK, &Server::THIS)
+}
+
+/// `GET /v2/models/{model}`: what the model takes and gives.
+pub async fn model(State(state): State<AppState>, ModelName(asked): ModelName) -> Response {
+    about(&state, &asked, |reranker| {
+        let info = reranker.info();
+        json(StatusCode::OK, &Model::new(&info.id, info.labels.len()))
+    })
+}
+
+/// `GET /v2/models/{model}/ready`.
+pub async fn model_ready(State(state): State<AppState>, ModelName(asked): ModelName) -> Response {
+    about(&state, &asked, |_| {
+        let ready = Ready {
+            name: &asked,
+            ready: true,
+        };
+        json(StatusCode::OK, &ready)
+    })
+}
+
+fn about(state: &AppState, asked: &str, tell: impl FnOnce(&Reranker) -> Response) -> Response {
+    let checked = state.serving().and_then(|reranker| {
+        state.served(&reranker).check_model(Some(asked))?;
+        Ok(reranker)
+    });
+    match checked {
+        Ok(reranker) => tell(&reranker),
+        Err(error) => Failure::from(error).answer(&OPEN_INFERENCE, ""),
+    }
+}

@@ -1,0 +1,87 @@
+//! A body costs no more than three times its size, wherever it is posted.
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use rerankd::config::Config;
+use rerankd::http::{openapi, route};
+use rerankd_engine::metrics::resident_bytes;
+use serde_json::Value;
+
+use crate::support::alone::{alone, peak_bytes};
+use crate::support::fake::Model;
+use crate::support::server::TestApp;
+
+const BODY_BYTES: usize = 4 << 20;
+
+/// What a thread's stack, the runtime and the allocator take besides.
+const SLACK_BYTES: u64 = 2 << 20;
+
+/// The fields of a request at `path` that are lists, by its description.
+fn lists(document: &Value, path: &str) -> Vec<String> {
+    let request = &document["paths"][path]["post"]["requestBody"]["content"];
+    let text = request["application/json"]["schema"].to_string();
+    let names = text.split("#/components/schemas/").skip(1);
+    let schemas =
+        names.map(|rest| &document["components"]["schemas"][rest.split('"').next().unwrap()]);
+    let mut lists: Vec<String> = schemas
+        .flat_map(|schema| schema["properties"].as_object().unwrap())
+        .filter(|(_, field)| {
+            let text = field.to_string();
+            text.contains(r#""array""#) || text.contains("$ref")
+        })
+        .map(|(name, _)| name.clone())
+        .collect();
+    lists.sort();
+    lists.dedup();
+    lists
+}
+
+/// `start`, as many of `item` as fit, and `end`.
+fn filled(start: &str, item: &str, end: &str) -> String {
+    let count = (BODY_BYTES - start.len() - end.len()) / (item.len() + 1);
+    format!("{start}{}{end}", vec![item; count].join(","))
+}
+
+#[test]
+fn a_body_of_many_small_items_costs_no_more_than_three_times_its_size() {
+    alone(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let app = TestApp::new(Model::default(), Config::default());
+            let document = openapi::value();
+            let mut posted = 0;
+            let routes = route::all().filter(|route| route.method == Method::POST);
+            for route in routes {
+                let lists = lists(&document, route.path);
+                assert!(!lists.is_empty(), "{}", route.path);
+                for (list, item) in lists.iter().flat_map(|list| {
+                    let items = [r#"{"":0}"#, "[]", r#""""#];
+                    items.into_iter().map(move |item| (list, item))
+                }) {
+                    let start = format!(r#"{{"query":"q","rank_fields":["a"],"{list}":["#);
+                    let body = filled(&start, item, "]}");
+                    let path = route.path.replace("{model}", "any");
+                    let request = Request::post(path).body(Body::from(body)).unwrap();
+                    let before = resident_bytes().unwrap();
+                    peak_bytes();
+                    let answer = app.send(request).await;
+                    let grown = peak_bytes().saturating_sub(before);
+                    // The body itself was there before.
+                    let allowed = 2 * BODY_BYTES as u64 + SLACK_BYTES;
+                    assert_ne!(answer.status, 200);
+                    assert!(
+                        grown <= allowed,
+                        "{} took {grown} bytes for {list} of {item}: {}",
+                        route.path,
+                        answer.body
+                    );
+                    posted += 1;
+                }
+            }
+            assert!(posted > 100, "{posted}");
+        });
+    });
+}
