@@ -281,7 +281,10 @@ fn another_process_goes_on_with_what_one_left() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), vec![Fault::Cut(1000); 4]);
     let place = Place::new(&hub);
-    place.refused(ID, &["`model.safetensors` broke off after 4000 bytes"]);
+    place.refused(
+        ID,
+        &["`model.safetensors` was interrupted after 4000 bytes"],
+    );
     assert_eq!(hub.count(&format!("storage {WEIGHTS}")), 4);
     assert!(!place.shelf().join("refs/main").exists());
     let dir = place.fetched(ID);
@@ -323,7 +326,7 @@ fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
         hub.fail(&what, head);
         hub.fail(&what, [Fault::Corrupt, Fault::Corrupt]);
         let place = Place::new(&hub);
-        place.refused(ID, &["has another content than its checksum", "proxy"]);
+        place.refused(ID, &["checksum mismatch", "proxy"]);
         let name = what.split(' ').next_back().unwrap();
         let content = &tiny_bert().files[name];
         for file in place.files() {
@@ -358,7 +361,7 @@ fn what_another_left_is_not_trusted() {
 fn a_body_that_is_too_long_is_refused() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), [Fault::Longer]);
-    Place::new(&hub).refused(ID, &["is longer than the", "that it should have"]);
+    Place::new(&hub).refused(ID, &["is longer than the expected"]);
 }
 
 #[test]
@@ -369,31 +372,27 @@ fn a_hub_that_says_no_is_asked_once() {
         (
             401,
             &[][..],
-            &["shows no `owner/tiny-bert` to strangers", "`HF_TOKEN`"][..],
+            &["`owner/tiny-bert` not found, or private", "`HF_TOKEN`"][..],
         ),
         (
             403,
             GATED,
             &[
                 "is gated",
-                "accept the licence at",
+                "accept the license at",
                 "/owner/tiny-bert`",
                 "token",
             ],
         ),
-        (401, GATED, &["is gated", "accept the licence"]),
-        (
-            403,
-            &[],
-            &["does not give `owner/tiny-bert` to this account"],
-        ),
+        (401, GATED, &["is gated", "accept the license"]),
+        (403, &[], &["access to `owner/tiny-bert` denied"]),
         (
             404,
             &[],
-            &["has no `owner/tiny-bert` (404", "check the name"],
+            &["`owner/tiny-bert` not found on the hub", "check the name"],
         ),
-        (404, REVISION, &["has no revision `main`", "behind `@`"]),
-        (418, &[], &["is 418", "`--hub-endpoint`"]),
+        (404, REVISION, &["has no revision `main`", "after `@`"]),
+        (418, &[], &["has the status 418", "`--hub-endpoint`"]),
     ] {
         let hub = Hub::new(vec![tiny_bert()]);
         hub.fail("listing", [Fault::Status(status, headers)]);
@@ -404,9 +403,9 @@ fn a_hub_that_says_no_is_asked_once() {
     let hub = Hub::private(vec![tiny_bert()], "hf_secret");
     let mut place = Place::new(&hub);
     place.config.token = Some(Secret::parse("hf_other").unwrap());
-    place.refused(ID, &["does not take the token"]);
+    place.refused(ID, &["the token is invalid"]);
     let hub = Hub::new(vec![tiny_bert()]);
-    Place::new(&hub).refused("owner/other", &["has no `owner/other`"]);
+    Place::new(&hub).refused("owner/other", &["`owner/other` not found"]);
     Place::new(&hub).refused("owner/tiny-bert@v9", &["has no revision `v9`"]);
 }
 
@@ -437,11 +436,11 @@ fn a_hub_that_is_busy_is_asked_again_as_it_wants() {
     }
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail("listing", vec![Fault::Status(500, &[]); 9]);
-    Place::new(&hub).refused(ID, &["answers 500", "try again later"]);
+    Place::new(&hub).refused(ID, &["returned 500", "try again later"]);
     assert_eq!(hub.count("listing"), 4);
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail("listing", [busy(LATER)]);
-    Place::new(&hub).refused(ID, &["answers 429", "asks to come back in 3600 s"]);
+    Place::new(&hub).refused(ID, &["returned 429", "retry after 3600 s"]);
     assert_eq!(hub.count("listing"), 1);
 }
 
@@ -465,7 +464,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
     ] {
         let hub = Hub::new(vec![tiny_bert().with(name, "outside")]);
         let place = Place::new(&hub);
-        place.refused(ID, &["which is no path within a model"]);
+        place.refused(ID, &["has a file with an unsafe path"]);
         assert_eq!(hub.seen().len(), 1);
         assert_eq!(place.files(), [""; 0]);
     }
@@ -478,7 +477,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
         let index = json!({ "weight_map": { "classifier.weight": name } }).to_string();
         let hub = Hub::new(vec![tiny_bert().without(WEIGHTS).with(INDEX, index)]);
         let place = Place::new(&hub);
-        place.refused(ID, &[name, "not the name of a file beside the index"]);
+        place.refused(ID, &[name, "which is not a file name"]);
         assert!(!hub.seen().iter().any(|seen| seen.path.contains("outside")));
         assert_eq!(names(place.dir.path()), ["hub"]);
     }
@@ -492,7 +491,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
     ] {
         let hub = Hub::new(vec![tiny_bert()]);
         hub.fail("listing", [Fault::Body(body)]);
-        Place::new(&hub).refused(ID, &["the answer of the hub"]);
+        Place::new(&hub).refused(ID, &["the response of the hub"]);
     }
     for etag in ["\"../../../outside\"", "\"1234\"", "\"\""] {
         let hub = Hub::new(vec![tiny_bert()]);
@@ -501,13 +500,13 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
             [Fault::Header("x-linked-etag", etag)],
         );
         let place = Place::new(&hub);
-        place.refused(ID, &["which is no checksum"]);
+        place.refused(ID, &["which is not a checksum"]);
         assert!(!place.files().iter().any(|file| file.contains("outside")));
     }
     let hub = Hub::new(vec![tiny_bert()]);
     let other = Fault::Header("x-repo-commit", "ffffffffffffffffffffffffffffffffffffffff");
     hub.fail(&format!("head {WEIGHTS}"), [other]);
-    Place::new(&hub).refused(ID, &["is about another commit"]);
+    Place::new(&hub).refused(ID, &["is for another commit"]);
 }
 
 #[test]
@@ -534,7 +533,7 @@ fn what_cannot_be_served_is_refused_before_its_weights_come() {
     let config = config.to_string();
     refused(
         without_graph.with("config.json", config),
-        &["`no-such-model` cannot be served"],
+        &["`no-such-model` is not supported"],
     );
     refused(
         tiny_bert().without("tokenizer.json"),
@@ -646,7 +645,7 @@ fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
     );
     let refused = named("../model.onnx").unwrap_err().to_string();
     assert!(
-        refused.contains("does not lie in the model's directory"),
+        refused.contains("is outside the model's directory"),
         "{refused}"
     );
 }
@@ -682,7 +681,7 @@ fn a_graph_brings_the_files_that_it_names_and_no_other() {
     place.refused(
         ALBERT,
         &[
-            "without `onnx/sub/weights_1`",
+            "`onnx/sub/weights_1` of `owner/tiny-albert` is not in the cache",
             "`rerankd pull owner/tiny-albert`",
         ],
     );
@@ -698,12 +697,12 @@ fn a_graph_that_names_files_outside_of_its_folder_is_refused() {
         let graph = saved::replaced(graph, "model.onnx_data", outside);
         let hub = Hub::new(vec![albert().with("model.onnx", graph)]);
         let place = Place::new(&hub);
-        place.refused(ALBERT, &[outside, "which is not below its folder"]);
+        place.refused(ALBERT, &[outside, "is outside its folder"]);
         assert!(!hub.seen().iter().any(|seen| seen.path.contains("host")));
         assert_eq!(names(place.dir.path()), ["hub"]);
     }
     let hub = Hub::new(vec![albert().with("model.onnx", "<html>")]);
-    Place::new(&hub).refused(ALBERT, &["it is not an ONNX file"]);
+    Place::new(&hub).refused(ALBERT, &["is not an ONNX file"]);
 }
 
 #[test]
@@ -760,11 +759,11 @@ fn a_hub_that_is_gone_leaves_the_copy_in_the_cache() {
     assert_eq!(place.fetched(ID), dir);
     let last = place.events.lock().unwrap().pop().unwrap();
     assert!(last.starts_with("Stale") && last.contains(COMMIT), "{last}");
-    place.refused("owner/other", &["`127.0.0.1` cannot be reached"]);
+    place.refused("owner/other", &["`127.0.0.1` is unreachable"]);
     // A hub that says no is no hub that is gone.
     place.config.endpoint = hub.endpoint.clone();
     hub.fail("listing", [Fault::Status(403, &[])]);
-    place.refused(ID, &["does not give"]);
+    place.refused(ID, &["denied"]);
 }
 
 #[test]
@@ -785,7 +784,7 @@ fn without_a_hub_only_what_is_whole_is_served() {
     place.refused(
         ID,
         &[
-            "without `model.safetensors`",
+            "`model.safetensors` of `owner/tiny-bert` is not in the cache",
             "`rerankd pull owner/tiny-bert`",
         ],
     );
@@ -804,10 +803,13 @@ fn certificates_are_those_of_the_system_and_of_a_file() {
     let mut place = Place::new(&hub);
     place.refused(
         ID,
-        &["`localhost` cannot be trusted", "`--hub-ca-file FILE`"],
+        &[
+            "TLS connection to `localhost` failed",
+            "`--hub-ca-file FILE`",
+        ],
     );
     place.config.ca_file = Some(key);
-    place.refused(ID, &["holds no certificate"]);
+    place.refused(ID, &["has no certificate"]);
     place.config.ca_file = Some(certificate);
     place.fetched(ID);
     // Nobody may turn the way into an open one.
@@ -815,7 +817,7 @@ fn certificates_are_those_of_the_system_and_of_a_file() {
         "listing",
         [Fault::Status(302, &[("location", "http://localhost:1/")])],
     );
-    place.refused(ID, &["leads from `https` to `http://localhost:1/`"]);
+    place.refused(ID, &["redirects from `https` to `http://localhost:1/`"]);
 }
 
 /// Answers `CONNECT` with a way to `target`, whatever was asked for; returns what was.
@@ -900,7 +902,7 @@ fn models_are_pulled_listed_and_removed() {
     let (code, _, error) = run(&["pull", ID]);
     assert_eq!(code, Some(3), "{error}");
     assert!(
-        error.contains("to strangers") && error.contains("\nhint: "),
+        error.contains("not found, or private") && error.contains("\nhint: "),
         "{error}"
     );
     // Where `hf auth login` leaves it.
@@ -1072,7 +1074,7 @@ fn a_directory_and_an_offline_server_ask_no_hub() {
         let error = last["error"].as_str().unwrap();
         assert_eq!(code, Some(3), "{error}");
         assert!(
-            error.contains("nothing is downloaded\nhint: run `rerankd pull"),
+            error.contains("cannot be downloaded offline\nhint: run `rerankd pull"),
             "{error}"
         );
     }

@@ -104,7 +104,7 @@ fn models_that_cannot_be_served_are_refused() {
         "model_type",
         json!("deberta-v2"),
         &[
-            "`deberta-v2` cannot be served",
+            "`deberta-v2` is not supported",
             "`BertForSequenceClassification`",
         ],
     );
@@ -123,7 +123,7 @@ fn models_that_cannot_be_served_are_refused() {
     );
     check_model(
         |dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap(),
-        &["`tokenizer.json` cannot be read"],
+        &["`tokenizer.json` is invalid"],
     );
     check_model(
         |dir| fs::write(dir.join("config.json"), "version https://git-lfs").unwrap(),
@@ -232,23 +232,23 @@ fn weights_that_are_damaged_are_refused() {
         .concat()
     };
     for (bytes, expected) in [
-        (Vec::new(), "too few for a header"),
-        (whole[..100].to_vec(), "says that its header has"),
+        (Vec::new(), "too short for a header"),
+        (whole[..100].to_vec(), "but declares a header of"),
         (
             whole[..whole.len() / 2].to_vec(),
-            "bytes of tensors; its header says",
+            "bytes of tensors; its header declares",
         ),
         (
             whole[..whole.len() - 1].to_vec(),
-            "bytes of tensors; its header says",
+            "bytes of tensors; its header declares",
         ),
-        (lying(u64::MAX), "says that its header has"),
-        (lying(1 << 40), "says that its header has"),
-        (lying(header as u64 / 2), "has a broken header"),
-        (with_header(&huge), "has a broken header"),
+        (lying(u64::MAX), "but declares a header of"),
+        (lying(1 << 40), "but declares a header of"),
+        (lying(header as u64 / 2), "has an invalid header"),
+        (with_header(&huge), "has an invalid header"),
         (
             b"version https://git-lfs.github.com/spec/v1".to_vec(),
-            "says that its header has",
+            "but declares a header of",
         ),
     ] {
         let write = |dir: &Path| fs::write(dir.join(WEIGHTS), bytes).unwrap();

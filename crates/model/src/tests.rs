@@ -342,7 +342,7 @@ fn the_default_prompt_is_resolved() {
         assert_eq!(saved.open().prompt, None);
     }
     let saved = saved.with(FILE, "default_prompt_name", json!("other"));
-    saved.refused(&["`default_prompt_name` is `other`, which is not among `prompts`"]);
+    saved.refused(&["`default_prompt_name` is `other`, which is not in `prompts`"]);
     assert_eq!(saved.without("modules.json").open().prompt, None);
 }
 
@@ -425,7 +425,7 @@ fn architectures_that_cannot_be_built_are_refused() {
     Saved::bert()
         .with("config.json", "model_type", json!("deberta-v2"))
         .refused(&[
-            "`deberta-v2` cannot be served",
+            "`deberta-v2` is not supported",
             "`XLMRobertaForSequenceClassification`",
         ]);
     Saved::bert()
@@ -435,7 +435,7 @@ fn architectures_that_cannot_be_built_are_refused() {
             "architectures",
             json!(["XLNetForSequenceClassification"]),
         )
-        .refused(&["`XLNetForSequenceClassification` cannot be served"]);
+        .refused(&["`XLNetForSequenceClassification` is not supported"]);
     Saved::bert()
         .with("config.json", "model_type", Value::Null)
         .with("config.json", "architectures", Value::Null)
@@ -478,8 +478,8 @@ fn other_modules_are_refused_by_name() {
             json!([module("mine.Transformer", "")]),
             "`mine.Transformer`",
         ),
-        (json!([]), "no list of modules"),
-        (json!({}), "no list of modules"),
+        (json!([]), "is not a list of modules"),
+        (json!({}), "is not a list of modules"),
     ] {
         let mut saved = Saved::bert();
         saved.files.push(("modules.json", modules));
@@ -500,7 +500,7 @@ fn modules_that_do_not_fit_together_are_refused() {
     for (modules, what) in [
         (
             vec![dense.clone()],
-            "`Dense` at path `2_Dense` is not supported in this place",
+            "`Dense` at path `2_Dense` is not supported in this position",
         ),
         (vec![pooling.clone()], "none writes `scores`"),
         (
@@ -521,7 +521,7 @@ fn modules_that_do_not_fit_together_are_refused() {
         ),
         (
             vec![module("LogitScore", "1_LogitScore")],
-            "`sentence_transformers.models.LogitScore`: this is a language model",
+            "`sentence_transformers.models.LogitScore`: causal language models",
         ),
     ] {
         let what = what.replace("`Dense` at", "`sentence_transformers.models.Dense` at");
@@ -569,7 +569,7 @@ fn modules_that_do_not_fit_together_are_refused() {
         "1_Pooling/config.json",
         "pooling_mode",
         json!([]),
-        "names nothing",
+        "is empty",
     );
     refused(
         "sentence_bert_config.json",
@@ -705,31 +705,23 @@ fn layers_with_gates_that_are_not_understood_are_refused() {
 #[test]
 fn impossible_sizes_are_refused() {
     for (field, value, what) in [
-        ("hidden_size", json!(0), "must be a whole number above 0"),
-        ("hidden_size", json!(-8), "must be a whole number above 0"),
-        ("hidden_size", json!(8.5), "must be a whole number above 0"),
+        ("hidden_size", json!(0), "must be a positive integer"),
+        ("hidden_size", json!(-8), "must be a positive integer"),
+        ("hidden_size", json!(8.5), "must be a positive integer"),
         (
             "hidden_size",
             json!("8"),
             "is a string; it must be a number",
         ),
         ("hidden_size", Value::Null, "is missing"),
-        ("hidden_size", json!(u64::MAX), "the most that is served is"),
-        (
-            "num_hidden_layers",
-            json!(1e30),
-            "the most that is served is",
-        ),
+        ("hidden_size", json!(u64::MAX), "the maximum is"),
+        ("num_hidden_layers", json!(1e30), "the maximum is"),
         (
             "num_attention_heads",
             json!(3),
             "does not divide `hidden_size` 8",
         ),
-        (
-            "type_vocab_size",
-            json!(257),
-            "the most that is served is 256",
-        ),
+        ("type_vocab_size", json!(257), "the maximum is 256"),
         ("layer_norm_eps", json!(0), "must be between 0 and 1"),
         ("pad_token_id", json!(30), "not below `vocab_size` 30"),
         ("pad_token_id", json!(-1), "must be a token id"),

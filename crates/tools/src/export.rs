@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use rerankd_model::graph::onnx::{ModelProto, StringStringEntryProto};
 use rerankd_model::graph::standard::{self, NoStandardForm, Positions};
 use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::onnx::{ModelProto, StringStringEntryProto};
 use rerankd_model::{Model, ModelError};
 use rerankd_runtime::onnx::Layout;
 

@@ -1,4 +1,4 @@
-//! Pairs put together as one request wants them.
+//! Encodes pairs with the truncation options of a request.
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -12,7 +12,7 @@ use super::{EncodeError, EncodedPair, PairEncoder, QueryTokens, longest_first};
 use rerankd_core::Encoding;
 use rerankd_core::{Fit, Pair, Strategy};
 
-/// A [`PairEncoder`] and what one request says about long texts.
+/// A [`PairEncoder`] with the truncation options of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Fitted<'a> {
     encoder: &'a PairEncoder,
@@ -21,11 +21,11 @@ pub struct Fitted<'a> {
     direction: TruncationDirection,
 }
 
-/// How many tokens each text of a pair keeps.
+/// Tokens that each text of a pair keeps.
 #[derive(Debug, Clone, Copy)]
 struct Share {
     query: usize,
-    /// Of each part, where the document is read in several.
+    /// Per chunk.
     document: usize,
 }
 
@@ -44,10 +44,10 @@ impl<'a> Fitted<'a> {
         }
     }
 
-    /// Tokenizes a query, once for all its documents. The prompt goes in front of its text.
+    /// Tokenizes a query, once for all its documents, with the prompt prepended.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
         let text = match &self.encoder.prompt {
             Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
@@ -61,11 +61,11 @@ impl<'a> Fitted<'a> {
         })
     }
 
-    /// Tokenizes a document and puts it together with a query.
+    /// Tokenizes a document and combines it with a query.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text,
-    /// [`EncodeError::QueryTooLong`] when the query must stay whole and leaves no room.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails, [`EncodeError::QueryTooLong`] if the query must not
+    /// be truncated and leaves no room.
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
         let limit = self.encoder.max_length.saturating_mul(self.fit.chunks());
         let side = self.tokenize(document, limit, self.fit.max_document_tokens)?;
@@ -88,27 +88,26 @@ impl<'a> Fitted<'a> {
         })
     }
 
-    /// The number of tokens of a pair before truncation, special ones included, however long.
+    /// The exact number of tokens of a pair before truncation, special tokens included.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent a text.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn full_length(&self, pair: &Pair) -> Result<usize, EncodeError> {
-        let query = self.exact(&self.query(&pair.query)?)?;
+        let query = self.exact_length(&self.query(&pair.query)?)?;
         let document = self.count(&pair.document, self.fit.max_document_tokens)?;
         Ok(query + document + self.encoder.template.special_tokens())
     }
 
-    /// Bytes that are read of a text of `length` bytes, about: its cost.
+    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
     pub fn bytes_read(&self, length: usize) -> usize {
         let limit = self.encoder.max_length.saturating_mul(self.fit.chunks());
         self.encoder.side.bytes_read(length, limit, self.direction)
     }
 
-    /// Encodes all pairs on the calling thread, in their order. A query that is the same for pairs in a
-    /// row is tokenized once.
+    /// Encodes pairs in order, on the calling thread. A query shared by consecutive pairs is tokenized once.
     ///
     /// # Errors
-    /// [`EncodeError::Cancelled`] soon after `cancelled` turns true, and as [`Fitted::pair`].
+    /// [`EncodeError::Cancelled`] soon after `cancelled` is set; otherwise the same as [`Fitted::pair`].
     pub fn encode(
         &self,
         pairs: &[Pair],
@@ -160,8 +159,7 @@ impl<'a> Fitted<'a> {
         if query.side.all && side.all && tokens + side.length <= room {
             return Ok((tokens, side.length));
         }
-        // Every part repeats the query: one that fills more than half of each costs more than it
-        // tells.
+        // Every chunk repeats the query; beyond half of a chunk it costs more than it is worth.
         let limit = match self.fit.chunks() {
             1 => room.saturating_sub(1),
             _ => room / 2,
@@ -172,8 +170,8 @@ impl<'a> Fitted<'a> {
         Ok((tokens, side.length.min(room - tokens)))
     }
 
-    /// Tokens that nobody reads matter only when both texts lose some and the longer one gets the
-    /// odd token; only then are they counted.
+    /// Exact lengths matter only if both texts are truncated and the longer one gets the odd token; only then
+    /// are they computed.
     fn share_longest_first(
         &self,
         query: &QueryTokens,
@@ -185,15 +183,20 @@ impl<'a> Fitted<'a> {
         if (query.side.all && side.all) || room.is_multiple_of(2) || !both_lose {
             return Ok(longest_first(query.side.length, side.length, room));
         }
-        let document_length = match side.all {
-            true => side.length,
-            false => self.count(document, self.fit.max_document_tokens)?,
+        let document_length = if side.all {
+            side.length
+        } else {
+            self.count(document, self.fit.max_document_tokens)?
         };
-        Ok(longest_first(self.exact(query)?, document_length, room))
+        Ok(longest_first(
+            self.exact_length(query)?,
+            document_length,
+            room,
+        ))
     }
 
-    /// The number of tokens of a query, counted at most once.
-    fn exact(&self, query: &QueryTokens) -> Result<usize, EncodeError> {
+    /// The exact number of tokens of a query, counted at most once.
+    fn exact_length(&self, query: &QueryTokens) -> Result<usize, EncodeError> {
         let Some(text) = &query.text else {
             return Ok(query.side.length);
         };
@@ -209,7 +212,7 @@ impl<'a> Fitted<'a> {
         Ok(cap.map_or(length, |most| length.min(most.get())))
     }
 
-    /// Tokens that the two texts share.
+    /// Tokens available for the two texts.
     fn room(&self) -> usize {
         let asked = self.fit.max_tokens.map_or(usize::MAX, NonZeroUsize::get);
         let special = self.encoder.template.special_tokens();

@@ -71,7 +71,7 @@ proptest! {
         let split = pair(&encoder, fit, &query, &document);
         let whole = pair(&encoder, Fit::default(), &query, &document);
         prop_assert_eq!(&split.encoding, &whole.encoding, "the first chunk is what is read of one");
-        prop_assert!(split.parts() <= chunks);
+        prop_assert!(split.chunks() <= chunks);
         let (truncated, full) = (split.truncated(), split.full_length);
         let mut read = Vec::new();
         let mut of_query = 0;

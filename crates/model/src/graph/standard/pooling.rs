@@ -1,17 +1,17 @@
-//! Pooling over padded rows.
+//! Pooling on padded batches.
 
-use super::{MASKED, Rewriter, int, int_attribute, ints, part, to};
-use crate::graph::onnx::{DataType, NodeProto};
+use super::{MASKED, Rewriter, int, ints, part, to};
 use crate::graph::operator;
+use crate::onnx::{DataType, NodeProto};
 
 impl Rewriter {
-    /// [`operator::PACKED_POOLING`] over rows with padding, `[batch, width]`.
+    /// Expands [`operator::PACKED_POOLING`]: `[batch, width]`.
     pub(super) fn pooling(&mut self, node: &NodeProto) {
         let name = node.output[0].as_str();
         let named = |what: &str| part(name, what);
-        let mode = int_attribute(node, operator::MODE).expect("pooling has a mode");
+        let mode = node.int(operator::MODE).expect("pooling has a mode");
 
-        // [batch, sequence, width]; the middle is what is left.
+        // [batch, sequence, width]
         let hidden = node.input[0].as_str();
         let second = self.longs("second", &[1], &[1]);
         self.op(&named("shape"), "Shape", &[hidden], &[]);
@@ -31,7 +31,7 @@ impl Rewriter {
             return;
         }
         let along = self.longs("axis", &[], &[1]);
-        let count = self.op(&named("place"), "CumSum", &["is_token", &along], &[]);
+        let count = self.op(&named("position"), "CumSum", &["is_token", &along], &[]);
         let weights = match mode {
             operator::WEIGHTED_MEAN => self.op(&named("weight"), "Mul", &[&count, "is_token"], &[]),
             operator::LAST => {
@@ -39,7 +39,7 @@ impl Rewriter {
                 let last = self.op(&named("is_last"), "Equal", &[&count, &tokens], &[]);
                 let float = [to(DataType::Float)];
                 let last = self.op(&named("last"), "Cast", &[&last], &float);
-                // Places behind the last token count as many.
+                // Padding after the last token has the same count.
                 self.op(&named("weight"), "Mul", &[&last, "is_token"], &[])
             }
             _ => "is_token".to_owned(),
@@ -61,7 +61,7 @@ impl Rewriter {
         self.op(name, "Div", &[&sum, &total], &[]);
     }
 
-    /// The sum over the second dimension, which stays with one place where `keep` is 1.
+    /// Sum over the second dimension; `keep` is `keepdims`.
     fn sum(&mut self, name: &str, x: &str, keep: i64) -> String {
         let second = self.longs("second", &[1], &[1]);
         self.op(name, "ReduceSum", &[x, &second], &[int("keepdims", keep)])
