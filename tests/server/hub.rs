@@ -1,5 +1,4 @@
-//! Models from a hub, against a stand-in of one: what is downloaded, what is checked, who gets the
-//! token, and what an absent hub is not asked.
+//! Hub downloads against a fake hub: selection and verification of files, token scope, and offline mode.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -26,7 +25,7 @@ use tokio::sync::Barrier;
 const ID: &str = "owner/tiny-bert";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// What of [`tiny_bert`] is needed.
+/// Files of [`tiny_bert`] that are needed.
 const NEEDED: [&str; 7] = [
     "config.json",
     "config_sentence_transformers.json",
@@ -37,7 +36,7 @@ const NEEDED: [&str; 7] = [
     "tokenizer_config.json",
 ];
 
-/// A model with more files than are needed.
+/// A model with unneeded files.
 fn tiny_bert() -> Model {
     Model::of(ID, &model_dir("tiny-bert"))
         .with("README.md", "read me")
@@ -45,7 +44,7 @@ fn tiny_bert() -> Model {
         .with("onnx/model.onnx", "a graph")
 }
 
-/// A cache of its own, and a hub that it is filled from.
+/// A temporary cache, filled from a fake hub.
 struct Place {
     dir: TempDir,
     config: HubConfig,
@@ -79,7 +78,7 @@ impl Place {
         self.fetch_file(id, None)
     }
 
-    /// The same, to be run from an ONNX file of it.
+    /// Fetches a model with `--onnx-file`.
     fn fetch_file(&self, id: &str, file: Option<&str>) -> Result<PathBuf, ModelError> {
         let id: ModelId = id.parse().unwrap();
         fetch(&id, file.map(Path::new), &self.config, &|event: Event<
@@ -94,7 +93,7 @@ impl Place {
         self.fetch(id).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Fails, with all of `expected` in what it says.
+    /// Fetching fails with an error that contains all of `expected`.
     #[track_caller]
     fn refused(&self, id: &str, expected: &[&str]) {
         let said = self.fetch(id).unwrap_err().to_string();
@@ -108,7 +107,7 @@ impl Place {
         self.config.cache.join("models--owner--tiny-bert")
     }
 
-    /// Every file below the cache but locks, and what of it is a link.
+    /// All files and links in the cache, except lock files.
     fn files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut folders = vec![self.config.cache.clone()];
@@ -163,14 +162,14 @@ fn a_model_comes_once_in_the_layout_that_others_read() {
     assert_eq!(main.unwrap(), COMMIT);
     assert_eq!(Opened::open(&dir).unwrap().manifest.id, ID);
 
-    // The next start asks what `main` is, and for no file.
+    // Fetching again resolves `main` and requests no file.
     let before = hub.seen().len();
     assert_eq!(place.fetched(ID), dir);
     let after = hub.seen();
     assert_eq!(after.len(), before + 1);
     assert_eq!(after.last().unwrap().what, "listing");
 
-    // A commit is what it is: nobody is asked.
+    // A commit is immutable, so the hub is not asked.
     assert_eq!(place.fetched(&format!("{ID}@{COMMIT}")), dir);
     assert_eq!(hub.seen().len(), before + 1);
 }
@@ -215,7 +214,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     assert!(!config.contains("hf_secret"), "{config}");
 }
 
-/// A redirect to the same host on another port is to another origin, also for what is small.
+/// Another port on the same host is another origin.
 #[test]
 fn a_redirect_to_another_port_takes_no_token_along() {
     let thief = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -244,7 +243,7 @@ fn a_redirect_to_another_port_takes_no_token_along() {
 }
 
 #[test]
-fn a_download_that_breaks_off_is_gone_on_with() {
+fn interrupted_downloads_resume() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(
         &format!("storage {WEIGHTS}"),
@@ -277,7 +276,7 @@ fn a_download_that_breaks_off_is_gone_on_with() {
 }
 
 #[test]
-fn another_process_goes_on_with_what_one_left() {
+fn interrupted_downloads_resume_in_another_process() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), vec![Fault::Cut(1000); 4]);
     let place = Place::new(&hub);
@@ -297,7 +296,7 @@ fn another_process_goes_on_with_what_one_left() {
 }
 
 #[test]
-fn a_storage_that_knows_no_ranges_sends_all_of_it_again() {
+fn downloads_restart_if_the_storage_ignores_ranges() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(
         &format!("storage {WEIGHTS}"),
@@ -312,7 +311,7 @@ fn a_storage_that_knows_no_ranges_sends_all_of_it_again() {
 }
 
 #[test]
-fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
+fn files_with_a_wrong_checksum_are_removed() {
     for what in [format!("storage {WEIGHTS}"), "moved config.json".to_owned()] {
         let hub = Hub::new(vec![tiny_bert()]);
         let head = what
@@ -320,7 +319,7 @@ fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
             .then_some(Fault::Header("x-a", "for HEAD"));
         hub.fail(&what, head.clone());
         hub.fail(&what, [Fault::Corrupt]);
-        // Once may be chance.
+        // A single mismatch is retried.
         Place::new(&hub).fetched(ID);
 
         hub.fail(&what, head);
@@ -339,7 +338,7 @@ fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
 }
 
 #[test]
-fn what_another_left_is_not_trusted() {
+fn partial_files_of_others_are_verified() {
     let hub = Hub::new(vec![tiny_bert()]);
     let place = Place::new(&hub);
     let weights = &tiny_bert().files[WEIGHTS];
@@ -347,7 +346,7 @@ fn what_another_left_is_not_trusted() {
         .shelf()
         .join(format!("blobs/{}.incomplete", sha256(weights)));
     fs::create_dir_all(part.parent().unwrap()).unwrap();
-    // As long as it should be, and longer.
+    // Of the right length, shorter and longer.
     for length in [weights.len(), 10, weights.len() + 10] {
         fs::write(&part, vec![7; length]).unwrap();
         let dir = place.fetched(ID);
@@ -365,7 +364,7 @@ fn a_body_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn a_hub_that_says_no_is_asked_once() {
+fn rejected_requests_are_not_retried() {
     const GATED: &[(&str, &str)] = &[("x-error-code", "GatedRepo")];
     const REVISION: &[(&str, &str)] = &[("x-error-code", "RevisionNotFound")];
     for (status, headers, expected) in [
@@ -399,7 +398,7 @@ fn a_hub_that_says_no_is_asked_once() {
         Place::new(&hub).refused(ID, expected);
         assert_eq!(hub.seen().len(), 1, "{status}");
     }
-    // As the stand-in itself says it.
+    // Errors of the fake hub itself.
     let hub = Hub::private(vec![tiny_bert()], "hf_secret");
     let mut place = Place::new(&hub);
     place.config.token = Some(Secret::parse("hf_other").unwrap());
@@ -410,7 +409,7 @@ fn a_hub_that_says_no_is_asked_once() {
 }
 
 #[test]
-fn a_hub_that_is_busy_is_asked_again_as_it_wants() {
+fn transient_errors_are_retried_after_the_requested_delay() {
     const AT_ONCE: &[(&str, &str)] = &[("retry-after", "0")];
     const LATER: &[(&str, &str)] = &[("retry-after", "3600")];
     let busy = |headers| Fault::Status(429, headers);
@@ -445,7 +444,7 @@ fn a_hub_that_is_busy_is_asked_again_as_it_wants() {
 }
 
 #[test]
-fn an_address_of_the_storage_that_ran_out_is_asked_for_again() {
+fn expired_storage_urls_are_requested_again() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), [Fault::Status(403, &[])]);
     Place::new(&hub).fetched(ID);
@@ -453,7 +452,7 @@ fn an_address_of_the_storage_that_ran_out_is_asked_for_again() {
 }
 
 #[test]
-fn names_that_leave_the_model_are_refused_and_write_nothing() {
+fn unsafe_paths_are_rejected_and_write_nothing() {
     for name in [
         "../../../outside",
         "/outside",
@@ -481,7 +480,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
         assert!(!hub.seen().iter().any(|seen| seen.path.contains("outside")));
         assert_eq!(names(place.dir.path()), ["hub"]);
     }
-    // What a hub can call a commit or a checksum.
+    // Commits and checksums.
     for body in [
         r#"{"sha":"../../../outside","siblings":[{"rfilename":"config.json"}]}"#,
         r#"{"sha":"","siblings":[]}"#,
@@ -510,7 +509,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_before_its_weights_come() {
+fn unsupported_models_fail_before_their_weights_are_downloaded() {
     let refused = |model: Model, expected: &[&str]| {
         let hub = Hub::new(vec![model]);
         Place::new(&hub).refused(ID, expected);
@@ -550,7 +549,7 @@ fn what_cannot_be_served_is_refused_before_its_weights_come() {
     refused(empty, &["has no `model.safetensors`"]);
 }
 
-/// The weights of the fixture in two files.
+/// The fixture with its weights in two shards.
 fn sharded() -> Model {
     let tensors = saved::read_tensors(&model_dir("tiny-bert"));
     let dir = tempfile::tempdir().unwrap();
@@ -575,9 +574,9 @@ fn sharded() -> Model {
 }
 
 #[test]
-fn shards_come_side_by_side() {
+fn shards_are_downloaded_concurrently() {
     let hub = Hub::new(vec![sharded()]);
-    // Neither is answered before both are asked for.
+    // Neither is sent before both are requested.
     let barrier = Arc::new(Barrier::new(2));
     for shard in 1..=2 {
         let what = format!("storage model-0000{shard}-of-00002.safetensors");
@@ -597,7 +596,7 @@ const ALBERT: &str = "owner/tiny-albert";
 const GRAPH: &str = "onnx/model.onnx";
 const QUANTIZED: &str = "onnx/model_quantized.onnx";
 
-/// Graphs in their folder, and beside them weights that no graph is built of here.
+/// An unsupported architecture with ONNX files and weights.
 fn deberta() -> Model {
     let dir = model_dir("tiny-deberta-v2");
     let file = |name: &str| fs::read(dir.join(name)).unwrap();
@@ -609,7 +608,7 @@ fn deberta() -> Model {
         .with("pytorch_model.bin", "a pickle")
 }
 
-/// A graph that keeps its numbers in another file.
+/// An ONNX file with external data.
 fn albert() -> Model {
     Model::of(ALBERT, &model_dir("tiny-albert"))
 }
@@ -619,7 +618,7 @@ fn exists(dir: &Path, names: &[&str]) -> Vec<bool> {
 }
 
 #[test]
-fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
+fn unsupported_architectures_are_downloaded_as_onnx() {
     let hub = Hub::new(vec![deberta()]);
     let place = Place::new(&hub);
     let dir = place.fetched(DEBERTA);
@@ -631,7 +630,7 @@ fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
     };
     assert_eq!(model.path, dir.join(GRAPH));
 
-    // One that is named comes in its place, also to a cache that holds the other.
+    // `--onnx-file` downloads another file, also into a cache with the first.
     let named = |file: &str| place.fetch_file(&format!("{DEBERTA}@{COMMIT}"), Some(file));
     assert_eq!(named(QUANTIZED).unwrap(), dir);
     assert!(dir.join(QUANTIZED).is_file());
@@ -651,14 +650,14 @@ fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
 }
 
 #[test]
-fn a_graph_brings_the_files_that_it_names_and_no_other() {
+fn external_data_is_downloaded_with_its_onnx_file() {
     let hub = Hub::new(vec![albert().with("model.onnx.data", "of another")]);
     let place = Place::new(&hub);
     let dir = place.fetched(ALBERT);
     let files = ["model.onnx", "model.onnx_data", "model.onnx.data"];
     assert_eq!(exists(&dir, &files), [true, true, false]);
 
-    // Wherever below its folder they are, and whatever they are called.
+    // In any subfolder and with any name.
     const DATA: &str = "model.onnx_data";
     const OTHER: &str = "./sub/weights_1";
     let renamed = || {
@@ -674,7 +673,7 @@ fn a_graph_brings_the_files_that_it_names_and_no_other() {
     let dir = place.fetched(ALBERT);
     assert_eq!(exists(&dir, &["onnx/sub/weights_1", GRAPH]), [true, true]);
 
-    // Without a hub, they have to be there.
+    // Offline, it must be cached.
     place.config.offline = true;
     assert_eq!(place.fetched(ALBERT), dir);
     fs::remove_file(dir.join("onnx/sub/weights_1")).unwrap();
@@ -691,7 +690,7 @@ fn a_graph_brings_the_files_that_it_names_and_no_other() {
 }
 
 #[test]
-fn a_graph_that_names_files_outside_of_its_folder_is_refused() {
+fn external_data_outside_the_folder_is_rejected() {
     for outside in ["/etc/hosts.conf", "../../../hosts1", "a/../../outside"] {
         let graph = albert().files["model.onnx"].clone();
         let graph = saved::replaced(graph, "model.onnx_data", outside);
@@ -706,7 +705,7 @@ fn a_graph_that_names_files_outside_of_its_folder_is_refused() {
 }
 
 #[test]
-fn a_commit_is_whole_with_the_weights_of_its_modules() {
+fn a_snapshot_is_complete_only_with_the_weights_of_its_modules() {
     let dir = model_dir("tiny-modular");
     let mut model = Model::of("owner/tiny-modular", &dir);
     let mut modules = Vec::new();
@@ -736,7 +735,7 @@ fn a_commit_is_whole_with_the_weights_of_its_modules() {
 }
 
 #[test]
-fn who_comes_second_waits_and_downloads_nothing() {
+fn concurrent_downloads_of_a_file_happen_once() {
     let hub = Hub::new(vec![tiny_bert()]);
     let place = Place::new(&hub);
     std::thread::scope(|scope| {
@@ -749,7 +748,7 @@ fn who_comes_second_waits_and_downloads_nothing() {
 }
 
 #[test]
-fn a_hub_that_is_gone_leaves_the_copy_in_the_cache() {
+fn an_unreachable_hub_falls_back_to_the_cache() {
     let hub = Hub::new(vec![tiny_bert()]);
     let mut place = Place::new(&hub);
     let dir = place.fetched(ID);
@@ -760,14 +759,14 @@ fn a_hub_that_is_gone_leaves_the_copy_in_the_cache() {
     let last = place.events.lock().unwrap().pop().unwrap();
     assert!(last.starts_with("Stale") && last.contains(COMMIT), "{last}");
     place.refused("owner/other", &["`127.0.0.1` is unreachable"]);
-    // A hub that says no is no hub that is gone.
+    // A rejection is not a fallback.
     place.config.endpoint = hub.endpoint.clone();
     hub.fail("listing", [Fault::Status(403, &[])]);
     place.refused(ID, &["denied"]);
 }
 
 #[test]
-fn without_a_hub_only_what_is_whole_is_served() {
+fn offline_only_complete_snapshots_are_used() {
     let hub = Hub::new(vec![tiny_bert()]);
     let mut place = Place::new(&hub);
     let dir = place.fetched(ID);
@@ -792,7 +791,7 @@ fn without_a_hub_only_what_is_whole_is_served() {
 }
 
 #[test]
-fn certificates_are_those_of_the_system_and_of_a_file() {
+fn certificates_of_a_file_are_trusted_too() {
     let dir = tempfile::tempdir().unwrap();
     let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -812,7 +811,7 @@ fn certificates_are_those_of_the_system_and_of_a_file() {
     place.refused(ID, &["has no certificate"]);
     place.config.ca_file = Some(certificate);
     place.fetched(ID);
-    // Nobody may turn the way into an open one.
+    // No downgrade to plain HTTP.
     hub.fail(
         "listing",
         [Fault::Status(302, &[("location", "http://localhost:1/")])],
@@ -820,7 +819,7 @@ fn certificates_are_those_of_the_system_and_of_a_file() {
     place.refused(ID, &["redirects from `https` to `http://localhost:1/`"]);
 }
 
-/// Answers `CONNECT` with a way to `target`, whatever was asked for; returns what was.
+/// A proxy that connects every `CONNECT` to `target`; returns its URL and the request lines.
 fn proxy(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -852,8 +851,8 @@ fn proxy(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn a_proxy_is_asked_and_no_name_is_looked_up() {
-    // Small files alone: the storage is another target.
+fn the_proxy_resolves_host_names() {
+    // Small files only: the storage is another target.
     let hub = Hub::new(vec![
         tiny_bert().without(WEIGHTS).without("onnx/model.onnx"),
     ]);
@@ -874,7 +873,7 @@ fn a_proxy_is_asked_and_no_name_is_looked_up() {
 
 // The program.
 
-/// `rerankd` with a home of its own.
+/// `rerankd` with a temporary home.
 fn command(home: &Path, hub: &Hub, arguments: &[&str]) -> Command {
     let mut command = plain(PROGRAM);
     command
@@ -905,7 +904,7 @@ fn models_are_pulled_listed_and_removed() {
         error.contains("not found, or private") && error.contains("\nhint: "),
         "{error}"
     );
-    // Where `hf auth login` leaves it.
+    // Where `hf auth login` saves it.
     fs::write(home.path().join("token"), "hf_secret\n").unwrap();
     let (code, place, error) = run(&["pull", ID]);
     assert_eq!(code, Some(0), "{error}");
@@ -948,9 +947,8 @@ fn models_are_pulled_listed_and_removed() {
     assert!(run(&["models"]).2.starts_with("no models in `"));
 }
 
-/// What no graph is built for is pulled, run and written of like any other.
 #[test]
-fn a_model_that_comes_as_a_file_gives_its_scores() {
+fn pulled_models_verify_in_every_format() {
     let hub = Hub::new(vec![deberta(), albert(), tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| said(&command(home.path(), &hub, arguments).output().unwrap());
@@ -994,7 +992,7 @@ fn a_model_that_comes_as_a_file_gives_its_scores() {
     assert!(error.contains("is already an ONNX file"), "{error}");
 }
 
-/// The command line of a server for a model of a hub.
+/// The command line of a server for a hub model.
 const SERVE: [&str; 7] = [
     "serve",
     "--listen",
@@ -1025,7 +1023,7 @@ fn rerank(address: &str) -> Value {
 }
 
 #[test]
-fn a_server_downloads_its_model_and_answers_as_with_a_directory() {
+fn a_server_downloads_its_model() {
     let hub = Hub::new(vec![tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let mut from_hub = serve(|command| {
@@ -1049,7 +1047,7 @@ fn a_server_downloads_its_model_and_answers_as_with_a_directory() {
 }
 
 #[test]
-fn a_directory_and_an_offline_server_ask_no_hub() {
+fn directories_and_offline_servers_do_not_contact_the_hub() {
     let hub = Hub::new(vec![tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let mut directory = Program::serve_with(&model_dir("tiny-bert"), |command| {
@@ -1087,7 +1085,7 @@ fn a_directory_and_an_offline_server_ask_no_hub() {
     assert_eq!(hub.seen().len(), before);
 }
 
-/// Ends what `strace` runs; it ends with it.
+/// Kills the traced process, which ends `strace`.
 fn terminate_child(parent: u32) {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
     let kill = format!("kill -TERM {}", children.unwrap());
@@ -1100,9 +1098,9 @@ fn terminate_child(parent: u32) {
     );
 }
 
-/// What the kernel is asked says more than what a stand-in hears.
+/// Checked by system calls, which show more than a fake hub sees.
 #[test]
-fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
+fn an_offline_server_opens_no_connection_and_resolves_no_name() {
     if Command::new("strace").arg("-V").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing");
         eprintln!("not tried: `strace` (a package of Debian) is missing");
@@ -1118,7 +1116,7 @@ fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
         arguments.extend(offline.then_some("--offline"));
         let arguments: Vec<&OsStr> = arguments.into_iter().map(OsStr::new).collect();
         let mut program = Program::start(Path::new("strace"), &arguments, |command| {
-            // A name, so that a look-up would show.
+            // A name, so that a lookup would show.
             let endpoint = hub.endpoint.replace("127.0.0.1", "localhost");
             command
                 .env("HF_HOME", home.path())
@@ -1140,7 +1138,7 @@ fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
     let asked = hub.seen().len();
     let offline = trace(true, "offline");
     assert!(!lines(&offline, &["listen"]).is_empty(), "{offline}");
-    // Its own answer goes out by `sendto` on a connection that it accepted, or by `writev`.
+    // Responses are sent by `sendto` on an accepted connection, or by `writev`.
     let opened = lines(&offline, &["connect", "sendmmsg"]);
     assert_eq!(opened, [""; 0]);
     let datagrams = lines(&offline, &["socket"]);
