@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use axum::http::request::Parts;
+use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError, Tenant};
 use tokio::time::Instant;
 
 use super::auth::KeyName;
 use crate::config::BatchSettings;
-use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError, Tenant};
 
 /// Milliseconds after which the client does not want the answer any more.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");

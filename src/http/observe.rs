@@ -10,13 +10,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use rerankd_engine::trace::{self, Timeline};
 use tracing::Instrument;
 
 use super::auth::KeyName;
 use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
-use rerankd_engine::trace::{self, Timeline};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use rerankd::config::Config;
 use rerankd::http::{openapi, route};
-use rerankd::metrics::resident_bytes;
+use rerankd_engine::metrics::resident_bytes;
 use serde_json::Value;
 
 use crate::support::alone::{alone, peak_bytes};
