@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rerankd_core::RerankError;
-use rerankd_core::RerankError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
