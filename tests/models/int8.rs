@@ -7,8 +7,8 @@
 use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
-use crate::support::reference::{Reference, fixture, model_dir};
 use crate::support::packed;
+use crate::support::reference::{Reference, fixture, model_dir};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::compute_pool::ComputePool;
