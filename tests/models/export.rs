@@ -224,7 +224,7 @@ fn what_nothing_could_load_is_not_written() {
     let positions = Positions {
         first: 0,
         of_segment: 512,
-        uncounted: None,
+        skipped_token: None,
         segments: true,
     };
     let error = padded(graph, positions, Precision::Fp32).unwrap_err();

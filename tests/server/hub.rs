@@ -16,7 +16,7 @@ use crate::support::reference::{Reference, model_dir};
 use crate::support::saved;
 use rerankd::config::{Secret, Value as _};
 use rerankd::http::tls::Tls;
-use rerankd_hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
+use rerankd_hub::{DownloadEvent, HubConfig, ModelId, Proxy, Retries, fetch};
 use rerankd_model::{AnyModel, Model as Opened, ModelError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -81,11 +81,14 @@ impl Place {
     /// Fetches a model with `--onnx-file`.
     fn fetch_file(&self, id: &str, file: Option<&str>) -> Result<PathBuf, ModelError> {
         let id: ModelId = id.parse().unwrap();
-        fetch(&id, file.map(Path::new), &self.config, &|event: Event<
-            '_,
-        >| {
-            self.events.lock().unwrap().push(format!("{event:?}"));
-        })
+        fetch(
+            &id,
+            file.map(Path::new),
+            &self.config,
+            &|event: DownloadEvent<'_>| {
+                self.events.lock().unwrap().push(format!("{event:?}"));
+            },
+        )
     }
 
     #[track_caller]
@@ -103,7 +106,7 @@ impl Place {
         assert!(said.contains("\nhint: "), "{said}");
     }
 
-    fn shelf(&self) -> PathBuf {
+    fn repo(&self) -> PathBuf {
         self.config.cache.join("models--owner--tiny-bert")
     }
 
@@ -145,7 +148,7 @@ fn a_model_comes_once_in_the_layout_that_others_read() {
     let place = Place::new(&hub);
     let dir = place.fetched(ID);
 
-    assert_eq!(dir, place.shelf().join("snapshots").join(COMMIT));
+    assert_eq!(dir, place.repo().join("snapshots").join(COMMIT));
     assert_eq!(names(&dir), NEEDED);
     for name in NEEDED {
         let content = &model.files[name];
@@ -157,8 +160,8 @@ fn a_model_comes_once_in_the_layout_that_others_read() {
         assert_eq!(link, Path::new(&format!("../../blobs/{digits}")));
         assert_eq!(&fs::read(dir.join(name)).unwrap(), content);
     }
-    assert_eq!(names(&place.shelf().join("blobs")).len(), NEEDED.len());
-    let main = fs::read_to_string(place.shelf().join("refs/main"));
+    assert_eq!(names(&place.repo().join("blobs")).len(), NEEDED.len());
+    let main = fs::read_to_string(place.repo().join("refs/main"));
     assert_eq!(main.unwrap(), COMMIT);
     assert_eq!(Opened::open(&dir).unwrap().manifest.id, ID);
 
@@ -185,7 +188,7 @@ fn a_revision_that_is_named_is_the_one_that_comes() {
     let place = Place::new(&hub);
     let dir = place.fetched(&format!("{ID}@refs/pr/1"));
     assert!(dir.ends_with(COMMIT));
-    let named = fs::read_to_string(place.shelf().join("refs/refs/pr/1"));
+    let named = fs::read_to_string(place.repo().join("refs/refs/pr/1"));
     assert_eq!(named.unwrap(), COMMIT);
 }
 
@@ -285,7 +288,7 @@ fn interrupted_downloads_resume_in_another_process() {
         &["`model.safetensors` was interrupted after 4000 bytes"],
     );
     assert_eq!(hub.count(&format!("storage {WEIGHTS}")), 4);
-    assert!(!place.shelf().join("refs/main").exists());
+    assert!(!place.repo().join("refs/main").exists());
     let dir = place.fetched(ID);
     assert_eq!(
         fs::read(dir.join(WEIGHTS)).unwrap(),
@@ -343,7 +346,7 @@ fn partial_files_of_others_are_verified() {
     let place = Place::new(&hub);
     let weights = &tiny_bert().files[WEIGHTS];
     let part = place
-        .shelf()
+        .repo()
         .join(format!("blobs/{}.incomplete", sha256(weights)));
     fs::create_dir_all(part.parent().unwrap()).unwrap();
     // Of the right length, shorter and longer.
@@ -352,7 +355,7 @@ fn partial_files_of_others_are_verified() {
         let dir = place.fetched(ID);
         assert_eq!(&fs::read(dir.join(WEIGHTS)).unwrap(), weights);
         fs::remove_file(dir.join(WEIGHTS)).unwrap();
-        fs::remove_file(place.shelf().join("blobs").join(sha256(weights))).unwrap();
+        fs::remove_file(place.repo().join("blobs").join(sha256(weights))).unwrap();
     }
 }
 
@@ -908,8 +911,8 @@ fn models_are_pulled_listed_and_removed() {
     fs::write(home.path().join("token"), "hf_secret\n").unwrap();
     let (code, place, error) = run(&["pull", ID]);
     assert_eq!(code, Some(0), "{error}");
-    let shelf = home.path().join("hub/models--owner--tiny-bert");
-    let snapshot = shelf.join("snapshots").join(COMMIT);
+    let repo = home.path().join("hub/models--owner--tiny-bert");
+    let snapshot = repo.join("snapshots").join(COMMIT);
     assert_eq!(place.trim_end(), snapshot.to_str().unwrap());
     assert!(
         error.contains("owner/tiny-bert: downloading 1 files"),
@@ -943,7 +946,7 @@ fn models_are_pulled_listed_and_removed() {
         out.starts_with("removed owner/tiny-bert, which freed "),
         "{out}"
     );
-    assert!(!shelf.exists());
+    assert!(!repo.exists());
     assert!(run(&["models"]).2.starts_with("no models in `"));
 }
 

@@ -15,7 +15,7 @@ pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
         model: model.map(Path::to_owned),
         onnx_file: None,
         served_model_name: None,
-        truncation: rerankd_core::Strategy::default(),
+        truncation: rerankd_core::TruncationStrategy::default(),
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
         precision: Precision::Fp32,

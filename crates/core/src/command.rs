@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::error::RerankError;
 use crate::scheduling::Claim;
 use crate::score::Scale;
-use crate::truncation::Fit;
+use crate::truncation::TruncationOptions;
 
 /// Two texts to be scored together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,13 +64,18 @@ impl Limits {
     }
 
     /// Checks the number of chunks of a request, each of which repeats the query.
-    fn check_chunks(&self, field: &str, documents: usize, fit: Fit) -> Result<(), RerankError> {
+    fn check_chunks(
+        &self,
+        field: &str,
+        documents: usize,
+        truncation: TruncationOptions,
+    ) -> Result<(), RerankError> {
         let limit = self.max_documents.saturating_mul(MEAN_CHUNKS);
-        if documents.saturating_mul(fit.chunks()) > limit {
+        if documents.saturating_mul(truncation.chunks()) > limit {
             return Err(RerankError::invalid(format!(
                 "{documents} `{field}` of {} chunks each are more than the limit of {limit} chunks; \
                  send fewer, or lower `max_chunks_per_doc`",
-                fit.chunks()
+                truncation.chunks()
             )));
         }
         Ok(())
@@ -82,21 +87,21 @@ const MEAN_CHUNKS: usize = 10;
 
 /// How to handle a pair that exceeds the maximum length of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Truncate {
+pub enum TruncationPolicy {
     /// Truncate it and report it in the response.
     #[default]
-    Cut,
+    Truncate,
     /// Reject the request, naming the pair.
-    Refuse,
+    Reject,
 }
 
-impl Truncate {
+impl TruncationPolicy {
     /// From a flag that allows truncation, which defaults to true.
-    pub fn allowed(flag: Option<bool>) -> Self {
+    pub fn from_flag(flag: Option<bool>) -> Self {
         if flag == Some(false) {
-            Self::Refuse
+            Self::Reject
         } else {
-            Self::Cut
+            Self::Truncate
         }
     }
 }
@@ -107,19 +112,19 @@ pub struct ScoreOptions {
     /// Scale of the scores.
     pub scale: Scale,
     /// How to handle pairs that are too long.
-    pub truncate: Truncate,
+    pub truncate: TruncationPolicy,
     /// Truncation options.
-    pub fit: Fit,
+    pub truncation: TruncationOptions,
 }
 
 /// The order of documents with equal logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ties {
+pub enum TieOrder {
     /// In the order of the request.
     #[default]
-    FirstFirst,
+    RequestOrder,
     /// In reverse order of the request.
-    LastFirst,
+    ReverseOrder,
 }
 
 /// Documents, with the name of their field in the dialect.
@@ -214,7 +219,7 @@ pub struct RerankCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     top_n: usize,
-    ties: Ties,
+    ties: TieOrder,
     options: ScoreOptions,
     claim: Claim,
 }
@@ -234,7 +239,7 @@ impl RerankCommand {
     ) -> Result<Self, RerankError> {
         let Texts { field, items } = documents.into();
         limits.check(field, items.len())?;
-        limits.check_chunks(field, items.len(), options.fit)?;
+        limits.check_chunks(field, items.len(), options.truncation)?;
         let query: Arc<str> = query.into();
         let pairs: Arc<[Pair]> = items
             .into_iter()
@@ -248,7 +253,7 @@ impl RerankCommand {
             field,
             pairs,
             top_n,
-            ties: Ties::default(),
+            ties: TieOrder::default(),
             options,
             claim: Claim::default(),
         })
@@ -256,7 +261,7 @@ impl RerankCommand {
 
     /// Sets the order of documents with equal logits.
     #[must_use]
-    pub fn with_ties(self, ties: Ties) -> Self {
+    pub fn with_ties(self, ties: TieOrder) -> Self {
         Self { ties, ..self }
     }
 
@@ -277,7 +282,7 @@ impl RerankCommand {
     }
 
     /// The order of documents with equal logits.
-    pub fn ties(&self) -> Ties {
+    pub fn ties(&self) -> TieOrder {
         self.ties
     }
 
@@ -333,9 +338,9 @@ pub struct Prediction {
 /// Sorts documents by logit in descending order, as `CrossEncoder.rank` does.
 ///
 /// The sort is by logit because distinct logits can have the same sigmoid.
-pub fn rank(logits: &[f32], ties: Ties) -> Vec<usize> {
+pub fn rank(logits: &[f32], ties: TieOrder) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    if ties == Ties::LastFirst {
+    if ties == TieOrder::ReverseOrder {
         order.reverse();
     }
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
@@ -352,19 +357,19 @@ mod tests {
     #[test]
     fn rank_is_descending_and_stable() {
         let logits = [1.0, 3.0, 1.0, 3.0, 2.0];
-        assert_eq!(rank(&logits, Ties::FirstFirst), [1, 3, 4, 0, 2]);
-        assert_eq!(rank(&logits, Ties::LastFirst), [3, 1, 4, 2, 0]);
+        assert_eq!(rank(&logits, TieOrder::RequestOrder), [1, 3, 4, 0, 2]);
+        assert_eq!(rank(&logits, TieOrder::ReverseOrder), [3, 1, 4, 2, 0]);
     }
 
     #[test]
     fn chunks_are_bounded_over_the_whole_request() {
         let make = |documents: usize, chunks| {
-            let fit = Fit {
+            let truncation = TruncationOptions {
                 max_chunks: NonZeroUsize::new(chunks),
-                ..Fit::default()
+                ..TruncationOptions::default()
             };
             let options = ScoreOptions {
-                fit,
+                truncation,
                 ..ScoreOptions::default()
             };
             let documents = Texts {
@@ -386,7 +391,7 @@ mod tests {
             Activation::Sigmoid.apply(logits[0]),
             Activation::Sigmoid.apply(logits[1])
         );
-        assert_eq!(rank(&logits, Ties::default()), [1, 0]);
+        assert_eq!(rank(&logits, TieOrder::default()), [1, 0]);
     }
 
     #[test]

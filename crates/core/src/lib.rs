@@ -15,4 +15,4 @@ pub use error::{ErrorCode, RerankError};
 pub use scheduling::{Claim, Deadline, DeadlineBy, Priority, Tenant};
 pub use score::{Activation, Scale};
 pub use secret::Secret;
-pub use truncation::{Fit, Side, Strategy};
+pub use truncation::{TruncationOptions, TruncationSide, TruncationStrategy};

@@ -7,7 +7,7 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 /// Which text to truncate if a pair exceeds the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
-pub enum Strategy {
+pub enum TruncationStrategy {
     /// The longer text first, as sentence-transformers does.
     #[default]
     LongestFirst,
@@ -17,7 +17,7 @@ pub enum Strategy {
 
 /// The end of a text that is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum TruncationSide {
     /// The start; the last tokens are kept.
     Left,
     /// The end; the first tokens are kept.
@@ -29,11 +29,11 @@ pub enum Side {
 /// Limits set by the caller do not count as truncation: a document of 900 tokens with a limit of 100 is
 /// treated as a document of 100 tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Fit {
+pub struct TruncationOptions {
     /// Which text to truncate; defaults to the server's strategy.
-    pub strategy: Option<Strategy>,
+    pub strategy: Option<TruncationStrategy>,
     /// Which end to truncate; defaults to the tokenizer's.
-    pub side: Option<Side>,
+    pub side: Option<TruncationSide>,
     /// Maximum tokens of a pair, special tokens included.
     pub max_tokens: Option<NonZeroUsize>,
     /// Maximum tokens of the query.
@@ -44,7 +44,7 @@ pub struct Fit {
     pub max_chunks: Option<NonZeroUsize>,
 }
 
-impl Fit {
+impl TruncationOptions {
     /// Maximum sequences per pair.
     pub fn chunks(&self) -> usize {
         self.max_chunks.map_or(1, NonZeroUsize::get)

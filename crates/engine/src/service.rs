@@ -16,8 +16,9 @@ use crate::plan::BatchLimits;
 use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
-    Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
-    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, Truncate, rank,
+    Activation, Claim, DeadlineBy, Pair, PredictCommand, Prediction, Ranked, Ranking,
+    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, TruncationOptions, TruncationPolicy,
+    rank,
 };
 use rerankd_core::{Encoding, PairKey};
 use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
@@ -321,7 +322,7 @@ impl Reranker {
         let (timeline, started) = (Timeline::current(), Instant::now());
         let permit = self
             .admission
-            .admit(pairs, terms.options.fit.chunks())
+            .admit(pairs, terms.options.truncation.chunks())
             .inspect_err(|_| self.refused("overloaded"))?;
         self.check_time(&permit, terms.claim)?;
         timeline.record(Step::Admission, started, Instant::now());
@@ -368,13 +369,13 @@ impl Reranker {
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
             .collect();
-        if let (Truncate::Refuse, Some(&index)) = (options.truncate, truncated.first()) {
+        if let (TruncationPolicy::Reject, Some(&index)) = (options.truncate, truncated.first()) {
             return Err(RerankError::invalid(format!(
                 "`{field}[{index}]` is {} tokens long with its query and special tokens; the limit is {}; shorten it, or allow `truncate`",
                 encoded[index].full_length, self.info.max_length
             )));
         }
-        let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
+        let chunks: Vec<usize> = encoded.iter().map(EncodedPair::chunks).collect();
         let tokens = encoded.iter().map(EncodedPair::tokens).sum();
         self.metrics.pairs.inc_by(parts.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
@@ -446,7 +447,7 @@ impl Reranker {
         let started = Instant::now();
         let mut prepared = self.prepare(&pairs, terms).await?;
         let encoded = &mut prepared.encoded;
-        if terms.options.truncate == Truncate::Refuse
+        if terms.options.truncate == TruncationPolicy::Reject
             && let Some(index) = encoded.iter().position(EncodedPair::truncated)
         {
             // The pair that is named to the caller is counted to its end.
@@ -458,7 +459,7 @@ impl Reranker {
             (bytes + pair.bytes(), tokens + encoded.full_length)
         });
         // Where only some tokens of each text were asked for, the density of the rest is unknown.
-        if terms.options.fit == Fit::default() {
+        if terms.options.truncation == TruncationOptions::default() {
             self.admission.observe_density(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
@@ -472,8 +473,8 @@ impl Reranker {
 
     /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
     async fn prepare(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Prepared, RerankError> {
-        let fit = terms.options.fit;
-        let cost = |text: &str| TEXT_COST + self.encoder.bytes_read(text.len(), fit);
+        let truncation = terms.options.truncation;
+        let cost = |text: &str| TEXT_COST + self.encoder.bytes_read(text.len(), truncation);
         let documents: Vec<usize> = pairs.iter().map(|pair| cost(&pair.document)).collect();
         // Pairs in a row with the same query share its tokens.
         let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
@@ -496,7 +497,7 @@ impl Reranker {
             let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
             let work = move || {
                 let encoded = encoder
-                    .fitting(fit)
+                    .truncating(truncation)
                     .encode(&pairs, &AtomicBool::new(false))?;
                 Ok(finish.prepared(encoded))
             };
@@ -512,7 +513,7 @@ impl Reranker {
         let chunks_of_queries = chunks(&queries).map(|(range, cost)| {
             let (encoder, pairs, first) = (self.encoder.clone(), pairs.clone(), first.clone());
             let work = move || {
-                let fitted = encoder.fitting(fit);
+                let fitted = encoder.truncating(truncation);
                 let queries = first[range]
                     .iter()
                     .map(|&at| fitted.query(&pairs[at].query));
@@ -531,7 +532,7 @@ impl Reranker {
             let (encoder, pairs, run) = (self.encoder.clone(), pairs.clone(), run.clone());
             let (queries, finish) = (queries.clone(), finish.clone());
             let work = move || {
-                let fitted = encoder.fitting(fit);
+                let fitted = encoder.truncating(truncation);
                 let encoded = range.map(|at| fitted.pair(&queries[run[at]], &pairs[at].document));
                 Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
             };
@@ -559,7 +560,7 @@ impl Reranker {
         let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
         let work = move || {
             encoder
-                .fitting(terms.options.fit)
+                .truncating(terms.options.truncation)
                 .full_length(&pairs[index])
         };
         let chunk = Chunk {
@@ -623,7 +624,7 @@ impl Finish {
     fn prepared(&self, encoded: Vec<EncodedPair>) -> Prepared {
         let parts = encoded
             .iter()
-            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further));
+            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further_chunks));
         let keys: Vec<PairKey> = parts
             .map(|encoding| self.keys.of(encoding, self.tenant))
             .collect();

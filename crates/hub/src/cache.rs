@@ -21,14 +21,14 @@ pub struct Cache {
 
 /// The cache of one model.
 #[derive(Debug, Clone)]
-pub struct Shelf {
+pub struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
 }
 
 /// A cached model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cached {
+pub struct CachedModel {
     /// Its id, without a revision.
     pub id: ModelId,
     /// Size on disk, partial downloads included.
@@ -61,8 +61,8 @@ impl Cache {
         &self.root
     }
 
-    pub(super) fn shelf(&self, id: &ModelId) -> Shelf {
-        Shelf {
+    pub(super) fn repo(&self, id: &ModelId) -> RepoCache {
+        RepoCache {
             folder: self.root.join(id.folder()),
             locks: self.root.join(LOCKS).join(id.folder()),
         }
@@ -72,14 +72,14 @@ impl Cache {
     ///
     /// # Errors
     /// If the folder exists and cannot be read.
-    pub fn models(&self) -> Result<Vec<Cached>, ModelError> {
+    pub fn models(&self) -> Result<Vec<CachedModel>, ModelError> {
         let mut found = BTreeMap::new();
         for name in names(&self.root).map_err(|error| cache_error(&self.root, error))? {
             if let Some(id) = ModelId::from_folder(&name) {
-                let shelf = self.shelf(&id);
-                let cached = shelf
+                let repo = self.repo(&id);
+                let cached = repo
                     .describe(id)
-                    .map_err(|error| cache_error(&shelf.folder, error))?;
+                    .map_err(|error| cache_error(&repo.folder, error))?;
                 found.insert(name, cached);
             }
         }
@@ -91,24 +91,24 @@ impl Cache {
     /// # Errors
     /// If it is not cached or cannot be removed.
     pub fn remove(&self, id: &ModelId) -> Result<u64, ModelError> {
-        let shelf = self.shelf(id);
-        let io_error = |error| cache_error(&shelf.folder, error);
-        if !shelf.folder.is_dir() {
+        let repo = self.repo(id);
+        let io_error = |error| cache_error(&repo.folder, error);
+        if !repo.folder.is_dir() {
             return Err(self.not_cached(id));
         }
-        let before = folder_size(&shelf.folder).map_err(io_error)?;
+        let before = folder_size(&repo.folder).map_err(io_error)?;
         let removed = if id.has_revision() {
-            let commit = shelf.resolve(id.revision());
-            shelf.remove(&commit.ok_or_else(|| self.not_cached(id))?)
+            let commit = repo.resolve(id.revision());
+            repo.remove(&commit.ok_or_else(|| self.not_cached(id))?)
         } else {
-            fs::remove_dir_all(&shelf.folder)
+            fs::remove_dir_all(&repo.folder)
         };
         removed.map_err(io_error)?;
-        if !shelf.folder.exists() {
-            let _ = fs::remove_dir_all(&shelf.locks);
+        if !repo.folder.exists() {
+            let _ = fs::remove_dir_all(&repo.locks);
             return Ok(before);
         }
-        let after = folder_size(&shelf.folder).map_err(io_error)?;
+        let after = folder_size(&repo.folder).map_err(io_error)?;
         Ok(before.saturating_sub(after))
     }
 
@@ -120,7 +120,7 @@ impl Cache {
     }
 }
 
-impl Shelf {
+impl RepoCache {
     /// The cached commit of a revision; `None` if there is no snapshot.
     pub fn resolve(&self, revision: &str) -> Option<String> {
         let commit = if is_commit(revision) {
@@ -238,7 +238,7 @@ impl Shelf {
         fs::rename(&draft, &path)
     }
 
-    fn describe(&self, id: ModelId) -> io::Result<Cached> {
+    fn describe(&self, id: ModelId) -> io::Result<CachedModel> {
         let mut revisions: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (revision, commit) in self.revisions()? {
             revisions.entry(commit).or_default().push(revision);
@@ -258,7 +258,7 @@ impl Shelf {
             });
         }
         snapshots.sort_by(|a, b| a.commit.cmp(&b.commit));
-        Ok(Cached {
+        Ok(CachedModel {
             id,
             bytes: folder_size(&self.folder)?,
             snapshots,
@@ -375,51 +375,51 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path());
         let id: ModelId = "a/b".parse().unwrap();
-        let shelf = cache.shelf(&id);
+        let repo = cache.repo(&id);
         for (digits, text) in [("aa", "one"), ("bb", "three"), ("cc", "fifteen")] {
-            let _lock = shelf.lock(digits).unwrap();
-            fs::write(shelf.blob(digits), text).unwrap();
+            let _lock = repo.lock(digits).unwrap();
+            fs::write(repo.blob(digits), text).unwrap();
         }
-        shelf.link(FIRST, "config.json", "aa").unwrap();
-        shelf.link(FIRST, "onnx/model.onnx", "bb").unwrap();
-        shelf.link(SECOND, "config.json", "aa").unwrap();
-        shelf.link(SECOND, "model.safetensors", "cc").unwrap();
-        shelf.set_ref("main", SECOND).unwrap();
-        shelf.set_ref("refs/pr/1", FIRST).unwrap();
+        repo.link(FIRST, "config.json", "aa").unwrap();
+        repo.link(FIRST, "onnx/model.onnx", "bb").unwrap();
+        repo.link(SECOND, "config.json", "aa").unwrap();
+        repo.link(SECOND, "model.safetensors", "cc").unwrap();
+        repo.set_ref("main", SECOND).unwrap();
+        repo.set_ref("refs/pr/1", FIRST).unwrap();
         (dir, cache, id)
     }
 
     #[test]
     fn snapshots_have_relative_links_to_blobs() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
-        let link = shelf.snapshot(FIRST).join("onnx/model.onnx");
+        let repo = cache.repo(&id);
+        let link = repo.snapshot(FIRST).join("onnx/model.onnx");
         assert_eq!(
             fs::read_link(&link).unwrap(),
             Path::new("../../../blobs/bb")
         );
         assert_eq!(fs::read_to_string(link).unwrap(), "three");
         assert_eq!(
-            shelf.files(FIRST).unwrap(),
+            repo.files(FIRST).unwrap(),
             ["config.json", "onnx/model.onnx"]
         );
         // A wrong link is replaced.
-        shelf.link(FIRST, "config.json", "cc").unwrap();
-        let text = fs::read_to_string(shelf.snapshot(FIRST).join("config.json"));
+        repo.link(FIRST, "config.json", "cc").unwrap();
+        let text = fs::read_to_string(repo.snapshot(FIRST).join("config.json"));
         assert_eq!(text.unwrap(), "fifteen");
     }
 
     #[test]
     fn revisions_resolve_to_cached_commits() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
-        assert_eq!(shelf.resolve("main").as_deref(), Some(SECOND));
-        assert_eq!(shelf.resolve("refs/pr/1").as_deref(), Some(FIRST));
-        assert_eq!(shelf.resolve(FIRST).as_deref(), Some(FIRST));
-        assert_eq!(shelf.resolve(&"3".repeat(40)), None);
-        assert_eq!(shelf.resolve("v1"), None);
-        shelf.set_ref("v1", "../../elsewhere").unwrap();
-        assert_eq!(shelf.resolve("v1"), None);
+        let repo = cache.repo(&id);
+        assert_eq!(repo.resolve("main").as_deref(), Some(SECOND));
+        assert_eq!(repo.resolve("refs/pr/1").as_deref(), Some(FIRST));
+        assert_eq!(repo.resolve(FIRST).as_deref(), Some(FIRST));
+        assert_eq!(repo.resolve(&"3".repeat(40)), None);
+        assert_eq!(repo.resolve("v1"), None);
+        repo.set_ref("v1", "../../elsewhere").unwrap();
+        assert_eq!(repo.resolve("v1"), None);
     }
 
     #[test]
@@ -450,11 +450,11 @@ mod tests {
     #[test]
     fn removing_a_commit_keeps_the_blobs_of_others() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
+        let repo = cache.repo(&id);
         let first = "a/b@refs/pr/1".parse().unwrap();
         assert_eq!(cache.remove(&first).unwrap(), 5 + 40);
-        assert!(shelf.blob("aa").exists() && !shelf.blob("bb").exists());
-        assert_eq!(shelf.resolve("main").as_deref(), Some(SECOND));
+        assert!(repo.blob("aa").exists() && !repo.blob("bb").exists());
+        assert_eq!(repo.resolve("main").as_deref(), Some(SECOND));
         assert!(cache.remove(&first).is_err());
         assert_eq!(cache.remove(&id).unwrap(), 10 + 40);
         assert_eq!(cache.models().unwrap(), []);

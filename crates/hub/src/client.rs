@@ -9,7 +9,7 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::{Event, HubConfig, Retries, Watch};
+use super::{DownloadEvent, HubConfig, ProgressFn, Retries};
 use rerankd_model::ModelError;
 use rerankd_model::names::{ModelId, is_commit};
 
@@ -28,7 +28,7 @@ pub(super) struct Client<'a> {
     origin: Origin,
     token: Option<String>,
     retries: Retries,
-    watch: Watch<'a>,
+    progress: ProgressFn<'a>,
 }
 
 /// Why one attempt of a request failed.
@@ -142,7 +142,7 @@ impl<'a> Client<'a> {
     ///
     /// # Errors
     /// If the endpoint is not a URL, or the certificates cannot be read.
-    pub(super) fn new(config: &HubConfig, watch: Watch<'a>) -> Result<Self, ModelError> {
+    pub(super) fn new(config: &HubConfig, progress: ProgressFn<'a>) -> Result<Self, ModelError> {
         let endpoint = config.endpoint.trim_end_matches('/');
         let origin = Origin::parse(endpoint).filter(|_| !endpoint.contains(['?', '#', '@']));
         let origin = origin.ok_or_else(|| {
@@ -174,7 +174,7 @@ impl<'a> Client<'a> {
             origin,
             token: config.token.as_ref().map(|token| token.text().to_owned()),
             retries: config.retries,
-            watch,
+            progress,
         })
     }
 
@@ -271,7 +271,7 @@ impl<'a> Client<'a> {
                     "try again later, use a mirror with `HF_ENDPOINT`, or use a cached copy with `--offline`",
                 )));
             }
-            (self.watch)(Event::Waiting { what: &what, wait });
+            (self.progress)(DownloadEvent::Retrying { what: &what, wait });
             std::thread::sleep(wait);
         }
     }

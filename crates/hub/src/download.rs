@@ -7,10 +7,10 @@ use std::path::Path;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, StatusCode};
 
-use super::cache::{Shelf, cache_error};
+use super::cache::{RepoCache, cache_error};
 use super::client::{AttemptError, Client, RequestError};
 use super::digest::Checksum;
-use super::{Event, Watch};
+use super::{DownloadEvent, ProgressFn};
 use rerankd_model::ModelError;
 use rerankd_model::names::ModelId;
 
@@ -34,9 +34,9 @@ pub(super) struct RemoteFile {
 pub(super) struct Downloader<'a> {
     pub client: &'a Client<'a>,
     pub id: &'a ModelId,
-    pub shelf: &'a Shelf,
+    pub repo: &'a RepoCache,
     pub commit: &'a str,
-    pub watch: Watch<'a>,
+    pub progress: ProgressFn<'a>,
 }
 
 impl Downloader<'_> {
@@ -73,28 +73,28 @@ impl Downloader<'_> {
     /// Bytes of a file that are still to be downloaded.
     pub(super) fn remaining_bytes(self, file: &RemoteFile) -> u64 {
         let digest = file.checksum.hex();
-        if self.shelf.blob(digest).exists() {
+        if self.repo.blob(digest).exists() {
             return 0;
         }
-        let received = length(&self.shelf.partial_blob(digest));
+        let received = length(&self.repo.partial_blob(digest));
         file.size.unwrap_or(0).saturating_sub(received)
     }
 
     /// Downloads a file, unless it is cached, and links it into the snapshot.
     pub(super) fn fetch(self, file: &RemoteFile) -> Result<(), RequestError> {
         let digest = file.checksum.hex();
-        let blob = self.shelf.blob(digest);
+        let blob = self.repo.blob(digest);
         let io_error = |error| RequestError::Rejected(cache_error(&blob, error));
-        let _lock = self.shelf.lock(digest).map_err(io_error)?;
+        let _lock = self.repo.lock(digest).map_err(io_error)?;
         if !blob.exists() {
-            let part = self.shelf.partial_blob(digest);
+            let part = self.repo.partial_blob(digest);
             self.fetch_verified(file, &part)?;
             File::open(&part)
                 .and_then(|file| file.sync_all())
                 .map_err(io_error)?;
             fs::rename(&part, &blob).map_err(io_error)?;
         }
-        self.shelf
+        self.repo
             .link(self.commit, &file.name, digest)
             .map_err(io_error)
     }
@@ -155,7 +155,7 @@ impl Downloader<'_> {
             .content(self.id, self.commit, &remote.name, received)?;
         if received > 0 && !resumes_at(&response, received) {
             file.set_len(0).map_err(io_error)?;
-            (self.watch)(Event::Restarted(received));
+            (self.progress)(DownloadEvent::Restarted(received));
             received = 0;
         }
         if received == 0 && response.status() != StatusCode::OK {
@@ -205,7 +205,7 @@ impl Downloader<'_> {
             }
             file.write_all(&chunk[..read])
                 .map_err(|error| cache_error(part, error))?;
-            (self.watch)(Event::Received(read as u64));
+            (self.progress)(DownloadEvent::Received(read as u64));
         }
     }
 }

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-pub use cache::{Cache, Cached, Snapshot};
+pub use cache::{Cache, CachedModel, Snapshot};
 pub use rerankd_model::names::ModelId;
 pub use ureq::Proxy;
 
-use self::cache::{Shelf, cache_error};
+use self::cache::{RepoCache, cache_error};
 use self::client::{Client, Listing, RequestError};
 use self::download::{Downloader, RemoteFile};
 use self::selection::Weights;
@@ -74,7 +74,7 @@ impl Default for Retries {
 
 /// Progress of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum DownloadEvent<'a> {
     /// Files are about to be downloaded.
     Planned {
         /// Number of files.
@@ -87,7 +87,7 @@ pub enum Event<'a> {
     /// Bytes discarded, to be downloaded again.
     Restarted(u64),
     /// A request failed and will be retried.
-    Waiting {
+    Retrying {
         /// What failed.
         what: &'a str,
         /// Delay before the retry.
@@ -103,7 +103,7 @@ pub enum Event<'a> {
 }
 
 /// Progress callback, called from several threads.
-pub type Watch<'a> = &'a (dyn Fn(Event<'_>) + Sync);
+pub type ProgressFn<'a> = &'a (dyn Fn(DownloadEvent<'_>) + Sync);
 
 /// The source of a model, as given by `--model`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,33 +146,33 @@ pub fn fetch(
     id: &ModelId,
     onnx_file: Option<&Path>,
     config: &HubConfig,
-    watch: Watch<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<PathBuf, ModelError> {
     let onnx_file = onnx_file.map(exported::relative_path).transpose()?;
     let onnx_file = onnx_file.as_deref();
-    let shelf = Cache::new(&config.cache).shelf(id);
-    let cached = shelf.resolve(id.revision());
-    let missing = |commit: &str| missing_file(&shelf, commit, onnx_file);
+    let repo = Cache::new(&config.cache).repo(id);
+    let cached = repo.resolve(id.revision());
+    let missing = |commit: &str| missing_file(&repo, commit, onnx_file);
     let complete = |commit: &String| missing(commit).is_ok_and(|file| file.is_none());
     if config.offline {
-        return offline(id, config, cached, &shelf, missing);
+        return offline(id, config, cached, &repo, missing);
     }
     // A commit never changes, so the hub need not be asked.
     if let Some(commit) = cached.clone().filter(|commit| commit == id.revision())
         && complete(&commit)
     {
-        return Ok(shelf.snapshot(&commit));
+        return Ok(repo.snapshot(&commit));
     }
-    let client = Client::new(config, watch)?;
+    let client = Client::new(config, progress)?;
     let listing = match client.listing(id) {
         Ok(listing) => listing,
         Err(RequestError::Unavailable(error)) => match cached.filter(complete) {
             Some(commit) => {
-                watch(Event::Stale {
+                progress(DownloadEvent::Stale {
                     what: error.message(),
                     commit: &commit,
                 });
-                return Ok(shelf.snapshot(&commit));
+                return Ok(repo.snapshot(&commit));
             }
             None => return Err(error),
         },
@@ -181,16 +181,15 @@ pub fn fetch(
     let downloader = Downloader {
         client: &client,
         id,
-        shelf: &shelf,
+        repo: &repo,
         commit: &listing.commit,
-        watch,
+        progress,
     };
     download(downloader, &listing, onnx_file)?;
     // Last, so that a ref never points to an incomplete snapshot.
-    shelf
-        .set_ref(id.revision(), &listing.commit)
+    repo.set_ref(id.revision(), &listing.commit)
         .map_err(|error| cache_error(&config.cache, error))?;
-    Ok(shelf.snapshot(&listing.commit))
+    Ok(repo.snapshot(&listing.commit))
 }
 
 /// The snapshot in the cache.
@@ -198,7 +197,7 @@ fn offline(
     id: &ModelId,
     config: &HubConfig,
     cached: Option<String>,
-    shelf: &Shelf,
+    repo: &RepoCache,
     missing: impl Fn(&str) -> std::io::Result<Option<String>>,
 ) -> Result<PathBuf, ModelError> {
     let not_cached = |what: String| {
@@ -212,22 +211,22 @@ fn offline(
     };
     let commit = cached.ok_or_else(|| not_cached(format!("`{id}`")))?;
     let Some(file) = missing(&commit).map_err(|error| cache_error(&config.cache, error))? else {
-        return Ok(shelf.snapshot(&commit));
+        return Ok(repo.snapshot(&commit));
     };
     if file == exported::DEFAULT_PATHS[0] {
         // If the ONNX file is needed because the architecture is not supported, that is the better message.
-        Manifest::read(id.path(), &Files::Directory(shelf.snapshot(&commit)))?;
+        Manifest::read(id.path(), &Files::Directory(repo.snapshot(&commit)))?;
     }
     Err(not_cached(format!("`{file}` of `{id}`")))
 }
 
 /// A file that a snapshot should have and does not. A model with only a pickle counts as complete.
 fn missing_file(
-    shelf: &Shelf,
+    repo: &RepoCache,
     commit: &str,
     onnx_file: Option<&str>,
 ) -> std::io::Result<Option<String>> {
-    let files = shelf.files(commit)?;
+    let files = repo.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
     if let Some(file) = REQUIRED
         .into_iter()
@@ -236,7 +235,7 @@ fn missing_file(
     {
         return Ok(Some(file.to_owned()));
     }
-    let directory = shelf.snapshot(commit);
+    let directory = repo.snapshot(commit);
     let source = Files::Directory(directory.clone());
     let manifest = Manifest::read(String::new(), &source);
     let weights = match onnx_file {
@@ -292,7 +291,7 @@ fn download(
         return Err(not_on_hub(id, file));
     }
     download_files(downloader, selection::config_files(&listing.files))?;
-    let directory = downloader.shelf.snapshot(downloader.commit);
+    let directory = downloader.repo.snapshot(downloader.commit);
     let files = Files::Directory(directory.clone());
     let modules = read_value(&files, MODULES)?.unwrap_or_default();
     let (module_weights, module_configs): (Vec<_>, Vec<_>) =
@@ -334,13 +333,13 @@ fn download(
 
 /// Downloads files that the snapshot does not have yet, several at a time.
 fn download_files(downloader: Downloader<'_>, mut names: Vec<String>) -> Result<(), ModelError> {
-    let snapshot = downloader.shelf.snapshot(downloader.commit);
+    let snapshot = downloader.repo.snapshot(downloader.commit);
     names.retain(|name| !snapshot.join(name).exists());
     if names.is_empty() {
         return Ok(());
     }
     let files: Vec<RemoteFile> = try_parallel_map(names, |name| downloader.metadata(name))?;
-    (downloader.watch)(Event::Planned {
+    (downloader.progress)(DownloadEvent::Planned {
         files: files.len(),
         bytes: files
             .iter()

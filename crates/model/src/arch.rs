@@ -143,7 +143,7 @@ pub struct EncoderConfig {
     pub first_position: usize,
     /// A token (the padding token) that positions skip, spelled out in a text: it takes the position before
     /// the first.
-    pub uncounted: Option<u32>,
+    pub skipped_token: Option<u32>,
     /// Structure of the layers.
     pub form: LayerForm,
     /// Tensor names.
@@ -320,7 +320,7 @@ impl EncoderConfig {
             pad_token_id: pad_token_id(config, kind)?,
             hidden_act: HiddenAct::read(config, fields.hidden_act)?,
             first_position: 0,
-            uncounted: None,
+            skipped_token: None,
             form: LayerForm::PostNorm,
             tensors,
         };
@@ -359,7 +359,7 @@ impl EncoderConfig {
         }
         Ok(Self {
             first_position,
-            uncounted: Some(padding),
+            skipped_token: Some(padding),
             ..self
         })
     }

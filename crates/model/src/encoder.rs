@@ -4,26 +4,26 @@
 //! is tokenized once for all its documents, and pairs are assembled by copying ids.
 
 mod cut;
-mod fitted;
 mod pieces;
-mod side;
 mod squeeze;
 mod template;
+mod text;
 mod tokens;
 mod truncate;
+mod truncating;
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-pub use fitted::Fitted;
 pub use tokens::TextToken;
 pub use truncate::longest_first;
+pub use truncating::TruncatingEncoder;
 
 use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
-use rerankd_core::{Fit, Pair};
-use side::{Side, SideTokenizer};
+use rerankd_core::{Pair, TruncationOptions};
 use template::PairTemplate;
+use text::{TextTokenizer, TextTokens};
 
 /// Why pairs could not be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,8 @@ pub enum EncodeError {
 /// A tokenized query, prompt included.
 #[derive(Debug, Clone)]
 pub struct QueryTokens {
-    side: Side,
-    /// The text, if `side` does not cover all of it.
+    tokens: TextTokens,
+    /// The text, if `tokens` does not cover all of it.
     text: Option<String>,
     /// The exact number of tokens, computed on demand.
     length: OnceLock<usize>,
@@ -60,7 +60,7 @@ pub struct EncodedPair {
     /// The first chunk; at most the maximum length.
     pub encoding: Encoding,
     /// Further chunks of the document, each with the query.
-    pub further: Vec<Encoding>,
+    pub further_chunks: Vec<Encoding>,
     /// Tokens before truncation, special tokens included. If one text alone exceeds the maximum length, this
     /// is a lower bound above the maximum: the rest is not tokenized.
     pub full_length: usize,
@@ -76,28 +76,28 @@ impl EncodedPair {
 
     /// All chunks.
     pub fn encodings(self) -> impl Iterator<Item = Encoding> {
-        std::iter::once(self.encoding).chain(self.further)
+        std::iter::once(self.encoding).chain(self.further_chunks)
     }
 
     /// Number of chunks.
     pub fn chunks(&self) -> usize {
-        1 + self.further.len()
+        1 + self.further_chunks.len()
     }
 
     /// Tokens of all chunks.
     pub fn tokens(&self) -> usize {
-        self.encoding.len() + self.further.iter().map(Encoding::len).sum::<usize>()
+        self.encoding.len() + self.further_chunks.iter().map(Encoding::len).sum::<usize>()
     }
 }
 
 /// Encodes pairs for a model. Shared by all threads.
 #[derive(Debug)]
 pub struct PairEncoder {
-    side: SideTokenizer,
+    tokenizer: TextTokenizer,
     template: PairTemplate,
     max_length: usize,
     prompt: Option<String>,
-    strategy: rerankd_core::Strategy,
+    strategy: rerankd_core::TruncationStrategy,
 }
 
 impl PairEncoder {
@@ -159,8 +159,8 @@ impl PairEncoder {
         prompt: Option<&str>,
         config: &TokenizerConfig,
     ) -> Result<Self, ModelError> {
-        let side = SideTokenizer::new(tokenizer_json, config)?;
-        let mut template = PairTemplate::of(side.tokenizer())?;
+        let tokenizer = TextTokenizer::new(tokenizer_json, config)?;
+        let mut template = PairTemplate::of(tokenizer.inner())?;
         if !config.uses_type_ids {
             template.clear_types();
         }
@@ -174,17 +174,17 @@ impl PairEncoder {
             ));
         }
         Ok(Self {
-            side,
+            tokenizer,
             template,
             max_length,
             prompt: prompt.map(str::to_owned),
-            strategy: rerankd_core::Strategy::default(),
+            strategy: rerankd_core::TruncationStrategy::default(),
         })
     }
 
     /// Sets the default truncation strategy.
     #[must_use]
-    pub fn with_strategy(self, strategy: rerankd_core::Strategy) -> Self {
+    pub fn with_strategy(self, strategy: rerankd_core::TruncationStrategy) -> Self {
         Self { strategy, ..self }
     }
 
@@ -194,41 +194,43 @@ impl PairEncoder {
     }
 
     /// Binds the truncation options of a request.
-    pub fn fitting(&self, fit: Fit) -> Fitted<'_> {
-        Fitted::new(self, fit)
+    pub fn truncating(&self, options: TruncationOptions) -> TruncatingEncoder<'_> {
+        TruncatingEncoder::new(self, options)
     }
 
     /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
-    pub fn bytes_read(&self, length: usize, fit: Fit) -> usize {
-        self.fitting(fit).bytes_read(length)
+    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
+        self.truncating(options).bytes_read(length)
     }
 
-    /// [`Fitted::query`] with default options.
+    /// [`TruncatingEncoder::query`] with default options.
     ///
     /// # Errors
-    /// Same as [`Fitted::query`].
+    /// Same as [`TruncatingEncoder::query`].
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
-        self.fitting(Fit::default()).query(text)
+        self.truncating(TruncationOptions::default()).query(text)
     }
 
-    /// [`Fitted::pair`] with default options.
+    /// [`TruncatingEncoder::pair`] with default options.
     ///
     /// # Errors
-    /// Same as [`Fitted::pair`].
+    /// Same as [`TruncatingEncoder::pair`].
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        self.fitting(Fit::default()).pair(query, document)
+        self.truncating(TruncationOptions::default())
+            .pair(query, document)
     }
 
-    /// [`Fitted::encode`] with default options.
+    /// [`TruncatingEncoder::encode`] with default options.
     ///
     /// # Errors
-    /// Same as [`Fitted::encode`].
+    /// Same as [`TruncatingEncoder::encode`].
     pub fn encode(
         &self,
         pairs: &[Pair],
         cancelled: &AtomicBool,
     ) -> Result<Vec<EncodedPair>, EncodeError> {
-        self.fitting(Fit::default()).encode(pairs, cancelled)
+        self.truncating(TruncationOptions::default())
+            .encode(pairs, cancelled)
     }
 
     /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens: the
@@ -239,7 +241,7 @@ impl PairEncoder {
         type_vocab_size: usize,
     ) -> Result<(), ModelError> {
         // Not their number: ids may have gaps.
-        let ids = self.side.tokenizer().get_vocab(true).into_values();
+        let ids = self.tokenizer.inner().get_vocab(true).into_values();
         let tokens = ids.max().map_or(0, |id| id as usize + 1);
         if tokens > vocab_size {
             return Err(ModelError::new(

@@ -166,7 +166,7 @@ fn a_plain_checkpoint_is_read() {
             pad_token_id: 0,
             hidden_act: HiddenAct::Gelu,
             first_position: 0,
-            uncounted: None,
+            skipped_token: None,
             form: LayerForm::PostNorm,
             tensors: manifest.encoder.tensors.clone(),
         }

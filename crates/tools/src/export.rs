@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use rerankd_model::graph::standard::{self, NoStandardForm, Positions};
+use rerankd_model::graph::standard::{self, Positions, UnsupportedOperator};
 use rerankd_model::graph::{self, Precision, Rows};
 use rerankd_model::onnx::{ModelProto, StringStringEntryProto};
 use rerankd_model::{Model, ModelError};
@@ -29,7 +29,7 @@ pub enum ExportError {
     Model(#[from] ModelError),
     /// Its graph cannot be written in standard operators.
     #[error("{0}\nhint: export it with `optimum-cli export onnx --task text-classification`")]
-    Form(#[from] NoStandardForm),
+    Form(#[from] UnsupportedOperator),
     /// There is something already.
     #[error("`{}` exists\nhint: name another place, or remove it", .0.display())]
     Exists(PathBuf),
@@ -88,7 +88,7 @@ pub fn export_with(
     let positions = Positions {
         first: layout.first_position,
         of_segment: layout.positions,
-        uncounted: layout.uncounted,
+        skipped_token: layout.skipped_token,
         segments: model.manifest.tokenizer.uses_type_ids,
     };
     let mut file = standard::padded(graph, positions, precision)?;

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use super::side::Side;
+use super::text::TextTokens;
 use super::*;
 use crate::TokenizerClass;
 
-mod fitted;
 mod start;
+mod truncating;
 
 const WORDS: [&str; 6] = ["the", "river", "run", "##ning", "##s", "a"];
 
@@ -375,7 +375,11 @@ fn a_tokenizer_with_a_damaged_character_map_is_refused() {
 fn document_ids(file: &[u8], config: &TokenizerConfig, document: &str) -> Vec<u32> {
     let encoder = PairEncoder::with_config(file, 100, None, config).unwrap();
     let right = TruncationDirection::Right;
-    encoder.side.tokenize(document, 100, right).unwrap().ids
+    encoder
+        .tokenizer
+        .tokenize(document, 100, right)
+        .unwrap()
+        .ids
 }
 
 #[test]
@@ -444,7 +448,7 @@ fn token_types_can_be_forgotten() {
 #[test]
 fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let encoder = PairEncoder::new(&bert_template(), 20, None).unwrap();
-    let tokens = encoder.side.tokenizer().get_vocab_size(true);
+    let tokens = encoder.tokenizer.inner().get_vocab_size(true);
     assert!(encoder.check_compatible(tokens, 2).is_ok());
     let error = encoder.check_compatible(tokens - 1, 2).unwrap_err();
     assert!(error.message().contains("`vocab_size`"), "{error}");
@@ -472,9 +476,9 @@ fn the_odd_token_goes_to_the_text_that_is_longer_as_a_whole() {
 }
 
 /// The first tokens of `text`, told from its start alone.
-fn start(file: &[u8], text: &str) -> Option<Side> {
+fn start(file: &[u8], text: &str) -> Option<TextTokens> {
     let encoder = PairEncoder::new(file, 12, None).unwrap();
-    encoder.side.tokenize_start(text, 12).unwrap()
+    encoder.tokenizer.tokenize_start(text, 12).unwrap()
 }
 
 #[test]
@@ -488,7 +492,7 @@ fn a_long_text_is_told_by_its_start() {
         // Nothing says where words end.
         let word = "a".repeat(200_000);
         let side = start(&file, &word).unwrap();
-        let whole = encoder.side.tokenizer().encode(word, false).unwrap();
+        let whole = encoder.tokenizer.inner().encode(word, false).unwrap();
         assert_eq!(side.ids, whole.get_ids()[..side.ids.len()], "{name}");
         assert_eq!(side.all, whole.len() == 1, "{name}");
     }
@@ -534,7 +538,10 @@ fn a_special_token_at_the_first_try_is_not_cut() {
     let (file, query) = (bert_classic(), "");
     let encoder = PairEncoder::new(&file, max_length, None).unwrap();
     let right = TruncationDirection::Right;
-    let side = encoder.side.tokenize(&document, max_length, right).unwrap();
+    let side = encoder
+        .tokenizer
+        .tokenize(&document, max_length, right)
+        .unwrap();
     assert_eq!(side.ids[10], 2);
     let pair = encoder
         .pair(&encoder.query(query).unwrap(), &document)

@@ -20,8 +20,8 @@ impl PairEncoder {
     /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn text_tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, EncodeError> {
         let tokens = self
-            .side
-            .tokenizer()
+            .tokenizer
+            .inner()
             .encode(text, special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
         let token = |index: usize| {
@@ -47,8 +47,8 @@ impl PairEncoder {
     /// # Errors
     /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EncodeError> {
-        self.side
-            .tokenizer()
+        self.tokenizer
+            .inner()
             .decode(ids, skip_special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }

@@ -34,7 +34,7 @@ pub struct Positions {
     /// Rows of the table for each segment.
     pub of_segment: usize,
     /// A token that takes the position before the first, and that positions skip.
-    pub uncounted: Option<u32>,
+    pub skipped_token: Option<u32>,
     /// Whether the model has token types.
     pub segments: bool,
 }
@@ -42,14 +42,14 @@ pub struct Positions {
 /// The packed graph has an operator that cannot be expanded to standard operators.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the operator `{0}` of its graph cannot be exported")]
-pub struct NoStandardForm(String);
+pub struct UnsupportedOperator(String);
 
 /// Rewrites an fp32 packed graph, weights included, in fp32 or with int8 matrix products and word embeddings.
 /// Inputs: `input_ids`, `attention_mask` and, if the model has token types, `token_type_ids`,
 /// `[batch, sequence]`, 64-bit. Output: `logits`, `[batch, labels]`.
 ///
 /// # Errors
-/// [`NoStandardForm`].
+/// [`UnsupportedOperator`].
 ///
 /// # Panics
 /// If the graph was not made by this crate's builder.
@@ -57,7 +57,7 @@ pub fn padded(
     graph: Graph,
     positions: Positions,
     precision: Precision,
-) -> Result<ModelProto, NoStandardForm> {
+) -> Result<ModelProto, UnsupportedOperator> {
     let model = ModelProto::decode(&graph.model[..]).expect("the builder encoded it");
     let packed = model.graph.expect("the builder adds a graph");
     let weights = graph.weights.into_iter();
@@ -103,7 +103,7 @@ impl Rewriter {
 
         // Positions, from the first token of each row.
         let before = positions.first as i64 - 1;
-        let position = match positions.uncounted {
+        let position = match positions.skipped_token {
             Some(padding) => {
                 let padding = self.longs("padding", &[], &[i64::from(padding)]);
                 let before = self.longs("before", &[], &[before]);
@@ -159,7 +159,7 @@ impl Rewriter {
         self.op("mask", "Unsqueeze", &["mask_row", &inner], &[]);
     }
 
-    fn node(&mut self, mut node: NodeProto) -> Result<(), NoStandardForm> {
+    fn node(&mut self, mut node: NodeProto) -> Result<(), UnsupportedOperator> {
         for input in &mut node.input {
             if let Some(name) = self.names.get(input.as_str()) {
                 input.clone_from(name);
@@ -206,7 +206,7 @@ impl Rewriter {
             }
             (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node),
             (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node),
-            (_, other) => return Err(NoStandardForm(other.to_owned())),
+            (_, other) => return Err(UnsupportedOperator(other.to_owned())),
         }
         Ok(())
     }

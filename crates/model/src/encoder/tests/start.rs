@@ -25,13 +25,13 @@ fn tokenizers() -> Vec<(String, PairEncoder)> {
 }
 
 fn own(encoder: &PairEncoder, text: &str) -> Vec<u32> {
-    let tokens = encoder.side.tokenizer().encode(text, false).unwrap();
+    let tokens = encoder.tokenizer.inner().encode(text, false).unwrap();
     tokens.get_ids().to_vec()
 }
 
 fn check(name: &str, encoder: &PairEncoder, text: &str, limit: usize) {
     let right = TruncationDirection::Right;
-    let side = encoder.side.tokenize(text, limit, right).unwrap();
+    let side = encoder.tokenizer.tokenize(text, limit, right).unwrap();
     let whole = own(encoder, text);
     let kept = whole.len().min(limit);
     assert_eq!(side.ids, whole[..kept], "{name} {limit} {text:?}");
@@ -143,7 +143,7 @@ fn long_texts_of_every_script_are_decided_by_their_start() {
             if own(&encoder, text).len() <= 20 {
                 continue;
             }
-            let side = encoder.side.tokenize_start(text, 20).unwrap();
+            let side = encoder.tokenizer.tokenize_start(text, 20).unwrap();
             let side = side.unwrap_or_else(|| panic!("{name} reads all of {:?}", &text[..20]));
             assert_eq!(
                 side.ids,
@@ -166,7 +166,11 @@ fn long_words_are_decided_by_their_start_where_their_letters_are_known() {
             20,
         );
         assert!(
-            encoder.side.tokenize_start(&word, 20).unwrap().is_some(),
+            encoder
+                .tokenizer
+                .tokenize_start(&word, 20)
+                .unwrap()
+                .is_some(),
             "{name}"
         );
     }

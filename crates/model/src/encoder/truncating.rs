@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokenizers::TruncationDirection;
 
-use super::side::{Side, keep};
+use super::text::{TextTokens, keep};
 use super::{EncodeError, EncodedPair, PairEncoder, QueryTokens, longest_first};
 use rerankd_core::Encoding;
-use rerankd_core::{Fit, Pair, Strategy};
+use rerankd_core::{Pair, TruncationOptions, TruncationStrategy};
 
 /// A [`PairEncoder`] with the truncation options of a request.
 #[derive(Debug, Clone, Copy)]
-pub struct Fitted<'a> {
+pub struct TruncatingEncoder<'a> {
     encoder: &'a PairEncoder,
-    fit: Fit,
-    strategy: Strategy,
+    options: TruncationOptions,
+    strategy: TruncationStrategy,
     direction: TruncationDirection,
 }
 
@@ -29,17 +29,17 @@ struct Share {
     document: usize,
 }
 
-impl<'a> Fitted<'a> {
-    pub(super) fn new(encoder: &'a PairEncoder, fit: Fit) -> Self {
-        let direction = match fit.side {
-            Some(rerankd_core::Side::Left) => TruncationDirection::Left,
-            Some(rerankd_core::Side::Right) => TruncationDirection::Right,
-            None => encoder.side.direction(),
+impl<'a> TruncatingEncoder<'a> {
+    pub(super) fn new(encoder: &'a PairEncoder, options: TruncationOptions) -> Self {
+        let direction = match options.side {
+            Some(rerankd_core::TruncationSide::Left) => TruncationDirection::Left,
+            Some(rerankd_core::TruncationSide::Right) => TruncationDirection::Right,
+            None => encoder.tokenizer.direction(),
         };
         Self {
             encoder,
-            fit,
-            strategy: fit.strategy.unwrap_or(encoder.strategy),
+            options,
+            strategy: options.strategy.unwrap_or(encoder.strategy),
             direction,
         }
     }
@@ -53,10 +53,14 @@ impl<'a> Fitted<'a> {
             Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
             None => Cow::Borrowed(text),
         };
-        let side = self.tokenize(&text, self.encoder.max_length, self.fit.max_query_tokens)?;
+        let tokens = self.tokenize(
+            &text,
+            self.encoder.max_length,
+            self.options.max_query_tokens,
+        )?;
         Ok(QueryTokens {
-            text: (!side.all).then(|| text.into_owned()),
-            side,
+            text: (!tokens.all).then(|| text.into_owned()),
+            tokens,
             length: OnceLock::new(),
         })
     }
@@ -67,23 +71,26 @@ impl<'a> Fitted<'a> {
     /// [`EncodeError::Tokenizer`] if the tokenizer fails, [`EncodeError::QueryTooLong`] if the query must not
     /// be truncated and leaves no room.
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        let limit = self.encoder.max_length.saturating_mul(self.fit.chunks());
-        let side = self.tokenize(document, limit, self.fit.max_document_tokens)?;
-        let share = self.share(query, &side, document)?;
+        let limit = self
+            .encoder
+            .max_length
+            .saturating_mul(self.options.chunks());
+        let tokens = self.tokenize(document, limit, self.options.max_document_tokens)?;
+        let share = self.share(query, &tokens, document)?;
         let special = self.encoder.template.special_tokens();
-        let read = side
+        let read = tokens
             .ids
             .len()
-            .min(share.document.saturating_mul(self.fit.chunks()));
-        let query_ids = keep(&query.side.ids, share.query, self.direction);
+            .min(share.document.saturating_mul(self.options.chunks()));
+        let query_ids = keep(&query.tokens.ids, share.query, self.direction);
         let assemble = |ids: &[u32]| self.encoder.template.assemble(query_ids, ids);
-        let mut parts = keep(&side.ids, read, self.direction).chunks(share.document.max(1));
-        let encoding = assemble(parts.next().unwrap_or_default());
-        let known = query.side.length + side.length + special;
+        let mut chunks = keep(&tokens.ids, read, self.direction).chunks(share.document.max(1));
+        let encoding = assemble(chunks.next().unwrap_or_default());
+        let known = query.tokens.length + tokens.length + special;
         Ok(EncodedPair {
             encoding,
-            further: parts.map(assemble).collect::<Vec<Encoding>>(),
-            full_length: known + usize::from(!query.side.all || !side.all),
+            further_chunks: chunks.map(assemble).collect::<Vec<Encoding>>(),
+            full_length: known + usize::from(!query.tokens.all || !tokens.all),
             read_length: share.query + read + special,
         })
     }
@@ -94,20 +101,25 @@ impl<'a> Fitted<'a> {
     /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn full_length(&self, pair: &Pair) -> Result<usize, EncodeError> {
         let query = self.exact_length(&self.query(&pair.query)?)?;
-        let document = self.count(&pair.document, self.fit.max_document_tokens)?;
+        let document = self.count(&pair.document, self.options.max_document_tokens)?;
         Ok(query + document + self.encoder.template.special_tokens())
     }
 
     /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
     pub fn bytes_read(&self, length: usize) -> usize {
-        let limit = self.encoder.max_length.saturating_mul(self.fit.chunks());
-        self.encoder.side.bytes_read(length, limit, self.direction)
+        let limit = self
+            .encoder
+            .max_length
+            .saturating_mul(self.options.chunks());
+        self.encoder
+            .tokenizer
+            .bytes_read(length, limit, self.direction)
     }
 
     /// Encodes pairs in order, on the calling thread. A query shared by consecutive pairs is tokenized once.
     ///
     /// # Errors
-    /// [`EncodeError::Cancelled`] soon after `cancelled` is set; otherwise the same as [`Fitted::pair`].
+    /// [`EncodeError::Cancelled`] soon after `cancelled` is set; otherwise the same as [`TruncatingEncoder::pair`].
     pub fn encode(
         &self,
         pairs: &[Pair],
@@ -131,20 +143,25 @@ impl<'a> Fitted<'a> {
         text: &str,
         limit: usize,
         cap: Option<NonZeroUsize>,
-    ) -> Result<Side, EncodeError> {
-        let side = self.encoder.side.tokenize(text, limit, self.direction)?;
-        Ok(side.capped(cap, self.direction))
+    ) -> Result<TextTokens, EncodeError> {
+        let tokens = self
+            .encoder
+            .tokenizer
+            .tokenize(text, limit, self.direction)?;
+        Ok(tokens.capped(cap, self.direction))
     }
 
     fn share(
         &self,
         query: &QueryTokens,
-        side: &Side,
+        tokens: &TextTokens,
         document: &str,
     ) -> Result<Share, EncodeError> {
         let (query, document) = match self.strategy {
-            Strategy::LongestFirst => self.share_longest_first(query, side, document)?,
-            Strategy::DocumentOnly => self.share_document_only(query, side)?,
+            TruncationStrategy::LongestFirst => {
+                self.share_longest_first(query, tokens, document)?
+            }
+            TruncationStrategy::DocumentOnly => self.share_document_only(query, tokens)?,
         };
         Ok(Share { query, document })
     }
@@ -152,22 +169,25 @@ impl<'a> Fitted<'a> {
     fn share_document_only(
         &self,
         query: &QueryTokens,
-        side: &Side,
+        tokens: &TextTokens,
     ) -> Result<(usize, usize), EncodeError> {
         let room = self.room();
-        let tokens = query.side.length;
-        if query.side.all && side.all && tokens + side.length <= room {
-            return Ok((tokens, side.length));
+        let query_length = query.tokens.length;
+        if query.tokens.all && tokens.all && query_length + tokens.length <= room {
+            return Ok((query_length, tokens.length));
         }
         // Every chunk repeats the query; beyond half of a chunk it costs more than it is worth.
-        let limit = match self.fit.chunks() {
+        let limit = match self.options.chunks() {
             1 => room.saturating_sub(1),
             _ => room / 2,
         };
-        if tokens > limit {
-            return Err(EncodeError::QueryTooLong { tokens, limit });
+        if query_length > limit {
+            return Err(EncodeError::QueryTooLong {
+                tokens: query_length,
+                limit,
+            });
         }
-        Ok((tokens, side.length.min(room - tokens)))
+        Ok((query_length, tokens.length.min(room - query_length)))
     }
 
     /// Exact lengths matter only if both texts are truncated and the longer one gets the odd token; only then
@@ -175,18 +195,18 @@ impl<'a> Fitted<'a> {
     fn share_longest_first(
         &self,
         query: &QueryTokens,
-        side: &Side,
+        tokens: &TextTokens,
         document: &str,
     ) -> Result<(usize, usize), EncodeError> {
         let room = self.room();
-        let both_lose = query.side.length.min(side.length) > room / 2;
-        if (query.side.all && side.all) || room.is_multiple_of(2) || !both_lose {
-            return Ok(longest_first(query.side.length, side.length, room));
+        let both_lose = query.tokens.length.min(tokens.length) > room / 2;
+        if (query.tokens.all && tokens.all) || room.is_multiple_of(2) || !both_lose {
+            return Ok(longest_first(query.tokens.length, tokens.length, room));
         }
-        let document_length = if side.all {
-            side.length
+        let document_length = if tokens.all {
+            tokens.length
         } else {
-            self.count(document, self.fit.max_document_tokens)?
+            self.count(document, self.options.max_document_tokens)?
         };
         Ok(longest_first(
             self.exact_length(query)?,
@@ -198,23 +218,26 @@ impl<'a> Fitted<'a> {
     /// The exact number of tokens of a query, counted at most once.
     fn exact_length(&self, query: &QueryTokens) -> Result<usize, EncodeError> {
         let Some(text) = &query.text else {
-            return Ok(query.side.length);
+            return Ok(query.tokens.length);
         };
         if let Some(&length) = query.length.get() {
             return Ok(length);
         }
-        let length = self.count(text, self.fit.max_query_tokens)?;
+        let length = self.count(text, self.options.max_query_tokens)?;
         Ok(*query.length.get_or_init(|| length))
     }
 
     fn count(&self, text: &str, cap: Option<NonZeroUsize>) -> Result<usize, EncodeError> {
-        let length = self.encoder.side.count(text)?;
+        let length = self.encoder.tokenizer.count(text)?;
         Ok(cap.map_or(length, |most| length.min(most.get())))
     }
 
     /// Tokens available for the two texts.
     fn room(&self) -> usize {
-        let asked = self.fit.max_tokens.map_or(usize::MAX, NonZeroUsize::get);
+        let asked = self
+            .options
+            .max_tokens
+            .map_or(usize::MAX, NonZeroUsize::get);
         let special = self.encoder.template.special_tokens();
         self.encoder.max_length.min(asked).saturating_sub(special)
     }

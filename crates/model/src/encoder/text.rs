@@ -18,7 +18,7 @@ use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Side {
+pub(super) struct TextTokens {
     /// Token ids, up to the limit, from the end of the text that is kept.
     pub ids: Vec<u32>,
     /// Number of tokens of the text; a lower bound if `all` is false.
@@ -27,7 +27,7 @@ pub(super) struct Side {
     pub all: bool,
 }
 
-impl Side {
+impl TextTokens {
     /// Limits the text to `most` tokens.
     pub fn capped(mut self, most: Option<NonZeroUsize>, direction: TruncationDirection) -> Self {
         if let Some(most) = most.map(NonZeroUsize::get)
@@ -61,7 +61,7 @@ const LOOKAHEAD: usize = 2;
 
 /// A tokenizer and its default truncation direction.
 #[derive(Debug)]
-pub(super) struct SideTokenizer {
+pub(super) struct TextTokenizer {
     tokenizer: Tokenizer,
     direction: TruncationDirection,
     /// Finds safe cuts; `None` if texts must be tokenized as a whole.
@@ -70,7 +70,7 @@ pub(super) struct SideTokenizer {
     pieces: Option<Pieces>,
 }
 
-impl SideTokenizer {
+impl TextTokenizer {
     pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
         // The library panics on some damaged files, such as one with an invalid character map.
         let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(tokenizer_json))
@@ -97,7 +97,7 @@ impl SideTokenizer {
         })
     }
 
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
@@ -124,11 +124,11 @@ impl SideTokenizer {
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> Result<Side, EncodeError> {
+    ) -> Result<TextTokens, EncodeError> {
         if direction == TruncationDirection::Right
-            && let Some(side) = self.tokenize_start(text, limit)?
+            && let Some(tokens) = self.tokenize_start(text, limit)?
         {
-            return Ok(side);
+            return Ok(tokens);
         }
         self.run(&self.squeeze(text), limit, direction)
     }
@@ -136,10 +136,10 @@ impl SideTokenizer {
     /// The number of tokens of the whole text.
     ///
     /// # Errors
-    /// Same as [`SideTokenizer::tokenize`].
+    /// Same as [`TextTokenizer::tokenize`].
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
         self.run(&self.squeeze(text), usize::MAX, self.direction)
-            .map(|side| side.length)
+            .map(|tokens| tokens.length)
     }
 
     /// A text with the same tokens that may be shorter.
@@ -157,7 +157,7 @@ impl SideTokenizer {
         &self,
         text: &str,
         limit: usize,
-    ) -> Result<Option<Side>, EncodeError> {
+    ) -> Result<Option<TextTokens>, EncodeError> {
         let Some(cuts) = &self.cuts else {
             return Ok(None);
         };
@@ -181,8 +181,8 @@ impl SideTokenizer {
             };
             if let Some(cut) = cuts.last(start, target, tried) {
                 tried = cut;
-                if let Some(side) = self.first_ids(&start[..cut], limit)? {
-                    return Ok(Some(side));
+                if let Some(tokens) = self.first_ids(&start[..cut], limit)? {
+                    return Ok(Some(tokens));
                 }
             }
             target = target.saturating_mul(GROWTH);
@@ -192,16 +192,16 @@ impl SideTokenizer {
 
     /// The first `limit` ids of every longer text with the prefix `start`, which ends at a safe cut. `None` if
     /// `start` does not decide them.
-    fn first_ids(&self, start: &str, limit: usize) -> Result<Option<Side>, EncodeError> {
+    fn first_ids(&self, start: &str, limit: usize) -> Result<Option<TextTokens>, EncodeError> {
         let ids = self
             .try_first_ids(start, limit)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
-        let side = |ids: Vec<u32>| Side {
+        let tokens = |ids: Vec<u32>| TextTokens {
             length: ids.len(),
             ids: ids[..limit].to_vec(),
             all: false,
         };
-        Ok((ids.len() >= limit).then(|| side(ids)))
+        Ok((ids.len() >= limit).then(|| tokens(ids)))
     }
 
     fn try_first_ids(&self, start: &str, limit: usize) -> tokenizers::Result<Vec<u32>> {
@@ -254,7 +254,7 @@ impl SideTokenizer {
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> Result<Side, EncodeError> {
+    ) -> Result<TextTokens, EncodeError> {
         self.try_run(text, limit, direction)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }
@@ -265,7 +265,7 @@ impl SideTokenizer {
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> tokenizers::Result<Side> {
+    ) -> tokenizers::Result<TextTokens> {
         let mut words = self.words(text)?;
         let all = splits(&words).len();
         let model = self.tokenizer.get_model();
@@ -275,7 +275,7 @@ impl SideTokenizer {
             .iter()
             .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
             .collect();
-        Ok(Side {
+        Ok(TextTokens {
             ids: keep(&ids, ids.len().min(limit), direction).to_vec(),
             length: ids.len(),
             all: words.len() == all,
