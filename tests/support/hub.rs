@@ -262,9 +262,10 @@ async fn hub_answer(State(hub): State<Arc<Shared>>, request: Request) -> Respons
         return plain(401, &[("x-error-code", "RepoNotFound")], "");
     }
     let Some(model) = hub.model(&id, &revision) else {
-        let code = match hub.models.iter().any(|model| model.id == id) {
-            true => "RevisionNotFound",
-            false => "RepoNotFound",
+        let code = if hub.models.iter().any(|model| model.id == id) {
+            "RevisionNotFound"
+        } else {
+            "RepoNotFound"
         };
         return plain(404, &[("x-error-code", code)], "");
     };

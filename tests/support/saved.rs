@@ -226,9 +226,10 @@ impl Bert {
     }
 
     fn id(&self, word: usize) -> usize {
-        match word + 1 == WORDS.len() {
-            true => self.vocabulary - 1,
-            false => word,
+        if word + 1 == WORDS.len() {
+            self.vocabulary - 1
+        } else {
+            word
         }
     }
 

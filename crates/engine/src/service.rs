@@ -377,7 +377,7 @@ impl Reranker {
         }
         let chunks: Vec<usize> = encoded.iter().map(EncodedPair::chunks).collect();
         let tokens = encoded.iter().map(EncodedPair::tokens).sum();
-        self.metrics.pairs.inc_by(parts.len() as u64);
+        self.metrics.pairs.inc_by(chunks.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
         self.metrics.truncated.inc_by(truncated.len() as u64);
 
@@ -407,7 +407,7 @@ impl Reranker {
         };
         let logits = merge(&known, computed, self.info.labels.len());
         Ok(Scored {
-            logits: best_parts(logits, &parts, self.info.labels.len()),
+            logits: best_parts(logits, &chunks, self.info.labels.len()),
             truncated,
             tokens,
         })

@@ -87,7 +87,7 @@ fn tensors_longer_than_a_chunk_are_read_whole() {
 }
 
 #[test]
-fn wrong_requests_name_tensor_and_shapes() {
+fn errors_name_tensor_and_shapes() {
     let weights = Weights::from_static(leak(file()), "`model.safetensors`").unwrap();
     let message = |name, shape: &[usize]| weights.read(name, shape).unwrap_err().to_string();
     assert!(
@@ -98,7 +98,7 @@ fn wrong_requests_name_tensor_and_shapes() {
 }
 
 #[test]
-fn lying_headers_are_refused() {
+fn invalid_headers_are_rejected() {
     let tensor = |offsets: &str, shape: &str| {
         format!(r#"{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
@@ -132,6 +132,8 @@ fn a_file_cut_after_opening_is_an_error() {
     fs::write(&path, &file()[..100]).unwrap();
     let error = weights.read("half", &[2, 2]).unwrap_err();
     assert!(error.message().contains("cannot read"), "{error}");
+    let source = std::error::Error::source(&error).expect("a cause");
+    assert!(source.is::<std::io::Error>(), "{source:?}");
 }
 
 proptest! {

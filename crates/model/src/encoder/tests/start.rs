@@ -1,10 +1,10 @@
-//! The first tokens of a text, told from its start, against the tokenizer's own tokens of all of it.
+//! Compares the first tokens of a text, from its prefix only, with the tokenizer's own tokens.
 
 use std::path::Path;
 
 use super::*;
 
-/// Every tokenizer at hand, by name.
+/// All tokenizers, by name.
 fn tokenizers() -> Vec<(String, PairEncoder)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut folders: Vec<_> = std::fs::read_dir(root.join("tests/reference/models"))
@@ -130,9 +130,9 @@ proptest! {
     }
 }
 
-/// Only a start of these is read: they are decided before their end is reached.
+/// Texts of which only a prefix must be tokenized.
 #[test]
-fn long_texts_of_every_script_are_decided_by_their_start() {
+fn long_texts_of_every_script_are_decided_by_their_prefix() {
     let chinese = "今日は文文文，中国的城市。".repeat(4000);
     let hindi = "हिन्दी में लिखा गया ".repeat(4000);
     let json = "{\"k\":[1,2,3]},".repeat(4000);
@@ -155,7 +155,7 @@ fn long_texts_of_every_script_are_decided_by_their_start() {
 }
 
 #[test]
-fn long_words_are_decided_by_their_start_where_their_letters_are_known() {
+fn long_words_of_known_letters_are_decided_by_their_prefix() {
     let word = "running".repeat(50_000);
     for (name, encoder) in tokenizers() {
         check(&name, &encoder, &word, 20);

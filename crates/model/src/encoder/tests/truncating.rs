@@ -1,4 +1,4 @@
-//! What a request can say about long texts.
+//! Truncation options.
 
 use std::num::NonZeroUsize;
 
@@ -28,7 +28,7 @@ fn ids(encoder: &PairEncoder, text: &str) -> Vec<u32> {
         .ids
 }
 
-/// The tokens of query and document in a pair of the second kind of tokenizer, whose types differ.
+/// The tokens of query and document, distinguished by their token types.
 fn sides(encoding: &Encoding) -> (&[u32], &[u32]) {
     let query = encoding.type_ids.iter().filter(|&&kind| kind == 0).count();
     let (query, document) = encoding.ids.split_at(query);
@@ -132,7 +132,7 @@ proptest! {
 }
 
 #[test]
-fn the_server_chooses_where_the_request_does_not() {
+fn the_servers_strategy_is_the_default() {
     let encoder = encoder(8).with_strategy(Gives::DocumentOnly);
     let query = "the the the the";
     let document = "a a a a";
