@@ -107,7 +107,8 @@ impl Interpreter {
             values.insert(weight.name.clone(), Tensor::new(&weight.shape, data, half));
         }
         for constant in &proto.initializer {
-            if let Some(bytes) = &constant.raw_data {
+            let bytes = &constant.raw_data;
+            if !bytes.is_empty() {
                 let numbers = bytes
                     .chunks_exact(8)
                     .map(|b| i64::from_le_bytes(b.try_into().unwrap()));

@@ -27,10 +27,10 @@ const ALL: [&Architecture; 6] = [
 // Beyond every published model, and small enough that no product of two overflows.
 const MAX_WIDTH: usize = 1 << 17;
 const MAX_LAYERS: usize = 1 << 10;
-const MAX_VOCABULARY: usize = 1 << 25;
+pub(super) const MAX_VOCABULARY: usize = 1 << 25;
 const MAX_POSITIONS: usize = 1 << 20;
 /// Token types are stored as one byte.
-const MAX_TYPES: usize = 256;
+pub(super) const MAX_TYPES: usize = 256;
 
 /// One architecture.
 pub(super) struct Architecture {
@@ -304,20 +304,21 @@ impl EncoderConfig {
     ) -> Result<Self, ModelError> {
         check_attention(config)?;
         let hidden_size = config.size(fields.hidden_size, MAX_WIDTH)?;
+        let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;
         let encoder = Self {
             hidden_size,
             embedding_size: hidden_size,
             layers: config.size(fields.layers, MAX_LAYERS)?,
             heads: config.size(fields.heads, MAX_WIDTH)?,
             intermediate_size: config.size(fields.intermediate_size, MAX_WIDTH)?,
-            vocab_size: config.size("vocab_size", MAX_VOCABULARY)?,
+            vocab_size,
             max_positions: config.size("max_position_embeddings", MAX_POSITIONS)?,
             type_vocab_size: match tensors.types {
                 Some(_) => config.size_or("type_vocab_size", 2, MAX_TYPES)?,
                 None => 1,
             },
             layer_norm_eps: epsilon(config, fields.layer_norm_eps, fields.default_eps)?,
-            pad_token_id: pad_token_id(config, kind)?,
+            pad_token_id: pad_token_id(config, kind.pad_token_id, vocab_size)?,
             hidden_act: HiddenAct::read(config, fields.hidden_act)?,
             first_position: 0,
             skipped_token: None,
@@ -330,15 +331,6 @@ impl EncoderConfig {
                 &format!(
                     "is {}, which does not divide `{}` {}",
                     encoder.heads, fields.hidden_size, encoder.hidden_size
-                ),
-            ));
-        }
-        if encoder.pad_token_id as usize >= encoder.vocab_size {
-            return Err(config.invalid(
-                "pad_token_id",
-                &format!(
-                    "is {}, not below `vocab_size` {}",
-                    encoder.pad_token_id, encoder.vocab_size
                 ),
             ));
         }
@@ -397,12 +389,17 @@ fn epsilon(config: &Object, field: &str, default: f64) -> Result<f32, ModelError
     Err(config.invalid(field, &format!("is {eps}; it must be between 0 and 1")))
 }
 
-fn pad_token_id(config: &Object, kind: &Kind) -> Result<u32, ModelError> {
-    let Some(id) = config.number("pad_token_id")? else {
-        return Ok(kind.pad_token_id);
-    };
-    if id >= 0.0 && id.fract() == 0.0 && id < MAX_VOCABULARY as f64 {
+pub(super) fn pad_token_id(
+    config: &Object,
+    default: u32,
+    vocab_size: usize,
+) -> Result<u32, ModelError> {
+    let id = config.number("pad_token_id")?.unwrap_or(default.into());
+    if id >= 0.0 && id.fract() == 0.0 && id < vocab_size as f64 {
         return Ok(id as u32);
     }
-    Err(config.invalid("pad_token_id", &format!("is {id}; it must be a token id")))
+    Err(config.invalid(
+        "pad_token_id",
+        &format!("is {id}; it must be a token id below `vocab_size` {vocab_size}"),
+    ))
 }

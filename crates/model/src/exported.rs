@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use super::arch::{MAX_TYPES, MAX_VOCABULARY, pad_token_id};
 use super::json::Object;
 use super::manifest;
 use super::modules::SavedSettings;
@@ -25,9 +26,6 @@ const OFFSET_POSITIONS: [&str; 11] = [
     "xlm-roberta",
     "xlm-roberta-xl",
 ];
-const MAX_VOCABULARY: usize = 1 << 25;
-/// Token types are stored as one byte.
-const MAX_TYPES: usize = 256;
 
 /// A cross-encoder with an ONNX graph, which is not read yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,7 +91,7 @@ impl ExportedModel {
         let labels = manifest::all_labels(&config, &saved)?;
         let architecture = config.text("model_type")?.unwrap_or("unknown").to_owned();
         let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;
-        let pad_token_id = pad_token_id(&config, vocab_size)?;
+        let pad_token_id = pad_token_id(&config, 0, vocab_size)?;
         let first_position = if OFFSET_POSITIONS.contains(&architecture.as_str()) {
             pad_token_id as usize + 1
         } else {
@@ -190,17 +188,6 @@ fn type_vocab_size(config: &Object) -> Result<usize, ModelError> {
         Some(0.0) => Ok(MAX_TYPES),
         _ => config.size_or("type_vocab_size", 2, MAX_TYPES),
     }
-}
-
-fn pad_token_id(config: &Object, vocab_size: usize) -> Result<u32, ModelError> {
-    let id = config.number("pad_token_id")?.unwrap_or(0.0);
-    if id >= 0.0 && id.fract() == 0.0 && id < vocab_size as f64 {
-        return Ok(id as u32);
-    }
-    Err(config.invalid(
-        "pad_token_id",
-        &format!("is {id}; it must be a token id below `vocab_size` {vocab_size}"),
-    ))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::ModelError;
 use super::exported::stays_inside;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
-pub(crate) const EXTERNAL: i32 = 1;
+pub const EXTERNAL: i32 = 1;
 
 /// Element types, `TensorProto.DataType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

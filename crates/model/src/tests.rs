@@ -723,7 +723,11 @@ fn impossible_sizes_are_refused() {
         ),
         ("type_vocab_size", json!(257), "the maximum is 256"),
         ("layer_norm_eps", json!(0), "must be between 0 and 1"),
-        ("pad_token_id", json!(30), "not below `vocab_size` 30"),
+        (
+            "pad_token_id",
+            json!(30),
+            "must be a token id below `vocab_size` 30",
+        ),
         ("pad_token_id", json!(-1), "must be a token id"),
         (
             "architectures",

@@ -8,7 +8,7 @@ use prost::Message;
 
 use rerankd_model::graph::standard::{self, Positions, UnsupportedOperator};
 use rerankd_model::graph::{self, Precision, Rows};
-use rerankd_model::onnx::{ModelProto, StringStringEntryProto};
+use rerankd_model::onnx::{EXTERNAL, ModelProto, StringStringEntryProto};
 use rerankd_model::{Model, ModelError};
 use rerankd_runtime::onnx::Layout;
 
@@ -18,8 +18,6 @@ const PLACE: &str = "onnx/model.onnx";
 const LARGEST: usize = (1 << 31) - (1 << 24);
 /// Weights in a file of their own begin at a multiple of this, so that it can be mapped.
 const ALIGNMENT: usize = 64;
-/// `TensorProto.DataLocation.EXTERNAL`.
-const EXTERNAL: i32 = 1;
 
 /// Why a model was not written.
 #[derive(Debug, thiserror::Error)]
@@ -141,16 +139,16 @@ fn move_weights(file: &mut ModelProto, path: &Path) -> (PathBuf, Vec<u8>) {
         .flat_map(|graph| &mut graph.initializer);
     for constant in constants {
         // Shapes and other small ones are read while the graph is looked at.
-        let large = |bytes: &mut Vec<u8>| bytes.len() >= 1024;
-        let Some(bytes) = constant.raw_data.take_if(large) else {
+        if constant.raw_data.len() < 1024 {
             continue;
-        };
+        }
+        let bytes = std::mem::take(&mut constant.raw_data);
         data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
         let entry = |key: &str, value: String| StringStringEntryProto {
             key: key.into(),
             value,
         };
-        constant.data_location = Some(EXTERNAL);
+        constant.data_location = EXTERNAL;
         constant.external_data = vec![
             entry("location", location.clone()),
             entry("offset", data.len().to_string()),

@@ -57,7 +57,7 @@ pub enum Data {
 }
 
 impl Data {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),

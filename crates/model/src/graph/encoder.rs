@@ -280,35 +280,25 @@ impl<'a> EncoderGraph<'a> {
         let weights = &self.model.weights;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let scale = self.query_scale();
-        let scaled = |mut numbers: Vec<f32>| {
-            numbers.iter_mut().for_each(|number| *number *= scale);
-            numbers
-        };
-        let query = scaled(self.matrix(&part(tensors.query), size, size)?);
-        let query_bias = format!("{}.bias", part(tensors.query));
-        let query_bias = scaled(weights.read(&query_bias, &[size])?);
+        let mut inputs = vec![hidden.clone(), self.lengths()];
+
+        let name = part(tensors.query);
+        let query = self.scaled(self.matrix(&name, size, size)?);
+        let bias = self.scaled(weights.read(&format!("{name}.bias"), &[size])?);
+        inputs.extend(self.product(&name, size, &[&query], bias));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
-        let projection = part(tensors.output);
-        let projected = self.matrix(&projection, size, size)?;
-        let projection_bias = self.attention_output_bias(&base)?;
-        let up = format!("{base}.{}", tensors.up);
-        let upward = self.matrix(&up, inner, size)?;
-        let up_bias = weights.read(&format!("{up}.bias"), &[inner])?;
-        let down = format!("{base}.{}", tensors.down);
-        let downward = self.matrix(&down, size, inner)?;
-        let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
-
-        let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
-        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
-            inputs.extend(self.product(name, input, matrices, bias));
-        };
-        matrix(&part(tensors.query), size, &[&query], query_bias);
-        matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
-        matrix(&projection, size, &[&projected], projection_bias);
-        matrix(&up, size, &[&upward], up_bias);
-        matrix(&down, inner, &[&downward], down_bias);
+        inputs.extend(self.product(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]));
+        let name = part(tensors.output);
+        let matrix = self.matrix(&name, size, size)?;
+        let bias = self.attention_output_bias(&base)?;
+        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        for (name, out, input) in [(tensors.up, inner, size), (tensors.down, size, inner)] {
+            let name = part(name);
+            let matrix = self.matrix(&name, out, input)?;
+            let bias = weights.read(&format!("{name}.bias"), &[out])?;
+            inputs.extend(self.product(&name, input, &[&matrix], bias));
+        }
         for norm in [tensors.attention_norm, tensors.output_norm] {
             for part in ["weight", "bias"] {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
@@ -338,13 +328,15 @@ impl<'a> EncoderGraph<'a> {
         ]
     }
 
-    /// The attention scale, folded into the query projection.
-    pub(super) fn query_scale(&self) -> f32 {
+    /// Folds the attention scale into the query projection.
+    pub(super) fn scaled(&self, mut values: Vec<f32>) -> Vec<f32> {
         let size = self.config.hidden_size / self.config.heads;
-        (size as f32).sqrt().recip()
+        let scale = (size as f32).sqrt().recip();
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
     }
 
-    /// Concatenated matrices `[out, input]`, as inputs of a fused layer.
+    /// Concatenated matrices `[out, input]` and a bias, as inputs of a fused layer.
     pub(super) fn product(
         &mut self,
         name: &str,
@@ -352,49 +344,27 @@ impl<'a> EncoderGraph<'a> {
         matrices: &[&[f32]],
         bias: Vec<f32>,
     ) -> Vec<Value> {
-        match self.precision {
-            Precision::Int8 => self.quantized(name, input, matrices, bias).to_vec(),
-            _ => self.strips(name, input, matrices, bias).to_vec(),
-        }
-    }
-
-    /// Concatenated matrices `[out, input]`, as inputs of an [`operator::QUANTIZED_LAYER`].
-    fn quantized(
-        &mut self,
-        name: &str,
-        input: usize,
-        matrices: &[&[f32]],
-        bias: Vec<f32>,
-    ) -> [Value; 4] {
-        let Quantized {
-            strips,
-            scales,
-            sums,
-        } = Quantized::new(matrices, input);
-        let mut weight = |part: &str, count: usize, data: Data| {
-            self.graph.weight(&format!("{name}.{part}"), &[count], data)
+        let parts = if self.precision == Precision::Int8 {
+            let Quantized {
+                strips,
+                scales,
+                sums,
+            } = Quantized::new(matrices, input);
+            vec![
+                ("strips", Data::I8(strips)),
+                ("scales", Data::F32(scales)),
+                ("sums", Data::I32(sums)),
+                ("bias", Data::F32(bias)),
+            ]
+        } else {
+            let strips = strips(matrices, input);
+            vec![("strips", Data::F32(strips)), ("bias", Data::F32(bias))]
         };
-        [
-            weight("strips", strips.len(), Data::I8(strips)),
-            weight("scales", scales.len(), Data::F32(scales)),
-            weight("sums", sums.len(), Data::I32(sums)),
-            weight("bias", bias.len(), Data::F32(bias)),
-        ]
-    }
-
-    /// Concatenated matrices `[out, input]`, as inputs of an [`operator::LAYER`].
-    fn strips(
-        &mut self,
-        name: &str,
-        input: usize,
-        matrices: &[&[f32]],
-        bias: Vec<f32>,
-    ) -> [Value; 2] {
-        let strips = strips(matrices, input);
-        [
-            self.floats(&format!("{name}.strips"), &[strips.len()], strips),
-            self.floats(&format!("{name}.bias"), &[bias.len()], bias),
-        ]
+        let graph = &mut self.graph;
+        let weight = |(part, data): (&str, Data)| {
+            graph.weight(&format!("{name}.{part}"), &[data.len()], data)
+        };
+        parts.into_iter().map(weight).collect()
     }
 
     /// Self-attention of `queries` over all tokens of their sequence: one row per query.
@@ -412,9 +382,7 @@ impl<'a> EncoderGraph<'a> {
             ..
         } = *self.config;
         let part = |name: &str| format!("{base}.{name}");
-        let scale = self.query_scale();
-        let mut query = self.matrix(&part(tensors.query), size, size)?;
-        query.iter_mut().for_each(|weight| *weight *= scale);
+        let query = self.scaled(self.matrix(&part(tensors.query), size, size)?);
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
         let (query, keys) = match rows {
@@ -428,8 +396,7 @@ impl<'a> EncoderGraph<'a> {
             ),
         };
         let name = format!("{}.bias", part(tensors.query));
-        let mut bias = self.model.weights.read(&name, &[size])?;
-        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let bias = self.scaled(self.model.weights.read(&name, &[size])?);
         let bias = self.floats(&name, &[size], bias);
         let mut inputs = vec![query, keys, bias, self.lengths()];
         inputs.extend(self.position_inputs());

@@ -124,46 +124,33 @@ impl EncoderGraph<'_> {
             ref tensors,
             ..
         } = self.config;
-        let weights = &self.model().weights;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let bias = |name: &str, exists: bool, size: usize| {
-            if exists {
-                weights.read(&format!("{name}.bias"), &[size])
-            } else {
-                Ok(vec![0.0; size])
-            }
-        };
-        let qkv = part(tensors.query);
-        let scale = self.query_scale();
-        let mut matrix = self.matrix(&qkv, 3 * size, size)?;
-        let mut query_bias = bias(&qkv, gated.attention_bias, 3 * size)?;
-        let key_bias = query_bias.split_off(size);
-        let (query, keys) = matrix.split_at_mut(size * size);
-        query.iter_mut().for_each(|weight| *weight *= scale);
-        query_bias.iter_mut().for_each(|weight| *weight *= scale);
-        let output = part(tensors.output);
-        let projection = self.matrix(&output, size, size)?;
-        let projection_bias = bias(&output, gated.attention_bias, size)?;
-        let up = part(tensors.up);
-        let expanding = self.matrix(&up, 2 * inner, size)?;
-        let (input, gate) = expanding.split_at(inner * size);
-        let mut input_bias = bias(&up, gated.feed_forward_bias, 2 * inner)?;
-        let gate_bias = input_bias.split_off(inner);
-        let down = part(tensors.down);
-        let contracting = self.matrix(&down, size, inner)?;
-        let down_bias = bias(&down, gated.feed_forward_bias, size)?;
-
         let mut inputs = vec![hidden.clone(), self.lengths()];
-        let mut matrix = |name: String, input: usize, matrix: &[f32], bias: Vec<f32>| {
-            inputs.extend(self.product(&name, input, &[matrix], bias));
-        };
-        matrix(format!("{qkv}.query"), size, query, query_bias);
-        matrix(format!("{qkv}.kv"), size, keys, key_bias);
-        matrix(output, size, &projection, projection_bias);
-        matrix(format!("{up}.input"), size, input, input_bias);
-        matrix(format!("{up}.gate"), size, gate, gate_bias);
-        matrix(down, inner, &contracting, down_bias);
+
+        let qkv = part(tensors.query);
+        let mut query = self.matrix(&qkv, 3 * size, size)?;
+        let keys = query.split_off(size * size);
+        let mut bias = self.bias(&qkv, 3 * size, gated.attention_bias)?;
+        let key_bias = bias.split_off(size);
+        let (query, bias) = (self.scaled(query), self.scaled(bias));
+        inputs.extend(self.product(&format!("{qkv}.query"), size, &[&query], bias));
+        inputs.extend(self.product(&format!("{qkv}.kv"), size, &[&keys], key_bias));
+        let name = part(tensors.output);
+        let matrix = self.matrix(&name, size, size)?;
+        let bias = self.bias(&name, size, gated.attention_bias)?;
+        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        let name = part(tensors.up);
+        let matrix = self.matrix(&name, 2 * inner, size)?;
+        let (up, gate) = matrix.split_at(inner * size);
+        let mut bias = self.bias(&name, 2 * inner, gated.feed_forward_bias)?;
+        let gate_bias = bias.split_off(inner);
+        inputs.extend(self.product(&format!("{name}.input"), size, &[up], bias));
+        inputs.extend(self.product(&format!("{name}.gate"), size, &[gate], gate_bias));
+        let name = part(tensors.down);
+        let matrix = self.matrix(&name, size, inner)?;
+        let bias = self.bias(&name, size, gated.feed_forward_bias)?;
+        inputs.extend(self.product(&name, inner, &[&matrix], bias));
         // The first layer has no attention norm; its operator does not read these inputs.
         for (name, exists) in [
             (tensors.attention_norm, index > 0),
@@ -205,22 +192,15 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let base = tensors.layer(index);
         let name = format!("{base}.{}", tensors.query);
-        let scale = self.query_scale();
-        let mut matrix = self.matrix(&name, 3 * size, size)?;
-        let (query, keys) = matrix.split_at_mut(size * size);
-        query.iter_mut().for_each(|weight| *weight *= scale);
+        let mut query = self.matrix(&name, 3 * size, size)?;
+        let keys = query.split_off(size * size);
         // A rotated key bias depends on the position, so softmax does not cancel it.
-        let mut bias = if gated.attention_bias {
-            let name = format!("{name}.bias");
-            self.model().weights.read(&name, &[3 * size])?
-        } else {
-            vec![0.0; 3 * size]
-        };
+        let mut bias = self.bias(&name, 3 * size, gated.attention_bias)?;
         let key_bias = bias.split_off(size);
-        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let (query, bias) = (self.scaled(query), self.scaled(bias));
         let bias = self.floats(&format!("{name}.query_bias"), &[size], bias);
         let kv = format!("{name}.kv");
-        let mut keys = self.linear(&kv, normed, size, &[keys]);
+        let mut keys = self.linear(&kv, normed, size, &[&keys]);
         if gated.attention_bias {
             let bias = self.floats(&format!("{kv}.bias"), &[2 * size], key_bias);
             keys = self.add(&format!("{kv}.biased"), &keys, &bias);
@@ -229,7 +209,7 @@ impl EncoderGraph<'_> {
             Rows::All => normed.clone(),
             Rows::FirstOfEach => self.first_of_each(&format!("{name}.first"), normed),
         };
-        let query = self.linear(&name, &queries, size, &[query]);
+        let query = self.linear(&name, &queries, size, &[&query]);
         let mut attributes = vec![AttributeProto::int(operator::HEADS, heads as i64)];
         let table = rotary.of(gated, index, &mut attributes);
         let lengths = self.lengths();
@@ -253,25 +233,18 @@ impl EncoderGraph<'_> {
         let size = self.config.hidden_size;
         let matrix = self.matrix(name, 2 * inner, size)?;
         let (input, gate) = matrix.split_at(inner * size);
-        let bias = if gated.feed_forward_bias {
-            let name = format!("{name}.bias");
-            Some(self.model().weights.read(&name, &[2 * inner])?)
-        } else {
-            None
-        };
-        let part = |graph: &mut Self, name: String, matrix: &[f32], bias: Option<&[f32]>| {
-            let product = graph.linear(&name, x, size, &[matrix]);
-            match bias {
-                Some(bias) => {
-                    let bias = graph.floats(&format!("{name}.bias"), &[inner], bias.to_vec());
-                    graph.add(&format!("{name}.biased"), &product, &bias)
+        let mut bias = self.bias(name, 2 * inner, gated.feed_forward_bias)?;
+        let gate_bias = bias.split_off(inner);
+        let [input, gate] =
+            [("input", input, bias), ("gate", gate, gate_bias)].map(|(part, matrix, bias)| {
+                let name = format!("{name}.{part}");
+                let product = self.linear(&name, x, size, &[matrix]);
+                if !gated.feed_forward_bias {
+                    return product;
                 }
-                None => product,
-            }
-        };
-        let half = |range| bias.as_ref().map(|bias: &Vec<f32>| &bias[range]);
-        let input = part(self, format!("{name}.input"), input, half(0..inner));
-        let gate = part(self, format!("{name}.gate"), gate, half(inner..2 * inner));
+                let bias = self.floats(&format!("{name}.bias"), &[inner], bias);
+                self.add(&format!("{name}.biased"), &product, &bias)
+            });
         let (domain, operator) = match self.config.hidden_act {
             HiddenAct::Gelu => (CONTRIB, "Gelu"),
             HiddenAct::GeluTanh => (CONTRIB, "FastGelu"),
@@ -316,6 +289,15 @@ impl EncoderGraph<'_> {
             ..
         } = *self.config;
         self.plain_norm(name, x, hidden_size, gated.norm_bias, layer_norm_eps)
+    }
+
+    /// The bias of a dense layer, or zeros.
+    fn bias(&self, name: &str, size: usize, exists: bool) -> Result<Vec<f32>, ModelError> {
+        if exists {
+            self.model().weights.read(&format!("{name}.bias"), &[size])
+        } else {
+            Ok(vec![0.0; size])
+        }
     }
 
     fn biased(

@@ -177,9 +177,9 @@ impl Rewriter {
             }
             (STANDARD, _) => self.nodes.push(node),
             (CONTRIB, "SkipLayerNormalization") => {
-                let sum = self.op(&part(name, "sum"), "Add", &inputs[..2], &[]);
+                let sum = self.part(name, "sum", "Add", &inputs[..2], &[]);
                 let sum = match inputs.get(4) {
-                    Some(bias) => self.op(&part(name, "biased"), "Add", &[&sum, bias], &[]),
+                    Some(bias) => self.part(name, "biased", "Add", &[&sum, bias], &[]),
                     None => sum,
                 };
                 let mut attributes = node.attribute.clone();
@@ -193,13 +193,13 @@ impl Rewriter {
                 );
             }
             (CONTRIB, "BiasGelu") => {
-                let sum = self.op(&part(name, "biased"), "Add", &inputs[..], &[]);
+                let sum = self.part(name, "biased", "Add", &inputs[..], &[]);
                 self.gelu(name, &sum);
             }
             (CONTRIB, "Gelu") => self.gelu(name, inputs[0]),
             (CONTRIB, "FastGelu") => {
                 let x = match inputs[..] {
-                    [x, bias] => self.op(&part(name, "biased"), "Add", &[x, bias], &[]),
+                    [x, bias] => self.part(name, "biased", "Add", &[x, bias], &[]),
                     _ => inputs[0].to_owned(),
                 };
                 self.tanh_gelu(name, &x);
@@ -214,8 +214,8 @@ impl Rewriter {
     /// `x / 2 * (1 + erf(x / sqrt(2)))`.
     fn gelu(&mut self, name: &str, x: &str) {
         let root = self.floats("sqrt_two", &[], &[std::f32::consts::SQRT_2]);
-        let scaled = self.op(&part(name, "scaled"), "Div", &[x, &root], &[]);
-        let gate = self.op(&part(name, "erf"), "Erf", &[&scaled], &[]);
+        let scaled = self.part(name, "scaled", "Div", &[x, &root], &[]);
+        let gate = self.part(name, "erf", "Erf", &[&scaled], &[]);
         self.gated(name, x, &gate);
     }
 
@@ -225,11 +225,11 @@ impl Rewriter {
         let small = self.floats("gelu_cubic", &[], &[0.044_715]);
         let scale = (2.0 / std::f32::consts::PI).sqrt();
         let scale = self.floats("gelu_scale", &[], &[scale]);
-        let cube = self.op(&part(name, "cube"), "Pow", &[x, &three], &[]);
-        let cube = self.op(&part(name, "cubic"), "Mul", &[&cube, &small], &[]);
-        let sum = self.op(&part(name, "inner"), "Add", &[x, &cube], &[]);
-        let sum = self.op(&part(name, "scaled"), "Mul", &[&sum, &scale], &[]);
-        let gate = self.op(&part(name, "tanh"), "Tanh", &[&sum], &[]);
+        let cube = self.part(name, "cube", "Pow", &[x, &three], &[]);
+        let cube = self.part(name, "cubic", "Mul", &[&cube, &small], &[]);
+        let sum = self.part(name, "inner", "Add", &[x, &cube], &[]);
+        let sum = self.part(name, "scaled", "Mul", &[&sum, &scale], &[]);
+        let gate = self.part(name, "tanh", "Tanh", &[&sum], &[]);
         self.gated(name, x, &gate);
     }
 
@@ -237,8 +237,8 @@ impl Rewriter {
     fn gated(&mut self, name: &str, x: &str, gate: &str) {
         let unit = self.floats("unit", &[], &[1.0]);
         let half = self.floats("half", &[], &[0.5]);
-        let gate = self.op(&part(name, "gate"), "Add", &[gate, &unit], &[]);
-        let product = self.op(&part(name, "product"), "Mul", &[x, &gate], &[]);
+        let gate = self.part(name, "gate", "Add", &[gate, &unit], &[]);
+        let product = self.part(name, "product", "Mul", &[x, &gate], &[]);
         self.op(name, "Mul", &[&product, &half], &[]);
     }
 
@@ -258,22 +258,21 @@ impl Rewriter {
         let steps = self.floats("row_steps", &[], &[f32::from(u8::MAX)]);
         let tiny = self.floats("row_tiny", &[], &[1e-30]);
         let along = [ints("axes", &[-1]), int("keepdims", 1)];
-        let named = |what: &str| part(name, what);
-        let low = self.op(&named("low"), "ReduceMin", &[x], &along);
-        let high = self.op(&named("high"), "ReduceMax", &[x], &along);
-        let span = self.op(&named("span"), "Sub", &[&high, &low], &[]);
-        let span = self.op(&named("wide"), "Max", &[&span, &tiny], &[]);
-        let scale = self.op(&named("scale"), "Div", &[&span, &steps], &[]);
-        let above = self.op(&named("above"), "Sub", &[x, &low], &[]);
-        let number = self.op(&named("exact"), "Div", &[&above, &scale], &[]);
-        let number = self.op(&named("round"), "Round", &[&number], &[]);
-        let number = self.op(&named("number"), "Cast", &[&number], &[to(DataType::Uint8)]);
+        let low = self.part(name, "low", "ReduceMin", &[x], &along);
+        let high = self.part(name, "high", "ReduceMax", &[x], &along);
+        let span = self.part(name, "span", "Sub", &[&high, &low], &[]);
+        let span = self.part(name, "wide", "Max", &[&span, &tiny], &[]);
+        let scale = self.part(name, "scale", "Div", &[&span, &steps], &[]);
+        let above = self.part(name, "above", "Sub", &[x, &low], &[]);
+        let number = self.part(name, "exact", "Div", &[&above, &scale], &[]);
+        let number = self.part(name, "round", "Round", &[&number], &[]);
+        let number = self.part(name, "number", "Cast", &[&number], &[to(DataType::Uint8)]);
         let inputs = &[&*number, &values, &least, &zero];
-        let sum = self.op(&named("sum"), "MatMulInteger", inputs, &[]);
-        let sum = self.op(&named("float"), "Cast", &[&sum], &[to(DataType::Float)]);
-        let sum = self.op(&named("by_row"), "Mul", &[&sum, &scale], &[]);
-        let sum = self.op(&named("by_column"), "Mul", &[&sum, &scales], &[]);
-        let taken = self.op(&named("taken"), "Mul", &[&low, &sums], &[]);
+        let sum = self.part(name, "sum", "MatMulInteger", inputs, &[]);
+        let sum = self.part(name, "float", "Cast", &[&sum], &[to(DataType::Float)]);
+        let sum = self.part(name, "by_row", "Mul", &[&sum, &scale], &[]);
+        let sum = self.part(name, "by_column", "Mul", &[&sum, &scales], &[]);
+        let taken = self.part(name, "taken", "Mul", &[&low, &sums], &[]);
         self.op(name, "Add", &[&sum, &taken], &[]);
     }
 
@@ -288,14 +287,9 @@ impl Rewriter {
             self.constant(&values, &weight.shape, DataType::Int8, bytes);
             self.floats(&scales, &[by.len(), 1], &by);
         }
-        let row = self.op(&part(name, "number"), "Gather", &[&values, ids], &[]);
-        let row = self.op(
-            &part(name, "float"),
-            "Cast",
-            &[&row],
-            &[to(DataType::Float)],
-        );
-        let scale = self.op(&part(name, "scale"), "Gather", &[&scales, ids], &[]);
+        let row = self.part(name, "number", "Gather", &[&values, ids], &[]);
+        let row = self.part(name, "float", "Cast", &[&row], &[to(DataType::Float)]);
+        let scale = self.part(name, "scale", "Gather", &[&scales, ids], &[]);
         self.op(name, "Mul", &[&row, &scale], &[]);
     }
 
@@ -311,6 +305,18 @@ impl Rewriter {
         let node = NodeProto::new(name, STANDARD, operator, inputs, attributes);
         self.nodes.push(node);
         name.to_owned()
+    }
+
+    /// Adds a standard node that is part of the value `name`, called `name.part`.
+    fn part(
+        &mut self,
+        name: &str,
+        part_name: &str,
+        operator: &str,
+        inputs: &[&str],
+        attributes: &[AttributeProto],
+    ) -> String {
+        self.op(&part(name, part_name), operator, inputs, attributes)
     }
 
     fn longs(&mut self, name: &str, shape: &[usize], numbers: &[i64]) -> String {

@@ -95,9 +95,9 @@ mod tests {
     use ort::operator::OperatorDomain;
     use ort::session::Session;
     use ort::value::{TensorElementType, TensorRef};
-    use rerankd_model::graph::builder::{AttributeProto, Dim, GraphBuilder};
+    use rerankd_model::graph::builder::{Dim, GraphBuilder};
     use rerankd_model::graph::operator::DOMAIN;
-    use rerankd_model::onnx::DataType;
+    use rerankd_model::onnx::{AttributeProto, DataType};
 
     /// Panics when its kernel is created with `fail` set, and when its input is negative.
     struct Panics;
