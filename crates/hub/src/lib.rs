@@ -429,7 +429,7 @@ mod tests {
             "a",
             "a/",
             "/nowhere/at/all",
-            "src/model",
+            "src/.",
         ] {
             assert_eq!(parse(text), directory(text), "{text}");
         }

@@ -5,7 +5,7 @@
 
 mod cut;
 mod pieces;
-mod squeeze;
+mod shorten;
 mod template;
 mod text;
 mod tokens;

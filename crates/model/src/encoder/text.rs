@@ -13,7 +13,7 @@ use tokenizers::{
 use super::EncodeError;
 use super::cut::Cuts;
 use super::pieces::Pieces;
-use super::squeeze::Squeezer;
+use super::shorten::WordShortener;
 use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
@@ -66,7 +66,7 @@ pub(super) struct TextTokenizer {
     direction: TruncationDirection,
     /// Finds safe cuts; `None` if texts must be tokenized as a whole.
     cuts: Option<Cuts>,
-    squeezer: Option<Squeezer>,
+    shortener: Option<WordShortener>,
     pieces: Option<Pieces>,
 }
 
@@ -90,7 +90,7 @@ impl TextTokenizer {
             .map_err(|error| unusable("`tokenizer.json` cannot be used").caused_by(error))?;
         Ok(Self {
             cuts: Cuts::of(&tokenizer),
-            squeezer: Squeezer::of(&tokenizer),
+            shortener: WordShortener::of(&tokenizer),
             pieces: Pieces::of(tokenizer.get_model()),
             tokenizer,
             direction,
@@ -130,7 +130,7 @@ impl TextTokenizer {
         {
             return Ok(tokens);
         }
-        self.run(&self.squeeze(text), limit, direction)
+        self.run(&self.shorten(text), limit, direction)
     }
 
     /// The number of tokens of the whole text.
@@ -138,17 +138,17 @@ impl TextTokenizer {
     /// # Errors
     /// Same as [`TextTokenizer::tokenize`].
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
-        self.run(&self.squeeze(text), usize::MAX, self.direction)
+        self.run(&self.shorten(text), usize::MAX, self.direction)
             .map(|tokens| tokens.length)
     }
 
     /// A text with the same tokens that may be shorter.
-    fn squeeze<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let Some(squeezer) = &self.squeezer else {
+    fn shorten<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let Some(shortener) = &self.shortener else {
             return Cow::Borrowed(text);
         };
         let mut short = String::new();
-        squeezer.extend(text, 0, &mut short, usize::MAX);
+        shortener.extend(text, 0, &mut short, usize::MAX);
         Cow::Owned(short)
     }
 
@@ -166,10 +166,10 @@ impl TextTokenizer {
         let mut tried = 0;
         let mut target = limit.saturating_mul(BYTES_PER_TOKEN);
         while target < text.len() {
-            let start = match &self.squeezer {
-                Some(squeezer) => {
+            let start = match &self.shortener {
+                Some(shortener) => {
                     // One more character, because a cut is between two.
-                    read = squeezer.extend(text, read, &mut short, target.saturating_add(4));
+                    read = shortener.extend(text, read, &mut short, target.saturating_add(4));
                     if read == text.len() {
                         return self
                             .run(&short, limit, TruncationDirection::Right)

@@ -123,7 +123,7 @@ impl GraphBuilder {
         self.graph
             .output
             .push(value_info(name, data_type, dims.iter().copied()));
-        self.node(name, STANDARD, "Identity", &[value], &[]);
+        self.op(name, "Identity", &[value]);
     }
 
     /// Adds a constant stored outside the graph file.
@@ -155,6 +155,11 @@ impl GraphBuilder {
         let node = NodeProto::new(name, domain, operator, inputs, attributes);
         self.graph.node.push(node);
         Value(name.to_owned())
+    }
+
+    /// Adds a standard node without attributes.
+    pub fn op(&mut self, name: &str, operator: &str, inputs: &[&Value]) -> Value {
+        self.node(name, STANDARD, operator, inputs, &[])
     }
 
     /// The finished graph.

@@ -99,7 +99,7 @@ impl<'a> EncoderGraph<'a> {
         let weight = self.transposed(name, input, &[&matrix]);
         let bias = self.vector(&format!("{name}.bias"), out)?;
         let inputs = [x, &weight, &bias];
-        Ok(self.graph.node(name, STANDARD, "Gemm", &inputs, &[]))
+        Ok(self.graph.op(name, "Gemm", &inputs))
     }
 
     /// `LayerNorm(x)`.
@@ -470,8 +470,8 @@ impl<'a> EncoderGraph<'a> {
                 .node(&output, CONTRIB, "FastGelu", &[x, &bias], &[]),
             HiddenAct::Relu => {
                 let biased = format!("{name}.biased");
-                let biased = self.graph.node(&biased, STANDARD, "Add", &[x, &bias], &[]);
-                self.graph.node(&output, STANDARD, "Relu", &[&biased], &[])
+                let biased = self.graph.op(&biased, "Add", &[x, &bias]);
+                self.graph.op(&output, "Relu", &[&biased])
             }
         })
     }
@@ -507,8 +507,7 @@ impl<'a> EncoderGraph<'a> {
         matrices: &[&[f32]],
     ) -> Value {
         let weight = self.transposed(name, input, matrices);
-        self.graph
-            .node(name, STANDARD, "MatMul", &[x, &weight], &[])
+        self.graph.op(name, "MatMul", &[x, &weight])
     }
 
     /// Concatenated matrices `[out, input]`, transposed: `[input, sum of outs]`.
@@ -567,8 +566,7 @@ impl<'a> EncoderGraph<'a> {
     }
 
     pub(super) fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
-        self.graph
-            .node(name, STANDARD, "Gather", &[rows, index], &[])
+        self.graph.op(name, "Gather", &[rows, index])
     }
 }
 

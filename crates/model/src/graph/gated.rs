@@ -255,9 +255,7 @@ impl EncoderGraph<'_> {
             .graph
             .node(&activated, domain, operator, &[&input], &[]);
         let name = format!("{name}.gated");
-        Ok(self
-            .graph
-            .node(&name, STANDARD, "Mul", &[&activated, &gate], &[]))
+        Ok(self.graph.op(&name, "Mul", &[&activated, &gate]))
     }
 
     /// Cosines, then sines, of each position, `[positions, head size]`.
@@ -315,6 +313,6 @@ impl EncoderGraph<'_> {
     }
 
     fn add(&mut self, name: &str, x: &Value, y: &Value) -> Value {
-        self.graph.node(name, STANDARD, "Add", &[x, y], &[])
+        self.graph.op(name, "Add", &[x, y])
     }
 }

@@ -89,9 +89,7 @@ impl EncoderGraph<'_> {
             Residual::Projected(matrix) => self.dense(matrix, x, width, *out, false)?,
         };
         let name = format!("{name}.residual");
-        Ok(self
-            .graph
-            .node(&name, STANDARD, "Add", &[&activated, &residual], &[]))
+        Ok(self.graph.op(&name, "Add", &[&activated, &residual]))
     }
 
     fn head_activation(&mut self, name: &str, x: Value, activation: HeadAct) -> Value {
@@ -109,8 +107,7 @@ impl EncoderGraph<'_> {
             return activated;
         }
         let name = format!("{name}.silu");
-        self.graph
-            .node(&name, STANDARD, "Mul", &[&x, &activated], &[])
+        self.graph.op(&name, "Mul", &[&x, &activated])
     }
 
     fn head_norm(&mut self, norm: &Norm, x: &Value, width: usize) -> Result<Value, ModelError> {

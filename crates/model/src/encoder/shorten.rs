@@ -9,12 +9,12 @@ use super::cut::is_letter;
 
 /// Shortens long runs of letters for a tokenizer.
 #[derive(Debug)]
-pub(super) struct Squeezer {
+pub(super) struct WordShortener {
     /// Letters to keep at each end of a run.
     keep: usize,
 }
 
-impl Squeezer {
+impl WordShortener {
     /// `None` if long words are not unknown tokens, or words may end within a run of letters.
     pub fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
@@ -171,10 +171,10 @@ mod tests {
 
     #[test]
     fn only_the_middle_of_long_runs_is_left_out() {
-        let squeezer = Squeezer { keep: 3 };
-        let squeeze = |text: &str| {
+        let shortener = WordShortener { keep: 3 };
+        let shorten = |text: &str| {
             let mut short = String::new();
-            let end = squeezer.extend(text, 0, &mut short, usize::MAX);
+            let end = shortener.extend(text, 0, &mut short, usize::MAX);
             assert_eq!(end, text.len());
             short
         };
@@ -186,20 +186,20 @@ mod tests {
             "a,b,c,d,e,f,g,h",
             "\u{301}a",
         ] {
-            assert_eq!(squeeze(same), same);
+            assert_eq!(shorten(same), same);
         }
-        assert_eq!(squeeze("(abcdefghijk) x"), "(abcijk) x");
-        assert_eq!(squeeze("日abcdefghijк本"), "日abcijк本");
+        assert_eq!(shorten("(abcdefghijk) x"), "(abcijk) x");
+        assert_eq!(shorten("日abcdefghijк本"), "日abcijк本");
         let marked = "e\u{301}".repeat(9);
-        assert_eq!(squeeze(&marked), "e\u{301}".repeat(6));
+        assert_eq!(shorten(&marked), "e\u{301}".repeat(6));
     }
 
     #[test]
     fn a_run_is_read_as_far_as_is_needed() {
-        let squeezer = Squeezer { keep: 3 };
+        let shortener = WordShortener { keep: 3 };
         let mut short = String::new();
         let text = format!("{} and more", "a".repeat(1000));
-        let end = squeezer.extend(&text, 0, &mut short, 2);
+        let end = shortener.extend(&text, 0, &mut short, 2);
         assert_eq!((end, short.as_str()), (1000, "aaaaaa"));
     }
 }
