@@ -128,7 +128,7 @@ impl Downloader<'_> {
                     self.id,
                     file.checksum.hex()
                 ),
-                "check proxies and mirrors between the hub and this machine, one of which alters the file",
+                "check the proxy or mirror between the hub and this machine, which alters the file",
             );
             Err(error.into())
         })

@@ -320,7 +320,7 @@ fn labels_match_transformers() {
     saved(2).refused(&["`classifier.weight` has the shape [2, 8]", "[1, 8]"]);
     saved(2)
         .with("config.json", "id2label", json!({"0": "a", "2": "b"}))
-        .refused(&["`id2label` has 2 labels but none numbered 1"]);
+        .refused(&["`id2label` has 2 labels but no label 1"]);
 }
 
 #[test]
@@ -693,7 +693,7 @@ fn invalid_modernbert_settings_are_rejected() {
             "`classifier_pooling` is `max`",
         ),
         ("classifier_activation", json!("mish"), "is `mish`"),
-        ("num_attention_heads", json!(8), "odd size"),
+        ("num_attention_heads", json!(8), "odd head size"),
         ("global_rope_theta", json!(0), "must be above 1"),
     ] {
         modernbert()
