@@ -25,7 +25,7 @@ use crate::cost::{Costs, Work, duration};
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
 use crate::trace::Timeline;
-use rerankd_core::Claim;
+use rerankd_core::SchedulingHints;
 use rerankd_core::{Encoding, PairKey};
 use rerankd_runtime::Scorer;
 
@@ -157,13 +157,13 @@ impl Batcher {
     pub async fn score(
         &self,
         encodings: Vec<(PairKey, Encoding)>,
-        claim: Claim,
+        hints: SchedulingHints,
         permit: Permit,
     ) -> Result<Vec<f32>, BatchError> {
         let (reply, mut receiver) = reply::channel();
         let (timeline, now) = (Timeline::current(), Instant::now().into_std());
         let arrival = Arrival {
-            claim,
+            hints,
             encodings,
             reply,
             permit,
@@ -189,7 +189,7 @@ impl Batcher {
             id,
             answered: false,
         };
-        let answer = match claim.deadline {
+        let answer = match hints.deadline {
             None => receiver.await,
             Some(deadline) => {
                 let at = Instant::from_std(deadline.at);
@@ -209,10 +209,10 @@ impl Batcher {
     }
 
     /// How long a request of `work` would take from now on, if nobody came after it.
-    pub fn forecast(&self, work: Work, claim: Claim) -> Duration {
+    pub fn forecast(&self, work: Work, hints: SchedulingHints) -> Duration {
         let state = self.shared.lock();
         let speed = self.shared.speed(&state, Instant::now());
-        let request = ForecastRequest { claim, work };
+        let request = ForecastRequest { hints, work };
         duration(state.queue.forecast(request, false, speed))
     }
 

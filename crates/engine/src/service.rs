@@ -16,8 +16,8 @@ use crate::plan::BatchLimits;
 use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
-    Activation, Claim, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking,
-    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, Truncate, rank,
+    Activation, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,
+    RerankError, Scale, SchedulingHints, ScoreOptions, Tenant, Truncate, rank,
 };
 use rerankd_core::{Encoding, PairKey};
 use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
@@ -95,7 +95,7 @@ struct Terms {
     /// What the caller calls the pairs.
     field: &'static str,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 /// A request's sequences, with those scores that are cached.
@@ -189,7 +189,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
-            claim: command.claim(),
+            hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
         let mut order = rank(&scored.logits, command.ties());
@@ -220,7 +220,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
-            claim: command.claim(),
+            hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
         let labels = self.info.labels.len();
@@ -245,11 +245,11 @@ impl Reranker {
         &self,
         texts: Vec<String>,
         special: bool,
-        claim: Claim,
+        hints: SchedulingHints,
     ) -> Result<Vec<Vec<TextToken>>, RerankError> {
         let encoder = self.encoder.clone();
         let tokens = move |text: &String| encoder.text_tokens(text, special);
-        self.each(texts, claim, String::len, tokens).await
+        self.each(texts, hints, String::len, tokens).await
     }
 
     /// The texts that lists of token ids stand for, without special tokens where they are skipped. Dropping
@@ -261,11 +261,11 @@ impl Reranker {
         &self,
         ids: Vec<Vec<u32>>,
         skip_special: bool,
-        claim: Claim,
+        hints: SchedulingHints,
     ) -> Result<Vec<String>, RerankError> {
         let encoder = self.encoder.clone();
         let text = move |ids: &Vec<u32>| encoder.decode(ids, skip_special);
-        self.each(ids, claim, |ids| BYTES_PER_ID * ids.len(), text)
+        self.each(ids, hints, |ids| BYTES_PER_ID * ids.len(), text)
             .await
     }
 
@@ -273,7 +273,7 @@ impl Reranker {
     async fn each<I: Send + 'static, T: Send + 'static>(
         &self,
         items: Vec<I>,
-        claim: Claim,
+        hints: SchedulingHints,
         cost: impl Fn(&I) -> usize,
         work: impl Fn(&I) -> Result<T, EncodeError> + Send + Sync + 'static,
     ) -> Result<Vec<T>, RerankError> {
@@ -289,7 +289,7 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let results: Vec<Vec<T>> = self.run(claim, chunks.collect()).await?;
+        let results: Vec<Vec<T>> = self.run(hints, chunks.collect()).await?;
         Ok(results.into_iter().flatten().collect())
     }
 
@@ -323,7 +323,7 @@ impl Reranker {
             .admission
             .admit(pairs, terms.options.fit.chunks())
             .inspect_err(|_| self.refused("overloaded"))?;
-        self.check_time(&permit, terms.claim)?;
+        self.check_time(&permit, terms.hints)?;
         timeline.record(Step::Admission, started, Instant::now());
         let unanswered = Unanswered(&self.metrics);
         let scored = self.score_admitted(pairs, terms, permit).await;
@@ -332,11 +332,11 @@ impl Reranker {
     }
 
     /// Refuses what would not be answered in time, before it costs anything.
-    fn check_time(&self, permit: &Permit, claim: Claim) -> Result<(), RerankError> {
-        let Some(deadline) = claim.deadline else {
+    fn check_time(&self, permit: &Permit, hints: SchedulingHints) -> Result<(), RerankError> {
+        let Some(deadline) = hints.deadline else {
             return Ok(());
         };
-        let needed = self.batcher.forecast(permit.estimated(), claim);
+        let needed = self.batcher.forecast(permit.estimated(), hints);
         let left = deadline.at.saturating_duration_since(now());
         match needed > left {
             true => {
@@ -399,9 +399,9 @@ impl Reranker {
                 let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
                 permit.correct(waiting);
                 self.batcher
-                    .score(unknown, terms.claim, permit)
+                    .score(unknown, terms.hints, permit)
                     .await
-                    .map_err(|error| self.unscored(error, terms.claim))?
+                    .map_err(|error| self.unscored(error, terms.hints))?
             }
         };
         let logits = merge(&known, computed, self.info.labels.len());
@@ -413,14 +413,14 @@ impl Reranker {
     }
 
     /// What a client is told of a request that has no logits.
-    fn unscored(&self, error: BatchError, claim: Claim) -> RerankError {
-        let by = claim.deadline.map(|deadline| deadline.by);
+    fn unscored(&self, error: BatchError, hints: SchedulingHints) -> RerankError {
+        let by = hints.deadline.map(|deadline| deadline.by);
         match error {
             BatchError::Failed(cause) => RerankError::internal(cause),
             BatchError::NoWorkers => RerankError::no_workers(),
             BatchError::TooLate { needed } => {
                 self.refused("cannot_finish_in_time");
-                let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
+                let left = hints.deadline.map_or(Duration::ZERO, |deadline| {
                     deadline.at.saturating_duration_since(now())
                 });
                 RerankError::too_late(needed, needed.saturating_sub(left))
@@ -490,7 +490,7 @@ impl Reranker {
         let finish = Finish {
             keys: self.keys.clone(),
             cache: self.cache.clone(),
-            tenant: terms.claim.tenant,
+            tenant: terms.hints.tenant,
         };
         if total <= CHUNK_COST {
             let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
@@ -504,7 +504,7 @@ impl Reranker {
                 cost: total,
                 work: Box::new(work),
             };
-            let mut prepared = self.run(terms.claim, vec![chunk]).await?;
+            let mut prepared = self.run(terms.hints, vec![chunk]).await?;
             return Ok(prepared.pop().unwrap_or_default());
         }
 
@@ -523,7 +523,7 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let queries = self.run(terms.claim, chunks_of_queries.collect()).await?;
+        let queries = self.run(terms.hints, chunks_of_queries.collect()).await?;
         let queries: Arc<[QueryTokens]> = queries.into_iter().flatten().collect();
 
         let run = Arc::new(run);
@@ -540,7 +540,7 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let parts = self.run(terms.claim, chunks_of_documents.collect()).await?;
+        let parts = self.run(terms.hints, chunks_of_documents.collect()).await?;
         let mut prepared = Prepared::default();
         for part in parts {
             prepared.append(part);
@@ -566,17 +566,17 @@ impl Reranker {
             cost,
             work: Box::new(work),
         };
-        let lengths = self.run(terms.claim, vec![chunk]).await?;
+        let lengths = self.run(terms.hints, vec![chunk]).await?;
         Ok(lengths[0])
     }
 
     /// Runs `chunks` on the tokenizing threads until the caller leaves.
     async fn run<T: Send + 'static>(
         &self,
-        claim: Claim,
+        hints: SchedulingHints,
         chunks: Vec<Chunk<T>>,
     ) -> Result<Vec<T>, RerankError> {
-        let results = self.tokenizers.run(claim, chunks).await;
+        let results = self.tokenizers.run(hints, chunks).await;
         results.map_err(|error| match error {
             PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
                 format!("{error}; shorten it, or let it be cut too (`longest_first`)"),

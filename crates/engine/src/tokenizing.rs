@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use self::queue::{ChunkQueue, FlowId};
 use crate::batcher::worker::message;
 use crate::metrics::Metrics;
-use rerankd_core::Claim;
+use rerankd_core::SchedulingHints;
 use rerankd_model::encoder::EncodeError;
 
 /// Cost of a full chunk, in bytes of text: a few milliseconds of one core.
@@ -90,7 +90,7 @@ impl TokenizerPool {
     /// [`PoolError`] of the first chunk that fails; the rest is then not run.
     pub async fn run<T: Send + 'static>(
         &self,
-        claim: Claim,
+        hints: SchedulingHints,
         chunks: Vec<Chunk<T>>,
     ) -> Result<Vec<T>, PoolError> {
         if chunks.is_empty() {
@@ -113,7 +113,7 @@ impl TokenizerPool {
         let chunks: Vec<(usize, Work)> = chunks.into_iter().enumerate().map(work).collect();
         drop(collector);
         let count = chunks.len();
-        let id = self.shared.lock().queue.push(claim, chunks);
+        let id = self.shared.lock().queue.push(hints, chunks);
         for _ in 0..count {
             self.shared.work.notify_one();
         }

@@ -16,7 +16,8 @@ use super::{
     weaviate,
 };
 use rerankd_core::{
-    Claim, Limits, Pair, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    Limits, Pair, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    SchedulingHints,
 };
 
 /// Every dialect. On a path that several share, the first one that a body matches reads it.
@@ -298,9 +299,9 @@ pub(crate) fn rerank<T: RerankRequest>(
     // Its texts are copied from here on.
     drop(body);
     served.check_model(request.model())?;
-    let claim = with_priority(request.priority());
+    let hints = with_priority(request.priority());
     let (command, kept) = request.into_command(&served.limits)?;
-    let command = command.with_claim(claim);
+    let command = command.with_hints(hints);
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {
         let answer = RankingAnswer {
@@ -313,11 +314,11 @@ pub(crate) fn rerank<T: RerankRequest>(
     Ok(Work::Rerank(command, Box::new(fill)))
 }
 
-/// The claim of a request of this `priority`.
-pub(crate) fn with_priority(priority: Priority) -> Claim {
-    Claim {
+/// The scheduling hints of a request of this `priority`.
+pub(crate) fn with_priority(priority: Priority) -> SchedulingHints {
+    SchedulingHints {
         priority,
-        ..Claim::default()
+        ..SchedulingHints::default()
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::fair::FULL_SHARE;
 use super::queue::Speed;
 use crate::cost::Work;
-use rerankd_core::{Claim, Tenant};
+use rerankd_core::{SchedulingHints, Tenant};
 
 /// Requests of about the same weight and size.
 type Class = (u32, u32);
@@ -61,8 +61,8 @@ pub(super) struct Backlog {
 }
 
 /// The weight of a request among those of its tenant.
-pub(super) fn weight(claim: Claim) -> u64 {
-    FULL_SHARE / claim.priority.parts()
+pub(super) fn weight(hints: SchedulingHints) -> u64 {
+    FULL_SHARE / hints.priority.parts()
 }
 
 /// Logarithm of a size, in quarters of an octave.
@@ -73,39 +73,39 @@ fn size(work: Work) -> u32 {
     4 * octave + quarter as u32
 }
 
-fn class(claim: Claim, work: Work) -> Class {
-    (weight(claim).max(1).ilog2(), size(work))
+fn class(hints: SchedulingHints, work: Work) -> Class {
+    (weight(hints).max(1).ilog2(), size(work))
 }
 
 impl Backlog {
-    /// A request of `claim` has `work` waiting from now on.
-    pub(super) fn add(&mut self, claim: Claim, work: Work) {
-        let tenant = self.tenants.entry(claim.tenant).or_default();
+    /// A request of `hints` has `work` waiting from now on.
+    pub(super) fn add(&mut self, hints: SchedulingHints, work: Work) {
+        let tenant = self.tenants.entry(hints.tenant).or_default();
         let old = tenant.total;
         tenant.total += work;
-        let group = tenant.classes.entry(class(claim, work)).or_default();
-        group.add(weight(claim), work);
+        let group = tenant.classes.entry(class(hints, work)).or_default();
+        group.add(weight(hints), work);
         let new = tenant.total;
         self.resize(old, new);
     }
 
-    /// A request of `claim` no longer has `work` waiting.
-    pub(super) fn remove(&mut self, claim: Claim, work: Work) {
-        let Some(tenant) = self.tenants.get_mut(&claim.tenant) else {
+    /// A request of `hints` no longer has `work` waiting.
+    pub(super) fn remove(&mut self, hints: SchedulingHints, work: Work) {
+        let Some(tenant) = self.tenants.get_mut(&hints.tenant) else {
             return;
         };
         let old = tenant.total;
         tenant.total -= work;
-        let key = class(claim, work);
+        let key = class(hints, work);
         if let Some(group) = tenant.classes.get_mut(&key) {
-            group.remove(weight(claim), work);
+            group.remove(weight(hints), work);
             if group.members == 0 {
                 tenant.classes.remove(&key);
             }
         }
         let new = tenant.total;
         if tenant.classes.is_empty() {
-            self.tenants.remove(&claim.tenant);
+            self.tenants.remove(&hints.tenant);
         }
         self.resize(old, new);
     }
@@ -128,11 +128,11 @@ impl Backlog {
         }
     }
 
-    /// Seconds of work that all requests together are given by the time a request of `claim` has had
+    /// Seconds of work that all requests together are given by the time a request of `hints` has had
     /// `work`. Where `waits` is set, the request is itself in the backlog.
     pub(super) fn seconds_until_served(
         &self,
-        claim: Claim,
+        hints: SchedulingHints,
         work: Work,
         waits: bool,
         speed: Speed,
@@ -140,14 +140,14 @@ impl Backlog {
         let cost = |work| speed.cost.marginal(work);
         let own = cost(work);
         let mut total = own;
-        let tenant = self.tenants.get(&claim.tenant);
+        let tenant = self.tenants.get(&hints.tenant);
         for (key, group) in tenant.iter().flat_map(|tenant| &tenant.classes) {
             self.step();
             let mut group = *group;
-            if waits && *key == class(claim, work) {
-                group = group.without(weight(claim), work);
+            if waits && *key == class(hints, work) {
+                group = group.without(weight(hints), work);
             }
-            let shares = group.weight as f64 / FULL_SHARE as f64 * claim.priority.parts() as f64;
+            let shares = group.weight as f64 / FULL_SHARE as f64 * hints.priority.parts() as f64;
             total += cost(group.work).min(own * shares);
         }
         let within = total;

@@ -15,8 +15,8 @@ use crate::admission::Permit;
 use crate::cost::{Cost, Work, duration};
 use crate::plan::Plan;
 use crate::trace::{self, Timeline};
-use rerankd_core::{Claim, Tenant};
 use rerankd_core::{Encoding, PairKey};
+use rerankd_core::{SchedulingHints, Tenant};
 
 /// Identifies a request in the queue. Later requests have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ impl Pending {
 
 /// A request of which something is waiting or running.
 struct Flow {
-    claim: Claim,
+    hints: SchedulingHints,
     /// By position in the request, which is the order in which they are taken.
     waiting: BTreeMap<usize, JobId>,
     /// Work of the waiting sequences.
@@ -82,7 +82,7 @@ struct Flow {
 
 /// A request that enters the queue.
 pub(super) struct Arrival {
-    pub claim: Claim,
+    pub hints: SchedulingHints,
     pub encodings: Vec<(PairKey, Encoding)>,
     pub reply: Reply,
     pub permit: Permit,
@@ -93,7 +93,7 @@ pub(super) struct Arrival {
 /// A request whose completion time is to be forecast.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ForecastRequest {
-    pub claim: Claim,
+    pub hints: SchedulingHints,
     pub work: Work,
 }
 
@@ -184,15 +184,15 @@ impl Queue {
                 work += Work::of(pending.tokens);
             }
         }
-        let claim = arrival.claim;
+        let hints = arrival.hints;
         if !waiting.is_empty() {
-            self.turns.join(claim.tenant, id, weight(claim));
-            self.backlog.add(claim, work);
+            self.turns.join(hints.tenant, id, weight(hints));
+            self.backlog.add(hints, work);
         }
         self.flows.insert(
             id,
             Flow {
-                claim,
+                hints,
                 waiting,
                 work,
                 unscored,
@@ -310,13 +310,13 @@ impl Queue {
         self.waiting -= work;
         for (id, index) in &pending.owners {
             let flow = self.flows.get_mut(id).expect("an owner is a flow");
-            self.backlog.remove(flow.claim, flow.work);
+            self.backlog.remove(flow.hints, flow.work);
             flow.waiting.remove(index);
             flow.work -= work;
             if flow.waiting.is_empty() {
-                self.turns.leave(flow.claim.tenant, *id);
+                self.turns.leave(flow.hints.tenant, *id);
             } else {
-                self.backlog.add(flow.claim, flow.work);
+                self.backlog.add(flow.hints, flow.work);
             }
         }
         (pending.key, encoding)
@@ -325,7 +325,7 @@ impl Queue {
     /// Why a request that has not begun should not begin.
     fn too_late(&self, id: FlowId, speed: Speed, now: Instant) -> Option<BatchError> {
         let flow = &self.flows[&id];
-        let deadline = flow.claim.deadline?;
+        let deadline = flow.hints.deadline?;
         if now >= deadline.at {
             return Some(BatchError::DeadlinePassed { begun: flow.begun });
         }
@@ -333,7 +333,7 @@ impl Queue {
             return None;
         }
         let request = ForecastRequest {
-            claim: flow.claim,
+            hints: flow.hints,
             work: flow.work,
         };
         let needed = duration(self.forecast(request, true, speed));
@@ -343,8 +343,8 @@ impl Queue {
     /// Seconds until `request` would be done if no other came after it: the rest of what runs, then all
     /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
     pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed) -> f64 {
-        let ForecastRequest { claim, work } = request;
-        let before = self.backlog.seconds_until_served(claim, work, waits, speed);
+        let ForecastRequest { hints, work } = request;
+        let before = self.backlog.seconds_until_served(hints, work, waits, speed);
         let full = speed.cost.per_token * speed.batch_tokens as f64;
         let overhead = if full > 0.0 {
             speed.cost.base / full
@@ -486,9 +486,9 @@ impl Queue {
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let mut flow = self.flows.remove(&id)?;
-        self.turns.leave(flow.claim.tenant, id);
+        self.turns.leave(flow.hints.tenant, id);
         if !flow.waiting.is_empty() {
-            self.backlog.remove(flow.claim, flow.work);
+            self.backlog.remove(flow.hints, flow.work);
         }
         flow.jobs.sort_unstable();
         flow.jobs.dedup();

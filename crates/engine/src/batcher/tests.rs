@@ -74,7 +74,9 @@ impl Bench {
         };
         let permit = self.admission.admit(&[], 1).unwrap();
         let pairs = ids.iter().map(pair).collect();
-        self.batcher.score(pairs, Claim::default(), permit).await
+        self.batcher
+            .score(pairs, SchedulingHints::default(), permit)
+            .await
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::CHUNK_COST;
 use crate::batcher::fair::{FULL_SHARE, Turns};
-use rerankd_core::{Claim, Tenant};
+use rerankd_core::{SchedulingHints, Tenant};
 
 /// Identifies a request in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +46,11 @@ impl<W> ChunkQueue<W> {
     }
 
     /// Queues the chunks of a request, each with its cost.
-    pub fn push(&mut self, claim: Claim, chunks: impl IntoIterator<Item = (usize, W)>) -> FlowId {
+    pub fn push(
+        &mut self,
+        hints: SchedulingHints,
+        chunks: impl IntoIterator<Item = (usize, W)>,
+    ) -> FlowId {
         let id = FlowId(self.next_flow);
         self.next_flow += 1;
         let chunks: VecDeque<(usize, W)> = chunks.into_iter().collect();
@@ -54,8 +58,8 @@ impl<W> ChunkQueue<W> {
             return id;
         }
         let small = chunks.len() == 1 && chunks[0].0 <= CHUNK_COST;
-        let tenant = claim.tenant;
-        let weight = FULL_SHARE / claim.priority.parts();
+        let tenant = hints.tenant;
+        let weight = FULL_SHARE / hints.priority.parts();
         self.turns(small).join(tenant, id, weight);
         let flow = Flow {
             tenant,
@@ -111,16 +115,21 @@ mod tests {
     use proptest::prelude::*;
     use rerankd_core::Priority;
 
-    fn of(tenant: u64) -> Claim {
-        Claim {
+    fn of(tenant: u64) -> SchedulingHints {
+        SchedulingHints {
             tenant: Tenant(tenant),
-            ..Claim::default()
+            ..SchedulingHints::default()
         }
     }
 
     /// A request of so many full chunks.
-    fn large(queue: &mut ChunkQueue<u64>, claim: Claim, name: u64, chunks: usize) -> FlowId {
-        queue.push(claim, (0..chunks).map(|_| (CHUNK_COST, name)))
+    fn large(
+        queue: &mut ChunkQueue<u64>,
+        hints: SchedulingHints,
+        name: u64,
+        chunks: usize,
+    ) -> FlowId {
+        queue.push(hints, (0..chunks).map(|_| (CHUNK_COST, name)))
     }
 
     /// Each of the 200 has 340 documents, of which 4 KiB are read: 85 chunks.
@@ -129,12 +138,12 @@ mod tests {
         for taken_before in [0, 1, 199, 200, 399, 5_000, 16_999] {
             let mut queue = ChunkQueue::new();
             for name in 0..200 {
-                large(&mut queue, Claim::default(), name, 85);
+                large(&mut queue, SchedulingHints::default(), name, 85);
             }
             for _ in 0..taken_before {
                 queue.take().unwrap();
             }
-            let small = queue.push(Claim::default(), [(8 * 100, 1000)]);
+            let small = queue.push(SchedulingHints::default(), [(8 * 100, 1000)]);
             assert_eq!(queue.take().unwrap().0, small, "after {taken_before}");
         }
     }
@@ -142,11 +151,11 @@ mod tests {
     #[test]
     fn small_requests_take_every_second_turn_at_most() {
         let mut queue = ChunkQueue::new();
-        large(&mut queue, Claim::default(), 0, 50);
+        large(&mut queue, SchedulingHints::default(), 0, 50);
         let mut order = Vec::new();
         for name in 1..=100 {
-            queue.push(Claim::default(), [(CHUNK_COST, name)]);
-            queue.push(Claim::default(), [(CHUNK_COST, name)]);
+            queue.push(SchedulingHints::default(), [(CHUNK_COST, name)]);
+            queue.push(SchedulingHints::default(), [(CHUNK_COST, name)]);
             order.push(queue.take().unwrap().1);
         }
         let large = order.iter().filter(|&&name| name == 0).count();
@@ -160,7 +169,7 @@ mod tests {
             large(&mut queue, of(1), name, 1000);
         }
         large(&mut queue, of(2), 100, 1000);
-        let patient = Claim {
+        let patient = SchedulingHints {
             priority: Priority::new(3).unwrap(),
             ..of(2)
         };
