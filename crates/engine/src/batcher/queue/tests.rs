@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::reply::{self, Answer};
 use super::*;
-use crate::admission::Admission;
+use crate::admission::{Memory, Size};
 use crate::plan::{BatchLimits, SHARE_ABOVE};
 use rerankd_core::{Deadline, DeadlineBy, Priority};
 
@@ -28,9 +28,16 @@ const SPEED: Speed = Speed {
     batch_tokens: 64,
 };
 
-fn admission() -> Arc<Admission> {
+fn permit() -> MemoryPermit {
     let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
-    Admission::new(usize::MAX, 512, gauge)
+    let capacity = Size {
+        tokens: usize::MAX,
+        bytes: usize::MAX,
+    };
+    let memory = Memory::new(capacity, gauge);
+    memory
+        .take(Tenant::default(), false, Size::default(), 0.0)
+        .unwrap()
 }
 
 /// A queue, and the time.
@@ -77,7 +84,7 @@ impl Bench {
             hints,
             encodings,
             reply,
-            permit: admission().admit(&[], 1).unwrap(),
+            permit: permit(),
             timeline: Timeline::default(),
             now: self.now,
         };
@@ -355,7 +362,7 @@ fn the_queue_builds_no_spans() {
         hints: SchedulingHints::default(),
         encodings: vec![sequence(1, 40), sequence(2, 40)],
         reply,
-        permit: admission().admit(&[], 1).unwrap(),
+        permit: permit(),
         timeline: timeline.clone(),
         now: bench.now,
     });
