@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::error::RerankError;
-use crate::scheduling::Claim;
+use crate::scheduling::SchedulingHints;
 use crate::score::Scale;
 use crate::truncation::Fit;
 
@@ -120,7 +120,7 @@ pub struct PredictCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 impl PredictCommand {
@@ -151,19 +151,19 @@ impl PredictCommand {
             field,
             pairs: pairs.into(),
             options,
-            claim: Claim::default(),
+            hints: SchedulingHints::default(),
         })
     }
 
-    /// The same wish, with what it may claim of the machine.
+    /// The same command, with these scheduling hints.
     #[must_use]
-    pub fn with_claim(self, claim: Claim) -> Self {
-        Self { claim, ..self }
+    pub fn with_hints(self, hints: SchedulingHints) -> Self {
+        Self { hints, ..self }
     }
 
-    /// What it may claim of the machine.
-    pub fn claim(&self) -> Claim {
-        self.claim
+    /// Its tenant, priority and deadline.
+    pub fn hints(&self) -> SchedulingHints {
+        self.hints
     }
 
     /// What the caller calls the pairs.
@@ -190,7 +190,7 @@ pub struct RerankCommand {
     top_n: usize,
     ties: Ties,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 impl RerankCommand {
@@ -223,25 +223,25 @@ impl RerankCommand {
             top_n,
             ties: Ties::default(),
             options,
-            claim: Claim::default(),
+            hints: SchedulingHints::default(),
         })
     }
 
-    /// The same wish, with another order of documents that the model does not tell apart.
+    /// The same command, with another order of documents that the model does not tell apart.
     #[must_use]
     pub fn with_ties(self, ties: Ties) -> Self {
         Self { ties, ..self }
     }
 
-    /// The same wish, with what it may claim of the machine.
+    /// The same command, with these scheduling hints.
     #[must_use]
-    pub fn with_claim(self, claim: Claim) -> Self {
-        Self { claim, ..self }
+    pub fn with_hints(self, hints: SchedulingHints) -> Self {
+        Self { hints, ..self }
     }
 
-    /// What it may claim of the machine.
-    pub fn claim(&self) -> Claim {
-        self.claim
+    /// Its tenant, priority and deadline.
+    pub fn hints(&self) -> SchedulingHints {
+        self.hints
     }
 
     /// What the caller calls the documents.

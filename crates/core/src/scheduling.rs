@@ -1,10 +1,10 @@
-//! What a request may claim of the machine.
+//! How a request is scheduled.
 
 use std::time::Instant;
 
 /// Whose a request is, how urgent, and until when its answer is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Claim {
+pub struct SchedulingHints {
     /// Who asks. Tenants share the machine evenly, however many requests each has.
     pub tenant: Tenant,
     /// Its weight among the requests of its tenant.
@@ -64,6 +64,6 @@ mod tests {
         assert_eq!(Priority::new(0).map(Priority::parts), Some(1));
         assert_eq!(Priority::new(999).map(Priority::parts), Some(1000));
         assert_eq!(Priority::new(1000), None);
-        assert_eq!(Claim::default().priority.parts(), 1);
+        assert_eq!(SchedulingHints::default().priority.parts(), 1);
     }
 }
