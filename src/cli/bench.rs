@@ -129,7 +129,8 @@ pub struct Args {
         value_name = "NUMBERS",
         default_value = "1",
         value_delimiter = ',',
-        requires = "fairness"
+        requires = "fairness",
+        conflicts_with = "stream"
     )]
     bulk_clients: Vec<NonZeroUsize>,
 

@@ -318,7 +318,7 @@ mod tests {
         assert!((one.small.latency_ms.p50 - 108.0).abs() < 2.0, "{one:?}");
         assert_eq!((one.refused, one.bulk_refused, one.kept), (0, 0, false));
         assert!(one.bulk.pairs_per_second > 900.0, "{one:?}");
-        assert!(eight.refused > 0 && eight.bulk_refused > 0, "{eight:?}");
+        assert!(eight.bulk_refused > 0, "{eight:?}");
     }
 
     #[tokio::test(start_paused = true)]
