@@ -74,7 +74,7 @@ fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
     let mut good = true;
     for compared in golden.compare(&args.reference, &engine)? {
-        good &= say(&compared, golden.pairs(), tolerance);
+        good &= print(&compared, golden.pairs(), tolerance);
     }
     let info = engine.info();
     let verdict = if good { "verified" } else { "NOT verified" };
@@ -85,13 +85,14 @@ fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     Ok(good)
 }
 
-fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
+/// Prints the differences. Returns whether all are within the tolerance.
+fn print(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
     let mut beyond = 0;
     for off in compared.beyond(tolerance) {
         beyond += 1;
         if beyond <= SHOWN {
             output::line(format_args!(
-                "  pair {}: {:.6}, should be {:.6}",
+                "  pair {}: {:.6}, expected {:.6}",
                 off.pair, off.ours, off.golden
             ));
         }
@@ -101,7 +102,7 @@ fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
     }
     if let Some(worst) = compared.worst() {
         output::line(format_args!(
-            "{} of {pairs} pairs: at most {:.2e} off (pair {}), the tolerance is {tolerance:.0e}",
+            "{} of {pairs} pairs: maximum difference {:.2e} (pair {}), tolerance {tolerance:.0e}",
             compared.what,
             worst.size(),
             worst.pair
