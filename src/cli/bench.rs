@@ -207,7 +207,10 @@ pub fn run(args: &Args) -> Exit {
         Ok(kind) => Source::BuiltIn(kind),
         Err(()) => match read(&PathBuf::from(&args.workload)) {
             Ok(requests) => Source::File(requests),
-            Err(error) => return usage(&format!("`--workload {}`: {error}", args.workload)),
+            Err(error) => {
+                let path = &args.workload;
+                return Exit::Usage.with_error(format_args!("`--workload {path}`: {error}"));
+            }
         },
     };
     let texts = Texts::new(source, args.seed)
@@ -219,69 +222,53 @@ pub fn run(args: &Args) -> Exit {
         }
         return Exit::Success;
     }
-    if args.bare {
-        return bare_sessions(args, &texts);
-    }
-    // The same runtime as in `serve`, for the same performance.
-    let runtime = match serve::runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("rerankd: cannot start threads: {error}");
-            return Exit::Failure;
-        }
+    let done = match &args.url {
+        Some(url) => over_http(args, texts, url),
+        None if args.bare => bare_sessions(args, &texts),
+        None => in_process(args, texts),
     };
-    let exit = match &args.url {
-        Some(url) => {
-            let (server, bulk) = match servers(args, url) {
-                Ok(servers) => servers,
-                Err(message) => return usage(&message),
-            };
-            runtime.block_on(async {
-                match server.info().await {
-                    Ok(info) => measure(args, texts, server, bulk, url.clone(), info).await,
-                    Err(error) => {
-                        eprintln!("rerankd: {url}: {error}");
-                        Exit::Failure
-                    }
-                }
-            })
-        }
-        None => {
-            let engine = match engine(&args.engine) {
-                Ok(config) => config,
-                Err(exit) => return exit,
-            };
-            let engine = match load_config(&engine, ProgressSink::Stderr) {
-                Ok(engine) => engine,
-                Err(error) => {
-                    eprintln!("rerankd: {error}");
-                    return Exit::Model;
-                }
-            };
-            let reranker = match load::load(&engine, Metrics::new()) {
-                Ok(reranker) => Arc::new(reranker),
-                Err(error) => {
-                    eprintln!("rerankd: {error}");
-                    return Exit::Model;
-                }
-            };
-            let model = reranker.info();
-            let info = json!({
-                "model_id": model.id,
-                "precision": model.precision,
-                "device": model.device,
-                "providers": model.providers,
-                "threads": model.threads,
-                "sessions": model.sessions,
-                "runtime_version": model.runtime_version,
-            });
-            let target = Engine(reranker.clone());
-            let name = "in process".to_owned();
-            runtime.block_on(measure(args, texts, target.clone(), target, name, info))
-        }
-    };
+    done.unwrap_or_else(|exit| exit)
+}
+
+/// Measures a server.
+fn over_http(args: &Args, texts: Texts, url: &str) -> Result<Exit, Exit> {
+    let (server, bulk) = servers(args, url).map_err(|error| Exit::Usage.with_error(error))?;
+    run_async(async {
+        let info = server.info().await;
+        let info =
+            info.map_err(|error| Exit::Failure.with_error(format_args!("`--url {url}`: {error}")))?;
+        measure(args, texts, server, bulk, url.to_owned(), info).await
+    })
+}
+
+/// Measures the engine without HTTP.
+fn in_process(args: &Args, texts: Texts) -> Result<Exit, Exit> {
+    let loaded = load_config(&engine(&args.engine)?, ProgressSink::Stderr)
+        .map_err(LoadError::from)
+        .and_then(|config| load::load(&config, Metrics::new()));
+    let reranker = Arc::new(loaded.map_err(|error| Exit::Model.with_error(error))?);
+    let model = reranker.info();
+    let info = json!({
+        "model_id": model.id,
+        "precision": model.precision,
+        "device": model.device,
+        "providers": model.providers,
+        "threads": model.threads,
+        "sessions": model.sessions,
+        "runtime_version": model.runtime_version,
+    });
+    let target = Engine(reranker.clone());
+    let name = "in process".to_owned();
+    run_async(measure(args, texts, target.clone(), target, name, info))
+}
+
+/// Runs `measurement` on the same runtime as in `serve`, for the same performance.
+fn run_async(measurement: impl Future<Output = Result<Exit, Exit>>) -> Result<Exit, Exit> {
+    let runtime = serve::runtime()
+        .map_err(|error| Exit::Failure.with_error(format_args!("cannot start threads: {error}")))?;
+    let done = runtime.block_on(measurement);
     runtime.shutdown_background();
-    exit
+    done
 }
 
 /// The server as other clients and as bulk clients see it.
@@ -317,53 +304,26 @@ fn engine(flags: &[OsString]) -> Result<Config, Exit> {
     }
 }
 
-fn usage(message: &str) -> Exit {
-    eprintln!("rerankd: {message}");
-    Exit::Usage
-}
-
 /// Measures sessions without queue and HTTP.
-fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
-    let config = match engine(&args.engine) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
-    let opened = load_config(&config, ProgressSink::Stderr).map_err(LoadError::from);
-    let opened = opened.and_then(|load_config| {
-        let engine = load::sessions(&load_config)?;
-        Ok((load_config, engine))
-    });
-    let (load_config, mut engine) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Model;
-        }
-    };
+fn bare_sessions(args: &Args, texts: &Texts) -> Result<Exit, Exit> {
+    let config = load_config(&engine(&args.engine)?, ProgressSink::Stderr);
+    let config = config.map_err(|error| Exit::Model.with_error(error))?;
+    let engine = load::sessions(&config);
+    let mut engine = engine.map_err(|error| Exit::Model.with_error(error))?;
     let (clients, max_tokens) = (args.clients.get(), engine.batch_tokens);
-    let found = bare::batches(&engine.encoder, texts, clients, max_tokens)
+    let summary = bare::batches(&engine.encoder, texts, clients, max_tokens)
         .map_err(BareError::from)
-        .and_then(|batches| bare::run(&mut engine.sessions, &batches, times(args)));
-    let summary = match found {
-        Ok(summary) => summary,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Failure;
-        }
-    };
+        .and_then(|batches| bare::run(&mut engine.sessions, &batches, times(args)))
+        .map_err(|error| Exit::Failure.with_error(error))?;
     let info = json!({
-        "model_id": load_config.model,
+        "model_id": config.model,
         "precision": engine.precision,
         "device": engine.device,
-        "threads": load_config.threads,
+        "threads": config.threads,
     });
-    show(
-        args,
-        "bare sessions".to_owned(),
-        info,
-        Findings::Bare { summary },
-    );
-    Exit::Success
+    let name = "bare sessions".to_owned();
+    print(args, name, info, Findings::Bare { summary });
+    Ok(Exit::Success)
 }
 
 async fn measure<T: Target>(
@@ -373,7 +333,7 @@ async fn measure<T: Target>(
     bulk_target: T,
     name: String,
     info: Value,
-) -> Exit {
+) -> Result<Exit, Exit> {
     let progress = Arc::new(Progress::default());
     let bar = Bar::start(args, progress.clone());
     let load = Load {
@@ -383,18 +343,12 @@ async fn measure<T: Target>(
     };
     let found = find(args, &load, bulk_target, &bar).await;
     bar.end();
-    let (findings, exit) = match found {
-        Ok(found) => found,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Failure;
-        }
-    };
-    show(args, name, info, findings);
-    exit
+    let (findings, exit) = found.map_err(|error| Exit::Failure.with_error(error))?;
+    print(args, name, info, findings);
+    Ok(exit)
 }
 
-fn show(args: &Args, target: String, info: Value, findings: Findings) {
+fn print(args: &Args, target: String, info: Value, findings: Findings) {
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         target,

@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::download::ProgressSink;
-use super::loader::load_config;
+use super::loader::load_engine;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
 use rerankd_core::{Pair, Scale};
-use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_engine::service::ModelInfo;
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::metric::{largest_difference, spearman};
@@ -338,10 +335,7 @@ fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, E
         precisions => precisions,
     };
     let runs = precisions.iter().map(|&precision| {
-        let engine = Engine::load(&LoadConfig {
-            precision,
-            ..load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?
-        })?;
+        let engine = load_engine(config, Some(precision))?;
         let labels = engine.info().labels.len();
         if labels != 1 {
             return Err(EvalError::Data(format!(

@@ -2,13 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::download::ProgressSink;
-use super::loader::load_config;
+use super::loader::load_engine;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
-use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 
 /// Maximum number of deviating pairs that are listed.
@@ -65,11 +62,7 @@ pub fn run(args: &Args) -> Exit {
 /// Whether every number is within the tolerance.
 fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let golden = Golden::read(&args.reference)?;
-    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
-    let engine = Engine::load(&LoadConfig {
-        precision: args.precision.unwrap_or(load.precision),
-        ..load
-    })?;
+    let engine = load_engine(config, args.precision)?;
     let tolerance = args.tolerance.or(golden.tolerance);
     let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
     let mut good = true;

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_closed_loop_measures_what_the_server_does() {
+    async fn a_closed_loop_measures_the_throughput() {
         let window = Window::new(SECOND, SECOND * 4);
         let load = load(SECOND / 10);
         let summary = Summary::of(&load.closed(3, window).await, window);

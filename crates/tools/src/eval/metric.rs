@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_vary_has_no_correlation() {
+    fn constant_values_have_no_correlation() {
         for (x, y) in [
             (vec![], vec![]),
             (vec![1.0], vec![2.0]),
