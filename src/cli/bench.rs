@@ -349,15 +349,23 @@ async fn measure<T: Target>(
 }
 
 fn print(args: &Args, target: String, info: Value, findings: Findings) {
+    let documents = args.documents.map(NonZeroUsize::get);
+    let (workload, documents) = if args.fairness || args.stream.is_some() {
+        let (documents, words) = (args.bulk_documents, args.bulk_words);
+        let workload = format!("8 sentences; bulk: {documents} documents of {words} words");
+        (workload, None)
+    } else if let Ok(kind) = args.workload.parse::<Kind>() {
+        let documents = documents.unwrap_or(kind.documents());
+        (args.workload.clone(), Some(documents))
+    } else {
+        (args.workload.clone(), documents)
+    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         target,
         info,
-        documents: match args.workload.parse::<Kind>() {
-            Ok(kind) => Some(args.documents.map_or(kind.documents(), NonZeroUsize::get)),
-            Err(()) => args.documents.map(NonZeroUsize::get),
-        },
-        workload: args.workload.clone(),
+        workload,
+        documents,
         seed: args.seed,
         findings,
     };

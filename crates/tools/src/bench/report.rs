@@ -143,6 +143,7 @@ impl Report {
                 summary_lines(&mut text, summary);
             }
             Findings::Fairness(fairness) => {
+                line(&mut text, "load", &[&self.workload]);
                 text.push('\n');
                 head(&mut text, "small, ms");
                 latency_line(&mut text, "idle", &fairness.idle.latency_ms);
@@ -161,6 +162,7 @@ impl Report {
                 }
             }
             Findings::Stream(stream) => {
+                line(&mut text, "load", &[&self.workload]);
                 text.push('\n');
                 head(&mut text, "ms");
                 latency_line(&mut text, "bulk, idle", &stream.idle.latency_ms);
