@@ -419,11 +419,11 @@ fn an_output_is_of_one_job_and_one_process() {
     let other = folder.write("other.jsonl", many(10));
     refused(
         &run("tiny-bert", &other, &output, &[]),
-        "of another job: its `input`",
+        "with other settings: `input`",
     );
     refused(
         &run("tiny-roberta", &input, &output, &[]),
-        "of another job: its `model`",
+        "with other settings: `model`",
     );
 
     finished(&run("tiny-bert", &other, &output, &["--overwrite"]));
