@@ -84,6 +84,9 @@ pub enum ServerError {
     /// The response took too long.
     #[error("no response within {} s", TIMEOUT.as_secs())]
     Timeout,
+    /// The server requires another API key, or any.
+    #[error("status {0}: the server requires an API key; hint: `--key-file FILE` sends one")]
+    Unauthorized(u16),
     /// `/info` has an error status.
     #[error("`/info` returned status {0}")]
     InfoStatus(u16),
@@ -141,6 +144,7 @@ impl Server {
         let response = self.exchange(Method::GET, &self.info, Bytes::new()).await?;
         match response.status {
             200 => serde_json::from_slice(&response.body).map_err(ServerError::InfoBody),
+            status @ (401 | 403) => Err(ServerError::Unauthorized(status)),
             status => Err(ServerError::InfoStatus(status)),
         }
     }
