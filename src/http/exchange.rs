@@ -7,6 +7,11 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use rerankd_core::{Claim, PredictCommand, Prediction, Ranking, RerankCommand, RerankError};
+use rerankd_engine::service::Reranker;
+use rerankd_wire::detect::detect;
+use rerankd_wire::dialect::Endpoint;
+use rerankd_wire::{Body, Context, Token, Work};
 
 use super::admin::unix_seconds;
 use super::body::{self, Accepted};
@@ -14,11 +19,6 @@ use super::error::{Failure, json_bytes};
 use super::notes::{AnsweredIn, Cost, attach};
 use super::observe::RequestId;
 use super::state::AppState;
-use rerankd_core::{Claim, PredictCommand, Prediction, Ranking, RerankCommand, RerankError};
-use rerankd_engine::service::Reranker;
-use rerankd_wire::detect::detect;
-use rerankd_wire::dialect::Endpoint;
-use rerankd_wire::{Body, Context, Token, Work};
 
 /// The answer to `request`, whose body asks for one of `operations`, and whose path may name a model.
 pub async fn answer(
@@ -130,7 +130,7 @@ async fn run(
 ) -> Result<Response, RerankError> {
     let info = reranker.info();
     let context = || Context {
-        dialect: endpoint.dialect,
+        dialect: endpoint.dialect.name,
         id: id.as_str(),
         model: &info.id,
         labels: &info.labels,

@@ -14,13 +14,13 @@ use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
 use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
-use rerankd_engine::trace::Timeline;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");

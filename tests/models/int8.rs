@@ -7,8 +7,8 @@
 use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed;
 use crate::support::reference::{Reference, fixture, model_dir};
-use crate::support::{packed, saved};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::compute_pool::ComputePool;
@@ -260,55 +260,6 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
     ] {
         check_company(&Model::open(&model_dir(name)).unwrap(), name);
     }
-}
-
-#[test]
-fn a_text_that_the_model_cannot_judge_leaves_its_batch_as_it_is() {
-    for name in ["tiny-bert", "tiny-mpnet", "tiny-modernbert"] {
-        let (directory, ids) = damaged(name);
-        let model = Model::open(directory.path()).unwrap();
-        let encodings = encodings(&model, &Reference::read(name).pairs());
-        let is_damaged = |encoding: &Encoding| encoding.ids.contains(&ids);
-        let first = encodings.iter().position(is_damaged).unwrap();
-        let clean = encodings.iter().filter(|e| !is_damaged(e) && e.len() < 64);
-        let mut batch: Vec<&Encoding> = clean.take(6).collect();
-        batch.insert(3, &encodings[first]);
-        for precision in [Precision::Fp32, Precision::Int8] {
-            let mut scorer = open(&model, precision, InstructionSet::best());
-            let together = scorer.score(&Batch::pack(batch.iter().copied())).unwrap();
-            for (index, (encoding, logit)) in batch.iter().zip(&together).enumerate() {
-                if index == 3 {
-                    assert!(!logit.is_finite(), "{name}, {precision:?}: {logit}");
-                } else {
-                    let alone = scorer.score(&Batch::pack([*encoding])).unwrap();
-                    assert!(
-                        logit.is_finite() && *logit == alone[0],
-                        "{name}, {precision:?}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// A copy of a model in which the embedding of a token overflows LayerNorm, and the token.
-fn damaged(name: &str) -> (tempfile::TempDir, u32) {
-    let model = Model::open(&model_dir(name)).unwrap();
-    let encodings = encodings(&model, &Reference::read(name).pairs());
-    let uses = |id: u32| encodings.iter().filter(|e| e.ids.contains(&id)).count();
-    let rare = encodings.iter().flat_map(|e| e.ids.iter().copied());
-    let rare = rare.min_by_key(|&id| uses(id)).unwrap();
-    let directory = saved::copy(name);
-    let mut tensors = saved::read_tensors(directory.path());
-    let words = tensors
-        .iter_mut()
-        .find(|(name, _)| name.contains("word_embeddings") || name.contains("tok_embeddings"));
-    let (_, (shape, numbers)) = words.unwrap();
-    let width = shape[1];
-    numbers[rare as usize * width..][..width].fill(f32::MAX);
-    let file = directory.path().join("model.safetensors");
-    saved::write_tensors(&file, &tensors, safetensors::Dtype::F32);
-    (directory, rare)
 }
 
 fn check_company(model: &Model, name: &str) {

@@ -5,13 +5,17 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{
+    Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
+    ScoreOptions, Side, Strategy, Truncate,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::{Context, RankingAnswer};
 use super::cohere::{RankedDocument, results};
 use super::dialect::{
-    Body, Context, Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, Served, Work,
-    rerank, with_priority,
+    Body, Dialect, Kind, Operation, Path, RerankRequest, Served, Work, rerank, with_priority,
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
@@ -21,10 +25,6 @@ use super::read::scalar::ModelName;
 use super::read::{self, request};
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{
-    Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
-    ScoreOptions, Side, Strategy, Truncate,
-};
 
 /// The server's own.
 pub static NATIVE: Dialect = Dialect {

@@ -6,21 +6,20 @@ mod tokenize;
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{
+    ErrorCode, Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Ties, Truncate,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::predict::{PredictBody, PredictRequest};
-pub use self::tokenize::Token;
 use self::tokenize::{DecodeRequest, TokenizeRequest};
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::answer::{RankingAnswer, Token};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
 use super::error::{Problem, Reply, missing};
 use super::read::list::List;
 use super::read::request;
 use super::schema::{Form, example, list, reference};
-use rerankd_core::{
-    ErrorCode, Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Ties, Truncate,
-};
 
 /// Most bytes of a body whose tokens are shown. Every token comes back with its text and place, some
 /// thirty times what was sent, and none of it waits in the queue of the model: it is for looking at

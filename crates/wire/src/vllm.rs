@@ -5,19 +5,19 @@ mod score;
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::score::{ScoreBody, ScoreRequest};
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::answer::RankingAnswer;
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Content, Contents};
 use super::read::request;
 use super::read::scalar::{ModelName, Whole};
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side};
 
 /// vLLM.
 pub static VLLM: Dialect = Dialect {

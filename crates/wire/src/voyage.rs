@@ -3,18 +3,18 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
-use super::document::{Document, DocumentForm, Echo};
+use super::answer::{DocumentForm, RankingAnswer};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::document::{Document, Echo};
 use super::error::{Problem, Reply, missing};
 use super::read::list::{List, TextObject};
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
 
 /// Voyage AI.
 pub static VOYAGE: Dialect = Dialect {

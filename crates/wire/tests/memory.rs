@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use rerankd_core::Limits;
-use rerankd_wire::dialect::{Endpoint, endpoints};
+use rerankd_wire::Endpoint;
+use rerankd_wire::registry::endpoints;
 use rerankd_wire::schema::Schemas;
 use rerankd_wire::{Body, Served};
 

@@ -2,10 +2,10 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{Priority, Side, Strategy, Truncate};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess};
 
 use super::{Place, Read, unexpected};
-use rerankd_core::{Priority, Side, Strategy, Truncate};
 
 impl Read for String {
     const EXPECTED: &'static str = "a string";

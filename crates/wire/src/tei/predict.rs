@@ -1,14 +1,15 @@
 //! `POST /predict`: every label of each pair.
 
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::options;
-use crate::dialect::{Body, Context, Served, Work};
+use crate::answer::Context;
+use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::pair::PredictInputs;
 use crate::read::{self, request};
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 /// Reads a prediction.
 pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{ContentList, Options, SideName};
-use crate::dialect::{Body, Context, Served, Work};
+use crate::answer::Context;
+use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::content::Contents;
 use crate::read::scalar::{ModelName, Whole};
 use crate::read::{self, request};
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 /// Reads texts to be scored against texts.
 pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
