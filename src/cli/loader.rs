@@ -14,7 +14,7 @@ use rerankd_model::ModelError;
 /// # Errors
 /// When there is no such model, or it cannot be downloaded.
 pub(super) fn load_config(config: &Config, sink: ProgressSink) -> Result<LoadConfig, ModelError> {
-    let source = config.model.dir.as_deref().map(Source::of).transpose()?;
+    let source = config.model.dir.as_deref().map(Source::parse).transpose()?;
     let model = match source {
         Some(Source::Directory(directory)) => Some(directory),
         Some(Source::Hub(id)) => Some(hub::fetch(&id, config, sink)?),

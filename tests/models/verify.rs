@@ -1,4 +1,4 @@
-//! `rerankd verify` tells scores that are right from those that are not.
+//! `rerankd verify` accepts correct scores and rejects wrong ones.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

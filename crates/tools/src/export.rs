@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use rerankd_model::graph::onnx::{ModelProto, StringStringEntryProto};
-use rerankd_model::graph::standard::{self, NoStandardForm, Positions};
+use rerankd_model::graph::standard::{self, Positions, UnsupportedOperator};
 use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::onnx::{EXTERNAL, ModelProto, StringStringEntryProto};
 use rerankd_model::{Model, ModelError};
 use rerankd_runtime::onnx::Layout;
 
@@ -18,8 +18,6 @@ const PATH: &str = "onnx/model.onnx";
 const LARGEST: usize = (1 << 31) - (1 << 24);
 /// Alignment of weights in a separate file, so that it can be mapped to memory.
 const ALIGNMENT: usize = 64;
-/// `TensorProto.DataLocation.EXTERNAL`.
-const EXTERNAL: i32 = 1;
 
 /// The export failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +27,9 @@ pub enum ExportError {
     Model(#[from] ModelError),
     /// The model has no graph of standard operators.
     #[error("{0}\nhint: export it with `optimum-cli export onnx --task text-classification`")]
-    Form(#[from] NoStandardForm),
-    /// An output file exists.
-    #[error("`{}` exists\nhint: remove it, or use another path", .0.display())]
+    Form(#[from] UnsupportedOperator),
+    /// There is something already.
+    #[error("`{}` exists\nhint: name another place, or remove it", .0.display())]
     Exists(PathBuf),
     /// A file cannot be written.
     #[error("cannot write `{}`: {source}", path.display())]
@@ -89,7 +87,7 @@ pub fn export_with(
     let positions = Positions {
         first: layout.first_position,
         of_segment: layout.positions,
-        uncounted: layout.uncounted,
+        skipped_token: layout.skipped_token,
         segments: model.manifest.tokenizer.uses_type_ids,
     };
     let mut file = standard::padded(graph, positions, precision)?;
@@ -139,16 +137,16 @@ fn move_weights(file: &mut ModelProto, path: &Path) -> (PathBuf, Vec<u8>) {
         .flat_map(|graph| &mut graph.initializer);
     for constant in constants {
         // Shapes and other small constants must be in the graph for shape inference.
-        let large = |bytes: &mut Vec<u8>| bytes.len() >= 1024;
-        let Some(bytes) = constant.raw_data.take_if(large) else {
+        if constant.raw_data.len() < 1024 {
             continue;
-        };
+        }
+        let bytes = std::mem::take(&mut constant.raw_data);
         data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
         let entry = |key: &str, value: String| StringStringEntryProto {
             key: key.into(),
             value,
         };
-        constant.data_location = Some(EXTERNAL);
+        constant.data_location = EXTERNAL;
         constant.external_data = vec![
             entry("location", location.clone()),
             entry("offset", data.len().to_string()),

@@ -6,7 +6,9 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{
+    Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
+};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -99,10 +101,10 @@ impl RerankRequest for CohereRequest {
         )?;
         let options = ScoreOptions {
             scale: Scale::Unit,
-            fit: Fit {
+            truncation: TruncationOptions {
                 max_chunks: self.max_chunks_per_doc,
                 max_document_tokens: self.max_tokens_per_doc,
-                ..Fit::default()
+                ..TruncationOptions::default()
             },
             ..ScoreOptions::default()
         };

@@ -2,7 +2,7 @@
 //!
 //! Its clients read logits, best first, and cut the list themselves.
 
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -46,7 +46,7 @@ request! {
         /// The texts that are ranked.
         passages: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
-        truncate?: Truncate as Option<TruncateName>,
+        truncate?: TruncationPolicy as Option<TruncateName>,
     }
 }
 

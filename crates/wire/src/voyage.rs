@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -65,7 +65,7 @@ impl RerankRequest for VoyageRequest {
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions {
             scale: Scale::Unit,
-            truncate: Truncate::allowed(self.truncation),
+            truncate: TruncationPolicy::from_flag(self.truncation),
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_k, options, limits)?;

@@ -16,7 +16,7 @@ const BODY_BYTES: usize = 256 * 1024;
 /// Few, so that what a request may hold for good counts little.
 const MAX_DOCUMENTS: usize = 100;
 
-/// `start`, as many of `item` as fit, and `end`.
+/// `start`, as many `item`s as fit, and `end`.
 fn filled(start: &str, item: &str, end: &str) -> String {
     let count = (BODY_BYTES - start.len() - end.len()) / item.len();
     format!("{start}{}{end}", item.repeat(count))

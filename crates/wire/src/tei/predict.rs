@@ -1,6 +1,6 @@
 //! `POST /predict`: every label of each pair.
 
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -30,7 +30,7 @@ request! {
         /// Whether texts that are too long are cut; otherwise they are refused.
         truncate?: bool as Option<bool>,
         /// Which end is cut.
-        truncation_direction?: Side as Option<super::Direction>,
+        truncation_direction?: TruncationSide as Option<super::Direction>,
         /// Logits instead of scores between 0 and 1.
         raw_scores?: bool as Option<bool>,
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -53,7 +53,7 @@ request! {
         /// Most tokens of a pair; -1 is as many as the model reads.
         truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
         /// Which end is cut.
-        truncation_side?: Side as Option<SideName>,
+        truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the first text; 0 is no limit.
         max_tokens_per_query?: Whole<0> as Option<u64>,
         /// Most tokens of the second text; 0 is no limit.
