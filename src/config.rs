@@ -198,15 +198,27 @@ setting::settings! {
         cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
         // Not noticeable to a person.
-        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. A new
-        /// request may wait this long for its turn; very small values reduce throughput.
+        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. Batches
+        /// are this long only while one request is alone; when several wait, they are as short as
+        /// costs little throughput. Very small values reduce throughput.
         max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
-        // A minute or more of work for a small machine; most clients have given up by then.
-        /// Maximum number of tokens in the queue; requests beyond it get 429. A longer queue refuses
-        /// fewer requests and lets them wait longer. A request of any size is accepted when the queue
-        /// is empty.
+        // Most clients have given up by then.
+        /// Maximum time that a request may be expected to wait for others; a request that would wait
+        /// longer gets 429 at once. Its own inference does not count, so a request of any size is
+        /// accepted when nothing is ahead of it. A longer time refuses fewer requests and lets them
+        /// wait longer.
+        max_queue_delay "TIME": Duration = BatchConfig::default().max_queue_delay, in MILLISECOND..=YEAR;
+
+        // A few megabytes: half a minute of work for a small machine.
+        /// Maximum number of tokens in the queue, which bounds its memory; requests beyond it get 429.
+        /// The long requests of one API key take at most half, and all of its requests three quarters.
+        /// A request of any size is accepted when the queue is empty.
         max_queue_tokens "TOKENS": usize = BatchConfig::default().max_queue_tokens, in 1..=1 << 40;
+
+        // Sixteen request bodies of the maximum size.
+        /// Maximum size of the texts in the queue, shared in the same way as `max_queue_tokens`.
+        max_queue_bytes "BYTES": usize = BatchConfig::default().max_queue_bytes, in 1..=1 << 40;
 
         /// Deadline of requests without an `x-request-timeout-ms` header; `0s` sets none. A request that
         /// cannot meet its deadline gets 429 at once, before any work is done on it.
@@ -310,7 +322,9 @@ impl From<&BatchSettings> for BatchConfig {
             max_batch_tokens: settings.max_batch_tokens,
             cuda_batch_tokens: settings.cuda_batch_tokens,
             max_batch_ms: settings.max_batch_ms,
+            max_queue_delay: settings.max_queue_delay,
             max_queue_tokens: settings.max_queue_tokens,
+            max_queue_bytes: settings.max_queue_bytes,
         }
     }
 }

@@ -63,10 +63,7 @@ pub fn run(args: &Args) -> Exit {
     });
     match done {
         Ok(()) => Exit::Success,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            Exit::Failure
-        }
+        Err(error) => Exit::Failure.with_error(error),
     }
 }
 

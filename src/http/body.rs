@@ -13,12 +13,12 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use rerankd_core::{Claim, RerankError};
+use rerankd_core::{RerankError, SchedulingHints};
 use rerankd_engine::service::Reranker;
 
 use super::budget::HeldBytes;
-use super::claim;
 use super::error::Failure;
+use super::hints;
 use super::state::{AppState, InFlight};
 use crate::config::HttpConfig;
 
@@ -41,8 +41,8 @@ pub struct Accepted {
     pub bytes: Bytes,
     /// What the body and then its texts take of the budget of all bodies, until this is dropped.
     pub held: HeldBytes,
-    /// What it may claim of the machine.
-    pub claim: Claim,
+    /// Its tenant, priority and deadline.
+    pub hints: SchedulingHints,
 }
 
 /// Reads the body of `request`.
@@ -55,7 +55,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let config = &state.config().http;
     let (parts, body) = request.into_parts();
     let mut held = state.bodies().begin();
-    let claim = claim::of_head(&parts, &state.config().batching);
+    let hints = hints::of_head(&parts, &state.config().batching);
     let read = read(&parts.headers, body, config, &mut held);
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let reranker = serving?;
@@ -84,7 +84,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
         reranker,
         bytes,
         held,
-        claim: claim?,
+        hints: hints?,
     })
 }
 

@@ -7,7 +7,9 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use rerankd_core::{Claim, PredictCommand, Prediction, Ranking, RerankCommand, RerankError};
+use rerankd_core::{
+    PredictCommand, Prediction, Ranking, RerankCommand, RerankError, SchedulingHints,
+};
 use rerankd_engine::service::Reranker;
 use rerankd_wire::detect::detect;
 use rerankd_wire::dialect::Endpoint;
@@ -37,7 +39,7 @@ pub async fn answer(
         reranker,
         bytes,
         held,
-        claim,
+        hints,
     } = accepted;
     let reading = Reading {
         state: state.clone(),
@@ -51,7 +53,7 @@ pub async fn answer(
         Err(error) => (operations[0], Err(error)),
     };
     let answered = match work {
-        Ok(work) => run(&state, &id, &reranker, endpoint, claim, work).await,
+        Ok(work) => run(&state, &id, &reranker, endpoint, hints, work).await,
         Err(error) => Err(error),
     };
     // The texts of the body are held until here.
@@ -125,7 +127,7 @@ async fn run(
     id: &RequestId,
     reranker: &Reranker,
     endpoint: Endpoint,
-    claim: Claim,
+    hints: SchedulingHints,
     work: Work,
 ) -> Result<Response, RerankError> {
     let info = reranker.info();
@@ -140,11 +142,11 @@ async fn run(
     let ok = |body| json_bytes(StatusCode::OK, body);
     Ok(match work {
         Work::Rerank(command, fill) => {
-            let (ranking, cost) = rank(reranker, command, claim).await?;
+            let (ranking, cost) = rank(reranker, command, hints).await?;
             attach(ok(fill(&context(), &ranking)), cost)
         }
         Work::Predict(command, fill) => {
-            let (prediction, cost) = predict(reranker, command, claim).await?;
+            let (prediction, cost) = predict(reranker, command, hints).await?;
             attach(ok(fill(&context(), &prediction)), cost)
         }
         Work::Tokenize {
@@ -153,7 +155,7 @@ async fn run(
             fill,
         } => {
             let texts = reranker
-                .tokenize(texts, special_tokens, claim)
+                .tokenize(texts, special_tokens, hints)
                 .await?
                 .into_iter();
             let tokens = texts.map(|tokens| {
@@ -168,7 +170,7 @@ async fn run(
             skip_special_tokens,
             fill,
         } => {
-            let texts = reranker.decode(ids, skip_special_tokens, claim).await?;
+            let texts = reranker.decode(ids, skip_special_tokens, hints).await?;
             ok(fill(&context(), &texts))
         }
     })
@@ -177,10 +179,10 @@ async fn run(
 async fn rank(
     reranker: &Reranker,
     command: RerankCommand,
-    head: Claim,
+    head: SchedulingHints,
 ) -> Result<(Ranking, Cost), RerankError> {
-    let priority = command.claim().priority;
-    let command = command.with_claim(Claim { priority, ..head });
+    let priority = command.hints().priority;
+    let command = command.with_hints(SchedulingHints { priority, ..head });
     let pairs = command.pairs().len();
     let ranking = reranker.rerank(command).await?;
     check_finite(ranking.results.iter().map(|ranked| ranked.score))?;
@@ -191,10 +193,10 @@ async fn rank(
 async fn predict(
     reranker: &Reranker,
     command: PredictCommand,
-    head: Claim,
+    head: SchedulingHints,
 ) -> Result<(Prediction, Cost), RerankError> {
-    let priority = command.claim().priority;
-    let command = command.with_claim(Claim { priority, ..head });
+    let priority = command.hints().priority;
+    let command = command.with_hints(SchedulingHints { priority, ..head });
     let pairs = command.pairs().len();
     let prediction = reranker.predict(command).await?;
     check_finite(prediction.scores.iter().copied())?;

@@ -327,7 +327,7 @@ fn what_cannot_be_evaluated_is_named() {
         assert!(!message.contains("secret"), "{message}");
     };
     fails("no-such-file.csv".into(), "`no-such-file.csv`");
-    fails(file("empty.csv", ""), "there is no pair in it");
+    fails(file("empty.csv", ""), "has no pairs");
     fails(
         file("a.csv", "secret,b,1\nsecret,b,much\n"),
         "line 2: `score` is not a number",

@@ -215,7 +215,7 @@ fn what_nothing_could_load_is_not_written() {
     assert_eq!(refused.status.code(), Some(2));
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        said.contains("nothing could load the file\nhint: "),
+        said.contains("which only this program has\nhint: "),
         "{said}"
     );
     // A fused layer cannot be exported.

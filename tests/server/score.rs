@@ -121,7 +121,7 @@ fn csv_keeps_its_cells_and_gets_the_scores_of_the_reference() {
     let input = folder.write("in.csv", input);
     let output = run("tiny-bert", &input, &folder.path("out.csv"), &[]);
     let rows = reference().len();
-    assert!(finished(&output).contains(&format!("{} rows scored, 2 without", rows + 1)));
+    assert!(finished(&output).contains(&format!("{} rows scored, 2 rejected", rows + 1)));
 
     let mut reader = csv::Reader::from_path(folder.path("out.csv")).unwrap();
     assert_eq!(
@@ -146,7 +146,7 @@ fn csv_keeps_its_cells_and_gets_the_scores_of_the_reference() {
     assert_eq!(&found[rows][0], "last");
     let rejected = lines(&folder.read("out.csv.rejected.jsonl"));
     let expected = json!([
-        {"row": rows + 1, "reason": "it has 2 cells; the header has 4", "input": ["too", "few"]},
+        {"row": rows + 1, "reason": "2 cells, but the header has 4", "input": ["too", "few"]},
         {"row": rows + 2, "reason": "`query` is not UTF-8", "input": ["bad", "q\u{fffd}", "", "d"]},
     ]);
     assert_eq!(Value::from(rejected), expected);
@@ -164,8 +164,8 @@ fn json_lines_stay_as_they_are_and_streams_need_no_file() {
         "\u{feff}{\"query\":\"a b\",\"document\":\"x}\",\"deep\":{\"score\":1}}",
     ];
     let bad = [
-        ("{\"query\": \"a\"", "it is not JSON: wrong at column 13"),
-        ("[1]", "it is not a JSON object"),
+        ("{\"query\": \"a\"", "not JSON: error at column 13"),
+        ("[1]", "not a JSON object"),
         ("{\"query\": \"a\"}", "`document` is missing"),
         (
             "{\"query\": 1, \"document\": \"d\"}",
@@ -173,7 +173,7 @@ fn json_lines_stay_as_they_are_and_streams_need_no_file() {
         ),
         (
             "{\"query\": \"a\", \"document\": \"d\", \"score\": 1}",
-            "it has a `score` already",
+            "already has a key `score`",
         ),
     ];
     let mut input = format!("{}\r\n\n", good[0]);
@@ -407,30 +407,30 @@ fn an_output_is_of_one_job_and_one_process() {
     wait_for_rows(&mut child, &journal, 0);
     refused(
         &run("tiny-bert", &input, &output, &[]),
-        "another process is writing it",
+        "another process is writing to it",
     );
     child.kill().unwrap();
     child.wait().unwrap();
 
     refused(
         &run("tiny-bert", &input, &output, &["--raw-scores"]),
-        "its `raw` was false and is true",
+        "`raw` was false and is true",
     );
     let other = folder.write("other.jsonl", many(10));
     refused(
         &run("tiny-bert", &other, &output, &[]),
-        "of another job: its `input`",
+        "with other settings: `input`",
     );
     refused(
         &run("tiny-roberta", &input, &output, &[]),
-        "of another job: its `model`",
+        "with other settings: `model`",
     );
 
     finished(&run("tiny-bert", &other, &output, &["--overwrite"]));
     assert_eq!(scores(&folder.read("out.jsonl")).len(), 10);
     refused(
         &run("tiny-bert", &other, &output, &[]),
-        "no journal says that it is unfinished",
+        "has no journal to resume from",
     );
     assert_eq!(scores(&folder.read("out.jsonl")).len(), 10);
     finished(&run("tiny-bert", &other, &output, &["--overwrite"]));
@@ -451,13 +451,13 @@ fn what_cannot_be_read_is_named() {
     let csv = folder.write("in2.csv", "query,document,score\n1,2,3\n");
     refused(
         &run("tiny-bert", &csv, &folder.path("out2.csv"), &[]),
-        "a column `score` already",
+        "already has a column `score`",
     );
     let long = format!("query,document\na,b\na,\"{}", "x".repeat(17 << 20));
     let csv = folder.write("in3.csv", long);
     refused(
         &run("tiny-bert", &csv, &folder.path("out3.csv"), &[]),
-        "behind row 1: a row is longer",
+        "after row 1: a row is longer",
     );
     let only_bad = folder.write("in4.jsonl", "{\"q\":\"a\"}\n");
     let output = run("tiny-bert", &only_bad, &folder.path("out4.jsonl"), &[]);
@@ -628,11 +628,11 @@ mod parquet {
         let (output, fields) = (folder.path("out.parquet"), ["--query-field", "id"]);
         refused(
             &run("tiny-bert", &input, &output, &fields),
-            "column `id` has no strings, but Int64",
+            "column `id` has the type Int64",
         );
         refused(
             &run("tiny-bert", &input, &output, &["--score-field", "id"]),
-            "column `id` already",
+            "already has a column `id`",
         );
         let missing = ["--document-field", "text"];
         refused(

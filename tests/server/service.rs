@@ -26,7 +26,7 @@ use tower::ServiceExt;
 const OVERHEAD: usize = 4;
 const CANCELLED: &str = "rerankd_cancelled_requests_total";
 const QUEUE: &str = "rerankd_queue_tokens";
-const REFUSED: &str = r#"rerankd_refused_requests_total{reason="overloaded"}"#;
+const REFUSED: &str = r#"rerankd_refused_requests_total{reason="memory"}"#;
 
 fn held() -> (Model, Gate) {
     let gate = Gate::new();
@@ -146,9 +146,11 @@ async fn a_full_queue_refuses_whole_requests_at_once_and_answers_what_it_took() 
     let mut first = queued(&server, &taken).await;
     gate.entered().await;
     assert!(server.metric(QUEUE).await > 100.0);
+    // A request larger than the queue leaves room for small ones beside it.
+    let mut small = queued(&server, &[3, 3, 3]).await;
 
-    // Rejected while the model is blocked, so without waiting and without scoring.
-    for refused in [&[1][..], &[1; 50]] {
+    // Answered while the model is held: nobody waits to be refused, and nothing of it is scored.
+    for refused in [&[1; 10][..], &[1; 50]] {
         let body = rerank(refused).to_string();
         let answer = server.request("POST", "/rerank", &body).await;
         let message = answer.error(429, "overloaded");
@@ -159,7 +161,8 @@ async fn a_full_queue_refuses_whole_requests_at_once_and_answers_what_it_took() 
 
     gate.open_for_good();
     assert_ranked(&first.answer().await, &taken);
-    assert_eq!(seen.pairs(), taken.len());
+    assert_ranked(&small.answer().await, &[3, 3, 3]);
+    assert_eq!(seen.pairs(), taken.len() + 3);
     let body = rerank(&[5]).to_string();
     let retried = server.request("POST", "/rerank", &body).await;
     assert_ranked(&retried, &[5]);
@@ -737,7 +740,7 @@ fn check_answers(model: Model, clients: &[Client], max_queue_tokens: usize) {
         let metrics = app.state.metrics();
         assert_eq!(metrics.engine.queue_tokens.get(), 0);
         assert_eq!(metrics.engine.cancelled.get(), left);
-        let full = metrics.engine.refused.with_label_values(&["overloaded"]);
+        let full = metrics.engine.refused.with_label_values(&["memory"]);
         assert_eq!(full.get(), refused);
         assert!(seen.pairs() as u64 <= metrics.engine.pairs.get());
         if left == 0 && !(0..=12).any(fails) {

@@ -7,7 +7,7 @@ use rerankd_core::Activation;
 use rerankd_core::Batch;
 use rerankd_engine::cost::Costs;
 use rerankd_engine::plan::BatchLimits;
-use rerankd_engine::service::{Capacity, ModelInfo, Reranker};
+use rerankd_engine::service::{Capacity, ModelInfo, QueueLimits, Reranker};
 use rerankd_model::encoder::PairEncoder;
 use rerankd_runtime::{ScoreError, Scorer};
 use tokio::sync::Semaphore;
@@ -186,10 +186,10 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         providers: [("CPUExecutionProvider".to_owned(), 3)].into(),
         batch_tokens: state.config().batching.max_batch_tokens,
     };
-    let batching = &state.config().batching;
+    let batching = (&state.config().batching).into();
     let capacity = Capacity {
-        batch: BatchLimits::of(&batching.into()),
-        max_queue_tokens: batching.max_queue_tokens,
+        batch: BatchLimits::of(&batching),
+        queue: QueueLimits::of(&batching),
         encode_threads: 1,
         cache: (&state.config().cache).into(),
         costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::error::RerankError;
-use crate::scheduling::Claim;
+use crate::scheduling::SchedulingHints;
 use crate::score::Scale;
 use crate::truncation::TruncationOptions;
 
@@ -151,7 +151,7 @@ pub struct PredictCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 impl PredictCommand {
@@ -182,19 +182,19 @@ impl PredictCommand {
             field,
             pairs: pairs.into(),
             options,
-            claim: Claim::default(),
+            hints: SchedulingHints::default(),
         })
     }
 
     /// Sets the scheduling hints.
     #[must_use]
-    pub fn with_claim(self, claim: Claim) -> Self {
-        Self { claim, ..self }
+    pub fn with_hints(self, hints: SchedulingHints) -> Self {
+        Self { hints, ..self }
     }
 
     /// The scheduling hints.
-    pub fn claim(&self) -> Claim {
-        self.claim
+    pub fn hints(&self) -> SchedulingHints {
+        self.hints
     }
 
     /// Field name of the pairs, for messages.
@@ -221,7 +221,7 @@ pub struct RerankCommand {
     top_n: usize,
     ties: TieOrder,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 impl RerankCommand {
@@ -255,7 +255,7 @@ impl RerankCommand {
             top_n,
             ties: TieOrder::default(),
             options,
-            claim: Claim::default(),
+            hints: SchedulingHints::default(),
         })
     }
 
@@ -267,13 +267,13 @@ impl RerankCommand {
 
     /// Sets the scheduling hints.
     #[must_use]
-    pub fn with_claim(self, claim: Claim) -> Self {
-        Self { claim, ..self }
+    pub fn with_hints(self, hints: SchedulingHints) -> Self {
+        Self { hints, ..self }
     }
 
     /// The scheduling hints.
-    pub fn claim(&self) -> Claim {
-        self.claim
+    pub fn hints(&self) -> SchedulingHints {
+        self.hints
     }
 
     /// Field name of the documents, for messages.

@@ -114,6 +114,22 @@ impl RerankError {
         }
     }
 
+    /// The request would wait for others for `wait`, longer than the server allows. `retry_after` is when
+    /// it may wait less.
+    pub fn queue_delay(wait: Duration, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                ErrorCode::Overloaded,
+                format!(
+                    "this would wait about {} ms for other requests, longer than this server \
+                     allows; retry after the time in `Retry-After`, or send fewer texts",
+                    wait.as_millis()
+                ),
+            )
+        }
+    }
+
     /// The request needs `needed`, more than its deadline allows. `retry_after` is when it may succeed.
     pub fn too_late(needed: Duration, retry_after: Duration) -> Self {
         Self {

@@ -12,7 +12,7 @@ pub mod truncation;
 pub use batch::{Batch, Encoding, PairKey};
 pub use command::*;
 pub use error::{ErrorCode, RerankError};
-pub use scheduling::{Claim, Deadline, DeadlineBy, Priority, Tenant};
+pub use scheduling::{Deadline, DeadlineBy, Priority, SchedulingHints, Tenant};
 pub use score::{Activation, Scale};
 pub use secret::Secret;
 pub use truncation::{TruncationOptions, TruncationSide, TruncationStrategy};

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 /// Scheduling hints of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Claim {
+pub struct SchedulingHints {
     /// Tenants share capacity equally, regardless of their number of requests.
     pub tenant: Tenant,
     /// Weight among the requests of the tenant.
@@ -64,6 +64,6 @@ mod tests {
         assert_eq!(Priority::new(0).map(Priority::parts), Some(1));
         assert_eq!(Priority::new(999).map(Priority::parts), Some(1000));
         assert_eq!(Priority::new(1000), None);
-        assert_eq!(Claim::default().priority.parts(), 1);
+        assert_eq!(SchedulingHints::default().priority.parts(), 1);
     }
 }

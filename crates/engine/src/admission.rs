@@ -1,230 +1,319 @@
 //! Decides, before any work is done, whether a request may enter.
 //!
-//! A request enters whole or not at all, on an estimate of its tokens that is corrected once they
-//! are counted. What was admitted is never revoked. While fewer tokens are outstanding than the
-//! capacity, the next request enters however large it is: nothing within the limits of a request is
-//! refused for ever.
+//! A request enters whole or not at all, and what was admitted is never revoked. Two questions are asked:
+//! when the request would be done ([`check_time`]), and whether there is memory for it ([`Memory`]). A
+//! request that nobody is ahead of has no wait, so the first lets it in unless its own deadline is too
+//! short; an empty queue has all of its memory, so the second does too.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
 
-use crate::cost::{Work, duration};
-use rerankd_core::{Pair, RerankError};
+use crate::cost::duration;
+use rerankd_core::{RerankError, Tenant};
 
-/// Seconds a token takes before anything has been measured: a small model on one slow core.
-const INITIAL_PACE: f64 = 1e-3;
-/// Longest that a client is sent away for.
-const MOST_SECONDS: f64 = 3600.0;
-/// Tokens a byte of English text, before anything has been measured.
-const INITIAL_DENSITY: f64 = 0.25;
-/// Weight of the newest request in the running density.
-const DENSITY_WEIGHT: f64 = 0.1;
+/// Longest time that a client is told to wait before it retries, in seconds.
+const MAX_RETRY_SECONDS: f64 = 3600.0;
+/// A request that holds its memory for more seconds is a long one.
+const LONG_SECONDS: f64 = 1.0;
 
-/// Counts what was admitted and not yet scored.
+/// When a request would be done, in seconds from now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expected {
+    /// Until it is done, with everything that waits and is likely to come.
+    pub completion: f64,
+    /// Until it would be done on an idle machine.
+    pub alone: f64,
+}
+
+impl Expected {
+    /// The part of the completion time that others cause.
+    pub fn wait(&self) -> f64 {
+        (self.completion - self.alone).max(0.0)
+    }
+
+    /// Whether it holds its memory for long.
+    pub fn is_long(&self) -> bool {
+        self.completion > LONG_SECONDS
+    }
+}
+
+/// Why a request was refused before it cost anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It would not be done by its deadline.
+    CannotFinishInTime {
+        /// How long it would take.
+        needed: Duration,
+        /// When to retry.
+        retry_after: Duration,
+    },
+    /// It would wait too long for others.
+    QueueDelay {
+        /// How long it would wait.
+        wait: Duration,
+        /// When to retry.
+        retry_after: Duration,
+    },
+    /// The queue has no memory for it.
+    Memory {
+        /// When to retry.
+        retry_after: Duration,
+    },
+}
+
+impl Refusal {
+    /// Every value of [`Refusal::reason`].
+    pub const REASONS: &'static [&'static str] =
+        &["cannot_finish_in_time", "queue_delay", "memory"];
+
+    /// The label of its metric.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::CannotFinishInTime { .. } => Self::REASONS[0],
+            Self::QueueDelay { .. } => Self::REASONS[1],
+            Self::Memory { .. } => Self::REASONS[2],
+        }
+    }
+}
+
+impl From<Refusal> for RerankError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::CannotFinishInTime {
+                needed,
+                retry_after,
+            } => Self::too_late(needed, retry_after),
+            Refusal::QueueDelay { wait, retry_after } => Self::queue_delay(wait, retry_after),
+            Refusal::Memory { retry_after } => Self::overloaded(retry_after),
+        }
+    }
+}
+
+/// Whether a request with this expectation is done within the seconds that its deadline leaves, and
+/// waits at most `max_wait` seconds for others.
+///
+/// # Errors
+/// The [`Refusal`], with the time by which the request is too slow.
+pub fn check_time(
+    expected: Expected,
+    deadline_seconds: Option<f64>,
+    max_wait: f64,
+) -> Result<(), Refusal> {
+    let retry_after = |excess: f64| duration(excess.min(MAX_RETRY_SECONDS));
+    if let Some(left) = deadline_seconds
+        && expected.completion > left
+    {
+        return Err(Refusal::CannotFinishInTime {
+            needed: duration(expected.completion),
+            retry_after: retry_after(expected.completion - left.max(0.0)),
+        });
+    }
+    let wait = expected.wait();
+    if wait > max_wait {
+        return Err(Refusal::QueueDelay {
+            wait: duration(wait),
+            retry_after: retry_after(wait - max_wait),
+        });
+    }
+    Ok(())
+}
+
+/// What a request holds in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens to be scored.
+    pub tokens: usize,
+    /// Bytes of text.
+    pub bytes: usize,
+}
+
+/// The memory of admitted requests.
+///
+/// A tenant holds at most three times what is free, and its long requests at most what is free. So one
+/// tenant holds at most three quarters and its long requests half, two tenants each three sevenths, and
+/// there is room for a newcomer however many tenants there are. A request counts as at most half of the
+/// capacity: one that is larger is admitted to an empty queue, and leaves room for others beside it. The
+/// queue exceeds its capacity by at most the excess of that request.
 #[derive(Debug)]
-pub struct Admission {
-    capacity_tokens: usize,
-    max_length: usize,
-    outstanding_tokens: AtomicUsize,
-    /// Seconds that a token takes all workers together, as the bits of an `f64`.
-    pace: AtomicU64,
-    /// Tokens a byte of text, as the bits of an `f64`. Only an estimate: a lost update is harmless.
-    density: AtomicU64,
+pub struct Memory {
+    capacity: Size,
+    held: Mutex<Held>,
     gauge: IntGauge,
 }
 
-impl Admission {
-    /// `capacity_tokens` may be outstanding before requests are refused; a pair never counts more
-    /// than `max_length` tokens. `gauge` shows what is outstanding.
-    pub fn new(capacity_tokens: usize, max_length: usize, gauge: IntGauge) -> Arc<Self> {
+#[derive(Debug, Default)]
+struct Held {
+    requests: usize,
+    total: Size,
+    tokens: usize,
+    tenants: HashMap<Tenant, TenantHeld>,
+}
+
+/// What one tenant holds, as it counts.
+#[derive(Debug, Clone, Copy, Default)]
+struct TenantHeld {
+    requests: usize,
+    all: Size,
+    long: Size,
+}
+
+impl Memory {
+    /// `gauge` shows the tokens held.
+    pub fn new(capacity: Size, gauge: IntGauge) -> Arc<Self> {
         Arc::new(Self {
-            capacity_tokens,
-            max_length,
-            outstanding_tokens: AtomicUsize::new(0),
-            pace: AtomicU64::new(INITIAL_PACE.to_bits()),
-            density: AtomicU64::new(INITIAL_DENSITY.to_bits()),
+            capacity,
+            held: Mutex::default(),
             gauge,
         })
     }
 
-    /// Lets all of `pairs` in, or none of them. Each is read in at most `chunks` parts.
+    /// Takes `size` for a request of `tenant`. A token is scored in `pace` seconds, by all workers
+    /// together.
     ///
     /// # Errors
-    /// [`rerankd_core::ErrorCode::Overloaded`], with the time until there is room.
-    pub fn admit(self: &Arc<Self>, pairs: &[Pair], chunks: usize) -> Result<Permit, RerankError> {
-        let work = self.estimate(pairs, chunks);
-        let estimate = work.tokens;
-        self.outstanding_tokens
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |outstanding| {
-                (outstanding < self.capacity_tokens).then_some(outstanding + estimate)
-            })
-            .map_err(|outstanding| RerankError::overloaded(self.time_to_room(outstanding)))?;
-        self.gauge.add(estimate as i64);
-        Ok(Permit {
-            admission: self.clone(),
-            tokens: estimate,
-            work,
+    /// [`Refusal::Memory`], with the time until there is room.
+    pub fn take(
+        self: &Arc<Self>,
+        tenant: Tenant,
+        is_long: bool,
+        size: Size,
+        pace: f64,
+    ) -> Result<MemoryPermit, Refusal> {
+        let mut held = self.lock();
+        let counted = self.counted(size);
+        let missing = held.missing(self.capacity, tenant, is_long, counted);
+        if held.requests > 0 && missing > 0.0 {
+            return Err(Refusal::Memory {
+                retry_after: duration((missing * pace).min(MAX_RETRY_SECONDS)),
+            });
+        }
+        let permit = MemoryPermit {
+            memory: self.clone(),
+            tenant,
+            is_long,
+            size,
+        };
+        held.requests += 1;
+        held.tenants.entry(tenant).or_default().requests += 1;
+        held.replace(&permit, Size::default(), counted);
+        held.tokens += size.tokens;
+        self.gauge.add(size.tokens as i64);
+        Ok(permit)
+    }
+
+    /// As what a request of `size` counts.
+    fn counted(&self, size: Size) -> Size {
+        Size {
+            tokens: size.tokens.min(self.capacity.tokens.div_ceil(2)),
+            bytes: size.bytes.min(self.capacity.bytes.div_ceil(2)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// Tokens that must be scored before `size` fits; none or less where it does.
+    fn missing(&self, capacity: Size, tenant: Tenant, is_long: bool, size: Size) -> f64 {
+        let theirs = self.tenants.get(&tenant).copied().unwrap_or_default();
+        let missing = |part: fn(Size) -> usize| {
+            let long = is_long.then(|| part(theirs.long));
+            missing(
+                part(capacity),
+                part(self.total),
+                part(theirs.all),
+                long,
+                part(size),
+            )
+        };
+        let tokens = missing(|size| size.tokens);
+        let bytes = missing(|size| size.bytes);
+        let tokens_per_byte = self.tokens as f64 / self.total.bytes.max(1) as f64;
+        tokens.max(if bytes > 0.0 {
+            (bytes * tokens_per_byte).max(1.0)
+        } else {
+            bytes
         })
     }
 
-    /// Tokens admitted and not yet scored.
-    pub fn outstanding_tokens(&self) -> usize {
-        self.outstanding_tokens.load(Ordering::Relaxed)
-    }
-
-    /// Tells how many seconds a token takes all workers together.
-    pub fn set_pace(&self, seconds: f64) {
-        self.pace.store(seconds.to_bits(), Ordering::Relaxed);
-    }
-
-    /// Learns how many `tokens` came of `bytes` of text. Text that was cut says nothing: nobody
-    /// counts what is not read of it.
-    pub fn observe_density(&self, bytes: usize, tokens: usize) {
-        if bytes > 0 {
-            let density = f64::from_bits(self.density.load(Ordering::Relaxed));
-            let newest = tokens as f64 / bytes as f64;
-            let mixed = density + DENSITY_WEIGHT * (newest - density);
-            self.density.store(mixed.to_bits(), Ordering::Relaxed);
+    /// What `permit` counts changes.
+    fn replace(&mut self, permit: &MemoryPermit, old: Size, new: Size) {
+        let replace = |sum: &mut Size| {
+            sum.tokens = sum.tokens + new.tokens - old.tokens;
+            sum.bytes = sum.bytes + new.bytes - old.bytes;
+        };
+        replace(&mut self.total);
+        let tenant = self.tenants.entry(permit.tenant).or_default();
+        replace(&mut tenant.all);
+        if permit.is_long {
+            replace(&mut tenant.long);
         }
     }
-
-    fn estimate(&self, pairs: &[Pair], chunks: usize) -> Work {
-        let most = self.max_length.saturating_mul(chunks);
-        let density = f64::from_bits(self.density.load(Ordering::Relaxed));
-        let tokens = |pair: &Pair| ((pair.bytes() as f64 * density) as usize).clamp(1, most);
-        let sequence = |tokens: usize| {
-            // Parts of a document that is read in several.
-            let parts = tokens.div_ceil(self.max_length).max(1);
-            Work {
-                sequences: parts,
-                tokens,
-                squares: (tokens as u64).pow(2) / parts as u64,
-            }
-        };
-        let works = pairs.iter().map(|pair| sequence(tokens(pair)));
-        works.fold(Work::default(), |sum, work| sum + work)
-    }
-
-    fn time_to_room(&self, outstanding: usize) -> Duration {
-        let excess = (outstanding + 1).saturating_sub(self.capacity_tokens);
-        let pace = f64::from_bits(self.pace.load(Ordering::Relaxed));
-        duration((excess as f64 * pace).min(MOST_SECONDS))
-    }
-
-    fn release(&self, tokens: usize) {
-        self.outstanding_tokens.fetch_sub(tokens, Ordering::Relaxed);
-        self.gauge.sub(tokens as i64);
-    }
 }
 
-/// The right of one request to be scored. Dropping it gives back what is left of it.
+/// By how much `own` does not fit where `total` is held, of it `tenant` by its own tenant, of that `long`
+/// by long requests if it is one: what they must give back until it does.
+fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> f64 {
+    let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
+    let free = capacity as f64 - total - own;
+    // Of what a tenant gives back, the free part grows by as much.
+    let by_tenant = (tenant + own - 3.0 * free) / 4.0;
+    let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - free) / 2.0);
+    by_tenant.max(by_class).max(-free)
+}
+
+/// The memory of one request. Dropping it gives back what is left.
 #[derive(Debug)]
-#[must_use = "dropping a permit gives it back"]
-pub struct Permit {
-    admission: Arc<Admission>,
-    tokens: usize,
-    work: Work,
+#[must_use = "dropping a permit gives its memory back"]
+pub struct MemoryPermit {
+    memory: Arc<Memory>,
+    tenant: Tenant,
+    is_long: bool,
+    size: Size,
 }
 
-impl Permit {
-    /// The work that the request was taken for when it was admitted.
-    pub fn estimated(&self) -> Work {
-        self.work
-    }
-
+impl MemoryPermit {
     /// Replaces the estimate by the counted number of tokens.
     pub fn correct(&mut self, tokens: usize) {
-        if tokens >= self.tokens {
-            let more = tokens - self.tokens;
-            self.admission
-                .outstanding_tokens
-                .fetch_add(more, Ordering::Relaxed);
-            self.admission.gauge.add(more as i64);
-        } else {
-            self.admission.release(self.tokens - tokens);
-        }
-        self.tokens = tokens;
+        let memory = self.memory.clone();
+        let size = Size {
+            tokens,
+            ..self.size
+        };
+        let mut held = memory.lock();
+        held.replace(self, memory.counted(self.size), memory.counted(size));
+        held.tokens = held.tokens + tokens - self.size.tokens;
+        memory.gauge.add(tokens as i64 - self.size.tokens as i64);
+        self.size = size;
     }
 
     /// Gives back `tokens` that have been scored.
     pub fn spend(&mut self, tokens: usize) {
-        let tokens = tokens.min(self.tokens);
-        self.admission.release(tokens);
-        self.tokens -= tokens;
+        self.correct(self.size.tokens.saturating_sub(tokens));
     }
 }
 
-impl Drop for Permit {
+impl Drop for MemoryPermit {
     fn drop(&mut self) {
-        self.admission.release(self.tokens);
+        let memory = &self.memory;
+        let mut held = memory.lock();
+        held.replace(self, memory.counted(self.size), Size::default());
+        held.tokens -= self.size.tokens;
+        held.requests -= 1;
+        if let Some(tenant) = held.tenants.get_mut(&self.tenant) {
+            tenant.requests -= 1;
+            if tenant.requests == 0 {
+                held.tenants.remove(&self.tenant);
+            }
+        }
+        memory.gauge.sub(self.size.tokens as i64);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rerankd_core::ErrorCode;
-
-    fn admission(capacity_tokens: usize) -> Arc<Admission> {
-        let gauge = IntGauge::new("queue_tokens", "test").unwrap();
-        Admission::new(capacity_tokens, 512, gauge)
-    }
-
-    fn pairs(count: usize, bytes: usize) -> Vec<Pair> {
-        vec![
-            Pair {
-                query: "".into(),
-                document: "x".repeat(bytes).into(),
-            };
-            count
-        ]
-    }
-
-    #[test]
-    fn an_empty_queue_admits_a_request_of_any_size() {
-        let admission = admission(1);
-        let permit = admission.admit(&pairs(1000, 1 << 16), 1).unwrap();
-        assert_eq!(admission.outstanding_tokens(), 512_000);
-        drop(permit);
-        assert_eq!(admission.outstanding_tokens(), 0);
-    }
-
-    #[test]
-    fn a_full_queue_refuses_and_says_when_to_come_back() {
-        let admission = admission(100);
-        let mut permit = admission.admit(&pairs(1, 2048), 1).unwrap();
-        let error = admission.admit(&pairs(1, 4), 1).unwrap_err();
-        assert_eq!(error.code(), ErrorCode::Overloaded);
-        assert!(error.retry_after().unwrap() > Duration::ZERO);
-        permit.spend(413);
-        let _permit = admission
-            .admit(&pairs(1, 4), 1)
-            .expect("99 of 100 outstanding");
-    }
-
-    #[test]
-    fn the_estimate_is_corrected_both_ways() {
-        let admission = admission(1000);
-        let mut permit = admission.admit(&pairs(1, 400), 1).unwrap();
-        assert_eq!(admission.outstanding_tokens(), 100);
-        permit.correct(300);
-        assert_eq!(admission.outstanding_tokens(), 300);
-        permit.correct(20);
-        assert_eq!(admission.outstanding_tokens(), 20);
-        drop(permit);
-        assert_eq!(admission.outstanding_tokens(), 0);
-    }
-
-    #[test]
-    fn the_density_of_text_is_learnt() {
-        let admission = admission(1000);
-        for _ in 0..100 {
-            admission.observe_density(100, 100);
-        }
-        let _permit = admission.admit(&pairs(1, 100), 1).unwrap();
-        assert!(admission.outstanding_tokens() > 90);
-    }
-}
+mod tests;

@@ -5,11 +5,10 @@
 //! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
 //! that batch runs, so a request that arrives late still gets its share of the next.
 
-mod backlog;
-pub(crate) mod fair;
 mod queue;
 mod reply;
 pub(crate) mod worker;
+mod workers;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -19,19 +18,23 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::queue::{Arrival, FlowId, ForecastRequest, Outcome, Queue, Speed};
-use crate::admission::{Admission, Permit};
+use self::workers::Workers;
+use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
 use crate::cache::ScoreCache;
 use crate::cost::{Costs, Work, duration};
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
+use crate::queue_delay::QueueDelay;
 use crate::trace::Timeline;
-use rerankd_core::Claim;
-use rerankd_core::{Encoding, PairKey};
+use rerankd_core::{Deadline, Encoding, PairKey, SchedulingHints};
 use rerankd_runtime::Scorer;
+
+/// How long batches are kept short after several requests waited: they are likely to come again.
+const COMPANY: Duration = Duration::from_secs(1);
 
 /// Why a submitted request has no logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BatchError {
+pub(crate) enum BatchError {
     /// A batch that held part of it failed. The text is for the log.
     #[error("{0}")]
     Failed(String),
@@ -53,13 +56,34 @@ pub enum BatchError {
 }
 
 /// The queue and the workers that empty it.
-pub struct Batcher {
+pub(crate) struct Batcher {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
 
+/// A request that asks to be admitted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demand {
+    pub hints: SchedulingHints,
+    /// Estimated work of the model.
+    pub work: Work,
+    /// Bytes of its texts.
+    pub bytes: usize,
+    /// When its texts would be tokenized.
+    pub tokenizing: Expected,
+}
+
+/// What a [`Batcher`] admits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdmissionLimits {
+    /// Memory of all requests.
+    pub memory: Size,
+    /// Seconds that a request may wait for others.
+    pub max_delay: f64,
+}
+
 /// The workers of a [`Batcher`], and how they form batches.
-pub struct BatcherConfig {
+pub(crate) struct BatcherConfig {
     /// A scorer for each worker.
     pub scorers: Vec<Box<dyn Scorer>>,
     /// Logits of each sequence.
@@ -70,6 +94,8 @@ pub struct BatcherConfig {
     pub costs: Costs,
     /// The cache that finished scores go to.
     pub cache: Arc<ScoreCache>,
+    /// What is admitted.
+    pub admission: AdmissionLimits,
 }
 
 struct Shared {
@@ -81,7 +107,9 @@ struct Shared {
     limits: BatchLimits,
     labels: usize,
     cache: Arc<ScoreCache>,
-    admission: Arc<Admission>,
+    memory: Arc<Memory>,
+    max_delay: f64,
+    delay: Arc<QueueDelay>,
     metrics: Arc<Metrics>,
     /// Requests that are not answered yet.
     requests: watch::Sender<usize>,
@@ -95,10 +123,9 @@ struct Shared {
 struct State {
     queue: Queue,
     costs: Costs,
-    /// When each worker is expected to be free again; `None` when it is.
-    busy_until: Vec<Option<Instant>>,
-    /// Whether each worker's thread runs.
-    alive: Vec<bool>,
+    workers: Workers,
+    /// Until when batches are kept short because several requests waited lately.
+    company_until: Option<Instant>,
     closed: bool,
 }
 
@@ -107,15 +134,15 @@ impl Batcher {
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub fn start(config: BatcherConfig, admission: Arc<Admission>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(config: BatcherConfig, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
         let workers = config.scorers.len();
         metrics.workers.set(workers as i64);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: Queue::new(config.labels),
                 costs: config.costs,
-                busy_until: vec![None; workers],
-                alive: vec![true; workers],
+                workers: Workers::new(workers, Instant::now()),
+                company_until: None,
                 closed: false,
             }),
             work: Condvar::new(),
@@ -123,7 +150,9 @@ impl Batcher {
             limits: config.limits,
             labels: config.labels,
             cache: config.cache,
-            admission,
+            memory: Memory::new(config.admission.memory, metrics.queue_tokens.clone()),
+            max_delay: config.admission.max_delay,
+            delay,
             metrics,
             requests: watch::Sender::new(0),
             runtime: tokio::runtime::Handle::try_current().ok(),
@@ -157,13 +186,17 @@ impl Batcher {
     pub async fn score(
         &self,
         encodings: Vec<(PairKey, Encoding)>,
-        claim: Claim,
+        hints: SchedulingHints,
         permit: Permit,
     ) -> Result<Vec<f32>, BatchError> {
+        let Permit {
+            memory: permit,
+            mut reservation,
+        } = permit;
         let (reply, mut receiver) = reply::channel();
         let (timeline, now) = (Timeline::current(), Instant::now().into_std());
         let arrival = Arrival {
-            claim,
+            hints,
             encodings,
             reply,
             permit,
@@ -171,13 +204,17 @@ impl Batcher {
             now,
         };
         let pushed = self.shared.change(|state| {
-            if state.workers() == 0 {
+            reservation.end(state);
+            if state.workers.alive() == 0 {
                 return None;
             }
             let before = state.queue.waiting().sequences;
             let pushed = state.queue.push(arrival);
+            if state.queue.in_company() {
+                state.company_until = Some(Instant::now() + COMPANY);
+            }
             let added = state.queue.waiting().sequences - before;
-            for _ in 0..added.min(state.workers() - state.busy()) {
+            for _ in 0..added.min(state.workers.idle()) {
                 self.shared.work.notify_one();
             }
             Some(pushed)
@@ -189,7 +226,7 @@ impl Batcher {
             id,
             answered: false,
         };
-        let answer = match claim.deadline {
+        let answer = match hints.deadline {
             None => receiver.await,
             Some(deadline) => {
                 let at = Instant::from_std(deadline.at);
@@ -208,28 +245,56 @@ impl Batcher {
         answer.unwrap_or_else(|_| Err(BatchError::Failed("the worker was lost".into())))
     }
 
-    /// How long a request of `work` would take from now on, if nobody came after it.
-    pub fn forecast(&self, work: Work, claim: Claim) -> Duration {
-        let state = self.shared.lock();
-        let speed = self.shared.speed(&state, Instant::now());
-        let request = ForecastRequest { claim, work };
-        duration(state.queue.forecast(request, false, speed))
+    /// Admits a request, or refuses it: by the time at which it would be done, and by the memory that it
+    /// needs. Decided at once for all that ask at the same time: who is admitted is ahead of the next.
+    ///
+    /// # Errors
+    /// [`Refusal`], before anything was done.
+    pub fn admit(&self, demand: Demand) -> Result<Permit, Refusal> {
+        let shared = &self.shared;
+        let now = Instant::now();
+        let request = ForecastRequest {
+            hints: demand.hints,
+            work: demand.work,
+        };
+        let left = |deadline: Deadline| deadline.at.saturating_duration_since(now.into_std());
+        let left = demand.hints.deadline.map(left);
+        shared.change(|state| {
+            let speed = shared.speed(state, now);
+            let at = now.into_std();
+            let expected = state.queue.expect(request, demand.tokenizing, speed, at);
+            check_time(
+                expected,
+                left.map(|left| left.as_secs_f64()),
+                shared.max_delay,
+            )?;
+            let size = Size {
+                tokens: demand.work.tokens,
+                bytes: demand.bytes,
+            };
+            let pace = state.costs.pace(demand.work);
+            let tenant = demand.hints.tenant;
+            let memory = shared.memory.take(tenant, expected.is_long(), size, pace)?;
+            state.queue.reserve(request, speed.cost, at);
+            Ok(Permit {
+                memory,
+                reservation: Reservation {
+                    shared: shared.clone(),
+                    request: Some(request),
+                },
+            })
+        })
     }
 
     /// How long it would take to score what waits now.
     pub fn delay(&self) -> Duration {
         let state = self.shared.lock();
-        let waiting = state.queue.waiting();
-        duration(
-            state
-                .costs
-                .drain_seconds(waiting, self.shared.limits.max_tokens),
-        )
+        duration(self.shared.drain_seconds(&state))
     }
 
     /// Whether a worker is left to score.
     pub fn can_serve(&self) -> bool {
-        self.shared.lock().workers() > 0
+        self.shared.lock().workers.alive() > 0
     }
 
     /// Starts no more batches, and waits at most `limit` for those that run: a process that exits while
@@ -242,7 +307,7 @@ impl Batcher {
         let _ = self
             .shared
             .ended
-            .wait_timeout_while(state, limit, |state| state.busy() > 0);
+            .wait_timeout_while(state, limit, |state| state.workers.busy() > 0);
     }
 
     /// Resolves when every request has been answered or has left.
@@ -257,7 +322,7 @@ impl Drop for Batcher {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        let all_idle = state.busy() == 0;
+        let all_idle = state.workers.busy() == 0;
         drop(state);
         self.shared.work.notify_all();
         // Idle workers end at once, and the process should not exit while they close their sessions.
@@ -268,17 +333,6 @@ impl Drop for Batcher {
                 let _ = worker.join();
             }
         }
-    }
-}
-
-impl State {
-    fn busy(&self) -> usize {
-        self.busy_until.iter().flatten().count()
-    }
-
-    /// Workers whose threads run.
-    fn workers(&self) -> usize {
-        self.alive.iter().filter(|&&alive| alive).count()
     }
 }
 
@@ -304,7 +358,7 @@ impl Shared {
     /// Fails what worker `number` had taken, and makes it free.
     fn recover(&self, number: usize) {
         self.change(|state| {
-            state.busy_until[number] = None;
+            state.workers.finish(number);
             state.queue.abandon(number, "the worker panicked");
         });
     }
@@ -313,15 +367,14 @@ impl Shared {
     /// was the last.
     fn retire(&self, number: usize) {
         let left = self.change(|state| {
-            state.busy_until[number] = None;
-            state.alive[number] = false;
+            state.workers.retire(number);
             if !state.closed {
                 state.queue.abandon(number, "the worker ended");
-                if state.workers() == 0 {
+                if state.workers.alive() == 0 {
                     state.queue.fail_all(&BatchError::NoWorkers);
                 }
             }
-            (!state.closed).then(|| state.workers())
+            (!state.closed).then(|| state.workers.alive())
         });
         self.ended.notify_all();
         if let Some(left) = left {
@@ -345,19 +398,66 @@ impl Shared {
 
     fn publish(&self, state: &State) {
         self.requests.send_replace(state.queue.requests());
-        let waiting = state.queue.waiting();
-        let delay = state.costs.drain_seconds(waiting, self.limits.max_tokens);
-        self.metrics.queue_delay_seconds.set(delay);
+        self.delay.set_scoring(self.drain_seconds(state));
+    }
+
+    fn drain_seconds(&self, state: &State) -> f64 {
+        let admitted = state.queue.admitted();
+        state.costs.drain_seconds(admitted, self.limits.max_tokens)
     }
 
     fn speed(&self, state: &State, now: Instant) -> Speed {
-        let left = |until: &Instant| until.saturating_duration_since(now).as_secs_f64();
         Speed {
             cost: state.costs.loaded(),
             workers: state.costs.workers(),
-            busy: state.busy_until.iter().flatten().map(left).sum(),
+            busy: state.workers.busy_seconds(now),
             batch_tokens: self.limits.max_tokens,
         }
+    }
+}
+
+/// The right of one request to be scored. Dropping it gives back its memory and its turns.
+#[derive(Debug)]
+#[must_use = "dropping a permit gives it back"]
+pub(crate) struct Permit {
+    memory: MemoryPermit,
+    reservation: Reservation,
+}
+
+impl Permit {
+    /// Replaces the estimate by the counted number of tokens.
+    pub fn correct(&mut self, tokens: usize) {
+        self.memory.correct(tokens);
+    }
+}
+
+/// The turns of a request that was admitted and has not been queued.
+struct Reservation {
+    shared: Arc<Shared>,
+    /// `None` once it has ended.
+    request: Option<ForecastRequest>,
+}
+
+impl Reservation {
+    fn end(&mut self, state: &mut State) {
+        if let Some(request) = self.request.take() {
+            state.queue.release(request);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.request.is_some() {
+            let shared = self.shared.clone();
+            shared.change(|state| self.end(state));
+        }
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Reservation").field(&self.request).finish()
     }
 }
 

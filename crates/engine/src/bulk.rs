@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -51,6 +52,8 @@ impl Engine {
     pub fn load(config: &LoadConfig) -> Result<Self, LoadError> {
         let mut config = config.clone();
         config.batching.max_queue_tokens = usize::MAX;
+        config.batching.max_queue_bytes = usize::MAX;
+        config.batching.max_queue_delay = Duration::MAX;
         Ok(Self::new(load::load(&config, Metrics::new())?))
     }
 

@@ -36,8 +36,12 @@ pub struct BatchConfig {
     /// Longest that one batch may take by the engine's own estimate, in milliseconds, unless a single
     /// pair takes longer.
     pub max_batch_ms: usize,
+    /// Longest that a request is expected to wait for others.
+    pub max_queue_delay: Duration,
     /// Most tokens that may wait.
     pub max_queue_tokens: usize,
+    /// Most bytes of text that may wait.
+    pub max_queue_bytes: usize,
 }
 
 impl Default for BatchConfig {
@@ -50,8 +54,12 @@ impl Default for BatchConfig {
             cuda_batch_tokens: 16_384,
             // What people do not notice.
             max_batch_ms: 100,
-            // A minute or more of work for a small machine; what waits longer has mostly been given up.
+            // Most clients have given up by then.
+            max_queue_delay: Duration::from_secs(10),
+            // A few megabytes: half a minute of work for a small machine.
             max_queue_tokens: 262_144,
+            // Sixteen request bodies of the largest size that a server accepts.
+            max_queue_bytes: 64 << 20,
         }
     }
 }

@@ -79,15 +79,19 @@
 //! # Ok::<(), prometheus::Error>(())
 //! ```
 
-pub mod admission;
-pub mod batcher;
+mod admission;
+mod backlog;
+mod batcher;
 pub mod bulk;
 pub mod cache;
 pub mod config;
 pub mod cost;
+mod estimate;
+mod fair;
 pub mod load;
 pub mod metrics;
 pub mod plan;
+mod queue_delay;
 pub mod service;
 mod tokenizing;
 pub mod trace;

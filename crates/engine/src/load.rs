@@ -14,7 +14,7 @@ use self::engine::{Engine, Plan};
 use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
 use crate::metrics::Metrics;
-use crate::service::{Capacity, ModelInfo, Reranker};
+use crate::service::{Capacity, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
@@ -157,7 +157,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let info = info(config, card, &library, &engine);
     let capacity = Capacity {
         batch: limits,
-        max_queue_tokens: config.batching.max_queue_tokens,
+        queue: QueueLimits::of(&config.batching),
         encode_threads: config.threads,
         cache: config.cache.clone(),
         costs,

@@ -1,6 +1,7 @@
 //! What an engine measures about itself, for Prometheus. Each field's doc comment is the metric's help
 //! text.
 
+use crate::admission::Refusal;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -156,9 +157,9 @@ metrics! {
     tokens: IntCounter = "rerankd_tokens_total", ();
     /// Pairs that were cut to fit the model.
     truncated: IntCounter = "rerankd_truncated_pairs_total", ();
-    /// Requests refused before they cost a token, by reason: the queue was full (`overloaded`), or they would not have been answered in time (`cannot_finish_in_time`).
+    /// Requests refused before they cost a token, by reason: they would have missed their deadline (`cannot_finish_in_time`), waited too long for others (`queue_delay`), or the queue had no memory for them (`memory`).
     refused: IntCounterVec = "rerankd_refused_requests_total",
-        Labels::Closed(("reason", &["overloaded", "cannot_finish_in_time"]));
+        Labels::Closed(("reason", Refusal::REASONS));
     /// Accepted requests whose deadline passed before their answer.
     missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
     /// Requests whose client left before the answer.
@@ -177,7 +178,7 @@ metrics! {
     tokenizer_panics: IntCounter = "rerankd_tokenizer_panics_total", ();
     /// Tokens admitted and not yet scored.
     queue_tokens: IntGauge = "rerankd_queue_tokens", ();
-    /// Seconds until what waits now would be scored if nothing came after it.
+    /// Seconds until what was admitted would be tokenized and scored if nothing came after it.
     queue_delay_seconds: Gauge = "rerankd_queue_delay_seconds", ();
     /// Pairs that were answered by the scoring of an identical pair at the same time.
     shared_pairs: IntCounter = "rerankd_shared_pairs_total", ();
@@ -193,7 +194,7 @@ metrics! {
     batch_tokens: Histogram = "rerankd_batch_tokens", TOKENS;
     /// Seconds a pair waited for its batch.
     queue_seconds: Histogram = "rerankd_queue_seconds", SECONDS;
-    /// Seconds a request spent in tokenising.
+    /// Seconds a request spent in tokenizing.
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
     /// Seconds one batch spent in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
@@ -234,7 +235,8 @@ mod tests {
     fn closed_labels_are_there_before_anything_happens() {
         let text = render(&Metrics::new());
         for line in [
-            r#"rerankd_refused_requests_total{reason="overloaded"} 0"#,
+            r#"rerankd_refused_requests_total{reason="memory"} 0"#,
+            r#"rerankd_refused_requests_total{reason="queue_delay"} 0"#,
             r#"rerankd_refused_requests_total{reason="cannot_finish_in_time"} 0"#,
         ] {
             assert!(text.contains(line), "{line}");

@@ -33,6 +33,35 @@ impl BatchLimits {
     }
 }
 
+/// Largest part of a batch's time that its fixed cost may be where several requests wait: batches are as
+/// short as that allows, so that each gets its turn soon.
+const COMPANY_OVERHEAD: f64 = 0.03;
+/// The same for a batch with which a request ends: others fill it up no further.
+const ENDING_OVERHEAD: f64 = 0.06;
+/// The shortest time to which batches are limited, in seconds: what nobody notices.
+const MIN_SECONDS: f64 = 0.01;
+
+/// The batch as far as it is formed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Draft {
+    work: Work,
+    /// Whether the last sequence of a request is in it.
+    ends_request: bool,
+}
+
+impl Draft {
+    /// Adds a sequence of `length` tokens, which may be the last of its request.
+    pub fn add(&mut self, length: usize, is_last: bool) {
+        self.work += Work::of(length);
+        self.ends_request |= is_last;
+    }
+
+    /// What is in it.
+    pub fn work(&self) -> Work {
+        self.work
+    }
+}
+
 /// What one worker may take now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
@@ -41,6 +70,8 @@ pub struct Plan {
     pub cost: Cost,
     /// Seconds after which the rest is better left to the other workers.
     share: f64,
+    /// Seconds after which a batch with which a request ends takes no more.
+    ending_seconds: f64,
 }
 
 impl Plan {
@@ -51,23 +82,35 @@ impl Plan {
             limits,
             cost,
             share: even_share(cost.marginal(waiting), others),
+            ending_seconds: f64::INFINITY,
         }
     }
 
-    /// Whether a sequence of `length` tokens may join those of `draft`.
-    pub fn accepts(&self, draft: Work, length: usize) -> bool {
-        if draft.sequences == 0 {
+    /// The same where several requests wait: short, and not filled up once a request ends with it.
+    #[must_use]
+    pub fn in_company(mut self) -> Self {
+        let seconds = |overhead: f64| (self.cost.base / overhead).max(MIN_SECONDS);
+        self.limits.max_seconds = self.limits.max_seconds.min(seconds(COMPANY_OVERHEAD));
+        self.ending_seconds = seconds(ENDING_OVERHEAD);
+        self
+    }
+
+    /// Whether a sequence of `length` tokens may join `draft`.
+    pub fn accepts(&self, draft: &Draft, length: usize) -> bool {
+        if draft.work.sequences == 0 {
             return true;
         }
-        let (one, grown) = (Work::of(length), draft + Work::of(length));
+        let (one, grown) = (Work::of(length), draft.work + Work::of(length));
+        let seconds = self.cost.seconds(grown);
         if grown.tokens > self.limits.max_tokens
-            || self.cost.seconds(grown) > self.limits.max_seconds
+            || seconds > self.limits.max_seconds
+            || draft.ends_request && seconds > self.ending_seconds
         {
             return false;
         }
         // To the nearest: half of it may stand over the even share, and rounding is no reason.
         let half = 0.5 * self.cost.marginal(one);
-        let shared = self.cost.marginal(draft) + half <= self.share * (1.0 + 1e-9);
+        let shared = self.cost.marginal(draft.work) + half <= self.share * (1.0 + 1e-9);
         shared || grown.tokens <= self.limits.share_above
     }
 }
@@ -108,11 +151,40 @@ mod tests {
     fn taken(waiting: usize, length: usize, others: &[f64]) -> usize {
         let work = Work::all(vec![length; waiting]);
         let plan = Plan::new(LIMITS, COST, work, others);
-        let mut draft = Work::default();
-        while draft.sequences < waiting && plan.accepts(draft, length) {
-            draft += Work::of(length);
+        let mut draft = Draft::default();
+        while draft.work.sequences < waiting && plan.accepts(&draft, length) {
+            draft.add(length, false);
         }
-        draft.sequences
+        draft.work.sequences
+    }
+
+    fn draft(lengths: &[usize]) -> Draft {
+        let mut draft = Draft::default();
+        lengths.iter().for_each(|&length| draft.add(length, false));
+        draft
+    }
+
+    #[test]
+    fn batches_are_short_where_several_requests_wait() {
+        let limits = BatchLimits {
+            max_seconds: 10.0,
+            ..LIMITS
+        };
+        let plan = Plan::new(limits, COST, Work::all([100; 99]), &[]);
+        assert!(plan.accepts(&draft(&[300, 99]), 100));
+        let short = plan.in_company();
+        assert!(short.accepts(&draft(&[300]), 20), "10 ms is 3 % of 330 ms");
+        assert!(!short.accepts(&draft(&[300]), 40));
+    }
+
+    #[test]
+    fn a_batch_that_ends_a_request_is_not_filled_up() {
+        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).in_company();
+        let mut ending = draft(&[100]);
+        ending.add(20, true);
+        assert!(ending.work().sequences == 2 && plan.accepts(&ending, 30));
+        assert!(!plan.accepts(&ending, 50));
+        assert!(plan.accepts(&draft(&[100, 20]), 50));
     }
 
     #[test]
@@ -131,8 +203,8 @@ mod tests {
             ..LIMITS
         };
         let plan = Plan::new(limits, COST, Work::all([100; 4]), &[0.0]);
-        assert!(plan.accepts(Work::all([100; 3]), 100));
-        assert!(!plan.accepts(Work::all([250; 4]), 1));
+        assert!(plan.accepts(&draft(&[100; 3]), 100));
+        assert!(!plan.accepts(&draft(&[250; 4]), 1));
     }
 
     #[test]
@@ -154,8 +226,8 @@ mod tests {
             Work::all([300; 9]),
             &[],
         );
-        assert!(plan.accepts(Work::all([300; 2]), 300));
-        assert!(!plan.accepts(Work::all([300; 3]), 300));
+        assert!(plan.accepts(&draft(&[300; 2]), 300));
+        assert!(!plan.accepts(&draft(&[300; 3]), 300));
     }
 
     #[test]

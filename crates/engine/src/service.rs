@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::admission::{Admission, Permit};
-use crate::batcher::{BatchError, Batcher, BatcherConfig};
+use crate::admission::{Refusal, Size};
+use crate::batcher::{AdmissionLimits, BatchError, Batcher, BatcherConfig, Demand, Permit};
 use crate::cache::{PairKeys, ScoreCache};
-use crate::config::CacheConfig;
+use crate::config::{BatchConfig, CacheConfig};
 use crate::cost::Costs;
+use crate::estimate::TokenEstimator;
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
-use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool};
+use crate::queue_delay::QueueDelay;
+use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool, Tokenizing};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
-    Activation, Claim, DeadlineBy, Pair, PredictCommand, Prediction, Ranked, Ranking,
-    RerankCommand, RerankError, Scale, ScoreOptions, Tenant, TruncationOptions, TruncationPolicy,
+    Activation, DeadlineBy, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,
+    RerankError, Scale, SchedulingHints, ScoreOptions, Tenant, TruncationOptions, TruncationPolicy,
     rank,
 };
 use rerankd_core::{Encoding, PairKey};
@@ -63,13 +65,35 @@ pub struct ModelInfo {
     pub batch_tokens: usize,
 }
 
+/// What may wait in a queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueLimits {
+    /// Tokens that may be admitted and not yet scored.
+    pub tokens: usize,
+    /// Bytes of the texts of requests that are admitted and not yet answered.
+    pub bytes: usize,
+    /// Longest that a request is expected to wait for others.
+    pub delay: Duration,
+}
+
+impl QueueLimits {
+    /// As the settings have them.
+    pub fn of(config: &BatchConfig) -> Self {
+        Self {
+            tokens: config.max_queue_tokens,
+            bytes: config.max_queue_bytes,
+            delay: config.max_queue_delay,
+        }
+    }
+}
+
 /// How much a [`Reranker`] takes on.
 #[derive(Debug, Clone)]
 pub struct Capacity {
     /// The most that one batch may be.
     pub batch: BatchLimits,
-    /// Tokens that may be outstanding before requests are refused.
-    pub max_queue_tokens: usize,
+    /// What may wait.
+    pub queue: QueueLimits,
     /// Threads that tokenize.
     pub encode_threads: usize,
     /// Which scores are kept.
@@ -83,7 +107,7 @@ pub struct Reranker {
     info: ModelInfo,
     encoder: Arc<PairEncoder>,
     tokenizers: TokenizerPool,
-    admission: Arc<Admission>,
+    estimator: TokenEstimator,
     batcher: Batcher,
     keys: PairKeys,
     cache: Arc<ScoreCache>,
@@ -96,7 +120,7 @@ struct Terms {
     /// What the caller calls the pairs.
     field: &'static str,
     options: ScoreOptions,
-    claim: Claim,
+    hints: SchedulingHints,
 }
 
 /// A request's sequences, with those scores that are cached.
@@ -138,30 +162,35 @@ impl Reranker {
         capacity: Capacity,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let admission = Admission::new(
-            capacity.max_queue_tokens,
-            info.max_length,
-            metrics.queue_tokens.clone(),
-        );
+        let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
         let cache = Arc::new(ScoreCache::new(
             &capacity.cache,
             metrics.cache_bytes.clone(),
         ));
         let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
-        let tokenizers = TokenizerPool::start(capacity.encode_threads, metrics.clone());
+        let tokenizers =
+            TokenizerPool::start(capacity.encode_threads, delay.clone(), metrics.clone());
         let config = BatcherConfig {
             scorers,
             labels: info.labels.len(),
             limits: capacity.batch,
             costs: capacity.costs,
             cache: cache.clone(),
+            admission: AdmissionLimits {
+                memory: Size {
+                    tokens: capacity.queue.tokens,
+                    bytes: capacity.queue.bytes,
+                },
+                max_delay: capacity.queue.delay.as_secs_f64(),
+            },
         };
-        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
+        let estimator = TokenEstimator::new(info.max_length);
+        let batcher = Batcher::start(config, delay, metrics.clone());
         Self {
             info,
             encoder: Arc::new(encoder),
             tokenizers,
-            admission,
+            estimator,
             batcher,
             keys,
             cache,
@@ -190,7 +219,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
-            claim: command.claim(),
+            hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
         let mut order = rank(&scored.logits, command.ties());
@@ -221,7 +250,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
-            claim: command.claim(),
+            hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
         let labels = self.info.labels.len();
@@ -246,11 +275,11 @@ impl Reranker {
         &self,
         texts: Vec<String>,
         special: bool,
-        claim: Claim,
+        hints: SchedulingHints,
     ) -> Result<Vec<Vec<TextToken>>, RerankError> {
         let encoder = self.encoder.clone();
         let tokens = move |text: &String| encoder.text_tokens(text, special);
-        self.each(texts, claim, String::len, tokens).await
+        self.each(texts, hints, String::len, tokens).await
     }
 
     /// The texts that lists of token ids stand for, without special tokens where they are skipped. Dropping
@@ -262,11 +291,11 @@ impl Reranker {
         &self,
         ids: Vec<Vec<u32>>,
         skip_special: bool,
-        claim: Claim,
+        hints: SchedulingHints,
     ) -> Result<Vec<String>, RerankError> {
         let encoder = self.encoder.clone();
         let text = move |ids: &Vec<u32>| encoder.decode(ids, skip_special);
-        self.each(ids, claim, |ids| BYTES_PER_ID * ids.len(), text)
+        self.each(ids, hints, |ids| BYTES_PER_ID * ids.len(), text)
             .await
     }
 
@@ -274,7 +303,7 @@ impl Reranker {
     async fn each<I: Send + 'static, T: Send + 'static>(
         &self,
         items: Vec<I>,
-        claim: Claim,
+        hints: SchedulingHints,
         cost: impl Fn(&I) -> usize,
         work: impl Fn(&I) -> Result<T, EncodeError> + Send + Sync + 'static,
     ) -> Result<Vec<T>, RerankError> {
@@ -290,7 +319,9 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let results: Vec<Vec<T>> = self.run(claim, chunks.collect()).await?;
+        let tokenizing = self.tokenizers.open(hints, costs.iter().sum());
+        let results = tokenizing.run(chunks.collect()).await;
+        let results: Vec<Vec<T>> = results.map_err(untokenized)?;
         Ok(results.into_iter().flatten().collect())
     }
 
@@ -320,32 +351,45 @@ impl Reranker {
 
     async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
         let (timeline, started) = (Timeline::current(), Instant::now());
-        let permit = self
-            .admission
-            .admit(pairs, terms.options.truncation.chunks())
-            .inspect_err(|_| self.refused("overloaded"))?;
-        self.check_time(&permit, terms.claim)?;
+        let costs = TextCosts::of(pairs, |text| self.text_cost(text, terms.options.truncation));
+        let permit = self.admit(pairs, &costs, terms)?;
+        let tokenizing = self.tokenizers.open(terms.hints, costs.total());
         timeline.record(Step::Admission, started, Instant::now());
         let unanswered = Unanswered(&self.metrics);
-        let scored = self.score_admitted(pairs, terms, permit).await;
+        let texts = Texts {
+            pairs,
+            costs,
+            tokenizing,
+        };
+        let scored = self.score_admitted(texts, terms, permit).await;
         unanswered.settle();
         scored
     }
 
-    /// Refuses what would not be answered in time, before it costs anything.
-    fn check_time(&self, permit: &Permit, claim: Claim) -> Result<(), RerankError> {
-        let Some(deadline) = claim.deadline else {
-            return Ok(());
+    /// Refuses what would be done too late, wait too long or take too much memory, before it costs
+    /// anything.
+    fn admit(
+        &self,
+        pairs: &[Pair],
+        costs: &TextCosts,
+        terms: Terms,
+    ) -> Result<Permit, RerankError> {
+        let demand = Demand {
+            hints: terms.hints,
+            work: self
+                .estimator
+                .work(pairs, terms.options.truncation.chunks()),
+            bytes: pairs.iter().map(Pair::bytes).sum(),
+            tokenizing: self.tokenizers.expect(terms.hints, costs.total()),
         };
-        let needed = self.batcher.forecast(permit.estimated(), claim);
-        let left = deadline.at.saturating_duration_since(now());
-        match needed > left {
-            true => {
-                self.refused("cannot_finish_in_time");
-                Err(RerankError::too_late(needed, needed - left))
-            }
-            false => Ok(()),
-        }
+        self.batcher.admit(demand).map_err(|refusal| {
+            self.refused(refusal.reason());
+            refusal.into()
+        })
+    }
+
+    fn text_cost(&self, text: &str, truncation: TruncationOptions) -> usize {
+        TEXT_COST + self.encoder.bytes_read(text.len(), truncation)
     }
 
     fn refused(&self, reason: &str) {
@@ -354,12 +398,22 @@ impl Reranker {
 
     async fn score_admitted(
         &self,
-        pairs: &Arc<[Pair]>,
+        texts: Texts<'_>,
         terms: Terms,
         permit: Permit,
     ) -> Result<Scored, RerankError> {
         let Terms { field, options, .. } = terms;
-        let (prepared, mut permit) = self.encode(pairs.clone(), terms, permit).await?;
+        let encoding = self.encode(texts, terms, permit);
+        let (prepared, mut permit) = match terms.hints.deadline {
+            None => encoding.await?,
+            Some(deadline) => {
+                let at = tokio::time::Instant::from_std(deadline.at);
+                let passed = BatchError::DeadlinePassed { begun: false };
+                tokio::time::timeout_at(at, encoding)
+                    .await
+                    .map_err(|_| self.unscored(passed, terms.hints))??
+            }
+        };
         let Prepared {
             encoded,
             keys,
@@ -400,9 +454,9 @@ impl Reranker {
                 let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
                 permit.correct(waiting);
                 self.batcher
-                    .score(unknown, terms.claim, permit)
+                    .score(unknown, terms.hints, permit)
                     .await
-                    .map_err(|error| self.unscored(error, terms.claim))?
+                    .map_err(|error| self.unscored(error, terms.hints))?
             }
         };
         let logits = merge(&known, computed, self.info.labels.len());
@@ -414,17 +468,21 @@ impl Reranker {
     }
 
     /// What a client is told of a request that has no logits.
-    fn unscored(&self, error: BatchError, claim: Claim) -> RerankError {
-        let by = claim.deadline.map(|deadline| deadline.by);
+    fn unscored(&self, error: BatchError, hints: SchedulingHints) -> RerankError {
+        let by = hints.deadline.map(|deadline| deadline.by);
         match error {
             BatchError::Failed(cause) => RerankError::internal(cause),
             BatchError::NoWorkers => RerankError::no_workers(),
             BatchError::TooLate { needed } => {
-                self.refused("cannot_finish_in_time");
-                let left = claim.deadline.map_or(Duration::ZERO, |deadline| {
+                let left = hints.deadline.map_or(Duration::ZERO, |deadline| {
                     deadline.at.saturating_duration_since(now())
                 });
-                RerankError::too_late(needed, needed.saturating_sub(left))
+                let refusal = Refusal::CannotFinishInTime {
+                    needed,
+                    retry_after: needed.saturating_sub(left),
+                };
+                self.refused(refusal.reason());
+                refusal.into()
             }
             BatchError::DeadlinePassed { begun } => {
                 self.metrics.missed_deadlines.inc();
@@ -440,18 +498,19 @@ impl Reranker {
     /// scores, and corrects the permit's estimate.
     async fn encode(
         &self,
-        pairs: Arc<[Pair]>,
+        texts: Texts<'_>,
         terms: Terms,
         mut permit: Permit,
     ) -> Result<(Prepared, Permit), RerankError> {
         let started = Instant::now();
-        let mut prepared = self.prepare(&pairs, terms).await?;
+        let pairs = texts.pairs;
+        let mut prepared = self.prepare(&texts, terms).await?;
         let encoded = &mut prepared.encoded;
         if terms.options.truncate == TruncationPolicy::Reject
             && let Some(index) = encoded.iter().position(EncodedPair::truncated)
         {
             // The pair that is named to the caller is counted to its end.
-            encoded[index].full_length = self.full_length(&pairs, index, terms).await?;
+            encoded[index].full_length = self.full_length(&texts, index, terms).await?;
         }
         let encoded = &prepared.encoded;
         let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
@@ -460,7 +519,7 @@ impl Reranker {
         });
         // Where only some tokens of each text were asked for, the density of the rest is unknown.
         if terms.options.truncation == TruncationOptions::default() {
-            self.admission.observe_density(bytes, tokens);
+            self.estimator.observe(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
         let ended = Instant::now();
@@ -472,29 +531,16 @@ impl Reranker {
     }
 
     /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
-    async fn prepare(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Prepared, RerankError> {
-        let truncation = terms.options.truncation;
-        let cost = |text: &str| TEXT_COST + self.encoder.bytes_read(text.len(), truncation);
-        let documents: Vec<usize> = pairs.iter().map(|pair| cost(&pair.document)).collect();
-        // Pairs in a row with the same query share its tokens.
-        let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
-        let mut first = Vec::new();
-        let mut run = Vec::with_capacity(pairs.len());
-        for (index, pair) in pairs.iter().enumerate() {
-            if index == 0 || !same(&pairs[index - 1], pair) {
-                first.push(index);
-            }
-            run.push(first.len() - 1);
-        }
-        let queries: Vec<usize> = first.iter().map(|&at| cost(&pairs[at].query)).collect();
-        let total = queries.iter().chain(&documents).sum();
+    async fn prepare(&self, texts: &Texts<'_>, terms: Terms) -> Result<Prepared, RerankError> {
+        let Texts { pairs, costs, .. } = texts;
+        let (truncation, total) = (terms.options.truncation, costs.total());
         let finish = Finish {
             keys: self.keys.clone(),
             cache: self.cache.clone(),
-            tenant: terms.claim.tenant,
+            tenant: terms.hints.tenant,
         };
         if total <= CHUNK_COST {
-            let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+            let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
             let work = move || {
                 let encoded = encoder
                     .truncating(truncation)
@@ -505,13 +551,13 @@ impl Reranker {
                 cost: total,
                 work: Box::new(work),
             };
-            let mut prepared = self.run(terms.claim, vec![chunk]).await?;
+            let mut prepared = texts.run(vec![chunk]).await?;
             return Ok(prepared.pop().unwrap_or_default());
         }
 
-        let first = Arc::new(first);
-        let chunks_of_queries = chunks(&queries).map(|(range, cost)| {
-            let (encoder, pairs, first) = (self.encoder.clone(), pairs.clone(), first.clone());
+        let first = Arc::new(costs.first.clone());
+        let chunks_of_queries = chunks(&costs.queries).map(|(range, cost)| {
+            let (encoder, pairs, first) = (self.encoder.clone(), Arc::clone(pairs), first.clone());
             let work = move || {
                 let fitted = encoder.truncating(truncation);
                 let queries = first[range]
@@ -524,16 +570,18 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let queries = self.run(terms.claim, chunks_of_queries.collect()).await?;
+        let queries = texts.run(chunks_of_queries.collect()).await?;
         let queries: Arc<[QueryTokens]> = queries.into_iter().flatten().collect();
 
-        let run = Arc::new(run);
-        let chunks_of_documents = chunks(&documents).map(|(range, cost)| {
-            let (encoder, pairs, run) = (self.encoder.clone(), pairs.clone(), run.clone());
+        let query_of = Arc::new(costs.query_of.clone());
+        let chunks_of_documents = chunks(&costs.documents).map(|(range, cost)| {
+            let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
+            let query_of = query_of.clone();
             let (queries, finish) = (queries.clone(), finish.clone());
             let work = move || {
                 let fitted = encoder.truncating(truncation);
-                let encoded = range.map(|at| fitted.pair(&queries[run[at]], &pairs[at].document));
+                let encoded =
+                    range.map(|at| fitted.pair(&queries[query_of[at]], &pairs[at].document));
                 Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
             };
             Chunk {
@@ -541,7 +589,7 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let parts = self.run(terms.claim, chunks_of_documents.collect()).await?;
+        let parts = texts.run(chunks_of_documents.collect()).await?;
         let mut prepared = Prepared::default();
         for part in parts {
             prepared.append(part);
@@ -552,12 +600,12 @@ impl Reranker {
     /// Tokens of a pair before truncation.
     async fn full_length(
         &self,
-        pairs: &Arc<[Pair]>,
+        texts: &Texts<'_>,
         index: usize,
         terms: Terms,
     ) -> Result<usize, RerankError> {
-        let cost = pairs[index].bytes();
-        let (encoder, pairs) = (self.encoder.clone(), pairs.clone());
+        let cost = texts.pairs[index].bytes();
+        let (encoder, pairs) = (self.encoder.clone(), Arc::clone(texts.pairs));
         let work = move || {
             encoder
                 .truncating(terms.options.truncation)
@@ -567,23 +615,67 @@ impl Reranker {
             cost,
             work: Box::new(work),
         };
-        let lengths = self.run(terms.claim, vec![chunk]).await?;
+        let lengths = texts.run(vec![chunk]).await?;
         Ok(lengths[0])
     }
+}
 
-    /// Runs `chunks` on the tokenizing threads until the caller leaves.
-    async fn run<T: Send + 'static>(
-        &self,
-        claim: Claim,
-        chunks: Vec<Chunk<T>>,
-    ) -> Result<Vec<T>, RerankError> {
-        let results = self.tokenizers.run(claim, chunks).await;
-        results.map_err(|error| match error {
-            PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
-                format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
-            ),
-            error => RerankError::internal(error.to_string()),
-        })
+/// The texts of a request that was admitted, and its turns on the tokenizing threads.
+struct Texts<'a> {
+    pairs: &'a Arc<[Pair]>,
+    costs: TextCosts,
+    tokenizing: Tokenizing<'a>,
+}
+
+impl Texts<'_> {
+    async fn run<T: Send + 'static>(&self, chunks: Vec<Chunk<T>>) -> Result<Vec<T>, RerankError> {
+        self.tokenizing.run(chunks).await.map_err(untokenized)
+    }
+}
+
+/// What a client is told of texts that were not tokenized.
+fn untokenized(error: PoolError) -> RerankError {
+    match error {
+        PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
+            format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
+        ),
+        error => RerankError::internal(error.to_string()),
+    }
+}
+
+/// What the texts of pairs cost to tokenize. Consecutive pairs with the same query share its tokens.
+struct TextCosts {
+    /// Of each pair.
+    documents: Vec<usize>,
+    /// Of each query that is tokenized.
+    queries: Vec<usize>,
+    /// The first pair with each query.
+    first: Vec<usize>,
+    /// The query of each pair.
+    query_of: Vec<usize>,
+}
+
+impl TextCosts {
+    fn of(pairs: &[Pair], cost: impl Fn(&str) -> usize) -> Self {
+        let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
+        let mut first = Vec::new();
+        let mut query_of = Vec::with_capacity(pairs.len());
+        for (index, pair) in pairs.iter().enumerate() {
+            if index == 0 || !same(&pairs[index - 1], pair) {
+                first.push(index);
+            }
+            query_of.push(first.len() - 1);
+        }
+        Self {
+            documents: pairs.iter().map(|pair| cost(&pair.document)).collect(),
+            queries: first.iter().map(|&at| cost(&pairs[at].query)).collect(),
+            first,
+            query_of,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.queries.iter().chain(&self.documents).sum()
     }
 }
 

@@ -8,17 +8,27 @@ mod queue;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use self::queue::{ChunkQueue, FlowId};
+use self::queue::{ChunkQueue, FlowId, Taken};
+use crate::admission::Expected;
 use crate::batcher::worker::message;
 use crate::metrics::Metrics;
-use rerankd_core::Claim;
+use crate::queue_delay::QueueDelay;
+use rerankd_core::SchedulingHints;
 use rerankd_model::encoder::EncodeError;
 
 /// Cost of a full chunk, in bytes of text: a few milliseconds of one core.
 pub(crate) const CHUNK_COST: usize = 16 * 1024;
+
+/// Seconds per byte before anything has been measured: a slow core.
+const INITIAL_PACE: f64 = 2e-7;
+/// Weight of the newest chunk in the running pace.
+const PACE_WEIGHT: f64 = 0.05;
+/// A chunk that is so many times off the pace counts as this far off: it may have been preempted.
+const OUTLIER: f64 = 4.0;
 
 /// Part of the work of a request.
 pub(crate) struct Chunk<T> {
@@ -51,12 +61,27 @@ struct Shared {
     state: Mutex<State>,
     /// Signalled when a chunk is queued, and when the pool is dropped.
     work: Condvar,
+    threads: usize,
+    delay: Arc<QueueDelay>,
     metrics: Arc<Metrics>,
 }
 
 struct State {
     queue: ChunkQueue<Work>,
+    /// Seconds that a thread takes for a byte.
+    pace: f64,
     closed: bool,
+}
+
+impl State {
+    /// Learns that a chunk of this `cost` took so many `seconds`.
+    fn learn(&mut self, cost: usize, seconds: f64) {
+        let newest = seconds / cost.max(1) as f64;
+        let newest = newest.clamp(self.pace / OUTLIER, self.pace * OUTLIER);
+        // A small chunk says as little as it weighs.
+        let weight = PACE_WEIGHT * (cost as f64 / CHUNK_COST as f64).min(1.0);
+        self.pace += weight * (newest - self.pace);
+    }
 }
 
 impl TokenizerPool {
@@ -64,16 +89,20 @@ impl TokenizerPool {
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub fn start(threads: usize, metrics: Arc<Metrics>) -> Self {
+    pub fn start(threads: usize, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: ChunkQueue::new(),
+                pace: INITIAL_PACE,
                 closed: false,
             }),
             work: Condvar::new(),
+            threads,
+            delay,
             metrics,
         });
-        for number in 0..threads.max(1) {
+        for number in 0..threads {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name(format!("tokenize-{number}"))
@@ -83,16 +112,46 @@ impl TokenizerPool {
         Self { shared }
     }
 
-    /// Runs the chunks of one request. Their results come in order. Dropping the future removes the chunks
-    /// that no thread has taken.
+    /// When a newcomer of this `cost` would be done.
+    pub fn expect(&self, hints: SchedulingHints, cost: usize) -> Expected {
+        let state = self.shared.lock();
+        let threads = self.shared.threads as f64;
+        // A chunk runs on one thread.
+        let seconds = |bytes: f64| {
+            let one = bytes.min(CHUNK_COST as f64);
+            state.pace * one.max(bytes / threads)
+        };
+        let alone = seconds(cost as f64);
+        let all = state.pace * state.queue.cost_until_done(hints, cost) / threads;
+        Expected {
+            completion: all.max(alone),
+            alone,
+        }
+    }
+
+    /// The work of a request of this `cost` in all. Dropping it removes the chunks that no thread has
+    /// taken.
+    pub fn open(&self, hints: SchedulingHints, cost: usize) -> Tokenizing<'_> {
+        let id = self.shared.change(|state| state.queue.open(hints, cost));
+        Tokenizing {
+            shared: &self.shared,
+            id,
+        }
+    }
+}
+
+/// The tokenizing of one request.
+pub(crate) struct Tokenizing<'a> {
+    shared: &'a Shared,
+    id: FlowId,
+}
+
+impl Tokenizing<'_> {
+    /// Runs chunks of the request. Their results come in order.
     ///
     /// # Errors
     /// [`PoolError`] of the first chunk that fails; the rest is then not run.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        claim: Claim,
-        chunks: Vec<Chunk<T>>,
-    ) -> Result<Vec<T>, PoolError> {
+    pub async fn run<T: Send + 'static>(&self, chunks: Vec<Chunk<T>>) -> Result<Vec<T>, PoolError> {
         if chunks.is_empty() {
             return Ok(Vec::new());
         }
@@ -113,15 +172,20 @@ impl TokenizerPool {
         let chunks: Vec<(usize, Work)> = chunks.into_iter().enumerate().map(work).collect();
         drop(collector);
         let count = chunks.len();
-        let id = self.shared.lock().queue.push(claim, chunks);
+        self.shared
+            .change(|state| state.queue.push(self.id, chunks));
         for _ in 0..count {
             self.shared.work.notify_one();
         }
-        let _ticket = Ticket {
-            shared: &self.shared,
-            id,
-        };
         receiver.await.unwrap_or(Err(PoolError::Stopped))
+    }
+}
+
+impl Drop for Tokenizing<'_> {
+    fn drop(&mut self) {
+        let cancelled = self.shared.change(|state| state.queue.close(self.id));
+        // Outside the lock.
+        drop(cancelled);
     }
 }
 
@@ -141,11 +205,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes the state and publishes what is left.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        self.publish(&state);
+        result
+    }
+
+    fn publish(&self, state: &State) {
+        let seconds = state.pace * state.queue.cost() as f64 / self.threads as f64;
+        self.delay.set_tokenizing(seconds);
+    }
+
     /// Runs chunks until the pool is dropped.
     fn run(&self) {
         let mut state = self.lock();
         while !state.closed {
-            let Some((id, work)) = state.queue.take() else {
+            let Some(Taken { id, cost, work }) = state.queue.take() else {
                 state = self
                     .work
                     .wait(state)
@@ -153,26 +230,16 @@ impl Shared {
                 continue;
             };
             drop(state);
+            let started = Instant::now();
             let needed = work();
+            let seconds = started.elapsed().as_secs_f64();
             state = self.lock();
+            state.learn(cost, seconds);
             if !needed {
-                state.queue.cancel(id);
+                state.queue.close(id);
             }
+            self.publish(&state);
         }
-    }
-}
-
-/// Removes what is left of a request from the queue.
-struct Ticket<'a> {
-    shared: &'a Shared,
-    id: FlowId,
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        let cancelled = self.shared.lock().queue.cancel(self.id);
-        // Outside the lock.
-        drop(cancelled);
     }
 }
 
@@ -215,11 +282,12 @@ impl<T> Collector<T> {
             }
             Err(error) => Err(error),
         };
+        let succeeded = answer.is_ok();
         if let Some(reply) = results.reply.take() {
             // The client may have just left.
             let _ = reply.send(answer);
         }
-        false
+        succeeded
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use rerankd_core::{
-    Claim, Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    SchedulingHints,
 };
 use serde::Serialize;
 
@@ -286,9 +287,9 @@ pub(crate) fn rerank<T: RerankRequest>(
     // Its texts are copied from here on.
     drop(body);
     served.check_model(request.model())?;
-    let claim = with_priority(request.priority());
+    let hints = with_priority(request.priority());
     let (command, kept) = request.into_command(&served.limits)?;
-    let command = command.with_claim(claim);
+    let command = command.with_hints(hints);
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {
         let answer = RankingAnswer {
@@ -301,10 +302,10 @@ pub(crate) fn rerank<T: RerankRequest>(
     Ok(Work::Rerank(command, Box::new(fill)))
 }
 
-/// The claim of a request of this `priority`.
-pub(crate) fn with_priority(priority: Priority) -> Claim {
-    Claim {
+/// The scheduling hints of a request of this `priority`.
+pub(crate) fn with_priority(priority: Priority) -> SchedulingHints {
+    SchedulingHints {
         priority,
-        ..Claim::default()
+        ..SchedulingHints::default()
     }
 }

@@ -192,8 +192,8 @@ fn predict(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
     let request: PredictRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
     served.check_model(request.model.as_deref())?;
-    let claim = with_priority(request.priority.unwrap_or_default());
-    let command = request.into_command(&served.limits)?.with_claim(claim);
+    let hints = with_priority(request.priority.unwrap_or_default());
+    let command = request.into_command(&served.limits)?.with_hints(hints);
     let fill = |context: &Context<'_>, prediction: &Prediction| {
         to_json(&PredictResponse::fill(context.model, prediction))
     };

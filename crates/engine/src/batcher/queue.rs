@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use super::BatchError;
-use super::backlog::{Backlog, weight};
-use super::fair::Turns;
 use super::reply::Reply;
-use crate::admission::Permit;
+use crate::admission::{Expected, MemoryPermit};
+use crate::backlog::{Backlog, Forecast, weight};
 use crate::cost::{Cost, Work, duration};
-use crate::plan::Plan;
+use crate::fair::Turns;
+use crate::plan::{Draft, Plan};
 use crate::trace::{self, Timeline};
-use rerankd_core::{Claim, Tenant};
 use rerankd_core::{Encoding, PairKey};
+use rerankd_core::{SchedulingHints, Tenant};
 
 /// Identifies a request in the queue. Later requests have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ impl Pending {
 
 /// A request of which something is waiting or running.
 struct Flow {
-    claim: Claim,
+    hints: SchedulingHints,
     /// By position in the request, which is the order in which they are taken.
     waiting: BTreeMap<usize, JobId>,
     /// Work of the waiting sequences.
@@ -75,17 +75,17 @@ struct Flow {
     scored_tokens: usize,
     logits: Vec<f32>,
     reply: Reply,
-    permit: Permit,
+    permit: MemoryPermit,
     timeline: Timeline,
     queued_at: Instant,
 }
 
 /// A request that enters the queue.
 pub(super) struct Arrival {
-    pub claim: Claim,
+    pub hints: SchedulingHints,
     pub encodings: Vec<(PairKey, Encoding)>,
     pub reply: Reply,
-    pub permit: Permit,
+    pub permit: MemoryPermit,
     pub timeline: Timeline,
     pub now: Instant,
 }
@@ -93,7 +93,7 @@ pub(super) struct Arrival {
 /// A request whose completion time is to be forecast.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ForecastRequest {
-    pub claim: Claim,
+    pub hints: SchedulingHints,
     pub work: Work,
 }
 
@@ -109,6 +109,38 @@ pub(super) struct Speed {
     pub batch_tokens: usize,
 }
 
+impl Speed {
+    fn forecast(&self, request: ForecastRequest, waits: bool) -> Forecast {
+        Forecast {
+            hints: request.hints,
+            work: request.work,
+            waits,
+            cost: self.cost,
+            workers: self.workers,
+        }
+    }
+
+    /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
+    /// seconds of what runs.
+    fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
+        let full = self.cost.per_token * self.batch_tokens as f64;
+        let overhead = if full > 0.0 {
+            self.cost.base / full
+        } else {
+            0.0
+        };
+        let shared = (busy + seconds * (1.0 + overhead)) / self.workers as f64;
+        // However many workers there are, a sequence runs on one.
+        let sequences = work.sequences.max(1);
+        let one = Work {
+            sequences: 1,
+            tokens: work.tokens / sequences,
+            squares: work.squares / sequences as u64,
+        };
+        shared.max(self.cost.seconds(one))
+    }
+}
+
 /// All requests in the queue.
 pub(super) struct Queue {
     flows: HashMap<FlowId, Flow>,
@@ -119,6 +151,8 @@ pub(super) struct Queue {
     backlog: Backlog,
     /// Jobs that wait, each counted once.
     waiting: Work,
+    /// Estimated work of requests that are admitted and being tokenized.
+    reserved: Work,
     next_flow: u64,
     next_job: u64,
     labels: usize,
@@ -159,10 +193,24 @@ impl Queue {
             turns: Turns::new(),
             backlog: Backlog::default(),
             waiting: Work::default(),
+            reserved: Work::default(),
             next_flow: 0,
             next_job: 0,
             labels,
         }
+    }
+
+    /// Reserves the turns of a request that was admitted and will be queued.
+    pub(super) fn reserve(&mut self, request: ForecastRequest, cost: Cost, now: Instant) {
+        self.backlog.arrive(request.hints, request.work, cost, now);
+        self.backlog.add(request.hints, request.work);
+        self.reserved += request.work;
+    }
+
+    /// Ends a reservation.
+    pub(super) fn release(&mut self, request: ForecastRequest) {
+        self.backlog.remove(request.hints, request.work);
+        self.reserved -= request.work;
     }
 
     /// Queues a request. Returns its id, and how many of its sequences other requests wait for already.
@@ -184,15 +232,15 @@ impl Queue {
                 work += Work::of(pending.tokens);
             }
         }
-        let claim = arrival.claim;
+        let hints = arrival.hints;
         if !waiting.is_empty() {
-            self.turns.join(claim.tenant, id, weight(claim));
-            self.backlog.add(claim, work);
+            self.turns.join(hints.tenant, id, weight(hints));
+            self.backlog.add(hints, work);
         }
         self.flows.insert(
             id,
             Flow {
-                claim,
+                hints,
                 waiting,
                 work,
                 unscored,
@@ -225,6 +273,16 @@ impl Queue {
         id
     }
 
+    /// What was admitted and is not in a batch yet.
+    pub(super) fn admitted(&self) -> Work {
+        self.waiting + self.reserved
+    }
+
+    /// Whether several requests have something waiting.
+    pub(super) fn in_company(&self) -> bool {
+        self.flows.len() > 1
+    }
+
     /// What waits for a batch.
     pub(super) fn waiting(&self) -> Work {
         self.waiting
@@ -242,7 +300,7 @@ impl Queue {
     /// of begun.
     pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed, now: Instant) -> Taken {
         let mut taken = Taken::default();
-        let mut draft = Work::default();
+        let mut draft = Draft::default();
         let mut aside = Vec::new();
         let mut refused = 0;
         while let Some((tenant, id)) = self.turns.next() {
@@ -261,7 +319,7 @@ impl Queue {
                 .first_key_value()
                 .expect("a flow that takes turns has a waiting job");
             let tokens = self.jobs[&job].tokens;
-            if !plan.accepts(draft, tokens) {
+            if !plan.accepts(&draft, tokens) {
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));
                 if aside.len() > MAX_PASSED_OVER {
@@ -269,7 +327,7 @@ impl Queue {
                 }
                 continue;
             }
-            draft += Work::of(tokens);
+            draft.add(tokens, flow.waiting.len() == 1);
             let queued_at = flow.queued_at;
             if !std::mem::replace(&mut flow.begun, true) {
                 taken.begun.push((flow.timeline.clone(), queued_at));
@@ -310,13 +368,13 @@ impl Queue {
         self.waiting -= work;
         for (id, index) in &pending.owners {
             let flow = self.flows.get_mut(id).expect("an owner is a flow");
-            self.backlog.remove(flow.claim, flow.work);
+            self.backlog.remove(flow.hints, flow.work);
             flow.waiting.remove(index);
             flow.work -= work;
             if flow.waiting.is_empty() {
-                self.turns.leave(flow.claim.tenant, *id);
+                self.turns.leave(flow.hints.tenant, *id);
             } else {
-                self.backlog.add(flow.claim, flow.work);
+                self.backlog.add(flow.hints, flow.work);
             }
         }
         (pending.key, encoding)
@@ -325,7 +383,7 @@ impl Queue {
     /// Why a request that has not begun should not begin.
     fn too_late(&self, id: FlowId, speed: Speed, now: Instant) -> Option<BatchError> {
         let flow = &self.flows[&id];
-        let deadline = flow.claim.deadline?;
+        let deadline = flow.hints.deadline?;
         if now >= deadline.at {
             return Some(BatchError::DeadlinePassed { begun: flow.begun });
         }
@@ -333,7 +391,7 @@ impl Queue {
             return None;
         }
         let request = ForecastRequest {
-            claim: flow.claim,
+            hints: flow.hints,
             work: flow.work,
         };
         let needed = duration(self.forecast(request, true, speed));
@@ -343,23 +401,31 @@ impl Queue {
     /// Seconds until `request` would be done if no other came after it: the rest of what runs, then all
     /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
     pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed) -> f64 {
-        let ForecastRequest { claim, work } = request;
-        let before = self.backlog.seconds_until_served(claim, work, waits, speed);
-        let full = speed.cost.per_token * speed.batch_tokens as f64;
-        let overhead = if full > 0.0 {
-            speed.cost.base / full
-        } else {
-            0.0
-        };
-        let shared = (speed.busy + before * (1.0 + overhead)) / speed.workers as f64;
-        // However many workers there are, a sequence runs on one.
-        let sequences = work.sequences.max(1);
-        let one = Work {
-            sequences: 1,
-            tokens: work.tokens / sequences,
-            squares: work.squares / sequences as u64,
-        };
-        shared.max(speed.cost.seconds(one))
+        let forecast = speed.forecast(request, waits);
+        speed.completion(
+            request.work,
+            self.backlog.seconds_until_served(&forecast),
+            speed.busy,
+        )
+    }
+
+    /// When a newcomer would be done, whose texts are tokenized after the seconds of `tokenizing`.
+    pub(super) fn expect(
+        &self,
+        request: ForecastRequest,
+        tokenizing: Expected,
+        speed: Speed,
+        now: Instant,
+    ) -> Expected {
+        let forecast = speed.forecast(request, false);
+        let work = request.work;
+        let alone = speed.completion(work, speed.cost.marginal(work), 0.0);
+        let served = self.backlog.expected_seconds(&forecast, now);
+        let others = speed.completion(work, served, speed.busy) - alone;
+        Expected {
+            completion: tokenizing.completion + others.max(0.0) + alone,
+            alone: tokenizing.alone + alone,
+        }
     }
 
     /// Stores the logits of a batch, `[jobs, labels]`, and answers the requests it completes. A sequence
@@ -486,9 +552,9 @@ impl Queue {
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let mut flow = self.flows.remove(&id)?;
-        self.turns.leave(flow.claim.tenant, id);
+        self.turns.leave(flow.hints.tenant, id);
         if !flow.waiting.is_empty() {
-            self.backlog.remove(flow.claim, flow.work);
+            self.backlog.remove(flow.hints, flow.work);
         }
         flow.jobs.sort_unstable();
         flow.jobs.dedup();

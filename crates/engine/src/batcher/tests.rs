@@ -24,7 +24,6 @@ impl Scorer for FirstToken {
 
 struct Bench {
     batcher: Batcher,
-    admission: Arc<Admission>,
     cache: Arc<ScoreCache>,
     metrics: Arc<Metrics>,
 }
@@ -32,7 +31,6 @@ struct Bench {
 impl Bench {
     fn new(workers: usize) -> Self {
         let metrics = Metrics::new();
-        let admission = Admission::new(usize::MAX, 512, metrics.queue_tokens.clone());
         let limits = CacheConfig {
             size: 1 << 20,
             ..CacheConfig::default()
@@ -49,11 +47,18 @@ impl Bench {
             },
             costs: Costs::guess(workers),
             cache: cache.clone(),
+            admission: AdmissionLimits {
+                memory: Size {
+                    tokens: usize::MAX,
+                    bytes: usize::MAX,
+                },
+                max_delay: f64::INFINITY,
+            },
         };
-        let batcher = Batcher::start(config, admission.clone(), metrics.clone());
+        let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
+        let batcher = Batcher::start(config, delay, metrics.clone());
         Self {
             batcher,
-            admission,
             cache,
             metrics,
         }
@@ -72,9 +77,20 @@ impl Bench {
             };
             (PairKey(id.into()), encoding)
         };
-        let permit = self.admission.admit(&[], 1).unwrap();
+        let demand = Demand {
+            hints: SchedulingHints::default(),
+            work: Work::all(vec![4; ids.len()]),
+            bytes: 0,
+            tokenizing: Expected {
+                completion: 0.0,
+                alone: 0.0,
+            },
+        };
+        let permit = self.batcher.admit(demand).unwrap();
         let pairs = ids.iter().map(pair).collect();
-        self.batcher.score(pairs, Claim::default(), permit).await
+        self.batcher
+            .score(pairs, SchedulingHints::default(), permit)
+            .await
     }
 }
 
@@ -124,4 +140,27 @@ async fn a_logit_that_is_not_finite_is_not_cached_and_fails_its_request_alone() 
     assert!(bench.cache.get(PairKey(3)).is_some());
     assert_eq!(bench.metrics.failed_pairs.get(), 1);
     assert_eq!(bench.metrics.failed_batches.get(), 0);
+}
+
+/// A request that was admitted is ahead of the next, whether it is still tokenized or gone by then.
+#[tokio::test]
+async fn an_admitted_request_counts_until_it_leaves() {
+    let bench = Bench::new(1);
+    let demand = |tokens| Demand {
+        hints: SchedulingHints::default(),
+        work: Work::of(tokens),
+        bytes: 0,
+        tokenizing: Expected {
+            completion: 0.0,
+            alone: 0.0,
+        },
+    };
+    let delay = || bench.metrics.queue_delay_seconds.get();
+    let first = bench.batcher.admit(demand(100)).unwrap();
+    assert!(delay() > 0.1);
+    let second = bench.batcher.admit(demand(100)).unwrap();
+    assert!(delay() > 0.2);
+    drop((first, second));
+    assert_eq!(delay(), 0.0);
+    assert_eq!(bench.metrics.queue_tokens.get(), 0);
 }

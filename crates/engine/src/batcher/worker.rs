@@ -123,7 +123,7 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             continue;
         }
-        let busy = state.busy();
+        let busy = state.workers.busy();
         let alone = busy == 1 && state.queue.waiting().sequences == 0;
         drop(state);
         let now = Instant::now().into_std();
@@ -145,20 +145,25 @@ fn take(shared: &Shared, state: &mut State, number: usize) -> Taken {
         return Taken::default();
     }
     let now = Instant::now();
-    let others: Vec<f64> = (0..state.busy_until.len())
-        .filter(|&other| other != number && state.alive[other])
-        .map(|other| match state.busy_until[other] {
-            Some(until) => until.saturating_duration_since(now).as_secs_f64(),
-            None => 0.0,
-        })
-        .collect();
     let cost = state.costs.loaded();
-    let plan = Plan::new(shared.limits, cost, waiting, &others);
+    let alive = state.workers.alive();
+    // Where there is a full batch for every worker, nobody needs to be left anything.
+    let scarce = cost.marginal(waiting) < shared.limits.max_seconds * alive as f64
+        && waiting.tokens < shared.limits.max_tokens * alive;
+    let others = if scarce {
+        state.workers.others(number, now)
+    } else {
+        Vec::new()
+    };
+    let mut plan = Plan::new(shared.limits, cost, waiting, &others);
+    if state.queue.in_company() || state.company_until.is_some_and(|until| now < until) {
+        plan = plan.in_company();
+    }
     let speed = shared.speed(state, now);
     let taken = state.queue.take(number, &plan, speed, now.into_std());
     if !taken.jobs.is_empty() {
         let seconds = cost.seconds(work(&taken.jobs));
-        state.busy_until[number] = Some(now + duration(seconds));
+        state.workers.start(number, now + duration(seconds));
     }
     let wasted = taken.outcome.wasted as u64;
     shared.metrics.wasted_tokens.inc_by(wasted);
@@ -226,10 +231,9 @@ fn finish(
                 tracing::error!(pairs = failed, "model returned logits that are not finite");
             }
             shared.settle(|state| {
-                let busy = [busy, state.busy()];
+                let busy = [busy, state.workers.busy()];
                 state.costs.observe(work, seconds, busy);
-                shared.admission.set_pace(state.costs.pace(work));
-                state.busy_until[number] = None;
+                state.workers.finish(number);
                 state.queue.complete(&jobs, &logits)
             });
         }
@@ -237,7 +241,7 @@ fn finish(
             metrics.failed_batches.inc();
             tracing::error!(%error, pairs = jobs.len(), tokens = work.tokens, "batch failed");
             shared.change(|state| {
-                state.busy_until[number] = None;
+                state.workers.finish(number);
                 state.queue.fail(&jobs, &error.0);
             });
         }

@@ -4,8 +4,23 @@ use std::sync::mpsc;
 
 use super::*;
 
+fn delay() -> Arc<QueueDelay> {
+    QueueDelay::new(Metrics::new().queue_delay_seconds.clone())
+}
+
+/// Runs the chunks of one request.
+async fn run<T: Send + 'static>(
+    pool: &TokenizerPool,
+    chunks: Vec<Chunk<T>>,
+) -> Result<Vec<T>, PoolError> {
+    let cost = chunks.iter().map(|chunk| chunk.cost).sum();
+    pool.open(SchedulingHints::default(), cost)
+        .run(chunks)
+        .await
+}
+
 fn pool(threads: usize) -> TokenizerPool {
-    TokenizerPool::start(threads, Metrics::new())
+    TokenizerPool::start(threads, delay(), Metrics::new())
 }
 
 fn chunk<T>(work: impl FnOnce() -> T + Send + 'static) -> Chunk<T> {
@@ -19,9 +34,9 @@ fn chunk<T>(work: impl FnOnce() -> T + Send + 'static) -> Chunk<T> {
 async fn results_come_in_the_order_of_the_chunks() {
     let pool = pool(3);
     let chunks = (0..100).map(|number| chunk(move || number)).collect();
-    let results = pool.run(Claim::default(), chunks).await.unwrap();
+    let results = run(&pool, chunks).await.unwrap();
     assert_eq!(results, (0..100).collect::<Vec<_>>());
-    let none = pool.run::<()>(Claim::default(), Vec::new()).await;
+    let none = run::<()>(&pool, Vec::new()).await;
     assert_eq!(none, Ok(Vec::new()));
 }
 
@@ -53,7 +68,7 @@ async fn a_small_request_is_done_after_one_chunk_of_each_thread() {
         });
         let chunks: Vec<_> = chunks.collect();
         let pool = pool.clone();
-        let work = async move { pool.run(Claim::default(), chunks).await };
+        let work = async move { run(&pool, chunks).await };
         running.push(tokio::spawn(work));
         tokio::task::yield_now().await;
     }
@@ -65,7 +80,7 @@ async fn a_small_request_is_done_after_one_chunk_of_each_thread() {
     let small = {
         let (pool, order) = (pool.clone(), order.clone());
         let chunks = vec![chunk(move || order.lock().unwrap().push(0))];
-        tokio::spawn(async move { pool.run(Claim::default(), chunks).await })
+        tokio::spawn(async move { run(&pool, chunks).await })
     };
     tokio::task::yield_now().await;
     // One thread is let go; the other stays held until the small request is done.
@@ -96,14 +111,14 @@ async fn chunks_of_a_client_that_left_are_not_run() {
         let ran = ran.clone();
         chunk(move || *ran.lock().unwrap() += 1)
     }));
-    let mut request = Box::pin(pool.run(Claim::default(), chunks));
+    let mut request = Box::pin(run(&pool, chunks));
     let waker = std::task::Waker::noop();
     let mut context = std::task::Context::from_waker(waker);
     assert!(request.as_mut().poll(&mut context).is_pending());
     entries.recv().unwrap();
     drop(request);
     drop(open);
-    let next = pool.run(Claim::default(), vec![chunk(|| 7)]).await;
+    let next = run(&pool, vec![chunk(|| 7)]).await;
     assert_eq!(next, Ok(vec![7]));
     assert_eq!(*count.lock().unwrap(), 0);
 }
@@ -111,7 +126,7 @@ async fn chunks_of_a_client_that_left_are_not_run() {
 #[tokio::test]
 async fn an_error_ends_its_request_and_a_panic_no_thread() {
     let metrics = Metrics::new();
-    let pool = TokenizerPool::start(1, metrics.clone());
+    let pool = TokenizerPool::start(1, delay(), metrics.clone());
     let ran = Arc::new(Mutex::new(0));
     let failing = |work: Box<dyn FnOnce() -> Result<(), EncodeError> + Send>| {
         let ran = ran.clone();
@@ -120,15 +135,13 @@ async fn an_error_ends_its_request_and_a_panic_no_thread() {
     };
     let error = EncodeError::Tokenizer("no".into());
     let result = Err(error.clone());
-    let answer = pool
-        .run(Claim::default(), failing(Box::new(move || result)))
-        .await;
+    let answer = run(&pool, failing(Box::new(move || result))).await;
     assert_eq!(answer, Err(error.into()));
     let panics = failing(Box::new(|| panic!("planted")));
-    let answer = pool.run(Claim::default(), panics).await;
+    let answer = run(&pool, panics).await;
     assert_eq!(answer, Err(PoolError::Panicked("planted".into())));
     assert_eq!(metrics.tokenizer_panics.get(), 1);
-    let next = pool.run(Claim::default(), vec![chunk(|| 7)]).await;
+    let next = run(&pool, vec![chunk(|| 7)]).await;
     assert_eq!(next, Ok(vec![7]));
     assert_eq!(
         *ran.lock().unwrap(),

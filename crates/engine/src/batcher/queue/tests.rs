@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::reply::{self, Answer};
 use super::*;
-use crate::admission::Admission;
+use crate::admission::{Memory, Size};
 use crate::plan::{BatchLimits, SHARE_ABOVE};
 use rerankd_core::{Deadline, DeadlineBy, Priority};
 
@@ -28,9 +28,16 @@ const SPEED: Speed = Speed {
     batch_tokens: 64,
 };
 
-fn admission() -> Arc<Admission> {
+fn permit() -> MemoryPermit {
     let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
-    Admission::new(usize::MAX, 512, gauge)
+    let capacity = Size {
+        tokens: usize::MAX,
+        bytes: usize::MAX,
+    };
+    let memory = Memory::new(capacity, gauge);
+    memory
+        .take(Tenant::default(), false, Size::default(), 0.0)
+        .unwrap()
 }
 
 /// A queue, and the time.
@@ -59,25 +66,25 @@ impl Bench {
     }
 
     fn push(&mut self, lengths: &[usize]) -> (FlowId, reply::Receiver) {
-        self.push_as(Claim::default(), lengths)
+        self.push_as(SchedulingHints::default(), lengths)
     }
 
-    fn push_as(&mut self, claim: Claim, lengths: &[usize]) -> (FlowId, reply::Receiver) {
+    fn push_as(&mut self, hints: SchedulingHints, lengths: &[usize]) -> (FlowId, reply::Receiver) {
         let encodings = self.own(lengths);
-        self.push_all(claim, encodings)
+        self.push_all(hints, encodings)
     }
 
     fn push_all(
         &mut self,
-        claim: Claim,
+        hints: SchedulingHints,
         encodings: Vec<(PairKey, Encoding)>,
     ) -> (FlowId, reply::Receiver) {
         let (reply, receiver) = reply::channel();
         let arrival = Arrival {
-            claim,
+            hints,
             encodings,
             reply,
-            permit: admission().admit(&[], 1).unwrap(),
+            permit: permit(),
             timeline: Timeline::default(),
             now: self.now,
         };
@@ -125,17 +132,17 @@ fn answer(receiver: &mut reply::Receiver) -> Answer {
     receiver.try_recv().expect("it was answered")
 }
 
-fn priority(priority: u16) -> Claim {
-    Claim {
+fn priority(priority: u16) -> SchedulingHints {
+    SchedulingHints {
         priority: Priority::new(priority).unwrap(),
-        ..Claim::default()
+        ..SchedulingHints::default()
     }
 }
 
-fn tenant(tenant: u64) -> Claim {
-    Claim {
+fn tenant(tenant: u64) -> SchedulingHints {
+    SchedulingHints {
         tenant: Tenant(tenant),
-        ..Claim::default()
+        ..SchedulingHints::default()
     }
 }
 
@@ -206,7 +213,7 @@ fn priority_is_a_weight() {
 fn tenants_share_evenly_whatever_they_ask_for() {
     let mut bench = Bench::new();
     let (alone, _a) = bench.push_as(
-        Claim {
+        SchedulingHints {
             tenant: Tenant(2),
             ..priority(999)
         },
@@ -286,10 +293,12 @@ fn a_failed_batch_fails_its_own_requests_and_no_other() {
 fn a_logit_that_is_not_finite_fails_its_own_requests_and_no_other_of_the_batch() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut bench = Bench::new();
-        let (_, mut first) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
-        let (_, mut second) =
-            bench.push_all(Claim::default(), vec![sequence(1, 10), sequence(2, 5)]);
-        let (_, mut other) = bench.push_all(Claim::default(), vec![sequence(2, 5)]);
+        let (_, mut first) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 10)]);
+        let (_, mut second) = bench.push_all(
+            SchedulingHints::default(),
+            vec![sequence(1, 10), sequence(2, 5)],
+        );
+        let (_, mut other) = bench.push_all(SchedulingHints::default(), vec![sequence(2, 5)]);
         let jobs = bench.take(LIMITS);
         let row = |job: &Job| if job.key == PairKey(1) { bad } else { 5.0 };
         let logits: Vec<f32> = jobs.iter().map(row).collect();
@@ -307,13 +316,13 @@ fn a_logit_that_is_not_finite_fails_its_own_requests_and_no_other_of_the_batch()
 #[test]
 fn what_a_worker_lost_fails_and_the_same_pair_is_scored_anew() {
     let mut bench = Bench::new();
-    let (_, mut lost) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let (_, mut lost) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 10)]);
     let jobs = bench.take(LIMITS);
     assert_eq!(jobs.len(), 1);
     drop(jobs);
     bench.queue.abandon(0, "lost");
     assert_eq!(answer(&mut lost), Err(BatchError::Failed("lost".into())));
-    let (_, mut next) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let (_, mut next) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 10)]);
     bench.run(LIMITS);
     assert_eq!(answer(&mut next).unwrap(), [10.0]);
 }
@@ -350,10 +359,10 @@ fn the_queue_builds_no_spans() {
     let timeline = Timeline::begin("POST /rerank".to_owned(), opentelemetry::Context::new());
     let (reply, _receiver) = reply::channel();
     bench.queue.push(Arrival {
-        claim: Claim::default(),
+        hints: SchedulingHints::default(),
         encodings: vec![sequence(1, 40), sequence(2, 40)],
         reply,
-        permit: admission().admit(&[], 1).unwrap(),
+        permit: permit(),
         timeline: timeline.clone(),
         now: bench.now,
     });
@@ -376,20 +385,20 @@ fn the_queue_builds_no_spans() {
 fn identical_pairs_are_scored_once() {
     let mut bench = Bench::new();
     let all = || vec![sequence(1, 10), sequence(2, 20), sequence(1, 10)];
-    let (_, mut first) = bench.push_all(Claim::default(), all());
-    let (_, mut second) = bench.push_all(Claim::default(), all());
+    let (_, mut first) = bench.push_all(SchedulingHints::default(), all());
+    let (_, mut second) = bench.push_all(SchedulingHints::default(), all());
     assert_eq!(bench.queue.waiting().tokens, 30);
     let jobs = bench.take(LIMITS);
     assert_eq!(jobs.len(), 2);
     // While it runs, too.
-    let (_, mut third) = bench.push_all(Claim::default(), vec![sequence(2, 20)]);
+    let (_, mut third) = bench.push_all(SchedulingHints::default(), vec![sequence(2, 20)]);
     assert_eq!(bench.queue.waiting().tokens, 0);
     bench.complete(&jobs);
     assert_eq!(answer(&mut first).unwrap(), [10.0, 20.0, 10.0]);
     assert_eq!(answer(&mut second).unwrap(), [10.0, 20.0, 10.0]);
     assert_eq!(answer(&mut third).unwrap(), [20.0]);
     // It is over: from here on it is the cache's.
-    bench.push_all(Claim::default(), vec![sequence(2, 20)]);
+    bench.push_all(SchedulingHints::default(), vec![sequence(2, 20)]);
     assert_eq!(bench.queue.waiting().tokens, 20);
 }
 
@@ -400,8 +409,8 @@ fn whoever_leaves_the_others_keep_their_pair() {
             let mut bench = Bench::new();
             let pair = || vec![sequence(1, 10)];
             let mut clients = [
-                bench.push_all(Claim::default(), pair()),
-                bench.push_all(Claim::default(), pair()),
+                bench.push_all(SchedulingHints::default(), pair()),
+                bench.push_all(SchedulingHints::default(), pair()),
             ];
             let jobs = if running {
                 bench.take(LIMITS)
@@ -424,9 +433,9 @@ fn a_shared_pair_is_taken_at_the_turn_of_whoever_comes_first() {
     let mut bench = Bench::new();
     let mut many = bench.own(&[16; 100]);
     many.push(sequence(1, 16));
-    let (_, mut big) = bench.push_all(Claim::default(), many);
+    let (_, mut big) = bench.push_all(SchedulingHints::default(), many);
     bench.run(LIMITS);
-    let (_, mut small) = bench.push_all(Claim::default(), vec![sequence(1, 16)]);
+    let (_, mut small) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 16)]);
     bench.run(LIMITS);
     assert_eq!(answer(&mut small).unwrap(), [16.0]);
     while bench.queue.waiting().tokens > 0 {
@@ -438,10 +447,10 @@ fn a_shared_pair_is_taken_at_the_turn_of_whoever_comes_first() {
 #[test]
 fn what_runs_for_nobody_may_find_somebody() {
     let mut bench = Bench::new();
-    let (first, _gone) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let (first, _gone) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 10)]);
     let jobs = bench.take(LIMITS);
     bench.queue.cancel(first);
-    let (_, mut second) = bench.push_all(Claim::default(), vec![sequence(1, 10)]);
+    let (_, mut second) = bench.push_all(SchedulingHints::default(), vec![sequence(1, 10)]);
     let outcome = bench.queue.complete(&jobs, &[7.0]);
     assert_eq!(outcome.wasted, 0);
     assert_eq!(answer(&mut second).unwrap(), [7.0]);
@@ -449,21 +458,21 @@ fn what_runs_for_nobody_may_find_somebody() {
 
 // Deadlines.
 
-fn within(bench: &Bench, milliseconds: u64) -> Claim {
-    Claim {
+fn within(bench: &Bench, milliseconds: u64) -> SchedulingHints {
+    SchedulingHints {
         deadline: Some(Deadline {
             at: bench.now + Duration::from_millis(milliseconds),
             by: DeadlineBy::Client,
         }),
-        ..Claim::default()
+        ..SchedulingHints::default()
     }
 }
 
 #[test]
 fn what_cannot_be_answered_in_time_is_not_begun() {
     let mut bench = Bench::new();
-    let claim = within(&bench, 50);
-    let (_, mut late) = bench.push_as(claim, &[40, 40]);
+    let hints = within(&bench, 50);
+    let (_, mut late) = bench.push_as(hints, &[40, 40]);
     let (_, mut other) = bench.push(&[10]);
     let batch = bench.run(LIMITS);
     assert_eq!(batch.len(), 1);
@@ -476,8 +485,8 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
 fn a_deadline_that_has_passed_is_told_apart_by_whether_it_cost_a_token() {
     let mut bench = Bench::new();
     let (_, _other) = bench.push(&[64; 3]);
-    let claim = within(&bench, 30);
-    let (waiting, mut receiver) = bench.push_as(claim, &[1]);
+    let hints = within(&bench, 30);
+    let (waiting, mut receiver) = bench.push_as(hints, &[1]);
     bench.now += Duration::from_millis(31);
     while bench.queue.flows.contains_key(&waiting) {
         bench.run(LIMITS);
@@ -489,8 +498,8 @@ fn a_deadline_that_has_passed_is_told_apart_by_whether_it_cost_a_token() {
     );
 
     let mut bench = Bench::new();
-    let claim = within(&bench, 120);
-    let (id, mut receiver) = bench.push_as(claim, &[50, 50]);
+    let hints = within(&bench, 120);
+    let (id, mut receiver) = bench.push_as(hints, &[50, 50]);
     bench.run(LIMITS);
     bench.now += Duration::from_millis(71);
     let outcome = bench.queue.expire(id);
@@ -508,16 +517,16 @@ fn a_request_is_forecast_with_its_share_and_no_more() {
     let mut bench = Bench::new();
     let (_, _big) = bench.push(&[16; 100]);
     let (_, _other) = bench.push_as(tenant(7), &[16; 10]);
-    let forecast = |claim, length| {
+    let forecast = |hints, length| {
         let request = ForecastRequest {
-            claim,
+            hints,
             work: Work::of(length),
         };
         bench.queue.forecast(request, false, SPEED)
     };
     let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
     // As much again for the request beside it, and as much as both for the other tenant.
-    assert!(close(forecast(Claim::default(), 16), 4.0 * 0.016));
+    assert!(close(forecast(SchedulingHints::default(), 16), 4.0 * 0.016));
     assert!(close(
         forecast(priority(1), 16),
         (16.0 + 32.0 + 48.0) * 1e-3
@@ -525,7 +534,10 @@ fn a_request_is_forecast_with_its_share_and_no_more() {
     // Alone in its tenant.
     assert!(close(forecast(tenant(8), 16), 3.0 * 0.016));
     // Never more than there is.
-    assert!(close(forecast(Claim::default(), 10_000), 10.0 + 1.6 + 0.16));
+    assert!(close(
+        forecast(SchedulingHints::default(), 10_000),
+        10.0 + 1.6 + 0.16
+    ));
 }
 
 /// Groups that `take` looks at when it refuses and takes among so many requests.
@@ -533,15 +545,15 @@ fn steps_of_a_take(requests: usize) -> (usize, usize) {
     let mut bench = Bench::new();
     let mut kept = Vec::new();
     for nth in 0..requests {
-        let claim = match nth % 2 {
+        let hints = match nth % 2 {
             0 => within(&bench, 20),
             _ => within(&bench, 1_000_000_000),
         };
-        let claim = Claim {
+        let hints = SchedulingHints {
             tenant: Tenant(nth as u64 % 100),
-            ..claim
+            ..hints
         };
-        kept.push(bench.push_as(claim, &[4, 1 + nth % 50]));
+        kept.push(bench.push_as(hints, &[4, 1 + nth % 50]));
     }
     bench.queue.backlog.steps.set(0);
     let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
@@ -565,8 +577,8 @@ fn forming_a_batch_looks_at_no_more_when_more_requests_wait() {
 #[test]
 fn refusals_of_one_batch_are_bounded_and_the_rest_follows() {
     let mut bench = Bench::new();
-    let claim = within(&bench, 50);
-    let late: Vec<_> = (0..1000).map(|_| bench.push_as(claim, &[64])).collect();
+    let hints = within(&bench, 50);
+    let late: Vec<_> = (0..1000).map(|_| bench.push_as(hints, &[64])).collect();
     bench.now += Duration::from_millis(51);
     let mut rounds = 0;
     while bench.queue.requests() > 0 {
@@ -591,25 +603,25 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
     for nth in 0..300_usize {
         let (of, urgency) = (nth as u64 % 7, [0, 1, 9][nth % 3]);
         let lengths = vec![1 + nth * 13 % 60; 1 + nth % 5];
-        let claim = Claim {
+        let hints = SchedulingHints {
             tenant: Tenant(of),
             ..priority(urgency)
         };
-        kept.push(bench.push_as(claim, &lengths));
+        kept.push(bench.push_as(hints, &lengths));
         exact.push((
             of,
-            claim.priority.parts() as f64,
+            hints.priority.parts() as f64,
             lengths.iter().sum::<usize>() as f64 * 1e-3,
         ));
     }
     for length in [1, 20, 100, 1000] {
         for urgency in [0, 1, 9] {
-            let claim = Claim {
+            let hints = SchedulingHints {
                 tenant: Tenant(3),
                 ..priority(urgency)
             };
             let own = length as f64 * 1e-3;
-            let parts = claim.priority.parts() as f64;
+            let parts = hints.priority.parts() as f64;
             let beside: f64 = exact
                 .iter()
                 .filter(|(of, ..)| *of == 3)
@@ -624,7 +636,7 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
                 })
                 .sum();
             let request = ForecastRequest {
-                claim,
+                hints,
                 work: Work::of(length),
             };
             let forecast = bench.queue.forecast(request, false, SPEED);
@@ -643,7 +655,7 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
 #[derive(Debug, Clone)]
 enum Step {
     /// Somebody asks for sequences, each one of a few that others may ask for too.
-    Push { claim: (u64, u16), keys: Vec<u8> },
+    Push { hints: (u64, u16), keys: Vec<u8> },
     /// The request of so many pushes ago leaves.
     Cancel(usize),
     /// A worker takes a batch.
@@ -653,9 +665,9 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let claim = (0..3_u64, prop::sample::select(vec![0_u16, 1, 9, 999]));
-    let push = (claim, prop::collection::vec(0..60_u8, 1..20))
-        .prop_map(|(claim, keys)| Step::Push { claim, keys });
+    let hints = (0..3_u64, prop::sample::select(vec![0_u16, 1, 9, 999]));
+    let push = (hints, prop::collection::vec(0..60_u8, 1..20))
+        .prop_map(|(hints, keys)| Step::Push { hints, keys });
     let step = prop_oneof![
         3 => push,
         1 => (0..8_usize).prop_map(Step::Cancel),
@@ -693,10 +705,10 @@ proptest! {
         let rest = std::iter::repeat_n(end, 2000).flatten();
         for step in steps.into_iter().chain(rest) {
             match step {
-                Step::Push { claim: (tenant, urgency), keys } => {
-                    let claim = Claim { tenant: Tenant(tenant), ..priority(urgency) };
+                Step::Push { hints: (tenant, urgency), keys } => {
+                    let hints = SchedulingHints { tenant: Tenant(tenant), ..priority(urgency) };
                     let all = keys.iter().map(|&key| sequence(key.into(), length(key)));
-                    let (id, receiver) = bench.push_all(claim, all.collect());
+                    let (id, receiver) = bench.push_all(hints, all.collect());
                     asked.push((id, keys, receiver));
                 }
                 Step::Cancel(ago) => {

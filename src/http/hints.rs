@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use axum::http::request::Parts;
-use rerankd_core::{Claim, Deadline, DeadlineBy, RerankError};
+use rerankd_core::{Deadline, DeadlineBy, RerankError, SchedulingHints};
 use tokio::time::Instant;
 
 use crate::config::BatchSettings;
@@ -19,7 +19,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Errors
 /// When the header is not a positive whole number of milliseconds.
-pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankError> {
+pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, RerankError> {
     let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
             let number = value
@@ -43,13 +43,13 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<Claim, RerankErro
         }
     };
     let now = Instant::now().into_std();
-    Ok(Claim {
+    Ok(SchedulingHints {
         tenant: head.extensions.get().copied().unwrap_or_default(),
         deadline: timeout.map(|timeout| Deadline {
             at: now + timeout.min(MAX_TIMEOUT),
             by,
         }),
-        ..Claim::default()
+        ..SchedulingHints::default()
     })
 }
 
@@ -73,9 +73,9 @@ mod tests {
             request_timeout: default,
             ..BatchSettings::default()
         };
-        let claim = of_head(&head(header), &config).unwrap();
+        let hints = of_head(&head(header), &config).unwrap();
         let now = Instant::now().into_std();
-        claim.deadline.map(|d| ((d.at - now).as_millis(), d.by))
+        hints.deadline.map(|d| ((d.at - now).as_millis(), d.by))
     }
 
     #[tokio::test(start_paused = true)]

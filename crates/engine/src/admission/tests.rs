@@ -1,0 +1,175 @@
+use super::*;
+use proptest::prelude::*;
+use rerankd_core::ErrorCode;
+
+const PACE: f64 = 1e-3;
+
+fn memory(tokens: usize) -> Arc<Memory> {
+    let gauge = IntGauge::new("queue_tokens", "test").unwrap();
+    let capacity = Size {
+        tokens,
+        bytes: 1 << 30,
+    };
+    Memory::new(capacity, gauge)
+}
+
+fn tokens(tokens: usize) -> Size {
+    Size { tokens, bytes: 0 }
+}
+
+/// Takes pieces of `size` until one is refused; all that were taken.
+fn fill(memory: &Arc<Memory>, tenant: u64, is_long: bool, size: usize) -> Vec<MemoryPermit> {
+    std::iter::from_fn(|| {
+        memory
+            .take(Tenant(tenant), is_long, tokens(size), PACE)
+            .ok()
+    })
+    .collect()
+}
+
+fn expected(completion: f64, alone: f64) -> Expected {
+    Expected { completion, alone }
+}
+
+#[test]
+fn a_request_is_refused_for_its_own_wait_only() {
+    assert_eq!(check_time(expected(60.0, 60.0), None, 10.0), Ok(()));
+    assert_eq!(check_time(expected(10.5, 0.5), None, 10.0), Ok(()));
+    let refusal = check_time(expected(15.0, 2.0), None, 10.0).unwrap_err();
+    let seconds = Duration::from_secs;
+    assert_eq!(
+        refusal,
+        Refusal::QueueDelay {
+            wait: seconds(13),
+            retry_after: seconds(3),
+        }
+    );
+    let error = RerankError::from(refusal);
+    assert_eq!(error.code(), ErrorCode::Overloaded);
+    assert_eq!(error.retry_after(), Some(seconds(3)));
+}
+
+#[test]
+fn a_deadline_counts_the_own_work_too() {
+    assert_eq!(check_time(expected(2.0, 2.0), Some(3.0), 10.0), Ok(()));
+    let refusal = check_time(expected(2.0, 2.0), Some(0.5), 10.0).unwrap_err();
+    let retry_after = Duration::from_millis(1500);
+    let needed = Duration::from_secs(2);
+    assert_eq!(
+        refusal,
+        Refusal::CannotFinishInTime {
+            needed,
+            retry_after
+        }
+    );
+}
+
+#[test]
+fn an_empty_queue_admits_a_request_of_any_size() {
+    for capacity in [1, 2, 3, 100, usize::MAX] {
+        for is_long in [false, true] {
+            let memory = memory(capacity);
+            let size = Size {
+                tokens: 512_000,
+                bytes: 1 << 40,
+            };
+            let permit = memory.take(Tenant(0), is_long, size, PACE).unwrap();
+            assert_eq!(memory.lock().tokens, 512_000);
+            drop(permit);
+            assert_eq!(memory.lock().total, Size::default());
+            assert!(memory.lock().tenants.is_empty());
+        }
+    }
+}
+
+/// What one tenant sends in bulk leaves room for its own small requests, and for other tenants.
+#[test]
+fn neither_long_requests_nor_one_tenant_take_all_memory() {
+    let memory = memory(1000);
+    let bulk = fill(&memory, 1, true, 10);
+    assert_eq!(bulk.len(), 50, "half for the long ones of a tenant");
+    let small = fill(&memory, 1, false, 10);
+    assert_eq!(small.len(), 25, "three quarters for a tenant");
+    let other = fill(&memory, 2, true, 10);
+    assert_eq!(other.len(), 12);
+    assert!(!fill(&memory, 3, true, 10).is_empty());
+}
+
+#[test]
+fn a_request_larger_than_the_capacity_leaves_room_beside_it() {
+    let memory = memory(1000);
+    let large = fill(&memory, 1, true, 1_000_000);
+    assert_eq!(large.len(), 1);
+    assert!(!fill(&memory, 1, false, 100).is_empty());
+    assert!(!fill(&memory, 2, true, 100).is_empty());
+}
+
+#[test]
+fn a_refusal_says_when_there_is_room() {
+    let memory = memory(1000);
+    let mut bulk = fill(&memory, 1, true, 10);
+    let refused = memory.take(Tenant(1), true, tokens(100), PACE);
+    let Err(Refusal::Memory { retry_after }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(retry_after, Duration::from_millis(100));
+    for permit in &mut bulk[..10] {
+        permit.spend(10);
+    }
+    assert!(memory.take(Tenant(1), true, tokens(100), PACE).is_ok());
+}
+
+#[test]
+fn the_estimate_is_corrected_both_ways() {
+    let memory = memory(1000);
+    let mut permit = memory.take(Tenant(0), false, tokens(100), PACE).unwrap();
+    permit.correct(3000);
+    assert_eq!(memory.lock().tokens, 3000);
+    assert_eq!(memory.lock().total.tokens, 500);
+    permit.correct(20);
+    assert_eq!(memory.lock().total.tokens, 20);
+    drop(permit);
+    assert_eq!(memory.lock().tokens, 0);
+}
+
+proptest! {
+    /// Whatever is taken and given back: the bound holds but for the excess of one request, a newcomer
+    /// with little to do finds room, and nothing is left in the end.
+    #[test]
+    fn memory_is_bounded_and_there_is_room_for_a_newcomer(
+        steps in prop::collection::vec(
+            (0..4_u64, any::<bool>(), 1..2000_usize, 1..2000_usize, 0..10_usize), 1..200),
+    ) {
+        const CAPACITY: usize = 1000;
+        let gauge = IntGauge::new("queue_tokens", "test").unwrap();
+        let size = Size { tokens: CAPACITY, bytes: CAPACITY };
+        let memory = Memory::new(size, gauge.clone());
+        let mut permits = Vec::new();
+        let mut largest = 0;
+        for (tenant, is_long, tokens, bytes, leaves) in steps {
+            let size = Size { tokens, bytes };
+            if let Ok(permit) = memory.take(Tenant(tenant), is_long, size, PACE) {
+                permits.push(permit);
+                largest = largest.max(tokens).max(bytes);
+            }
+            if leaves < permits.len() {
+                permits.swap_remove(leaves);
+            }
+            {
+                let held = memory.lock();
+                prop_assert!(held.total.tokens < CAPACITY && held.total.bytes < CAPACITY);
+                let excess = largest.saturating_sub(CAPACITY / 2);
+                let oversized = permits.iter().filter(|p| p.size.tokens > CAPACITY / 2).count();
+                prop_assert!(oversized <= 1);
+                prop_assert!(held.tokens <= CAPACITY + excess);
+                prop_assert_eq!(gauge.get(), held.tokens as i64);
+            }
+            let room = memory.take(Tenant(99), true, Size { tokens: 1, bytes: 1 }, PACE);
+            prop_assert!(room.is_ok());
+        }
+        drop(permits);
+        prop_assert_eq!(memory.lock().total, Size::default());
+        prop_assert!(memory.lock().tenants.is_empty());
+        prop_assert_eq!(gauge.get(), 0);
+    }
+}

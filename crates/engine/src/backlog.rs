@@ -1,0 +1,291 @@
+//! Sums over waiting requests, from which a completion time is forecast without looking at each request.
+//!
+//! Requests of one tenant are grouped by weight and size, and tenants by size. Within a group, weights
+//! differ by less than a factor of two and sizes by a fifth, so that a sum over groups stands for the sum
+//! over requests. The number of groups does not grow with the number of requests.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use crate::cost::{Cost, Work};
+use crate::fair::FULL_SHARE;
+use rerankd_core::{SchedulingHints, Tenant};
+
+/// Seconds over which the rate of new requests is averaged: longer than a burst, shorter than a rush hour.
+const ARRIVAL_WINDOW: f64 = 30.0;
+/// Largest part of the machine that newcomers are expected to take from a request that waits.
+const MAX_NEWCOMERS: f64 = 0.75;
+/// Rounds in which the newcomers during a wait, and the wait they cause, are brought into agreement.
+const ROUNDS: usize = 4;
+
+/// Requests of about the same weight and size.
+type Class = (u32, u32);
+
+/// The members of a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Group {
+    members: usize,
+    /// Sum of their weights; one full share is [`FULL_SHARE`].
+    weight: u64,
+    work: Work,
+}
+
+impl Group {
+    fn add(&mut self, weight: u64, work: Work) {
+        self.members += 1;
+        self.weight += weight;
+        self.work += work;
+    }
+
+    fn remove(&mut self, weight: u64, work: Work) {
+        self.members -= 1;
+        self.weight -= weight;
+        self.work -= work;
+    }
+
+    fn without(mut self, weight: u64, work: Work) -> Self {
+        self.remove(weight, work);
+        self
+    }
+}
+
+/// The waiting requests of one tenant.
+#[derive(Debug, Default)]
+struct Backlogged {
+    total: Work,
+    classes: BTreeMap<Class, Group>,
+}
+
+/// Recent requests of one class, each weighted by how recent it is.
+#[derive(Debug, Clone, Copy)]
+struct Arrivals {
+    requests: f64,
+    seconds: f64,
+    latest: Instant,
+}
+
+impl Arrivals {
+    fn at(self, now: Instant) -> Self {
+        let age = now.saturating_duration_since(self.latest).as_secs_f64();
+        let kept = (-age / ARRIVAL_WINDOW).exp();
+        Self {
+            requests: self.requests * kept,
+            seconds: self.seconds * kept,
+            latest: now.max(self.latest),
+        }
+    }
+}
+
+/// How the completion of a request is forecast.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forecast {
+    pub hints: SchedulingHints,
+    /// The work of the request.
+    pub work: Work,
+    /// Whether the request is itself in the backlog.
+    pub waits: bool,
+    pub cost: Cost,
+    /// Workers among which all work is divided.
+    pub workers: usize,
+}
+
+/// The waiting work of all requests.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    tenants: HashMap<Tenant, Backlogged>,
+    /// Tenants by the size of what they have waiting.
+    sizes: BTreeMap<u32, Group>,
+    /// Recent requests of each tenant, whether they still wait or not.
+    arrivals: HashMap<Tenant, BTreeMap<Class, Arrivals>>,
+    /// All that waits.
+    total: Work,
+    /// Groups that forecasts have looked at.
+    #[cfg(test)]
+    pub steps: std::cell::Cell<usize>,
+}
+
+/// The weight of a request among those of its tenant.
+pub(crate) fn weight(hints: SchedulingHints) -> u64 {
+    FULL_SHARE / hints.priority.parts()
+}
+
+/// Logarithm of a size, in quarters of an octave.
+fn size(work: Work) -> u32 {
+    let tokens = work.tokens.max(1) as u64;
+    let octave = tokens.ilog2();
+    let quarter = ((tokens << 2) >> octave) & 3;
+    4 * octave + quarter as u32
+}
+
+fn class(hints: SchedulingHints, work: Work) -> Class {
+    (weight(hints).max(1).ilog2(), size(work))
+}
+
+/// The part of a newcomer of `theirs` seconds that is done before a request of `own` seconds, which takes
+/// as much at a time and is as likely to be at any point of its work when the newcomer arrives.
+fn done_before(theirs: f64, own: f64) -> f64 {
+    if theirs <= own {
+        1.0 - theirs / (2.0 * own)
+    } else {
+        own / (2.0 * theirs)
+    }
+}
+
+impl Backlog {
+    /// A request with these `hints` has `work` waiting from now on.
+    pub fn add(&mut self, hints: SchedulingHints, work: Work) {
+        self.total += work;
+        let tenant = self.tenants.entry(hints.tenant).or_default();
+        let old = tenant.total;
+        tenant.total += work;
+        let group = tenant.classes.entry(class(hints, work)).or_default();
+        group.add(weight(hints), work);
+        let new = tenant.total;
+        self.resize(old, new);
+    }
+
+    /// A request with these `hints` no longer has `work` waiting.
+    pub fn remove(&mut self, hints: SchedulingHints, work: Work) {
+        let Some(tenant) = self.tenants.get_mut(&hints.tenant) else {
+            return;
+        };
+        self.total -= work;
+        let old = tenant.total;
+        tenant.total -= work;
+        let key = class(hints, work);
+        if let Some(group) = tenant.classes.get_mut(&key) {
+            group.remove(weight(hints), work);
+            if group.members == 0 {
+                tenant.classes.remove(&key);
+            }
+        }
+        let new = tenant.total;
+        if tenant.classes.is_empty() {
+            self.tenants.remove(&hints.tenant);
+        }
+        self.resize(old, new);
+    }
+
+    /// Notes that a request of `work` was admitted.
+    pub fn arrive(&mut self, hints: SchedulingHints, work: Work, cost: Cost, now: Instant) {
+        let classes = self.arrivals.entry(hints.tenant).or_default();
+        let arrivals = classes.entry(class(hints, work)).or_insert(Arrivals {
+            requests: 0.0,
+            seconds: 0.0,
+            latest: now,
+        });
+        *arrivals = arrivals.at(now);
+        arrivals.requests += 1.0;
+        arrivals.seconds += cost.marginal(work);
+    }
+
+    /// All that waits.
+    pub fn total(&self) -> Work {
+        self.total
+    }
+
+    /// Moves a tenant whose waiting work was `old` to the group of `new`.
+    fn resize(&mut self, old: Work, new: Work) {
+        if old.sequences > 0
+            && let Some(group) = self.sizes.get_mut(&size(old))
+        {
+            group.remove(FULL_SHARE, old);
+            if group.members == 0 {
+                self.sizes.remove(&size(old));
+            }
+        }
+        if new.sequences > 0 {
+            self.sizes
+                .entry(size(new))
+                .or_default()
+                .add(FULL_SHARE, new);
+        }
+    }
+
+    /// Seconds of work that all requests together are given by the time the request has had its own, if
+    /// nobody came after it.
+    pub fn seconds_until_served(&self, forecast: &Forecast) -> f64 {
+        let within = self.within_tenant(forecast);
+        within + self.other_tenants(forecast, within)
+    }
+
+    /// As [`Backlog::seconds_until_served`], if requests of its tenant keep coming as they recently did.
+    pub fn expected_seconds(&self, forecast: &Forecast, now: Instant) -> f64 {
+        let waiting = self.within_tenant(forecast);
+        let load = self.newcomers(forecast, now).min(MAX_NEWCOMERS);
+        let mut within = waiting;
+        let mut total = within + self.other_tenants(forecast, within);
+        for _ in 0..ROUNDS {
+            // What came during the wait makes it longer, and more comes during that.
+            within = (waiting + load * total).min(waiting / (1.0 - MAX_NEWCOMERS));
+            total = within + self.other_tenants(forecast, within);
+        }
+        total
+    }
+
+    /// Its own seconds, and those that other requests of its tenant are given meanwhile.
+    fn within_tenant(&self, forecast: &Forecast) -> f64 {
+        let Forecast {
+            hints, work, cost, ..
+        } = *forecast;
+        let own = cost.marginal(work);
+        let mut total = own;
+        let tenant = self.tenants.get(&hints.tenant);
+        for (key, group) in tenant.iter().flat_map(|tenant| &tenant.classes) {
+            self.step();
+            let mut group = *group;
+            if forecast.waits && *key == class(hints, work) {
+                group = group.without(weight(hints), work);
+            }
+            let shares = group.weight as f64 / FULL_SHARE as f64 * hints.priority.parts() as f64;
+            total += cost.marginal(group.work).min(own * shares);
+        }
+        total
+    }
+
+    /// Seconds that other tenants are given while its own is given `within`.
+    fn other_tenants(&self, forecast: &Forecast, within: f64) -> f64 {
+        let tenant = self.tenants.get(&forecast.hints.tenant);
+        let mut total = 0.0;
+        for (key, group) in &self.sizes {
+            self.step();
+            let mut group = *group;
+            if let Some(tenant) = tenant
+                && *key == size(tenant.total)
+                && tenant.total.sequences > 0
+            {
+                group = group.without(FULL_SHARE, tenant.total);
+            }
+            let seconds = forecast.cost.marginal(group.work);
+            total += seconds.min(within * group.members as f64);
+        }
+        total
+    }
+
+    /// The part of the machine that newcomers of its tenant take before the request is done.
+    fn newcomers(&self, forecast: &Forecast, now: Instant) -> f64 {
+        let own = forecast.cost.marginal(forecast.work);
+        let weight = weight(forecast.hints) as f64;
+        let classes = self.arrivals.get(&forecast.hints.tenant);
+        let rate = |(class, arrivals): (&Class, &Arrivals)| {
+            self.step();
+            let recent = arrivals.at(now);
+            let theirs = recent.seconds / recent.requests;
+            let share = own * f64::from(2_u32.pow(class.0)) / weight;
+            recent.seconds / ARRIVAL_WINDOW * done_before(theirs, share)
+        };
+        let rates = classes.iter().flat_map(|classes| classes.iter()).map(rate);
+        rates.filter(|rate| rate.is_finite()).sum::<f64>() / forecast.workers.max(1) as f64
+    }
+
+    fn step(&self) {
+        #[cfg(test)]
+        self.steps.set(self.steps.get() + 1);
+    }
+
+    /// Whether nothing waits.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty() && self.sizes.is_empty() && self.total == Work::default()
+    }
+}

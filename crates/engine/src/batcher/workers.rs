@@ -1,0 +1,106 @@
+//! Which workers run, and how long they are still busy. Sums are kept, so that nothing here scans them but
+//! the division of the last work.
+
+use tokio::time::Instant;
+
+/// The workers of a batcher, by number.
+#[derive(Debug)]
+pub(super) struct Workers {
+    workers: Vec<Worker>,
+    /// Times are counted from here.
+    start: Instant,
+    alive: usize,
+    busy: usize,
+    /// Sum of the times, in seconds, at which the busy ones are expected to be free again.
+    ends: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Worker {
+    alive: bool,
+    /// When it is expected to be free again; `None` when it is.
+    busy_until: Option<Instant>,
+}
+
+impl Workers {
+    /// So many workers, all free.
+    pub fn new(count: usize, start: Instant) -> Self {
+        let worker = Worker {
+            alive: true,
+            busy_until: None,
+        };
+        Self {
+            workers: vec![worker; count],
+            start,
+            alive: count,
+            busy: 0,
+            ends: 0.0,
+        }
+    }
+
+    /// Those whose threads run.
+    pub fn alive(&self) -> usize {
+        self.alive
+    }
+
+    /// Those that score a batch.
+    pub fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Those that wait for work.
+    pub fn idle(&self) -> usize {
+        self.alive - self.busy
+    }
+
+    /// Seconds that the busy ones still take, all together.
+    pub fn busy_seconds(&self, now: Instant) -> f64 {
+        (self.ends - self.busy as f64 * self.seconds(now)).max(0.0)
+    }
+
+    /// Seconds that each of the others of `number` is still busy.
+    pub fn others(&self, number: usize, now: Instant) -> Vec<f64> {
+        let left = |worker: &Worker| {
+            worker
+                .busy_until
+                .map_or(0.0, |at| at.saturating_duration_since(now).as_secs_f64())
+        };
+        let others = self.workers.iter().enumerate();
+        others
+            .filter(|(other, worker)| *other != number && worker.alive)
+            .map(|(_, worker)| left(worker))
+            .collect()
+    }
+
+    /// `number` scores a batch until about this time.
+    pub fn start(&mut self, number: usize, until: Instant) {
+        self.finish(number);
+        self.workers[number].busy_until = Some(until);
+        self.busy += 1;
+        self.ends += self.seconds(until);
+    }
+
+    /// `number` is free.
+    pub fn finish(&mut self, number: usize) {
+        if let Some(until) = self.workers[number].busy_until.take() {
+            self.busy -= 1;
+            self.ends -= self.seconds(until);
+        }
+        if self.busy == 0 {
+            // Rounding does not add up.
+            self.ends = 0.0;
+        }
+    }
+
+    /// The thread of `number` ends.
+    pub fn retire(&mut self, number: usize) {
+        self.finish(number);
+        if std::mem::replace(&mut self.workers[number].alive, false) {
+            self.alive -= 1;
+        }
+    }
+
+    fn seconds(&self, at: Instant) -> f64 {
+        at.saturating_duration_since(self.start).as_secs_f64()
+    }
+}
