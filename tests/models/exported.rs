@@ -90,9 +90,10 @@ fn scores_of_a_quantized_file_do_not_depend_on_the_batch() {
     for batch in [5, encodings.len()] {
         assert_eq!(alone, score(&mut scorer, &encodings, batch));
     }
-    // Near the logits of the original file, but not equal.
+    // Near the logits of the original file, but not equal. Without VNNI, ONNX Runtime's 8-bit products
+    // saturate, which doubles the distance.
     let off = worst(&alone, &reference.logits());
-    assert!((1e-3..1.0).contains(&off), "{off}");
+    assert!((1e-3..2.0).contains(&off), "{off}");
 }
 
 /// Sessions run concurrently on shared weights.

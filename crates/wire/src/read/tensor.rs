@@ -64,7 +64,7 @@ impl Read for TensorParameters {
 struct Data(List<String>);
 
 impl Read for Data {
-    const EXPECTED: &'static str = "strings, or lists of them";
+    const EXPECTED: &'static str = "a list of strings";
 
     fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
         let mut list = List::default();
