@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_engine::cost::{Cost, Work};
-use rerankd_engine::plan::{BatchLimits, Plan, SHARE_ABOVE};
+use rerankd_engine::plan::{BatchLimits, Draft, Plan, SHARE_ABOVE};
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{Fp32, Matrix};
 use rerankd_kernels::isa::InstructionSet;
@@ -190,14 +190,14 @@ fn planning(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(lengths.len() as u64));
     group.bench_function("1024 sequences", |bencher| {
         bencher.iter(|| {
-            let mut draft = Work::default();
+            let mut draft = Draft::default();
             for &length in black_box(&lengths) {
-                draft = match plan.accepts(draft, length) {
-                    true => draft + Work::of(length),
-                    false => Work::of(length),
-                };
+                if !plan.accepts(&draft, length) {
+                    draft = Draft::default();
+                }
+                draft.add(length, false);
             }
-            draft
+            draft.work()
         });
     });
     group.finish();
