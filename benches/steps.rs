@@ -197,7 +197,7 @@ fn planning(criterion: &mut Criterion) {
                 }
                 draft.add(length, false);
             }
-            draft
+            draft.work()
         });
     });
     group.finish();

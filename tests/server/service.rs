@@ -169,6 +169,33 @@ async fn a_full_queue_refuses_whole_requests_at_once_and_answers_what_it_took() 
     assert_eq!(server.metric(QUEUE).await, 0.0);
 }
 
+/// Each is refused for its own wait only.
+#[tokio::test]
+async fn a_large_request_that_would_wait_too_long_is_refused_and_a_small_one_beside_it_is_not() {
+    let (model, gate) = held();
+    let model = Model {
+        costs: token_of(0.01),
+        ..model
+    };
+    let mut config = Config::default();
+    config.batching.max_queue_delay = Duration::from_secs(2);
+    let server = Server::start(model, config).await;
+    // Longer than the limit by itself: nothing is ahead of it.
+    let mut bulk = queued(&server, &[12; 40]).await;
+    gate.entered().await;
+    let body = rerank(&[12; 40]).to_string();
+    let refused = server.request("POST", "/rerank", &body).await;
+    let message = refused.error(429, "overloaded");
+    assert!(message.contains("wait about"), "{message}");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+    let reason = r#"rerankd_refused_requests_total{reason="queue_delay"}"#;
+    assert_eq!(server.metric(reason).await, 1.0);
+    let mut small = queued(&server, &[1]).await;
+    gate.open_for_good();
+    assert_ranked(&small.answer().await, &[1]);
+    assert_ranked(&bulk.answer().await, &[12; 40]);
+}
+
 #[tokio::test]
 async fn what_was_admitted_is_kept_when_it_turns_out_larger() {
     let (model, gate) = held();
@@ -224,7 +251,9 @@ async fn texts_that_are_cut_do_not_spoil_the_estimate() {
 async fn the_queue_empties_when_clients_are_killed() {
     let (model, gate) = held();
     let seen = model.seen.clone();
-    let server = Server::start(model, batches_of(64)).await;
+    let mut config = batches_of(64);
+    config.batching.max_queue_delay = Duration::from_secs(3600);
+    let server = Server::start(model, config).await;
     let mut clients = vec![queued(&server, &[5; 40]).await];
     gate.entered().await;
     for _ in 0..20 {

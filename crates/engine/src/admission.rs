@@ -26,12 +26,19 @@ pub struct Expected {
     pub completion: f64,
     /// Until it would be done on an idle machine.
     pub alone: f64,
+    /// That others make it wait. Much smaller ones that come later do not count: beside them it has its
+    /// share of the machine.
+    pub wait: f64,
 }
 
 impl Expected {
-    /// The part of the completion time that others cause.
-    pub fn wait(&self) -> f64 {
-        (self.completion - self.alone).max(0.0)
+    /// Where every other counts.
+    pub fn new(completion: f64, alone: f64) -> Self {
+        Self {
+            completion,
+            alone,
+            wait: (completion - alone).max(0.0),
+        }
     }
 
     /// Whether it holds its memory for long.
@@ -111,7 +118,7 @@ pub fn check_time(
             retry_after: retry_after(expected.completion - left.max(0.0)),
         });
     }
-    let wait = expected.wait();
+    let wait = expected.wait;
     if wait > max_wait {
         return Err(Refusal::QueueDelay {
             wait: duration(wait),

@@ -11,12 +11,17 @@ use crate::cost::{Cost, Work};
 use crate::fair::FULL_SHARE;
 use rerankd_core::{SchedulingHints, Tenant};
 
-/// Seconds over which the rate of new requests is averaged: longer than a burst, shorter than a rush hour.
-const ARRIVAL_WINDOW: f64 = 30.0;
+/// Seconds over which the rate of new requests is averaged.
+const ARRIVAL_WINDOW: f64 = 8.0;
 /// Largest part of the machine that newcomers are expected to take from a request that waits.
 const MAX_NEWCOMERS: f64 = 0.75;
 /// Rounds in which the newcomers during a wait, and the wait they cause, are brought into agreement.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
+
+/// Recent requests that make a rate: one alone tells nothing of the next.
+const MIN_REQUESTS: f64 = 1.5;
+/// A request is much smaller than one of so many times its work.
+const MUCH_SMALLER: f64 = 8.0;
 
 /// Requests of about the same weight and size.
 type Class = (u32, u32);
@@ -76,6 +81,14 @@ impl Arrivals {
     }
 }
 
+/// Which of those that come later are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Newcomers {
+    All,
+    /// All but those that are much smaller than the request.
+    Comparable,
+}
+
 /// How the completion of a request is forecast.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Forecast {
@@ -85,8 +98,8 @@ pub(crate) struct Forecast {
     /// Whether the request is itself in the backlog.
     pub waits: bool,
     pub cost: Cost,
-    /// Workers among which all work is divided.
-    pub workers: usize,
+    /// Seconds of work that all workers together do in a second.
+    pub speed: f64,
 }
 
 /// The waiting work of all requests.
@@ -97,6 +110,8 @@ pub(crate) struct Backlog {
     sizes: BTreeMap<u32, Group>,
     /// Recent requests of each tenant, whether they still wait or not.
     arrivals: HashMap<Tenant, BTreeMap<Class, Arrivals>>,
+    /// Those of all tenants.
+    all_arrivals: Option<Arrivals>,
     /// All that waits.
     total: Work,
     /// Groups that forecasts have looked at.
@@ -169,14 +184,20 @@ impl Backlog {
     /// Notes that a request of `work` was admitted.
     pub fn arrive(&mut self, hints: SchedulingHints, work: Work, cost: Cost, now: Instant) {
         let classes = self.arrivals.entry(hints.tenant).or_default();
-        let arrivals = classes.entry(class(hints, work)).or_insert(Arrivals {
+        let of_class = classes.entry(class(hints, work));
+        let none = Arrivals {
             requests: 0.0,
             seconds: 0.0,
             latest: now,
-        });
-        *arrivals = arrivals.at(now);
-        arrivals.requests += 1.0;
-        arrivals.seconds += cost.marginal(work);
+        };
+        for arrivals in [
+            of_class.or_insert(none),
+            self.all_arrivals.get_or_insert(none),
+        ] {
+            *arrivals = arrivals.at(now);
+            arrivals.requests += 1.0;
+            arrivals.seconds += cost.marginal(work);
+        }
     }
 
     /// All that waits.
@@ -209,16 +230,25 @@ impl Backlog {
         within + self.other_tenants(forecast, within)
     }
 
-    /// As [`Backlog::seconds_until_served`], if requests of its tenant keep coming as they recently did.
-    pub fn expected_seconds(&self, forecast: &Forecast, now: Instant) -> f64 {
+    /// As [`Backlog::seconds_until_served`], if requests keep coming as they recently did.
+    pub fn expected_seconds(&self, forecast: &Forecast, newcomers: Newcomers, now: Instant) -> f64 {
         let waiting = self.within_tenant(forecast);
-        let load = self.newcomers(forecast, now).min(MAX_NEWCOMERS);
-        let mut within = waiting;
-        let mut total = within + self.other_tenants(forecast, within);
+        let load = self.newcomers(forecast, newcomers, now).min(MAX_NEWCOMERS);
+        let tenants = self
+            .sizes
+            .values()
+            .map(|group| group.members)
+            .sum::<usize>();
+        let own_waits = self.tenants.get(&forecast.hints.tenant);
+        let own_waits = own_waits.is_some_and(|tenant| tenant.total.sequences > 0);
+        let other_tenants = tenants - usize::from(own_waits);
+        let other_load = self.other_load(forecast, now);
+        let (mut within, mut total) = (waiting, 0.0);
         for _ in 0..ROUNDS {
+            let others = self.other_tenants(forecast, within) + other_load * total;
+            total = within + others.min(within * other_tenants as f64);
             // What came during the wait makes it longer, and more comes during that.
             within = (waiting + load * total).min(waiting / (1.0 - MAX_NEWCOMERS));
-            total = within + self.other_tenants(forecast, within);
         }
         total
     }
@@ -263,19 +293,44 @@ impl Backlog {
     }
 
     /// The part of the machine that newcomers of its tenant take before the request is done.
-    fn newcomers(&self, forecast: &Forecast, now: Instant) -> f64 {
+    fn newcomers(&self, forecast: &Forecast, which: Newcomers, now: Instant) -> f64 {
         let own = forecast.cost.marginal(forecast.work);
         let weight = weight(forecast.hints) as f64;
+        // Of all newcomers, and of what is done of them before the request is.
+        let (mut all, mut before) = (0.0, 0.0);
         let classes = self.arrivals.get(&forecast.hints.tenant);
-        let rate = |(class, arrivals): (&Class, &Arrivals)| {
+        for ((octave, _), arrivals) in classes.iter().flat_map(|classes| classes.iter()) {
             self.step();
             let recent = arrivals.at(now);
             let theirs = recent.seconds / recent.requests;
-            let share = own * f64::from(2_u32.pow(class.0)) / weight;
-            recent.seconds / ARRIVAL_WINDOW * done_before(theirs, share)
-        };
-        let rates = classes.iter().flat_map(|classes| classes.iter()).map(rate);
-        rates.filter(|rate| rate.is_finite()).sum::<f64>() / forecast.workers.max(1) as f64
+            let rate = if recent.requests >= MIN_REQUESTS {
+                recent.seconds / ARRIVAL_WINDOW
+            } else {
+                0.0
+            };
+            let own_share = own * f64::from(1_u32 << octave) / weight;
+            if rate > 0.0 && own_share > 0.0 {
+                all += rate;
+                if which == Newcomers::All || theirs * MUCH_SMALLER >= own_share {
+                    before += rate * done_before(theirs, own_share);
+                }
+            }
+        }
+        // However many come at once: in the long run the machine does no more than it can.
+        before / forecast.speed.max(all)
+    }
+
+    /// The part of the machine that other tenants have recently asked for.
+    fn other_load(&self, forecast: &Forecast, now: Instant) -> f64 {
+        let recent = |arrivals: &Arrivals| arrivals.at(now).seconds / ARRIVAL_WINDOW;
+        let own = self.arrivals.get(&forecast.hints.tenant);
+        let own: f64 = own
+            .iter()
+            .flat_map(|classes| classes.values())
+            .map(recent)
+            .sum();
+        let all = self.all_arrivals.as_ref().map_or(0.0, recent);
+        ((all - own) / forecast.speed).clamp(0.0, 1.0)
     }
 
     fn step(&self) {

@@ -7,6 +7,7 @@
 
 mod queue;
 mod reply;
+mod scheduler;
 pub(crate) mod worker;
 mod workers;
 
@@ -17,20 +18,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::queue::{Arrival, FlowId, ForecastRequest, Outcome, Queue, Speed};
-use self::workers::Workers;
-use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
+use self::queue::{Arrival, FlowId, ForecastRequest, Outcome};
+use self::scheduler::Scheduler;
+use crate::admission::{Expected, MemoryPermit, Refusal, Size};
 use crate::cache::ScoreCache;
 use crate::cost::{Costs, Work, duration};
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
 use crate::queue_delay::QueueDelay;
 use crate::trace::Timeline;
-use rerankd_core::{Deadline, Encoding, PairKey, SchedulingHints};
+use rerankd_core::{Encoding, PairKey, SchedulingHints};
 use rerankd_runtime::Scorer;
-
-/// How long batches are kept short after several requests waited: they are likely to come again.
-const COMPANY: Duration = Duration::from_secs(1);
 
 /// Why a submitted request has no logits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,11 +102,8 @@ struct Shared {
     work: Condvar,
     /// Signalled when a worker ends.
     ended: Condvar,
-    limits: BatchLimits,
     labels: usize,
     cache: Arc<ScoreCache>,
-    memory: Arc<Memory>,
-    max_delay: f64,
     delay: Arc<QueueDelay>,
     metrics: Arc<Metrics>,
     /// Requests that are not answered yet.
@@ -121,11 +116,7 @@ struct Shared {
 }
 
 struct State {
-    queue: Queue,
-    costs: Costs,
-    workers: Workers,
-    /// Until when batches are kept short because several requests waited lately.
-    company_until: Option<Instant>,
+    scheduler: Scheduler,
     closed: bool,
 }
 
@@ -139,19 +130,20 @@ impl Batcher {
         metrics.workers.set(workers as i64);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: Queue::new(config.labels),
-                costs: config.costs,
-                workers: Workers::new(workers, Instant::now()),
-                company_until: None,
+                scheduler: Scheduler::new(
+                    config.labels,
+                    workers,
+                    config.costs,
+                    config.limits,
+                    config.admission,
+                    metrics.queue_tokens.clone(),
+                ),
                 closed: false,
             }),
             work: Condvar::new(),
             ended: Condvar::new(),
-            limits: config.limits,
             labels: config.labels,
             cache: config.cache,
-            memory: Memory::new(config.admission.memory, metrics.queue_tokens.clone()),
-            max_delay: config.admission.max_delay,
             delay,
             metrics,
             requests: watch::Sender::new(0),
@@ -204,17 +196,15 @@ impl Batcher {
             now,
         };
         let pushed = self.shared.change(|state| {
-            reservation.end(state);
-            if state.workers.alive() == 0 {
+            let scheduler = &mut state.scheduler;
+            reservation.end(scheduler);
+            if scheduler.workers.alive() == 0 {
                 return None;
             }
-            let before = state.queue.waiting().sequences;
-            let pushed = state.queue.push(arrival);
-            if state.queue.in_company() {
-                state.company_until = Some(Instant::now() + COMPANY);
-            }
-            let added = state.queue.waiting().sequences - before;
-            for _ in 0..added.min(state.workers.idle()) {
+            let before = scheduler.queue.waiting().sequences;
+            let pushed = scheduler.push(arrival, Instant::now());
+            let added = scheduler.queue.waiting().sequences - before;
+            for _ in 0..added.min(scheduler.workers.idle()) {
                 self.shared.work.notify_one();
             }
             Some(pushed)
@@ -233,7 +223,7 @@ impl Batcher {
                 tokio::select! {
                     answer = &mut receiver => answer,
                     () = tokio::time::sleep_until(at) => {
-                        self.shared.settle(|state| state.queue.expire(id));
+                        self.shared.settle(|scheduler| scheduler.queue.expire(id));
                         // It may have been answered in this very moment.
                         receiver.await
                     }
@@ -252,49 +242,24 @@ impl Batcher {
     /// [`Refusal`], before anything was done.
     pub fn admit(&self, demand: Demand) -> Result<Permit, Refusal> {
         let shared = &self.shared;
-        let now = Instant::now();
-        let request = ForecastRequest {
-            hints: demand.hints,
-            work: demand.work,
-        };
-        let left = |deadline: Deadline| deadline.at.saturating_duration_since(now.into_std());
-        let left = demand.hints.deadline.map(left);
-        shared.change(|state| {
-            let speed = shared.speed(state, now);
-            let at = now.into_std();
-            let expected = state.queue.expect(request, demand.tokenizing, speed, at);
-            check_time(
-                expected,
-                left.map(|left| left.as_secs_f64()),
-                shared.max_delay,
-            )?;
-            let size = Size {
-                tokens: demand.work.tokens,
-                bytes: demand.bytes,
-            };
-            let pace = state.costs.pace(demand.work);
-            let tenant = demand.hints.tenant;
-            let memory = shared.memory.take(tenant, expected.is_long(), size, pace)?;
-            state.queue.reserve(request, speed.cost, at);
-            Ok(Permit {
-                memory,
-                reservation: Reservation {
-                    shared: shared.clone(),
-                    request: Some(request),
-                },
-            })
+        let admitted = shared.change(|state| state.scheduler.admit(demand, Instant::now()))?;
+        Ok(Permit {
+            memory: admitted.memory,
+            reservation: Reservation {
+                shared: shared.clone(),
+                request: Some(admitted.request),
+            },
         })
     }
 
     /// How long it would take to score what waits now.
     pub fn delay(&self) -> Duration {
-        let state = self.shared.lock();
-        duration(self.shared.drain_seconds(&state))
+        duration(self.shared.lock().scheduler.drain_seconds())
     }
 
     /// Whether a worker is left to score.
     pub fn can_serve(&self) -> bool {
-        self.shared.lock().workers.alive() > 0
+        self.shared.lock().scheduler.workers.alive() > 0
     }
 
     /// Starts no more batches, and waits at most `limit` for those that run: a process that exits while
@@ -307,7 +272,7 @@ impl Batcher {
         let _ = self
             .shared
             .ended
-            .wait_timeout_while(state, limit, |state| state.workers.busy() > 0);
+            .wait_timeout_while(state, limit, |state| state.scheduler.workers.busy() > 0);
     }
 
     /// Resolves when every request has been answered or has left.
@@ -322,7 +287,7 @@ impl Drop for Batcher {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        let all_idle = state.workers.busy() == 0;
+        let all_idle = state.scheduler.workers.busy() == 0;
         drop(state);
         self.shared.work.notify_all();
         // Idle workers end at once, and the process should not exit while they close their sessions.
@@ -350,16 +315,16 @@ impl Shared {
     }
 
     /// Changes the queue and counts the tokens that this wasted.
-    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) {
-        let outcome = self.change(change);
+    fn settle(&self, change: impl FnOnce(&mut Scheduler) -> Outcome) {
+        let outcome = self.change(|state| change(&mut state.scheduler));
         self.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
     }
 
     /// Fails what worker `number` had taken, and makes it free.
     fn recover(&self, number: usize) {
         self.change(|state| {
-            state.workers.finish(number);
-            state.queue.abandon(number, "the worker panicked");
+            state.scheduler.workers.finish(number);
+            state.scheduler.queue.abandon(number, "the worker panicked");
         });
     }
 
@@ -367,14 +332,15 @@ impl Shared {
     /// was the last.
     fn retire(&self, number: usize) {
         let left = self.change(|state| {
-            state.workers.retire(number);
+            let scheduler = &mut state.scheduler;
+            scheduler.workers.retire(number);
             if !state.closed {
-                state.queue.abandon(number, "the worker ended");
-                if state.workers.alive() == 0 {
-                    state.queue.fail_all(&BatchError::NoWorkers);
+                scheduler.queue.abandon(number, "the worker ended");
+                if scheduler.workers.alive() == 0 {
+                    scheduler.queue.fail_all(&BatchError::NoWorkers);
                 }
             }
-            (!state.closed).then(|| state.workers.alive())
+            (!state.closed).then(|| scheduler.workers.alive())
         });
         self.ended.notify_all();
         if let Some(left) = left {
@@ -397,22 +363,8 @@ impl Shared {
     }
 
     fn publish(&self, state: &State) {
-        self.requests.send_replace(state.queue.requests());
-        self.delay.set_scoring(self.drain_seconds(state));
-    }
-
-    fn drain_seconds(&self, state: &State) -> f64 {
-        let admitted = state.queue.admitted();
-        state.costs.drain_seconds(admitted, self.limits.max_tokens)
-    }
-
-    fn speed(&self, state: &State, now: Instant) -> Speed {
-        Speed {
-            cost: state.costs.loaded(),
-            workers: state.costs.workers(),
-            busy: state.workers.busy_seconds(now),
-            batch_tokens: self.limits.max_tokens,
-        }
+        self.requests.send_replace(state.scheduler.queue.requests());
+        self.delay.set_scoring(state.scheduler.drain_seconds());
     }
 }
 
@@ -439,9 +391,9 @@ struct Reservation {
 }
 
 impl Reservation {
-    fn end(&mut self, state: &mut State) {
+    fn end(&mut self, scheduler: &mut Scheduler) {
         if let Some(request) = self.request.take() {
-            state.queue.release(request);
+            scheduler.queue.release(request);
         }
     }
 }
@@ -450,7 +402,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.request.is_some() {
             let shared = self.shared.clone();
-            shared.change(|state| self.end(state));
+            shared.change(|state| self.end(&mut state.scheduler));
         }
     }
 }
@@ -471,10 +423,13 @@ struct Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.shared.settle(|state| state.queue.cancel(self.id));
+            self.shared
+                .settle(|scheduler| scheduler.queue.cancel(self.id));
         }
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 //! Tenants share evenly, and the requests of a tenant share its part by their weights. Each level has a
 //! virtual time, which advances by the cost of what is taken over the weights of all that wait. A newcomer
 //! starts at the present virtual time. A member that is served moves ahead by its cost over its weight.
-//! The member that is least ahead is next. The present moves with the work, so a stream of newcomers
-//! starts ever later and cannot starve a member that was there before.
+//! The member that would be least ahead after its next turn is next, so that short turns do not wait for
+//! long ones. The present moves with the work, so a stream of newcomers starts ever later and cannot
+//! starve a member that was there before.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -21,11 +22,11 @@ struct Level<K> {
     now: u64,
     /// Sum of the weights of all that wait.
     weight: u64,
-    /// Members that wait and take turns, by virtual time, then by key.
+    /// Members that wait and take turns, by the virtual time after their next turn, then by key.
     waiting: BTreeSet<(u64, K)>,
     /// Members that wait and sit out at the moment.
     aside: BTreeSet<(u64, K)>,
-    /// Members that left ahead of the present. One that comes back continues from there.
+    /// Members that left ahead of the present, by virtual time. One that comes back continues from there.
     resting: BTreeSet<(u64, K)>,
     shares: HashMap<K, Share>,
 }
@@ -35,6 +36,25 @@ struct Share {
     /// Its virtual time.
     reached: u64,
     weight: u64,
+    /// Cost of its next turn.
+    next: usize,
+}
+
+impl Share {
+    /// By how much a turn moves it ahead.
+    fn ticks(&self, cost: usize) -> u64 {
+        (ticks(cost) / u128::from(self.weight)) as u64
+    }
+
+    /// Its virtual time after its next turn.
+    fn finish(&self) -> u64 {
+        self.reached.saturating_add(self.ticks(self.next))
+    }
+}
+
+/// By how much a turn moves a member of weight 1 ahead.
+fn ticks(cost: usize) -> u128 {
+    cost as u128 * TICKS * u128::from(FULL_SHARE)
 }
 
 impl<K> Default for Level<K> {
@@ -52,34 +72,59 @@ impl<K> Default for Level<K> {
 
 impl<K: Copy + Ord + Hash> Level<K> {
     /// `key` waits from now on. A member that left ahead of the present continues where it was.
-    fn join(&mut self, key: K, weight: u64) {
-        if let Some(share) = self.shares.get(&key) {
+    fn join(&mut self, key: K, weight: u64, next: usize) {
+        if let Some(share) = self.shares.get_mut(&key) {
             if self.resting.remove(&(share.reached, key)) {
+                share.next = next;
                 self.weight += share.weight;
-                self.waiting.insert((share.reached, key));
+                self.waiting.insert((share.finish(), key));
+            } else {
+                self.set_next(key, next);
             }
             return;
         }
         let share = Share {
             reached: self.now,
             weight: weight.max(1),
+            next,
         };
         self.weight += share.weight;
         self.shares.insert(key, share);
-        self.waiting.insert((share.reached, key));
+        self.waiting.insert((share.finish(), key));
+    }
+
+    /// The next turn of `key`, which waits, costs `next`.
+    fn set_next(&mut self, key: K, next: usize) {
+        let Some(share) = self.shares.get_mut(&key) else {
+            return;
+        };
+        if share.next == next {
+            return;
+        }
+        let old = (share.finish(), key);
+        share.next = next;
+        let new = (share.finish(), key);
+        for members in [&mut self.waiting, &mut self.aside] {
+            if members.remove(&old) {
+                members.insert(new);
+                return;
+            }
+        }
     }
 
     /// `key`, which waits, is served at a cost of `tokens`.
     fn charge(&mut self, key: K, tokens: usize) {
-        let ticks = tokens as u128 * TICKS * u128::from(FULL_SHARE);
         let share = self
             .shares
             .get_mut(&key)
             .expect("a member that waits has a share");
-        self.waiting.remove(&(share.reached, key));
-        share.reached += (ticks / u128::from(share.weight)) as u64;
-        self.waiting.insert((share.reached, key));
-        self.now += (ticks / u128::from(self.weight)) as u64;
+        self.waiting.remove(&(share.finish(), key));
+        // Those who leave before the present reaches them leave the others ever further behind it. More
+        // than a turn of that is forgiven, or newcomers would wait for many turns.
+        let least = self.now.saturating_sub(share.ticks(tokens));
+        share.reached = share.reached.max(least) + share.ticks(tokens);
+        self.waiting.insert((share.finish(), key));
+        self.now += (ticks(tokens) / u128::from(self.weight)) as u64;
         while let Some(&(reached, key)) = self.resting.first()
             && reached <= self.now
         {
@@ -93,7 +138,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
         let Some(share) = self.shares.get(&key).copied() else {
             return;
         };
-        let entry = (share.reached, key);
+        let entry = (share.finish(), key);
         if !self.waiting.remove(&entry) && !self.aside.remove(&entry) {
             return;
         }
@@ -111,10 +156,16 @@ impl<K: Copy + Ord + Hash> Level<K> {
 
     /// `key`, which waits, sits out.
     fn set_aside(&mut self, key: K) {
-        let entry = (self.shares[&key].reached, key);
+        let entry = (self.shares[&key].finish(), key);
         if self.waiting.remove(&entry) {
             self.aside.insert(entry);
         }
+    }
+
+    /// Cost of the next turn that is taken.
+    fn next_cost(&self) -> Option<usize> {
+        let (_, key) = self.waiting.first()?;
+        Some(self.shares[key].next)
     }
 
     /// All members take turns again.
@@ -142,10 +193,29 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         }
     }
 
-    /// `flow` of `tenant` has something waiting from now on.
-    pub(crate) fn join(&mut self, tenant: T, flow: F, weight: u64) {
-        self.flows.entry(tenant).or_default().join(flow, weight);
-        self.tenants.join(tenant, FULL_SHARE);
+    /// `flow` of `tenant` has something waiting from now on; its next turn costs `next`.
+    pub(crate) fn join(&mut self, tenant: T, flow: F, weight: u64, next: usize) {
+        self.flows
+            .entry(tenant)
+            .or_default()
+            .join(flow, weight, next);
+        self.tenants.join(tenant, FULL_SHARE, next);
+        self.sync(tenant);
+    }
+
+    /// The next turn of `flow`, which waits, costs `next`.
+    pub(crate) fn set_next(&mut self, tenant: T, flow: F, next: usize) {
+        if let Some(flows) = self.flows.get_mut(&tenant) {
+            flows.set_next(flow, next);
+            self.sync(tenant);
+        }
+    }
+
+    /// The next turn of a tenant is that of its next request.
+    fn sync(&mut self, tenant: T) {
+        if let Some(next) = self.flows.get(&tenant).and_then(Level::next_cost) {
+            self.tenants.set_next(tenant, next);
+        }
     }
 
     /// Whose turn it is, among those that do not sit out.
@@ -160,6 +230,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         if let Some(flows) = self.flows.get_mut(&tenant) {
             flows.charge(flow, tokens);
             self.tenants.charge(tenant, tokens);
+            self.sync(tenant);
         }
     }
 
@@ -174,6 +245,8 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
             self.tenants.leave(tenant);
         } else if flows.waiting.is_empty() {
             self.tenants.set_aside(tenant);
+        } else {
+            self.sync(tenant);
         }
     }
 
@@ -183,6 +256,8 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         flows.set_aside(flow);
         if flows.waiting.is_empty() {
             self.tenants.set_aside(tenant);
+        } else {
+            self.sync(tenant);
         }
     }
 
@@ -192,6 +267,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         for (tenant, _) in aside {
             if let Some(flows) = self.flows.get_mut(tenant) {
                 flows.recall();
+                self.sync(*tenant);
             }
         }
     }

@@ -41,6 +41,11 @@ const ENDING_OVERHEAD: f64 = 0.06;
 /// The shortest time to which batches are limited, in seconds: what nobody notices.
 const MIN_SECONDS: f64 = 0.01;
 
+/// What the fixed cost of batches adds to their sequences where several requests wait, in parts of one.
+pub(crate) fn company_overhead(cost: Cost) -> f64 {
+    COMPANY_OVERHEAD.min(cost.base / MIN_SECONDS)
+}
+
 /// The batch as far as it is formed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Draft {

@@ -123,10 +123,7 @@ impl TokenizerPool {
         };
         let alone = seconds(cost as f64);
         let all = state.pace * state.queue.cost_until_done(hints, cost) / threads;
-        Expected {
-            completion: all.max(alone),
-            alone,
-        }
+        Expected::new(all.max(alone), alone)
     }
 
     /// The work of a request of this `cost` in all. Dropping it removes the chunks that no thread has

@@ -28,7 +28,7 @@ fn fill(memory: &Arc<Memory>, tenant: u64, is_long: bool, size: usize) -> Vec<Me
 }
 
 fn expected(completion: f64, alone: f64) -> Expected {
-    Expected { completion, alone }
+    Expected::new(completion, alone)
 }
 
 #[test]

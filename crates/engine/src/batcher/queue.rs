@@ -10,10 +10,10 @@ use std::time::Instant;
 use super::BatchError;
 use super::reply::Reply;
 use crate::admission::{Expected, MemoryPermit};
-use crate::backlog::{Backlog, Forecast, weight};
+use crate::backlog::{Backlog, Forecast, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
 use crate::fair::Turns;
-use crate::plan::{Draft, Plan};
+use crate::plan::{Draft, Plan, company_overhead};
 use crate::trace::{self, Timeline};
 use rerankd_core::{Encoding, PairKey};
 use rerankd_core::{SchedulingHints, Tenant};
@@ -116,20 +116,25 @@ impl Speed {
             work: request.work,
             waits,
             cost: self.cost,
-            workers: self.workers,
+            speed: self.workers as f64 / (1.0 + self.overhead()),
         }
     }
 
-    /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
-    /// seconds of what runs.
-    fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
+    /// What the fixed cost of batches adds to their sequences, in parts of one.
+    fn overhead(&self) -> f64 {
         let full = self.cost.per_token * self.batch_tokens as f64;
         let overhead = if full > 0.0 {
             self.cost.base / full
         } else {
             0.0
         };
-        let shared = (busy + seconds * (1.0 + overhead)) / self.workers as f64;
+        overhead.max(company_overhead(self.cost))
+    }
+
+    /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
+    /// seconds of what runs.
+    fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
+        let shared = (busy + seconds * (1.0 + self.overhead())) / self.workers as f64;
         // However many workers there are, a sequence runs on one.
         let sequences = work.sequences.max(1);
         let one = Work {
@@ -163,6 +168,10 @@ pub(super) struct Queue {
 const MAX_PASSED_OVER: usize = 16;
 /// Late requests that are refused while one batch is formed: bounds the time under the lock.
 const MAX_REFUSED: usize = 64;
+
+/// A request is taken to wait this much longer than expected: under overload every wait is at its limit,
+/// and half of them would be over it.
+const MARGIN: f64 = 1.1;
 
 /// What an event has cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -233,8 +242,9 @@ impl Queue {
             }
         }
         let hints = arrival.hints;
-        if !waiting.is_empty() {
-            self.turns.join(hints.tenant, id, weight(hints));
+        if let Some((_, first)) = waiting.first_key_value() {
+            let next = self.jobs[first].tokens;
+            self.turns.join(hints.tenant, id, weight(hints), next);
             self.backlog.add(hints, work);
         }
         self.flows.insert(
@@ -366,6 +376,8 @@ impl Queue {
         };
         let work = Work::of(pending.tokens);
         self.waiting -= work;
+        // Almost always one.
+        let mut changed = Vec::with_capacity(pending.owners.len());
         for (id, index) in &pending.owners {
             let flow = self.flows.get_mut(id).expect("an owner is a flow");
             self.backlog.remove(flow.hints, flow.work);
@@ -375,9 +387,18 @@ impl Queue {
                 self.turns.leave(flow.hints.tenant, *id);
             } else {
                 self.backlog.add(flow.hints, flow.work);
+                changed.push(*id);
             }
         }
-        (pending.key, encoding)
+        let started = (pending.key, encoding);
+        for id in changed {
+            let flow = &self.flows[&id];
+            if let Some((_, next)) = flow.waiting.first_key_value() {
+                let tokens = self.jobs[next].tokens;
+                self.turns.set_next(flow.hints.tenant, id, tokens);
+            }
+        }
+        started
     }
 
     /// Why a request that has not begun should not begin.
@@ -420,11 +441,14 @@ impl Queue {
         let forecast = speed.forecast(request, false);
         let work = request.work;
         let alone = speed.completion(work, speed.cost.marginal(work), 0.0);
-        let served = self.backlog.expected_seconds(&forecast, now);
-        let others = speed.completion(work, served, speed.busy) - alone;
+        let others = |newcomers| {
+            let served = self.backlog.expected_seconds(&forecast, newcomers, now);
+            (speed.completion(work, served, speed.busy) - alone).max(0.0)
+        };
         Expected {
-            completion: tokenizing.completion + others.max(0.0) + alone,
+            completion: tokenizing.completion + others(Newcomers::All) + alone,
             alone: tokenizing.alone + alone,
+            wait: tokenizing.wait + MARGIN * others(Newcomers::Comparable),
         }
     }
 

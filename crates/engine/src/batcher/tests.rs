@@ -81,10 +81,7 @@ impl Bench {
             hints: SchedulingHints::default(),
             work: Work::all(vec![4; ids.len()]),
             bytes: 0,
-            tokenizing: Expected {
-                completion: 0.0,
-                alone: 0.0,
-            },
+            tokenizing: Expected::new(0.0, 0.0),
         };
         let permit = self.batcher.admit(demand).unwrap();
         let pairs = ids.iter().map(pair).collect();
@@ -150,10 +147,7 @@ async fn an_admitted_request_counts_until_it_leaves() {
         hints: SchedulingHints::default(),
         work: Work::of(tokens),
         bytes: 0,
-        tokenizing: Expected {
-            completion: 0.0,
-            alone: 0.0,
-        },
+        tokenizing: Expected::new(0.0, 0.0),
     };
     let delay = || bench.metrics.queue_delay_seconds.get();
     let first = bench.batcher.admit(demand(100)).unwrap();

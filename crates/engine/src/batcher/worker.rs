@@ -6,9 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::queue::{Job, Taken};
+use super::scheduler::work;
 use super::{Shared, State};
-use crate::cost::{Work, duration};
-use crate::plan::Plan;
 use crate::trace::{BatchRecord, Timeline};
 use rerankd_core::Batch;
 use rerankd_runtime::{ScoreError, Scorer};
@@ -123,8 +122,9 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             continue;
         }
-        let busy = state.workers.busy();
-        let alone = busy == 1 && state.queue.waiting().sequences == 0;
+        let scheduler = &state.scheduler;
+        let busy = scheduler.workers.busy();
+        let alone = busy == 1 && scheduler.queue.waiting().sequences == 0;
         drop(state);
         let now = Instant::now().into_std();
         for (timeline, queued_at) in &taken.begun {
@@ -138,41 +138,13 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
     }
 }
 
-/// Takes the next batch and notes how long it should take.
+/// Takes the next batch.
 fn take(shared: &Shared, state: &mut State, number: usize) -> Taken {
-    let waiting = state.queue.waiting();
-    if waiting.sequences == 0 {
-        return Taken::default();
-    }
-    let now = Instant::now();
-    let cost = state.costs.loaded();
-    let alive = state.workers.alive();
-    // Where there is a full batch for every worker, nobody needs to be left anything.
-    let scarce = cost.marginal(waiting) < shared.limits.max_seconds * alive as f64
-        && waiting.tokens < shared.limits.max_tokens * alive;
-    let others = if scarce {
-        state.workers.others(number, now)
-    } else {
-        Vec::new()
-    };
-    let mut plan = Plan::new(shared.limits, cost, waiting, &others);
-    if state.queue.in_company() || state.company_until.is_some_and(|until| now < until) {
-        plan = plan.in_company();
-    }
-    let speed = shared.speed(state, now);
-    let taken = state.queue.take(number, &plan, speed, now.into_std());
-    if !taken.jobs.is_empty() {
-        let seconds = cost.seconds(work(&taken.jobs));
-        state.workers.start(number, now + duration(seconds));
-    }
+    let taken = state.scheduler.take(number, Instant::now());
     let wasted = taken.outcome.wasted as u64;
     shared.metrics.wasted_tokens.inc_by(wasted);
     shared.publish(state);
     taken
-}
-
-fn work(jobs: &[Job]) -> Work {
-    Work::all(jobs.iter().map(|job| job.encoding.len()))
 }
 
 /// Runs the scorer. A panic, or a wrong number of logits, is an error of this batch alone.
@@ -230,19 +202,14 @@ fn finish(
                 metrics.failed_pairs.inc_by(failed);
                 tracing::error!(pairs = failed, "model returned logits that are not finite");
             }
-            shared.settle(|state| {
-                let busy = [busy, state.workers.busy()];
-                state.costs.observe(work, seconds, busy);
-                state.workers.finish(number);
-                state.queue.complete(&jobs, &logits)
-            });
+            shared.settle(|scheduler| scheduler.complete(number, &jobs, &logits, seconds, busy));
         }
         Err(error) => {
             metrics.failed_batches.inc();
             tracing::error!(%error, pairs = jobs.len(), tokens = work.tokens, "batch failed");
             shared.change(|state| {
-                state.workers.finish(number);
-                state.queue.fail(&jobs, &error.0);
+                state.scheduler.workers.finish(number);
+                state.scheduler.queue.fail(&jobs, &error.0);
             });
         }
     }

@@ -106,10 +106,10 @@ impl<W> ChunkQueue<W> {
             return;
         };
         flow.chunks.extend(chunks);
-        if !flow.chunks.is_empty() {
-            let (hints, small) = (flow.hints, flow.small);
+        if let Some((next, _)) = flow.chunks.front() {
+            let (hints, small, next) = (flow.hints, flow.small, *next);
             let turns = &mut self.lane(small).turns;
-            turns.join(hints.tenant, id, weight(hints));
+            turns.join(hints.tenant, id, weight(hints), next);
         }
     }
 
@@ -126,13 +126,15 @@ impl<W> ChunkQueue<W> {
             .expect("a flow that takes turns has a chunk");
         let before = flow.left;
         flow.left -= cost.min(before);
-        let (hints, after, done) = (flow.hints, flow.left, flow.chunks.is_empty());
+        let (hints, after) = (flow.hints, flow.left);
+        let next = flow.chunks.front().map(|(cost, _)| *cost);
         let lane = self.lane(takes_small);
         lane.backlog.remove(hints, work(before));
         lane.backlog.add(hints, work(after));
         lane.turns.charge(tenant, id, cost.max(1));
-        if done {
-            lane.turns.leave(tenant, id);
+        match next {
+            Some(next) => lane.turns.set_next(tenant, id, next),
+            None => lane.turns.leave(tenant, id),
         }
         Some(Taken {
             id,
@@ -169,7 +171,7 @@ impl<W> ChunkQueue<W> {
             work: work(cost),
             waits: false,
             cost: bytes,
-            workers: 1,
+            speed: 1.0,
         };
         let (own, other) = if is_small(cost) {
             (&self.small, &self.large)

@@ -472,10 +472,10 @@ fn what_cannot_be_answered_in_time_is_not_begun() {
     let mut bench = Bench::new();
     let hints = within(&bench, 50);
     let (_, mut late) = bench.push_as(hints, &[40, 40]);
-    let (_, mut other) = bench.push(&[10]);
+    let (_, mut other) = bench.push(&[50]);
     let batch = bench.run(LIMITS);
     assert_eq!(batch.len(), 1);
-    let needed = Duration::from_millis(90);
+    let needed = Duration::from_millis(130);
     assert_eq!(answer(&mut late), Err(BatchError::TooLate { needed }));
     assert!(answer(&mut other).is_ok());
 }

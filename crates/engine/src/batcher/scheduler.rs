@@ -1,0 +1,165 @@
+//! Every decision about what is scored when: who is admitted, what a worker takes, and what becomes of it.
+//! Plain data: the batcher locks it, tests drive it in simulated time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+use super::queue::{Arrival, FlowId, ForecastRequest, Job, Outcome, Queue, Speed, Taken};
+use super::workers::Workers;
+use super::{AdmissionLimits, Demand};
+use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
+use crate::cost::{Costs, Work, duration};
+use crate::plan::{BatchLimits, Plan};
+use rerankd_core::Deadline;
+
+/// How long batches are kept short after several requests waited: they are likely to come again.
+const COMPANY: Duration = Duration::from_secs(1);
+
+pub(super) struct Scheduler {
+    pub queue: Queue,
+    pub costs: Costs,
+    pub workers: Workers,
+    memory: Arc<Memory>,
+    limits: BatchLimits,
+    /// Seconds that a request may wait for others.
+    max_delay: f64,
+    /// Until when batches are kept short because several requests waited lately.
+    company_until: Option<Instant>,
+}
+
+/// What a request was given when it was admitted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub memory: MemoryPermit,
+    pub request: ForecastRequest,
+    /// When it will be done. For tests, which compare.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub expected: Expected,
+}
+
+impl Scheduler {
+    /// Nothing waits, and all workers are free. `tokens` shows what is outstanding.
+    pub fn new(
+        labels: usize,
+        workers: usize,
+        costs: Costs,
+        limits: BatchLimits,
+        admission: AdmissionLimits,
+        tokens: IntGauge,
+    ) -> Self {
+        Self {
+            queue: Queue::new(labels),
+            costs,
+            workers: Workers::new(workers, Instant::now()),
+            memory: Memory::new(admission.memory, tokens),
+            limits,
+            max_delay: admission.max_delay,
+            company_until: None,
+        }
+    }
+
+    /// Admits a request and reserves its turns, or refuses it.
+    ///
+    /// # Errors
+    /// [`Refusal`], before anything was done.
+    pub fn admit(&mut self, demand: Demand, now: Instant) -> Result<Admitted, Refusal> {
+        let at = now.into_std();
+        let request = ForecastRequest {
+            hints: demand.hints,
+            work: demand.work,
+        };
+        let left = |deadline: Deadline| deadline.at.saturating_duration_since(at);
+        let left = demand.hints.deadline.map(left);
+        let speed = self.speed(now);
+        let expected = self.queue.expect(request, demand.tokenizing, speed, at);
+        let left = left.map(|left| left.as_secs_f64());
+        check_time(expected, left, self.max_delay)?;
+        let size = Size {
+            tokens: demand.work.tokens,
+            bytes: demand.bytes,
+        };
+        let pace = self.costs.pace(demand.work);
+        let tenant = demand.hints.tenant;
+        let memory = self.memory.take(tenant, expected.is_long(), size, pace)?;
+        self.queue.reserve(request, speed.cost, at);
+        Ok(Admitted {
+            memory,
+            request,
+            expected,
+        })
+    }
+
+    /// Queues a request, whose reservation has ended. As [`Queue::push`].
+    pub fn push(&mut self, arrival: Arrival, now: Instant) -> (FlowId, usize) {
+        let pushed = self.queue.push(arrival);
+        if self.queue.in_company() {
+            self.company_until = Some(now + COMPANY);
+        }
+        pushed
+    }
+
+    /// Takes the next batch of worker `number`, and notes how long it should take.
+    pub fn take(&mut self, number: usize, now: Instant) -> Taken {
+        let waiting = self.queue.waiting();
+        if waiting.sequences == 0 {
+            return Taken::default();
+        }
+        let (limits, cost, alive) = (self.limits, self.costs.loaded(), self.workers.alive());
+        // Where there is a full batch for every worker, nobody needs to be left anything.
+        let scarce = cost.marginal(waiting) < limits.max_seconds * alive as f64
+            && waiting.tokens < limits.max_tokens.saturating_mul(alive);
+        let others = if scarce {
+            self.workers.others(number, now)
+        } else {
+            Vec::new()
+        };
+        let mut plan = Plan::new(limits, cost, waiting, &others);
+        if self.queue.in_company() || self.company_until.is_some_and(|until| now < until) {
+            plan = plan.in_company();
+        }
+        let speed = self.speed(now);
+        let taken = self.queue.take(number, &plan, speed, now.into_std());
+        if !taken.jobs.is_empty() {
+            let seconds = cost.seconds(work(&taken.jobs));
+            self.workers.start(number, now + duration(seconds));
+        }
+        taken
+    }
+
+    /// Ends a batch of worker `number` that took `seconds` and began beside so many `busy` workers.
+    pub fn complete(
+        &mut self,
+        number: usize,
+        jobs: &[Job],
+        logits: &[f32],
+        seconds: f64,
+        busy: usize,
+    ) -> Outcome {
+        let busy = [busy, self.workers.busy()];
+        self.costs.observe(work(jobs), seconds, busy);
+        self.workers.finish(number);
+        self.queue.complete(jobs, logits)
+    }
+
+    /// Seconds until all that was admitted is scored.
+    pub fn drain_seconds(&self) -> f64 {
+        let admitted = self.queue.admitted();
+        self.costs.drain_seconds(admitted, self.limits.max_tokens)
+    }
+
+    fn speed(&self, now: Instant) -> Speed {
+        Speed {
+            cost: self.costs.loaded(),
+            workers: self.costs.workers(),
+            busy: self.workers.busy_seconds(now),
+            batch_tokens: self.limits.max_tokens,
+        }
+    }
+}
+
+pub(super) fn work(jobs: &[Job]) -> Work {
+    Work::all(jobs.iter().map(|job| job.encoding.len()))
+}
