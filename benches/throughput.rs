@@ -198,7 +198,7 @@ fn main() {
         model: None,
         onnx_file: None,
         served_model_name: None,
-        truncation: rerankd_core::Strategy::default(),
+        truncation: rerankd_core::TruncationStrategy::default(),
         runtime_library: runtime_library(),
         threads,
         precision: rerankd::config::Precision::Fp32,

@@ -18,6 +18,7 @@ pub mod settings;
 mod systemd;
 pub mod verify;
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -89,6 +90,14 @@ pub enum Exit {
     DrainTimeout,
     /// Stopped by a second signal.
     Killed,
+}
+
+impl Exit {
+    /// This exit code, after `error` is printed to the standard error.
+    fn with_error(self, error: impl Display) -> Self {
+        eprintln!("rerankd: {error}");
+        self
+    }
 }
 
 impl From<Exit> for ExitCode {

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-pub use choice::{DocumentForm, LogFormat, Precision, Strategy};
+pub use choice::{DocumentForm, LogFormat, Precision, TruncationStrategy};
 pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
 pub use secret::Secret;
@@ -140,7 +140,7 @@ setting::settings! {
         /// What is truncated when a pair is longer than the model's maximum length. `longest_first`
         /// truncates the longer text, as sentence-transformers does. `document_only` never truncates
         /// queries, and refuses those that leave no room for a document.
-        truncation "STRATEGY": Strategy = Strategy::LongestFirst;
+        truncation "STRATEGY": TruncationStrategy = TruncationStrategy::LongestFirst;
 
         /// Number of threads that run the model. More threads than cores slow down every request; fewer
         /// leave cores to other processes.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgGroup, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -17,14 +17,16 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::settings::Flags;
 use super::{Exit, output, serve};
-use crate::config::Config;
+use crate::config::{ApiKeys, Config, Value as _};
+use rerankd_core::Secret;
 use rerankd_engine::load::{self, LoadError};
 use rerankd_engine::metrics::Metrics;
+use rerankd_tools::bench::bare::{self, BareError};
 use rerankd_tools::bench::drive::{Load, Progress};
 use rerankd_tools::bench::report::{Budget, Findings, Report};
 use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
 use rerankd_tools::bench::text::{Kind, Source, Texts, read};
-use rerankd_tools::bench::{self, Pace, Times, bare};
+use rerankd_tools::bench::{self, BudgetError, Pace, Times};
 
 /// Maximum duration of a phase.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,11 +37,13 @@ Examples:
   rerankd bench --workload mixed -- --model DIR --precision int8
   rerankd bench --url http://127.0.0.1:8080 --workload passage --clients 8
   rerankd bench --url http://127.0.0.1:8080 --rate 5 --duration 60s
-  rerankd bench --url http://127.0.0.1:8080 --fairness";
+  rerankd bench --url http://127.0.0.1:8080 --fairness --bulk-clients 1,3,8
+  rerankd bench --url http://127.0.0.1:8080 --fairness --bulk-clients 20 --key-file a --bulk-key-file b";
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("bulk").args(["fairness", "stream"]))]
 pub struct Args {
     /// URL of a server to measure, such as `http://127.0.0.1:8080`. By default, the engine runs in this
     /// process and is measured without HTTP; its `serve` flags come after `--`.
@@ -55,6 +59,10 @@ pub struct Args {
     )]
     #[arg(value_parser = PossibleValuesParser::new(Dialect::ALL.map(|(name, _)| name)).map(dialect))]
     dialect: Dialect,
+
+    /// File with the API key to send. Of several keys, as in a file for `serve`, the first is used.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    key_file: Option<PathBuf>,
 
     /// Synthetic texts to send: `short` (sentences, about 23 tokens per pair), `passage` (abstracts, 224
     /// tokens on average with a long tail), `mixed` (half of each), `long` (8 documents of 512 tokens),
@@ -100,18 +108,43 @@ pub struct Args {
 
     /// Measure the model alone in this process: its sessions with prepared batches, without queue and
     /// HTTP, as a baseline for the overhead of the server.
-    #[arg(long, conflicts_with_all = ["url", "rate", "fairness", "overload"])]
+    #[arg(long, conflicts_with_all = ["url", "rate", "bulk", "overload"])]
     bare: bool,
 
-    /// Measure a client that sends 8 sentences at a time, first alone, then next to one that sends 256
-    /// abstracts at a time. Exits with code 1 if the small one waits too long.
+    /// Measure a small client that sends 8 sentences per request, first alone, then next to bulk
+    /// clients. Exits with code 1 if any of its requests is refused or fails, if its median grows by
+    /// over 40 ms with one bulk client (60 ms with 8 or more), or if its 99th percentile grows by over
+    /// 100 ms.
     #[arg(long, conflicts_with_all = ["overload", "rate", "clients", "workload", "documents", "different"])]
     fairness: bool,
 
-    /// Time of a batch for the verdict of `--fairness`: the median latency may grow by one batch, the
-    /// 99th percentile by two.
-    #[arg(long, value_name = "MS", default_value_t = 100, requires = "fairness")]
-    batch_ms: u64,
+    /// Measure the requests of one bulk client, first alone, then next to a stream of small requests
+    /// from this number of clients.
+    #[arg(long, value_name = "CLIENTS", conflicts_with_all = ["overload", "rate", "clients", "workload", "documents", "different"])]
+    stream: Option<NonZeroUsize>,
+
+    /// Numbers of bulk clients for `--fairness`, each measured separately.
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        default_value = "1",
+        value_delimiter = ',',
+        requires = "fairness",
+        conflicts_with = "stream"
+    )]
+    bulk_clients: Vec<NonZeroUsize>,
+
+    /// Number of documents per request of a bulk client.
+    #[arg(long, value_name = "N", default_value = "300", requires = "bulk")]
+    bulk_documents: NonZeroUsize,
+
+    /// Number of words per document of a bulk client.
+    #[arg(long, value_name = "N", default_value = "400", requires = "bulk")]
+    bulk_words: NonZeroUsize,
+
+    /// File with the API key of the bulk clients, if it differs from `--key-file`.
+    #[arg(long, value_name = "FILE", requires_all = ["bulk", "url"])]
+    bulk_key_file: Option<PathBuf>,
 
     /// Measure the capacity, then send ten times as much. Exits with code 1 if there is any error except
     /// 429, if a refusal takes over 20 ms (p99.9), or if throughput falls below 95 % of the capacity.
@@ -123,7 +156,7 @@ pub struct Args {
     json: bool,
 
     /// Print this many requests, one per line, and measure nothing. Other load generators can send them.
-    #[arg(long, value_name = "N", conflicts_with_all = ["url", "bare", "fairness", "overload", "rate"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["url", "bare", "bulk", "overload", "rate"])]
     print_requests: Option<u64>,
 
     /// Flags of `rerankd serve` for the engine in this process, such as `--precision int8`.
@@ -174,7 +207,10 @@ pub fn run(args: &Args) -> Exit {
         Ok(kind) => Source::BuiltIn(kind),
         Err(()) => match read(&PathBuf::from(&args.workload)) {
             Ok(requests) => Source::File(requests),
-            Err(error) => return usage(&format!("`--workload {}`: {error}", args.workload)),
+            Err(error) => {
+                let path = &args.workload;
+                return Exit::Usage.with_error(format_args!("`--workload {path}`: {error}"));
+            }
         },
     };
     let texts = Texts::new(source, args.seed)
@@ -186,68 +222,75 @@ pub fn run(args: &Args) -> Exit {
         }
         return Exit::Success;
     }
-    if args.bare {
-        return bare_sessions(args, &texts);
-    }
-    // The same runtime as in `serve`, for the same performance.
-    let runtime = match serve::runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("rerankd: cannot start threads: {error}");
-            return Exit::Failure;
-        }
+    let done = match &args.url {
+        Some(url) => over_http(args, texts, url),
+        None if args.bare => bare_sessions(args, &texts),
+        None => in_process(args, texts),
     };
-    let exit = match &args.url {
-        Some(url) => {
-            let server = match Server::new(url, args.dialect) {
-                Ok(server) => server,
-                Err(error) => return usage(&format!("`--url {url}`: {error}")),
-            };
-            runtime.block_on(async {
-                match server.info().await {
-                    Ok(info) => measure(args, texts, server, url.clone(), info).await,
-                    Err(error) => {
-                        eprintln!("rerankd: {url}: {error}");
-                        Exit::Failure
-                    }
-                }
-            })
-        }
-        None => {
-            let engine = match engine(&args.engine) {
-                Ok(config) => config,
-                Err(exit) => return exit,
-            };
-            let engine = match load_config(&engine, ProgressSink::Stderr) {
-                Ok(engine) => engine,
-                Err(error) => {
-                    eprintln!("rerankd: {error}");
-                    return Exit::Model;
-                }
-            };
-            let reranker = match load::load(&engine, Metrics::new()) {
-                Ok(reranker) => Arc::new(reranker),
-                Err(error) => {
-                    eprintln!("rerankd: {error}");
-                    return Exit::Model;
-                }
-            };
-            let model = reranker.info();
-            let info = json!({
-                "model_id": model.id,
-                "precision": model.precision,
-                "device": model.device,
-                "providers": model.providers,
-                "threads": model.threads,
-                "sessions": model.sessions,
-                "runtime_version": model.runtime_version,
-            });
-            let target = Engine(reranker.clone());
-            runtime.block_on(measure(args, texts, target, "in process".to_owned(), info))
-        }
-    };
+    done.unwrap_or_else(|exit| exit)
+}
+
+/// Measures a server.
+fn over_http(args: &Args, texts: Texts, url: &str) -> Result<Exit, Exit> {
+    let (server, bulk) = servers(args, url).map_err(|error| Exit::Usage.with_error(error))?;
+    run_async(async {
+        let info = server.info().await;
+        let info =
+            info.map_err(|error| Exit::Failure.with_error(format_args!("`--url {url}`: {error}")))?;
+        measure(args, texts, server, bulk, url.to_owned(), info).await
+    })
+}
+
+/// Measures the engine without HTTP.
+fn in_process(args: &Args, texts: Texts) -> Result<Exit, Exit> {
+    let loaded = load_config(&engine(&args.engine)?, ProgressSink::Stderr)
+        .map_err(LoadError::from)
+        .and_then(|config| load::load(&config, Metrics::new()));
+    let reranker = Arc::new(loaded.map_err(|error| Exit::Model.with_error(error))?);
+    let model = reranker.info();
+    let info = json!({
+        "model_id": model.id,
+        "precision": model.precision,
+        "device": model.device,
+        "providers": model.providers,
+        "threads": model.threads,
+        "sessions": model.sessions,
+        "runtime_version": model.runtime_version,
+    });
+    let target = Engine(reranker.clone());
+    let name = "in process".to_owned();
+    run_async(measure(args, texts, target.clone(), target, name, info))
+}
+
+/// Runs `measurement` on the same runtime as in `serve`, for the same performance.
+fn run_async(measurement: impl Future<Output = Result<Exit, Exit>>) -> Result<Exit, Exit> {
+    let runtime = serve::runtime()
+        .map_err(|error| Exit::Failure.with_error(format_args!("cannot start threads: {error}")))?;
+    let done = runtime.block_on(measurement);
     runtime.shutdown_background();
-    exit
+    done
+}
+
+/// The server as other clients and as bulk clients see it.
+fn servers(args: &Args, url: &str) -> Result<(Server, Server), String> {
+    let key = |flag, file: &Option<PathBuf>| {
+        let read = file.as_deref().map(|path| {
+            let keys = ApiKeys::read(path);
+            keys.map_err(|error| format!("`{flag} {}`: the file {error}", path.display()))
+        });
+        let first = |keys: ApiKeys| keys.keys().first().map(|key| Secret::new(&*key.key));
+        Ok::<_, String>(read.transpose()?.and_then(first))
+    };
+    let small = key("--key-file", &args.key_file)?;
+    let bulk = key("--bulk-key-file", &args.bulk_key_file)?;
+    let server = |key: Option<&Secret>| {
+        let server = Server::new(url, args.dialect, key);
+        server.map_err(|error| format!("`--url {url}`: {error}"))
+    };
+    Ok((
+        server(small.as_ref())?,
+        server(bulk.as_ref().or(small.as_ref()))?,
+    ))
 }
 
 /// The settings of the engine. Prints errors in them to the standard error.
@@ -261,92 +304,68 @@ fn engine(flags: &[OsString]) -> Result<Config, Exit> {
     }
 }
 
-fn usage(message: &str) -> Exit {
-    eprintln!("rerankd: {message}");
-    Exit::Usage
-}
-
 /// Measures sessions without queue and HTTP.
-fn bare_sessions(args: &Args, texts: &Texts) -> Exit {
-    let config = match engine(&args.engine) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
-    let opened = load_config(&config, ProgressSink::Stderr).map_err(LoadError::from);
-    let opened = opened.and_then(|load_config| {
-        let engine = load::sessions(&load_config)?;
-        Ok((load_config, engine))
-    });
-    let (load_config, mut engine) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Model;
-        }
-    };
+fn bare_sessions(args: &Args, texts: &Texts) -> Result<Exit, Exit> {
+    let config = load_config(&engine(&args.engine)?, ProgressSink::Stderr);
+    let config = config.map_err(|error| Exit::Model.with_error(error))?;
+    let engine = load::sessions(&config);
+    let mut engine = engine.map_err(|error| Exit::Model.with_error(error))?;
     let (clients, max_tokens) = (args.clients.get(), engine.batch_tokens);
-    let found = bare::batches(&engine.encoder, texts, clients, max_tokens)
-        .map_err(|error| error.to_string())
-        .and_then(|batches| bare::run(&mut engine.sessions, &batches, times(args)));
-    let summary = match found {
-        Ok(summary) => summary,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Failure;
-        }
-    };
+    let summary = bare::batches(&engine.encoder, texts, clients, max_tokens)
+        .map_err(BareError::from)
+        .and_then(|batches| bare::run(&mut engine.sessions, &batches, times(args)))
+        .map_err(|error| Exit::Failure.with_error(error))?;
     let info = json!({
-        "model_id": load_config.model,
+        "model_id": config.model,
         "precision": engine.precision,
         "device": engine.device,
-        "threads": load_config.threads,
+        "threads": config.threads,
     });
-    show(
-        args,
-        "bare sessions".to_owned(),
-        info,
-        Findings::Bare { summary },
-    );
-    Exit::Success
+    let name = "bare sessions".to_owned();
+    print(args, name, info, Findings::Bare { summary });
+    Ok(Exit::Success)
 }
 
 async fn measure<T: Target>(
     args: &Args,
     texts: Texts,
     target: T,
+    bulk_target: T,
     name: String,
     info: Value,
-) -> Exit {
+) -> Result<Exit, Exit> {
     let progress = Arc::new(Progress::default());
     let bar = Bar::start(args, progress.clone());
     let load = Load {
         target,
         texts,
-        progress: progress.clone(),
+        progress,
     };
-    let found = find(args, &load, &bar).await;
+    let found = find(args, &load, bulk_target, &bar).await;
     bar.end();
-    let (findings, exit) = match found {
-        Ok(found) => found,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            return Exit::Failure;
-        }
-    };
-    show(args, name, info, findings);
-    exit
+    let (findings, exit) = found.map_err(|error| Exit::Failure.with_error(error))?;
+    print(args, name, info, findings);
+    Ok(exit)
 }
 
-fn show(args: &Args, target: String, info: Value, findings: Findings) {
+fn print(args: &Args, target: String, info: Value, findings: Findings) {
+    let documents = args.documents.map(NonZeroUsize::get);
+    let (workload, documents) = if args.fairness || args.stream.is_some() {
+        let (documents, words) = (args.bulk_documents, args.bulk_words);
+        let workload = format!("8 sentences; bulk: {documents} documents of {words} words");
+        (workload, None)
+    } else if let Ok(kind) = args.workload.parse::<Kind>() {
+        let documents = documents.unwrap_or(kind.documents());
+        (args.workload.clone(), Some(documents))
+    } else {
+        (args.workload.clone(), documents)
+    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         target,
         info,
-        documents: match args.workload.parse::<Kind>() {
-            Ok(kind) => Some(args.documents.map_or(kind.documents(), NonZeroUsize::get)),
-            Err(()) => args.documents.map(NonZeroUsize::get),
-        },
-        workload: args.workload.clone(),
+        workload,
+        documents,
         seed: args.seed,
         findings,
     };
@@ -367,15 +386,24 @@ fn times(args: &Args) -> Times {
 async fn find<T: Target>(
     args: &Args,
     load: &Load<T>,
+    bulk_target: T,
     bar: &Bar,
-) -> Result<(Findings, Exit), String> {
+) -> Result<(Findings, Exit), BudgetError> {
     let times = times(args);
-    if args.fairness {
-        let figures = bench::fairness(&load.target, times, args.seed, &load.progress).await;
-        let verdict = figures.verdict(Duration::from_millis(args.batch_ms));
-        let exit = exit(verdict.kept);
-        let figures = Box::new(figures);
-        return Ok((Findings::Fairness { figures, verdict }, exit));
+    if args.fairness || args.stream.is_some() {
+        let small = bench::small(load.target.clone(), args.seed, load.progress.clone());
+        let (documents, words) = (args.bulk_documents.get(), args.bulk_words.get());
+        let progress = load.progress.clone();
+        let bulk = bench::bulk(bulk_target, documents, words, args.seed, progress);
+        if let Some(clients) = args.stream {
+            let stream = bench::stream(&small, &bulk, clients.get(), times).await;
+            let exit = exit(stream.slowdown.is_some());
+            return Ok((Findings::Stream(Box::new(stream)), exit));
+        }
+        let counts: Vec<usize> = args.bulk_clients.iter().map(|n| n.get()).collect();
+        let fairness = bench::fairness(&small, &bulk, &counts, times).await;
+        let exit = exit(fairness.kept);
+        return Ok((Findings::Fairness(Box::new(fairness)), exit));
     }
     if args.overload {
         let overload = bench::overload(load, times, args.seed).await;
@@ -454,10 +482,14 @@ impl Bar {
 /// Duration of the measurement, without the search that may follow.
 fn expected(args: &Args) -> Duration {
     let once = args.warm_up + args.duration;
-    match (args.fairness, args.overload) {
-        (true, _) => once * 2,
-        (_, true) => args.warm_up + args.duration / 4 + args.duration,
-        _ => once,
+    if args.fairness {
+        once * (1 + args.bulk_clients.len() as u32)
+    } else if args.stream.is_some() {
+        once * 2
+    } else if args.overload {
+        once + args.duration / 4
+    } else {
+        once
     }
 }
 
@@ -484,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused() {
+    fn conflicting_flags_are_refused() {
         for line in [
             "bench --rate 0",
             "bench --rate fast",
@@ -497,10 +529,47 @@ mod tests {
             "bench --fairness --overload",
             "bench --bare --url http://a",
             "bench --fairness --workload short",
-            "bench --batch-ms 3",
+            "bench --bulk-clients 3",
+            "bench --fairness --bulk-clients 0",
+            "bench --fairness --stream 4",
+            "bench --stream 4 --bulk-clients 3",
+            "bench --bulk-words 3",
+            "bench --key-file keys",
+            "bench --fairness --bulk-key-file keys",
+            "bench --url http://a --bulk-key-file keys",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn fairness_takes_several_numbers_of_bulk_clients() {
+        let args = parse("bench --fairness --bulk-clients 1,3,8 --bulk-documents 10").unwrap();
+        let counts: Vec<usize> = args.bulk_clients.iter().map(|n| n.get()).collect();
+        assert_eq!(counts, [1, 3, 8]);
+        assert_eq!(args.bulk_documents.get(), 10);
+        parse("bench --stream 4 --bulk-words 10").unwrap();
+        parse("bench --url http://a --fairness --key-file a --bulk-key-file b").unwrap();
+    }
+
+    #[test]
+    fn a_key_is_read_from_a_file_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        std::fs::write(&file, "bulk: bulk-secret-1\n").unwrap();
+        let line = format!(
+            "bench --url http://127.0.0.1:1 --fairness --bulk-key-file {}",
+            file.display()
+        );
+        let args = parse(&line).unwrap();
+        let (small, bulk) = servers(&args, "http://127.0.0.1:1").unwrap();
+        let shown = |server: &Server| format!("{server:?}");
+        assert!(!shown(&small).contains("authorization"));
+        assert!(shown(&bulk).contains("authorization"), "{bulk:?}");
+        assert!(!shown(&bulk).contains("bulk-secret"));
+        std::fs::remove_file(&file).unwrap();
+        let error = servers(&args, "http://127.0.0.1:1").unwrap_err();
+        assert!(error.starts_with("`--bulk-key-file "), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::systemd;
-use rerankd_hub::Event;
+use rerankd_hub::DownloadEvent;
 
 /// How often a line is written if there is no progress bar.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -53,20 +53,20 @@ impl Download {
         }
     }
 
-    pub(super) fn report(&self, event: Event<'_>) {
+    pub(super) fn report(&self, event: DownloadEvent<'_>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Planned { files, bytes } => self.planned(&mut state, files, bytes),
-            Event::Received(bytes) => {
+            DownloadEvent::Planned { files, bytes } => self.planned(&mut state, files, bytes),
+            DownloadEvent::Received(bytes) => {
                 state.done += bytes;
                 state.bar.set_position(state.done);
                 self.line(&mut state);
             }
-            Event::Restarted(bytes) => {
+            DownloadEvent::Restarted(bytes) => {
                 state.total += bytes;
                 state.bar.set_length(state.total);
             }
-            Event::Waiting { what, wait } => {
+            DownloadEvent::Retrying { what, wait } => {
                 let seconds = wait.as_secs_f64();
                 match self.sink {
                     ProgressSink::Stderr => state
@@ -80,7 +80,7 @@ impl Download {
                     ),
                 }
             }
-            Event::Stale { what, commit } => match self.sink {
+            DownloadEvent::Stale { what, commit } => match self.sink {
                 ProgressSink::Stderr => {
                     eprintln!("{what}; using commit {commit} from the cache");
                 }

@@ -5,19 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::download::ProgressSink;
-use super::loader::load_config;
+use super::loader::load_engine;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
 use rerankd_core::{Pair, Scale};
-use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_engine::service::ModelInfo;
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::metric::{largest_difference, spearman};
-use rerankd_tools::eval::plot::{self, Series};
+use rerankd_tools::eval::plot::{self, PlotError, Series};
 use rerankd_tools::eval::report::{Agreement, Figures, Report, Row};
 use rerankd_tools::eval::reranking::{Settings, Task};
 use rerankd_tools::eval::{EvalError, data, reranking};
@@ -147,7 +144,7 @@ fn three_names(text: &str) -> Result<[String; 3], String> {
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     names
         .try_into()
-        .map_err(|_| "must be three names: those of two texts and a score".to_owned())
+        .map_err(|_| "must be three names: of two texts and a score".to_owned())
 }
 
 /// Evaluates and reports.
@@ -170,7 +167,7 @@ pub fn run(args: &Args) -> Exit {
             eprintln!("rerankd: {error}");
             match error {
                 EvalError::Load(_) => Exit::Model,
-                EvalError::Data(_) | EvalError::Engine(_) => Exit::Failure,
+                EvalError::Data(_) | EvalError::Plot(_) | EvalError::Engine(_) => Exit::Failure,
             }
         }
     }
@@ -265,7 +262,7 @@ fn reranking(args: &RerankingArgs, config: &Config) -> Result<(), EvalError> {
             "queries".to_owned(),
             format!("{}, {} judged", path(&args.queries), task.queries.len()),
         ),
-        ("judgements".to_owned(), path(&args.qrels)),
+        ("judgments".to_owned(), path(&args.qrels)),
         (
             "first stage".to_owned(),
             format!(
@@ -287,7 +284,7 @@ fn reranking(args: &RerankingArgs, config: &Config) -> Result<(), EvalError> {
 fn task_pairs(task: &Task) -> Vec<Pair> {
     let mut pairs = Vec::with_capacity(task.pairs());
     for query in &task.queries {
-        // One allocation a query: the encoder tells by it that the text is the same.
+        // Shared, so that the encoder tokenizes it once.
         let text: Arc<str> = query.text.into();
         pairs.extend(query.candidates.iter().map(|candidate| Pair {
             query: text.clone(),
@@ -312,7 +309,7 @@ fn named(figures: reranking::Figures, cutoffs: &[usize]) -> Vec<(String, Option<
     named
 }
 
-/// Scores in one arithmetic.
+/// Scores in one precision.
 struct Run {
     precision: Precision,
     info: ModelInfo,
@@ -331,21 +328,18 @@ impl Run {
     }
 }
 
-/// Scores `pairs` in each arithmetic, one after the other: only one model is in memory.
+/// Scores `pairs` in each precision, one after the other, so that only one model is in memory.
 fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, EvalError> {
     let precisions = match &common.precision[..] {
         [] => &[config.model.precision],
-        asked => asked,
+        precisions => precisions,
     };
     let runs = precisions.iter().map(|&precision| {
-        let engine = Engine::load(&LoadConfig {
-            precision,
-            ..load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?
-        })?;
+        let engine = load_engine(config, Some(precision))?;
         let labels = engine.info().labels.len();
         if labels != 1 {
             return Err(EvalError::Data(format!(
-                "the model gives {labels} scores a pair; only a model of one can be evaluated here"
+                "the model has {labels} labels; only models with one label can be evaluated"
             )));
         }
         let mut progress = Progress::new(precision.name(), pairs.len() as u64);
@@ -386,11 +380,11 @@ fn report(task: &'static str, data: Vec<(String, String)>, runs: &[Run], rows: V
     }
 }
 
-/// Writes the report, and the picture where one is wanted.
+/// Writes the report, and the plot if there is one.
 fn finish(
     common: &Common,
     report: &Report,
-    draw: impl FnOnce(&str) -> Result<String, String>,
+    draw: impl FnOnce(&str) -> Result<String, PlotError>,
 ) -> Result<(), EvalError> {
     if common.json {
         let text = serde_json::to_string_pretty(report).expect("a report has only text keys");
@@ -402,8 +396,7 @@ fn finish(
         return Ok(());
     };
     let title = format!("{} of {}", report.task, report.model);
-    let svg = draw(&title).map_err(EvalError::Data)?;
-    write(path, &svg)
+    write(path, &draw(&title)?)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), EvalError> {

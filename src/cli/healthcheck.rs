@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_silent_server_is_not_ready_at_the_timeout() {
-        // The system accepts into the backlog; nobody ever answers.
+        // Connections wait in the backlog, and are never accepted.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = plain(listener.local_addr().unwrap());
         let error = check_ready(&endpoint, Duration::from_millis(100)).unwrap_err();

@@ -1,9 +1,10 @@
-//! From settings to what the engine loads, with the model downloaded if it comes from a hub.
+//! Loads the engine as configured, and downloads the model if it comes from a hub.
 
 use super::download::ProgressSink;
 use super::hub;
-use crate::config::Config;
-use rerankd_engine::load::LoadConfig;
+use crate::config::{Config, Precision};
+use rerankd_engine::bulk::Engine;
+use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_hub::Source;
 use rerankd_model::ModelError;
 
@@ -13,7 +14,7 @@ use rerankd_model::ModelError;
 /// # Errors
 /// When there is no such model, or it cannot be downloaded.
 pub(super) fn load_config(config: &Config, sink: ProgressSink) -> Result<LoadConfig, ModelError> {
-    let source = config.model.dir.as_deref().map(Source::of).transpose()?;
+    let source = config.model.dir.as_deref().map(Source::parse).transpose()?;
     let model = match source {
         Some(Source::Directory(directory)) => Some(directory),
         Some(Source::Hub(id)) => Some(hub::fetch(&id, config, sink)?),
@@ -31,6 +32,21 @@ pub(super) fn load_config(config: &Config, sink: ProgressSink) -> Result<LoadCon
         library_path: std::env::var_os("LD_LIBRARY_PATH"),
         batching: (&config.batching).into(),
         cache: (&config.cache).into(),
+    })
+}
+
+/// Loads the engine for commands, with progress on the standard error. `precision` overrides the setting.
+///
+/// # Errors
+/// When the model cannot be downloaded or loaded.
+pub(super) fn load_engine(
+    config: &Config,
+    precision: Option<Precision>,
+) -> Result<Engine, LoadError> {
+    let load = load_config(config, ProgressSink::Stderr)?;
+    Engine::load(&LoadConfig {
+        precision: precision.unwrap_or(load.precision),
+        ..load
     })
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::hub;
 use super::settings::HubFlags;
 use super::{Exit, output};
-use rerankd_hub::{Cache, Cached, ModelId};
+use rerankd_hub::{Cache, CachedModel, ModelId};
 use rerankd_model::ModelError;
 
 /// Length of abbreviated commit hashes.
@@ -63,10 +63,7 @@ pub fn run(args: &Args) -> Exit {
     });
     match done {
         Ok(()) => Exit::Success,
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            Exit::Failure
-        }
+        Err(error) => Exit::Failure.with_error(error),
     }
 }
 
@@ -91,7 +88,7 @@ fn list(cache: &Cache, as_json: bool) -> Result<(), ModelError> {
 }
 
 /// A table with a line for each snapshot.
-fn table(models: &[Cached]) -> String {
+fn table(models: &[CachedModel]) -> String {
     let mut rows = vec![["MODEL", "REVISION", "COMMIT", "FILES", "SIZE"].map(str::to_owned)];
     for model in models {
         for snapshot in &model.snapshots {
@@ -124,7 +121,7 @@ fn table(models: &[Cached]) -> String {
     text
 }
 
-fn json_of(model: &Cached) -> Value {
+fn json_of(model: &CachedModel) -> Value {
     let snapshots: Vec<Value> = model
         .snapshots
         .iter()

@@ -44,9 +44,6 @@ pub fn run(args: &Args) -> Exit {
             output::line(directory.display());
             Exit::Success
         }
-        Err(error) => {
-            eprintln!("rerankd: {error}");
-            Exit::Model
-        }
+        Err(error) => Exit::Model.with_error(error),
     }
 }

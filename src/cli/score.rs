@@ -6,14 +6,11 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::Exit;
-use super::download::ProgressSink;
-use super::loader::load_config;
+use super::loader::load_engine;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use crate::config::{Config, Precision, Value};
 use rerankd_core::Scale;
-use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::job::{self, End, Fields, Format, Job, JobError, Summary};
 
 /// Default intervals between commits. A row group of a Parquet file costs more than a few lines.
@@ -90,6 +87,11 @@ fn time(text: &str) -> Result<Duration, String> {
     <Duration as Value>::parse(text)
 }
 
+/// Neither input nor output has a known extension.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown format of input and output; hint: `--format FORMAT` sets it")]
+struct UnknownFormat;
+
 /// Scores every row.
 pub fn run(args: &Args) -> Exit {
     let config = match args.engine.resolve() {
@@ -98,10 +100,7 @@ pub fn run(args: &Args) -> Exit {
     };
     let job = match args.job() {
         Ok(job) => job,
-        Err(message) => {
-            eprintln!("rerankd: {message}");
-            return Exit::Usage;
-        }
+        Err(error) => return Exit::Usage.with_error(error),
     };
     match score(&job, args.precision, &config) {
         Ok(summary) => report(&job, summary),
@@ -122,12 +121,11 @@ pub fn run(args: &Args) -> Exit {
 }
 
 impl Args {
-    fn job(&self) -> Result<Job, String> {
+    fn job(&self) -> Result<Job, UnknownFormat> {
         let by_name = |end: &End| end.path().and_then(Format::of);
         let format = self.format.or_else(|| by_name(&self.input));
-        let format = format.or_else(|| by_name(&self.output)).ok_or(
-            "cannot tell the format by the names of input and output; hint: `--format FORMAT` sets it",
-        )?;
+        let format = format.or_else(|| by_name(&self.output));
+        let format = format.ok_or(UnknownFormat)?;
         let mut beside = self.output.path().map(|path| path.as_os_str().to_owned());
         if let Some(name) = &mut beside {
             name.push(".rejected.jsonl");
@@ -157,11 +155,7 @@ impl Args {
 }
 
 fn score(job: &Job, precision: Option<Precision>, config: &Config) -> Result<Summary, JobError> {
-    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
-    let engine = Engine::load(&LoadConfig {
-        precision: precision.unwrap_or(load.precision),
-        ..load
-    })?;
+    let engine = load_engine(config, precision)?;
     let bytes = job.input.path().and_then(|path| path.metadata().ok());
     let mut progress = Progress::of_rows(bytes.map(|there| there.len()));
     let summary = job::run(job, &engine, |done| {

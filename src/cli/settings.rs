@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_is_refused_with_the_closest_name() {
+    fn unknown_settings_are_refused_with_the_closest_name() {
         check_refused(
             "max_document = 7\n[http]\nlisten = 'x'\n",
             &[("RERANKD_TREADS", "7"), ("RERANKD_XYZ", "1")],
@@ -655,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_in_every_layer() {
+    fn values_out_of_range_are_refused_in_every_layer() {
         check_refused(
             "max_documents = 0",
             &[("RERANKD_THREADS", "many")],

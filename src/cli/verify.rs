@@ -2,13 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::download::ProgressSink;
-use super::loader::load_config;
+use super::loader::load_engine;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
-use rerankd_engine::bulk::Engine;
-use rerankd_engine::load::{LoadConfig, LoadError};
 use rerankd_tools::verify::{Compared, DEFAULT_TOLERANCE, Golden, VerifyError};
 
 /// Maximum number of deviating pairs that are listed.
@@ -65,16 +62,12 @@ pub fn run(args: &Args) -> Exit {
 /// Whether every number is within the tolerance.
 fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     let golden = Golden::read(&args.reference)?;
-    let load = load_config(config, ProgressSink::Stderr).map_err(LoadError::from)?;
-    let engine = Engine::load(&LoadConfig {
-        precision: args.precision.unwrap_or(load.precision),
-        ..load
-    })?;
+    let engine = load_engine(config, args.precision)?;
     let tolerance = args.tolerance.or(golden.tolerance);
     let tolerance = tolerance.unwrap_or(DEFAULT_TOLERANCE);
     let mut good = true;
     for compared in golden.compare(&args.reference, &engine)? {
-        good &= say(&compared, golden.pairs(), tolerance);
+        good &= print(&compared, golden.pairs(), tolerance);
     }
     let info = engine.info();
     let verdict = if good { "verified" } else { "NOT verified" };
@@ -85,13 +78,14 @@ fn verify(args: &Args, config: &Config) -> Result<bool, VerifyError> {
     Ok(good)
 }
 
-fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
+/// Prints the differences. Returns whether all are within the tolerance.
+fn print(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
     let mut beyond = 0;
     for off in compared.beyond(tolerance) {
         beyond += 1;
         if beyond <= SHOWN {
             output::line(format_args!(
-                "  pair {}: {:.6}, should be {:.6}",
+                "  pair {}: {:.6}, expected {:.6}",
                 off.pair, off.ours, off.golden
             ));
         }
@@ -101,7 +95,7 @@ fn say(compared: &Compared, pairs: usize, tolerance: f64) -> bool {
     }
     if let Some(worst) = compared.worst() {
         output::line(format_args!(
-            "{} of {pairs} pairs: at most {:.2e} off (pair {}), the tolerance is {tolerance:.0e}",
+            "{} of {pairs} pairs: maximum difference {:.2e} (pair {}), tolerance {tolerance:.0e}",
             compared.what,
             worst.size(),
             worst.pair

@@ -1,6 +1,6 @@
 //! Settings with a fixed set of values.
 
-pub use rerankd_core::Strategy;
+pub use rerankd_core::TruncationStrategy;
 pub use rerankd_engine::config::Precision;
 pub use rerankd_wire::DocumentForm;
 use strum::{EnumString, IntoStaticStr, VariantNames};
@@ -41,4 +41,4 @@ macro_rules! choices {
     )+};
 }
 
-choices!(Precision, LogFormat, DocumentForm, Strategy);
+choices!(Precision, LogFormat, DocumentForm, TruncationStrategy);

@@ -6,13 +6,13 @@ use std::time::SystemTime;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use rerankd_core::RerankError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{Failure, json};
 use super::state::AppState;
 use crate::shutdown::Phase;
-use rerankd_core::RerankError;
 
 /// A yes.
 #[derive(Serialize, ToSchema)]

@@ -13,14 +13,14 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use rerankd_core::{RerankError, SchedulingHints};
+use rerankd_engine::service::Reranker;
 
 use super::budget::HeldBytes;
 use super::error::Failure;
 use super::hints;
 use super::state::{AppState, InFlight};
 use crate::config::HttpConfig;
-use rerankd_core::{RerankError, SchedulingHints};
-use rerankd_engine::service::Reranker;
 
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.

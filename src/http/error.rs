@@ -6,11 +6,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use rerankd_core::RerankError;
+use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 use serde::Serialize;
 
 use super::notes::{AnsweredIn, Cause, ClientLeft, attach};
-use rerankd_core::RerankError;
-use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 

@@ -7,13 +7,6 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-
-use super::admin::unix_seconds;
-use super::body::{self, Accepted};
-use super::error::{Failure, json_bytes};
-use super::notes::{AnsweredIn, Cost, attach};
-use super::observe::RequestId;
-use super::state::AppState;
 use rerankd_core::{
     PredictCommand, Prediction, Ranking, RerankCommand, RerankError, SchedulingHints,
 };
@@ -21,6 +14,13 @@ use rerankd_engine::service::Reranker;
 use rerankd_wire::detect::detect;
 use rerankd_wire::dialect::Endpoint;
 use rerankd_wire::{Body, Context, Token, Work};
+
+use super::admin::unix_seconds;
+use super::body::{self, Accepted};
+use super::error::{Failure, json_bytes};
+use super::notes::{AnsweredIn, Cost, attach};
+use super::observe::RequestId;
+use super::state::AppState;
 
 /// The answer to `request`, whose body asks for one of `operations`, and whose path may name a model.
 pub async fn answer(
@@ -132,7 +132,7 @@ async fn run(
 ) -> Result<Response, RerankError> {
     let info = reranker.info();
     let context = || Context {
-        dialect: endpoint.dialect,
+        dialect: endpoint.dialect.name,
         id: id.as_str(),
         model: &info.id,
         labels: &info.labels,

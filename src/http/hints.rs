@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use axum::http::HeaderName;
 use axum::http::request::Parts;
+use rerankd_core::{Deadline, DeadlineBy, RerankError, SchedulingHints};
 use tokio::time::Instant;
 
 use crate::config::BatchSettings;
-use rerankd_core::{Deadline, DeadlineBy, RerankError, SchedulingHints};
 
 /// How many milliseconds the client waits for the response.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");

@@ -14,13 +14,13 @@ use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
 use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
-use rerankd_engine::trace::Timeline;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -71,9 +71,34 @@ impl FromRequestParts<AppState> for RequestId {
 
 /// The timeline of `request`, as part of its caller's trace.
 fn timeline(request: &Request, route: &str) -> Timeline {
-    let caller = TraceContextPropagator::new()
-        .extract_with_context(&Context::new(), &HeaderExtractor(request.headers()));
-    Timeline::begin(format!("{} {route}", request.method()), caller)
+    Timeline::begin(
+        format!("{} {route}", request.method()),
+        caller(request.headers()),
+    )
+}
+
+/// The W3C trace context of the caller; empty if there is none or it is malformed.
+fn caller(headers: &HeaderMap) -> Context {
+    let traceparent = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok());
+    if traceparent.is_some_and(is_well_formed) {
+        TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &HeaderExtractor(headers))
+    } else {
+        Context::new()
+    }
+}
+
+/// Checks the fields of a `traceparent`: the propagator also accepts ids that are too short, or have a
+/// sign.
+fn is_well_formed(traceparent: &str) -> bool {
+    let is_hex = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+    let mut fields = traceparent.trim().split('-');
+    [2, 32, 16, 2].iter().all(|&digits| {
+        let field = fields.next().unwrap_or_default();
+        field.len() == digits && field.bytes().all(is_hex)
+    })
 }
 
 /// Names the request, then logs and counts it when it ends.
@@ -213,6 +238,36 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.answered {
             self.end(CLIENT_LEFT, None, None, None, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::trace::TraceContextExt;
+
+    #[test]
+    fn trace_ids_of_another_length_start_a_new_trace() {
+        let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        for (traceparent, expected) in [
+            (format!("00-{trace}-{span}-01"), true),
+            (format!("01-{trace}-{span}-01-later"), true),
+            (format!("00-{}-{span}-01", &trace[1..]), false),
+            (format!("00-{trace}0-{span}-01"), false),
+            (format!("00-{trace}-{}-01", &span[1..]), false),
+            (format!("00-+{}-{span}-01", &trace[1..]), false),
+            (format!("00-{}-{span}-01", trace.to_uppercase()), false),
+            (format!("0-{trace}-{span}-01"), false),
+            (format!("00-{trace}-{span}-1"), false),
+            (format!("00-{trace}-{span}"), false),
+            (format!("00-{}-{span}-01", "0".repeat(32)), false),
+            (String::new(), false),
+        ] {
+            let headers = HeaderMap::from_iter([(TRACEPARENT, traceparent.parse().unwrap())]);
+            let context = caller(&headers);
+            let accepted = context.span().span_context().is_valid();
+            assert_eq!(accepted, expected, "{traceparent}");
         }
     }
 }

@@ -4,13 +4,13 @@ use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
-
-use super::error::{Failure, json};
-use super::state::AppState;
 use rerankd_core::RerankError;
 use rerankd_engine::service::Reranker;
 use rerankd_wire::OPEN_INFERENCE;
 use rerankd_wire::open_inference::{Model, Ready, Server};
+
+use super::error::{Failure, json};
+use super::state::AppState;
 
 /// The model that a path names.
 pub struct ModelName(pub String);

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use axum::http::Method;
 
-use rerankd_wire::dialect::{Endpoint, endpoints, sharing};
+use rerankd_wire::Endpoint;
+use rerankd_wire::registry::{endpoints, sharing};
 use rerankd_wire::{Dialect, INFINITY, NATIVE, OPEN_INFERENCE, VLLM};
 
 /// What is answered at a path, to one method.

@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use rerankd_core::{Limits, RerankError};
+use rerankd_engine::service::Reranker;
+use rerankd_wire::Served;
+
 use super::auth::Keys;
 use super::budget::BodyBudget;
 use crate::config::Config;
 use crate::metrics::ServerMetrics;
 use crate::shutdown::{Lifecycle, Phase};
-use rerankd_core::{Limits, RerankError};
-use rerankd_engine::service::Reranker;
-use rerankd_wire::Served;
 
 /// What every request can reach. A cheap handle: clones share everything.
 #[derive(Clone)]

@@ -1,5 +1,4 @@
-//! A GPU, or the lack of one. What needs a GPU runs with `RERANKD_TEST_CUDA=1`; it is an error then if
-//! there is none.
+//! CUDA. Tests that need a GPU run with `RERANKD_TEST_CUDA=1`, and then fail if there is none.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -32,8 +31,8 @@ fn wanted() -> bool {
     std::env::var_os("RERANKD_TEST_CUDA").is_some_and(|value| value == "1")
 }
 
-/// Asking for a GPU on a machine without one names what is missing and what to do; `auto` runs, and
-/// says why it does not run on a GPU.
+/// Without a GPU, `cuda` fails with what is missing and what to do; `auto` runs and reports why it does not
+/// use a GPU.
 #[test]
 fn without_a_gpu_it_is_said() {
     if wanted() {
@@ -84,9 +83,9 @@ fn an_arithmetic_that_the_device_has_not_is_refused() {
     assert!(error.contains("fp16") && error.contains("hint:"), "{error}");
 }
 
-/// Logits of `encodings` on a device, in batches of so many.
+/// Logits of `encodings` on a device, in batches of a given size.
 fn logits(engine: &mut Bare, encodings: &[Encoding], batch: usize) -> Vec<f32> {
-    // Both scorers of a GPU take part.
+    // Both scorers of a GPU are used.
     let count = engine.sessions.len();
     let chunks = encodings.chunks(batch).enumerate();
     chunks
@@ -112,7 +111,7 @@ fn on_gpu(model: &Path, precision: Precision) -> Bare {
     sessions(&config(model, Device::Cuda(0), precision)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The pairs of `tests/reference/quality.tsv`, on the model that the repository carries.
+/// The model in the repository and the pairs of `tests/reference/quality.tsv`.
 fn real() -> (PathBuf, Vec<Pair>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("tests/reference/quality.tsv")).unwrap();

@@ -1,5 +1,5 @@
-//! The graph for a GPU, without one: computed operator by operator here, in 32 bits and as 16 bits
-//! would round it, and read by ONNX Runtime as far as it goes.
+//! The CUDA graph without a GPU: interpreted here in fp32 and with fp16 rounding, and loaded by ONNX Runtime as
+//! far as possible.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,8 +14,8 @@ use rerankd_core::{Batch, Encoding};
 use rerankd_model::Model;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET, lower};
-use rerankd_model::graph::onnx::{ModelProto, NodeProto};
 use rerankd_model::graph::{self, Data, Graph, Precision, Rows, io};
+use rerankd_model::onnx::{ModelProto, NodeProto};
 use rerankd_runtime::cuda::check_without_gpu;
 use rerankd_runtime::cuda::offsets::{cumulative, token_offset};
 use rerankd_runtime::onnx::{Layout, PackedInputs};
@@ -25,12 +25,12 @@ const SINGLE: f32 = 1e-4;
 const HALF: f32 = 5e-3;
 const BATCH: usize = 16;
 
-/// Numbers with their shape.
+/// A tensor.
 #[derive(Debug, Clone)]
 struct Tensor {
     shape: Vec<usize>,
     data: Vec<f32>,
-    /// Kept in 16 bits.
+    /// Whether it is fp16.
     half: bool,
 }
 
@@ -48,7 +48,7 @@ impl Tensor {
         }
     }
 
-    /// Whole numbers; all that occur fit into a float's 24 bits.
+    /// Integers; all that occur are exact in f32.
     fn whole(shape: &[usize], data: impl IntoIterator<Item = i64>) -> Self {
         Self::new(shape, data.into_iter().map(|x| x as f32).collect(), false)
     }
@@ -74,7 +74,7 @@ fn gelu(x: f32) -> f32 {
     (0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))) as f32
 }
 
-/// By its series, or its continued fraction where that ends sooner.
+/// By series, or by continued fraction where that converges faster.
 fn erf(x: f64) -> f64 {
     let size = x.abs();
     if size > 5.0 {
@@ -88,7 +88,7 @@ fn erf(x: f64) -> f64 {
     x.signum() * sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
-/// Runs a graph, one node after the other.
+/// Interprets a graph node by node.
 struct Interpreter {
     values: BTreeMap<String, Tensor>,
     nodes: Vec<NodeProto>,
@@ -107,7 +107,8 @@ impl Interpreter {
             values.insert(weight.name.clone(), Tensor::new(&weight.shape, data, half));
         }
         for constant in &proto.initializer {
-            if let Some(bytes) = &constant.raw_data {
+            let bytes = &constant.raw_data;
+            if !bytes.is_empty() {
                 let numbers = bytes
                     .chunks_exact(8)
                     .map(|b| i64::from_le_bytes(b.try_into().unwrap()));
@@ -243,9 +244,9 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     Tensor::new(&[x.shape[0], output], data, x.half)
 }
 
-/// As ONNX Runtime's operator says what it does: `qkv` `[tokens, heads, 3, size]` goes to the cells
-/// that `offset` names, each row of cells is as long as `starts` says, and the cells of tokens are
-/// what comes out, `[tokens, heads * size]`.
+/// ONNX Runtime's operator as documented: scatters `qkv`, `[tokens, heads, 3, size]`, to the padded cells
+/// in `offset`, attends within each row up to its length from `starts`, and gathers the tokens,
+/// `[tokens, heads * size]`.
 fn attention(
     qkv: &Tensor,
     bias: &Tensor,
@@ -323,7 +324,7 @@ fn encoded(model: &Model, pairs: &[Pair]) -> Vec<Encoding> {
     pairs.into_iter().map(|pair| pair.encoding).collect()
 }
 
-/// The reference's pairs and logits, without those that take long to compute here.
+/// Pairs and logits of the reference, without slow ones.
 fn short(model: &Model, reference: &Reference) -> (Vec<Encoding>, Vec<f32>) {
     let logits = reference.logits();
     let pairs = encoded(model, &reference.pairs()).into_iter();
@@ -352,8 +353,8 @@ fn logits(
     logits
 }
 
-/// By how much the logits of `name` are off, the inputs changed by `fault`, and how far those of the
-/// reference lie apart.
+/// The largest error of the logits of `name` with `fault` applied to the inputs, and the spread of the
+/// reference.
 fn off(name: &str, floats: Floats, fault: impl Fn(&mut BTreeMap<String, Tensor>)) -> (f32, f32) {
     let model = Model::open(&model_dir(name)).unwrap();
     let (pairs, expected) = short(&model, &Reference::read(name));
@@ -384,8 +385,7 @@ fn it_gives_the_reference_logits() {
     }
 }
 
-/// Tiny random models are no measure of that: their numbers are few and large. This is for a graph
-/// that would be wrong in 16 bits only.
+/// A coarse check for a graph that is wrong in fp16 only: tiny random models are no measure of accuracy.
 #[test]
 fn sixteen_bits_move_tiny_models_little() {
     for name in MODELS {
@@ -423,7 +423,7 @@ fn sixteen_bits_keep_logits_and_order_of_a_trained_model() {
     assert!(rank >= 0.999, "rank correlation {rank}");
 }
 
-/// What the check above would not see would not be checked.
+/// The checks above detect wrong inputs.
 #[test]
 fn wrong_inputs_are_noticed() {
     let moved = |name: &'static str, change: fn(&mut Vec<f32>)| {
@@ -437,7 +437,7 @@ fn wrong_inputs_are_noticed() {
     assert!(moved(TOKEN_OFFSET, |cells| cells.reverse()) > 10.0 * SINGLE);
 }
 
-/// Scores do not depend on what shares the batch, whatever the arithmetic.
+/// Scores are independent of the batch, in either precision.
 #[test]
 fn a_score_does_not_depend_on_its_batch() {
     let model = Model::open(&model_dir("tiny-roberta")).unwrap();
@@ -466,7 +466,7 @@ fn nothing_of_a_processor_is_left() {
                 .iter()
                 .all(|node| node.domain != graph::operator::DOMAIN)
         );
-        // The head keeps 32 bits, and all before it has 16.
+        // The head is fp32, the encoder fp16.
         assert_eq!(count("Cast"), 1, "{name}");
         let wide = |weight: &&graph::Weight| matches!(weight.data, Data::F32(_));
         let wide: Vec<&str> = graph
@@ -480,8 +480,7 @@ fn nothing_of_a_processor_is_left() {
     }
 }
 
-/// ONNX Runtime reads the file, knows every operator and its types, and misses nothing but the kernel
-/// of the one that no processor has.
+/// ONNX Runtime accepts the graph and lacks only the kernel of the operator without a CPU implementation.
 #[test]
 fn onnx_runtime_takes_all_of_it_but_what_needs_a_gpu() {
     let library = library();
@@ -489,7 +488,7 @@ fn onnx_runtime_takes_all_of_it_but_what_needs_a_gpu() {
         let model = Model::open(&model_dir("tiny-bert")).unwrap();
         let error = check_without_gpu(&library, graph_of(&model, floats)).unwrap_err();
         let error = error.to_string();
-        // It says so in one way or the other.
+        // Either message says so.
         let missing = [
             "Could not find an implementation for",
             "Failed to find kernel for",

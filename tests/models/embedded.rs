@@ -1,4 +1,4 @@
-//! The model that is compiled in gives the scores that sentence-transformers gives for it.
+//! The embedded model has the scores of sentence-transformers.
 #![cfg(feature = "embedded-model")]
 
 use crate::support::reference::Reference;
@@ -31,7 +31,7 @@ fn number(value: &Value) -> f32 {
     value.as_f64().expect("a number") as f32
 }
 
-/// Body of `/predict` for every `step`th pair, and how many tokens these have.
+/// Body of `/predict` for every `step`th pair, and the number of their tokens.
 fn pairs(reference: &Reference, step: usize) -> (Value, usize) {
     let pairs = reference.pairs();
     let pairs = pairs

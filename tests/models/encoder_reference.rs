@@ -1,4 +1,4 @@
-//! Models open as sentence-transformers opened them, and their texts become the ids that it gave.
+//! Configurations and token ids match those of sentence-transformers.
 
 use std::sync::atomic::AtomicBool;
 

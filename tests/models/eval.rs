@@ -1,6 +1,6 @@
-//! Figures of `rerankd eval` are those of sentence-transformers, ir-measures and ranx.
+//! Metrics of `rerankd eval` match those of sentence-transformers, ir-measures and ranx.
 //!
-//! `tests/eval/make_golden.py` asked them for their figures of made-up scores.
+//! `tests/eval/make_golden.py` computed the expected values for synthetic scores.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -41,7 +41,7 @@ struct RerankingCase {
     at: Vec<usize>,
     qrels: Nested<i64>,
     run: Nested<f64>,
-    /// For every document, found or not.
+    /// For every document, retrieved or not.
     scores: Nested<f64>,
     first_stage: BTreeMap<String, f64>,
     reranked: BTreeMap<String, f64>,
@@ -160,7 +160,7 @@ fn report(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Pairs whose gold scores are those of the reference itself.
+/// Pairs with the reference scores as gold scores.
 fn write_pairs(path: &Path) -> usize {
     let reference = Reference::read("tiny-bert");
     let mut file = csv::Writer::from_path(path).unwrap();
@@ -236,7 +236,7 @@ fn reranking_puts_first_what_the_reference_puts_first() {
     let mut cases = 0;
     for (number, case) in reference.rank.iter().enumerate() {
         let documents: Vec<String> = case.documents.iter().map(|d| d.expand()).collect();
-        // Equal documents cannot be told apart, and one alone is always first.
+        // Skips duplicate documents and single-document queries.
         let best = &documents[case.order[0]];
         if documents.iter().filter(|d| *d == best).count() > 1 || documents.len() < 2 {
             continue;
@@ -250,7 +250,7 @@ fn reranking_puts_first_what_the_reference_puts_first() {
         for (index, text) in documents.iter().enumerate() {
             let id = format!("q{number}d{index}");
             add(&mut corpus, json!({"id": id, "text": text}).to_string());
-            // The first stage has the relevant document last.
+            // The first stage ranks the relevant document last.
             let score = if index == case.order[0] { -1 } else { 1 };
             add(&mut run, format!("q{number} Q0 {id} 1 {score} test"));
         }
@@ -303,7 +303,7 @@ fn reranking_puts_first_what_the_reference_puts_first() {
             .contains("<rect")
     );
 
-    // Without a run, BM25 looks for candidates itself.
+    // Without a run, candidates come from BM25.
     let without_run = report(&eval(
         &[&flags[..], &["--add-relevant", "--at", "1000"]].concat(),
     ));
@@ -327,7 +327,7 @@ fn what_cannot_be_evaluated_is_named() {
         assert!(!message.contains("secret"), "{message}");
     };
     fails("no-such-file.csv".into(), "`no-such-file.csv`");
-    fails(file("empty.csv", ""), "there is no pair in it");
+    fails(file("empty.csv", ""), "has no pairs");
     fails(
         file("a.csv", "secret,b,1\nsecret,b,much\n"),
         "line 2: `score` is not a number",

@@ -1,4 +1,4 @@
-//! `rerankd export`: what is written gives the scores of the model it was written from.
+//! `rerankd export`: exported models have the scores of the original.
 
 use std::fs;
 use std::path::Path;
@@ -20,10 +20,10 @@ use rerankd_tools::eval::metric::spearman;
 use rerankd_tools::export::{export, export_with};
 
 const TOLERANCE: f32 = 1e-4;
-/// As in eight bits here. The random weights of the tiny models are made to magnify every fault.
+/// Tolerance for int8. The random weights of the tiny models magnify every error.
 const LEAST_RANK_CORRELATION: f64 = 0.997;
 const LEAST_OF_TINY: f64 = 0.98;
-/// What a score in eight bits may differ by with what shares its batch.
+/// Tolerance for int8 scores in different batches.
 const NEIGHBOURS: f64 = 0.005;
 const MODELS: [&str; 11] = [
     "tiny-bert",
@@ -51,7 +51,7 @@ fn score(scorer: &mut dyn Scorer, encodings: &[Encoding]) -> Vec<f32> {
     logits.collect()
 }
 
-/// Logits of the model that was written to `out`, loaded from there.
+/// Logits of the model exported to `out`.
 fn loaded(out: &Path, reference: &Reference) -> Vec<f32> {
     let model = ExportedModel::open(out, None).unwrap();
     let encoder = PairEncoder::for_exported(&model).unwrap();
@@ -68,7 +68,7 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
     off.fold(0.0, f32::max)
 }
 
-/// Writes a model and loads it: how far its logits are from those of the packed graph, and from those of
+/// Exports and loads a model: the errors of its logits against the packed graph, and against
 /// sentence-transformers.
 fn check(name: &str, largest: usize) {
     let dir = model_dir(name);
@@ -125,7 +125,7 @@ fn a_file_of_int8_keeps_the_order_of_tiny_models() {
     }
 }
 
-/// Rank correlation on 300 pairs, with the real weights of the embedded model.
+/// Rank correlation of the embedded model on 300 pairs.
 #[test]
 fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let out = tempfile::tempdir().unwrap();
@@ -165,8 +165,8 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     println!("rank correlation of the written int8 file with fp32: {rho:.5}");
     assert!(rho >= LEAST_RANK_CORRELATION, "{rho}");
 
-    // Rows are measured apart: what shares a batch moves a score by what fp32 has of noise, which may carry
-    // a number over to its neighbour, and not by a scale that is another.
+    // Scales are per row: the batch affects a score only by fp32 noise, which may change the rounding of a
+    // quantized value, not by another scale.
     let mut session = opened.session(1).unwrap();
     let mut alone = Vec::new();
     for encoding in &encodings {
@@ -215,21 +215,21 @@ fn what_nothing_could_load_is_not_written() {
     assert_eq!(refused.status.code(), Some(2));
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        said.contains("nothing could load the file\nhint: "),
+        said.contains("which only this program has\nhint: "),
         "{said}"
     );
-    // An operator that stands for a whole layer has no standard form.
+    // A fused layer cannot be exported.
     let model = Model::open(&model_dir("tiny-bert")).unwrap();
     let graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
     let positions = Positions {
         first: 0,
         of_segment: 512,
-        uncounted: None,
+        skipped_token: None,
         segments: true,
     };
     let error = padded(graph, positions, Precision::Fp32).unwrap_err();
     assert!(error.to_string().contains("`Layer`"), "{error}");
-    // A file cannot be made of a file.
+    // An ONNX file cannot be exported again.
     let model = model_dir("tiny-deberta-v2");
     let refused = run(&["--model", model.to_str().unwrap()], &out);
     assert_eq!(refused.status.code(), Some(3));

@@ -1,5 +1,4 @@
-//! Models that come as ONNX files: their logits are those of sentence-transformers, and what does not fit
-//! is refused at start.
+//! ONNX models: logits match those of sentence-transformers, and invalid files are rejected at startup.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +16,7 @@ use rerankd_runtime::Scorer;
 use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
 
 const TOLERANCE: f32 = 1e-4;
-/// What a score may differ by with what it is padded for.
+/// Tolerance for scores with different padding.
 const NEIGHBOURS: f32 = 1e-5;
 const DEBERTA: &str = "tiny-deberta-v2";
 const ALBERT: &str = "tiny-albert";
@@ -83,20 +82,20 @@ fn a_score_does_not_depend_on_its_batch() {
     }
 }
 
-/// A file that quantises all rows by the largest number among them would score a pair by its neighbours.
+/// With one dynamic scale for all rows, a score would depend on its batch.
 #[test]
-fn a_quantised_file_gives_the_same_bits_whatever_shares_its_batch() {
+fn scores_of_a_quantized_file_do_not_depend_on_the_batch() {
     let (encodings, reference, mut scorer) = open(DEBERTA, Some(QUANTIZED));
     let alone = score(&mut scorer, &encodings, 1);
     for batch in [5, encodings.len()] {
         assert_eq!(alone, score(&mut scorer, &encodings, batch));
     }
-    // Near the logits of the file that was quantised, and not the same.
+    // Near the logits of the original file, but not equal.
     let off = worst(&alone, &reference.logits());
     assert!((1e-3..1.0).contains(&off), "{off}");
 }
 
-/// Sessions work at the same time on the weights that they share.
+/// Sessions run concurrently on shared weights.
 #[tokio::test]
 async fn the_server_says_what_it_runs_and_scores_as_the_file_does() {
     let app = TestApp::real(Some(&model_dir(DEBERTA)));
@@ -130,7 +129,7 @@ fn weights_come_before_a_file_where_a_graph_can_be_built() {
     assert!(is_exported(dir.path(), None));
 }
 
-/// Files of 32-bit inputs, and of positions that RoBERTa's kind numbers from behind the padding id.
+/// Files with 32-bit inputs, and with RoBERTa's positions after the padding id.
 #[test]
 fn positions_are_those_of_the_kind_of_model() {
     let dir = saved::copy("tiny-roberta");
@@ -147,7 +146,8 @@ fn positions_are_those_of_the_kind_of_model() {
     assert_eq!(logits, [2007.0, 6019.0, 5011.0]);
 }
 
-/// `change` to a copy of a model is refused at start with a message that says all of `expected`.
+/// A copy of a model modified by `change` is rejected at startup with a message that contains all of
+/// `expected`.
 #[track_caller]
 fn check_refused(name: &str, flags: &[&str], change: impl FnOnce(&Path), expected: &[&str]) {
     let dir = saved::copy(name);
@@ -173,7 +173,7 @@ fn external_data_outside_the_models_folder_is_refused() {
             ALBERT,
             &[],
             |dir| saved::replace(dir, "model.onnx", "model.onnx_data", outside),
-            &[outside, "not below its folder"],
+            &[outside, "outside its folder"],
         );
     }
     let remove = |dir: &Path| fs::remove_file(dir.join("model.onnx_data")).unwrap();
@@ -214,7 +214,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
         DEBERTA,
         &[],
         |dir| fs::remove_file(dir.join(FILE)).unwrap(),
-        &["`deberta-v2` cannot be served", "optimum-cli export onnx"],
+        &["`deberta-v2` is not supported", "optimum-cli export onnx"],
     );
     for (flags, expected) in [
         (["--precision", "int8"], "a file is run as it is"),
@@ -225,7 +225,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
     }
 }
 
-/// Hub caches keep files elsewhere, and link to them.
+/// Hub caches consist of links.
 #[cfg(unix)]
 #[test]
 fn a_file_and_its_external_data_may_be_links() {

@@ -1,5 +1,5 @@
-//! Models as each version of sentence-transformers and of transformers saves them: each is read as its own
-//! version reads it.
+//! Models saved by different versions of sentence-transformers and transformers are read as by the version
+//! that saved them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use rerankd_engine::bulk::Engine;
 use serde::Deserialize;
 
 const TOLERANCE: f32 = 1e-4;
-/// Who saved them; README.md beside the fixtures says with what.
+/// Versions that saved the fixtures; see their README.md.
 const VERSIONS: [&str; 6] = [
     "sentence-transformers-3.4.1",
     "sentence-transformers-4.1.0",
@@ -20,10 +20,10 @@ const VERSIONS: [&str; 6] = [
     "transformers-4.57.6",
     "transformers-5.23.0",
 ];
-/// One label and nothing said; a length and an activation that are not the usual ones; three labels.
+/// Defaults with one label; a non-default length and activation; three labels.
 const VARIANTS: [&str; 3] = ["plain", "settings", "labels"];
 
-/// What a version answers for a model that it saved.
+/// Scores of a version for a model that it saved.
 #[derive(Deserialize)]
 struct Answers {
     labels: Vec<String>,
@@ -94,7 +94,7 @@ fn several_labels_and_their_names() {
     check("labels");
 }
 
-/// Every folder is in the lists above, and the variants do differ: none is the same test twice.
+/// Every folder is in the lists above, and all variants differ.
 #[test]
 fn every_fixture_is_read_and_tells_the_variants_apart() {
     let entries = fs::read_dir(fixture("formats")).unwrap();
@@ -112,7 +112,7 @@ fn every_fixture_is_read_and_tells_the_variants_apart() {
     assert_ne!(plain.max_length, settings.max_length);
     assert_ne!(flat(&plain.logits), flat(&plain.scores));
     assert_eq!(flat(&settings.logits), flat(&settings.scores));
-    // The third version keeps an activation and forgets a length.
+    // The third version saves an activation but no length.
     let (_, third) = open("sentence-transformers-3.4.1-settings");
     assert_eq!(third.max_length, plain.max_length);
     assert_eq!(flat(&third.logits), flat(&third.scores));

@@ -1,14 +1,14 @@
-//! Eight-bit weights keep the order of the embedded model's scores, on every kind of processor, and a
-//! score is the same bits whatever shares its batch; in fp32 too.
+//! int8 preserves the ranking of the embedded model on every instruction set, and scores are bit-identical in
+//! every batch, in fp32 too.
 //!
-//! `make quality` runs this and prints the figures of docs/bench/int8.md.
+//! `make quality` runs this and prints the figures in docs/bench/int8.md.
 #![cfg(feature = "embedded-model")]
 
 use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
+use crate::support::packed;
 use crate::support::reference::{Reference, fixture, model_dir};
-use crate::support::{packed, saved};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::compute_pool::ComputePool;
@@ -20,13 +20,13 @@ use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::OnnxScorer;
 use serde::Deserialize;
 
-/// The least correlation between the order of eight bits and that of fp32.
+/// Minimum rank correlation between int8 and fp32.
 const LEAST_CORRELATION: f64 = 0.997;
-/// The most that the correlation with what people said may lose.
+/// Maximum loss of correlation with human judgments.
 const MOST_LOST: f64 = 0.002;
-/// The same for models of random weights, made so that small changes show, and not to rank.
+/// Minimum rank correlation for models with random weights, which magnify errors.
 const LEAST_RANDOM_CORRELATION: f64 = 0.98;
-/// What the embedded model's answers are named after.
+/// Name of the embedded model's reference.
 const EMBEDDED: &str = "minilm-l6-rank";
 
 fn open(model: &Model, precision: Precision, set: InstructionSet) -> OnnxScorer {
@@ -53,7 +53,7 @@ fn logits(scorer: &mut OnnxScorer, encodings: &[Encoding]) -> Vec<f32> {
         .collect()
 }
 
-/// Places from the least on; what is equal shares the middle of its places.
+/// Ranks in ascending order; ties get their mean rank.
 fn ranks(numbers: &[f32]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..numbers.len()).collect();
     order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
@@ -67,7 +67,7 @@ fn ranks(numbers: &[f32]) -> Vec<f64> {
     ranks
 }
 
-/// Spearman's correlation.
+/// Spearman's rank correlation.
 fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let centred = |numbers: &[f32]| -> Vec<f64> {
@@ -111,7 +111,7 @@ fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
     let encodings = encodings(&model, &quality_pairs());
     assert_eq!(encodings.len(), 300);
     for set in InstructionSet::available() {
-        // Portable code is many times slower, and has the same sums (`scorer::isa`).
+        // Portable code is many times slower, with the same sums (`rerankd_kernels::isa`).
         let step = if set.favors_int8() { 1 } else { 10 };
         let some: Vec<Encoding> = encodings.iter().step_by(step).cloned().collect();
         let exact: Vec<f32> = reference.iter().step_by(step).copied().collect();
@@ -167,12 +167,11 @@ fn every_architecture_keeps_the_order_of_its_reference() {
     }
 }
 
-/// Sentences and what people said of them, from the test set of the STS Benchmark; `None` where it
-/// is not at hand.
+/// Sentence pairs and human judgments of the STS Benchmark test set; `None` if it is not available.
 fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
     let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/stsb/test.csv");
     if !path.exists() {
-        // Cargo shows it with `--nocapture`.
+        // Shown with `--nocapture`.
         println!("skipped: there is no {}", path.display());
         let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
         assert!(!ci, "with CI=true the data has to be there");
@@ -193,7 +192,7 @@ fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
     Some(rows.unzip())
 }
 
-/// Fields of a line of CSV.
+/// Fields of a CSV line.
 fn fields(line: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
@@ -202,7 +201,7 @@ fn fields(line: &str) -> Vec<String> {
         match c {
             '"' => {
                 quoted = !quoted;
-                // Two quotes in a quoted field are one.
+                // A doubled quote in a quoted field.
                 if quoted && before == '"' {
                     fields.last_mut().unwrap().push('"');
                 }
@@ -260,55 +259,6 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
     ] {
         check_company(&Model::open(&model_dir(name)).unwrap(), name);
     }
-}
-
-#[test]
-fn a_text_that_the_model_cannot_judge_leaves_its_batch_as_it_is() {
-    for name in ["tiny-bert", "tiny-mpnet", "tiny-modernbert"] {
-        let (directory, ids) = damaged(name);
-        let model = Model::open(directory.path()).unwrap();
-        let encodings = encodings(&model, &Reference::read(name).pairs());
-        let is_damaged = |encoding: &Encoding| encoding.ids.contains(&ids);
-        let first = encodings.iter().position(is_damaged).unwrap();
-        let clean = encodings.iter().filter(|e| !is_damaged(e) && e.len() < 64);
-        let mut batch: Vec<&Encoding> = clean.take(6).collect();
-        batch.insert(3, &encodings[first]);
-        for precision in [Precision::Fp32, Precision::Int8] {
-            let mut scorer = open(&model, precision, InstructionSet::best());
-            let together = scorer.score(&Batch::pack(batch.iter().copied())).unwrap();
-            for (index, (encoding, logit)) in batch.iter().zip(&together).enumerate() {
-                if index == 3 {
-                    assert!(!logit.is_finite(), "{name}, {precision:?}: {logit}");
-                } else {
-                    let alone = scorer.score(&Batch::pack([*encoding])).unwrap();
-                    assert!(
-                        logit.is_finite() && *logit == alone[0],
-                        "{name}, {precision:?}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// A copy of a model in which the embedding of a token overflows LayerNorm, and the token.
-fn damaged(name: &str) -> (tempfile::TempDir, u32) {
-    let model = Model::open(&model_dir(name)).unwrap();
-    let encodings = encodings(&model, &Reference::read(name).pairs());
-    let uses = |id: u32| encodings.iter().filter(|e| e.ids.contains(&id)).count();
-    let rare = encodings.iter().flat_map(|e| e.ids.iter().copied());
-    let rare = rare.min_by_key(|&id| uses(id)).unwrap();
-    let directory = saved::copy(name);
-    let mut tensors = saved::read_tensors(directory.path());
-    let words = tensors
-        .iter_mut()
-        .find(|(name, _)| name.contains("word_embeddings") || name.contains("tok_embeddings"));
-    let (_, (shape, numbers)) = words.unwrap();
-    let width = shape[1];
-    numbers[rare as usize * width..][..width].fill(f32::MAX);
-    let file = directory.path().join("model.safetensors");
-    saved::write_tensors(&file, &tensors, safetensors::Dtype::F32);
-    (directory, rare)
 }
 
 fn check_company(model: &Model, name: &str) {

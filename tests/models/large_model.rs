@@ -1,4 +1,4 @@
-//! A model larger than a protobuf message, or a signed 32-bit offset, can hold.
+//! A model beyond the limits of protobuf messages and signed 32-bit offsets.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ const LARGE: Bert = Bert {
     ..SMALL
 };
 
-/// Logits of pairs that use the first words of the vocabulary and the last.
+/// Logits of pairs with the first and the last words of the vocabulary.
 async fn logits(model: &Path) -> Vec<f32> {
     let app = TestApp::real(Some(model));
     let pairs = [
@@ -35,8 +35,8 @@ async fn logits(model: &Path) -> Vec<f32> {
     serde_json::from_value(scores).unwrap()
 }
 
-/// The words' vectors lie at both ends of a table of more than 2 GiB. Those of a small table are the
-/// same, and so must be the logits.
+/// Word embeddings at both ends of a table of more than 2 GiB equal those of a small table, and so must the
+/// logits.
 #[tokio::test]
 async fn a_model_of_more_than_two_gibibytes_scores_like_a_small_one() {
     let small = SMALL.write();

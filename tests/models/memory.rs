@@ -1,7 +1,6 @@
-//! Sessions share the weights, also in the form in which the matrix products read them.
+//! Sessions share the weights, including packed matrices.
 //!
-//! Other tests run in this process: it starts itself once for each number of sessions, and measures the
-//! child.
+//! Other tests run in this process, so memory is measured in a child process for each number of sessions.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +9,14 @@ use crate::support::real;
 use crate::support::saved::Bert;
 use rerankd_engine::metrics::{Metrics, resident_bytes};
 
-/// Tells a child process what to measure: the model's directory.
+/// Model directory for the child process.
 const MODEL: &str = "RERANKD_TEST_MEMORY_MODEL";
-/// And how many sessions it opens.
+/// Number of sessions for the child process.
 const SESSIONS: &str = "RERANKD_TEST_MEMORY_SESSIONS";
-/// What a child puts before the number that it has found.
+/// Prefix of the result of the child process.
 const ANSWER: &str = "resident bytes: ";
 
-/// As wide and deep as the embedded model; the words, which are not multiplied, are few.
+/// The size of the embedded model, with a small vocabulary.
 const MODEL_SIZE: Bert = Bert {
     layers: 6,
     hidden: 384,
@@ -40,7 +39,7 @@ fn four_sessions_take_little_more_memory_than_one() {
     );
 }
 
-/// Runs [`child`] in a process of its own.
+/// Runs [`child`] in a child process.
 fn measure(model: &Path, sessions: usize) -> u64 {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "memory::child"])

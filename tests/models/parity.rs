@@ -1,5 +1,4 @@
-//! The logits of the packed graph are those of sentence-transformers, and a fault in the graph would
-//! show.
+//! Logits of the packed graph match those of sentence-transformers, and planted faults are detected.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -17,9 +16,9 @@ use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
 const TOLERANCE: f32 = 1e-4;
-/// A fault must move some logit by more than ten times what is tolerated.
+/// A fault must change some logit by more than ten times the tolerance.
 const NOTICED: f32 = 10.0 * TOLERANCE;
-/// Sequences of one batch: enough for lengths to differ.
+/// Sequences per batch, enough for different lengths.
 const BATCH: usize = 16;
 
 fn open(model: &Model, layout: Layout, precision: Precision, set: InstructionSet) -> OnnxScorer {
@@ -28,7 +27,7 @@ fn open(model: &Model, layout: Layout, precision: Precision, set: InstructionSet
     model.session(1).unwrap()
 }
 
-/// Every way in which fp32 is computed, by name.
+/// All fp32 implementations, by name.
 fn ways() -> Vec<(String, Precision, InstructionSet)> {
     let way = |set: InstructionSet| (set.name().to_owned(), Precision::Fp32, set);
     let mut ways: Vec<_> = InstructionSet::available().into_iter().map(way).collect();
@@ -48,7 +47,7 @@ fn encodings(model: &Model, reference: &Reference) -> Vec<Encoding> {
     encoded.into_iter().map(|pair| pair.encoding).collect()
 }
 
-/// Logits of all `encodings`, in batches of neighbours, with the inputs changed by `fault`.
+/// Logits of all `encodings` in consecutive batches, with `fault` applied to the inputs.
 fn run(
     scorer: &mut OnnxScorer,
     layout: Layout,
@@ -142,8 +141,7 @@ fn modernbert_with_every_bias_gives_the_reference_logits() {
     check("tiny-modernbert-biased");
 }
 
-/// Plants a fault in the model, its layout or its inputs, and returns by how much the worst logit is
-/// then off.
+/// Plants a fault in the model, its layout or its inputs, and returns the largest error of the logits.
 fn planted(
     name: &str,
     change_model: impl FnOnce(&mut Model),
@@ -173,7 +171,7 @@ fn planted_in(
     noticed(&mut scorer, layout, &encodings, &reference, change_inputs)
 }
 
-/// By how much a logit is off with a fault: that of the first batch that notices it, else the worst of all.
+/// The largest error of the logits: of the first batch that detects the fault, else of all.
 fn noticed(
     scorer: &mut OnnxScorer,
     layout: Layout,
@@ -256,7 +254,7 @@ fn positions_off_by_one_are_noticed() {
 #[test]
 fn attention_beyond_a_sequence_is_noticed() {
     for name in ["tiny-bert", "tiny-roberta"] {
-        // Every second sequence sees the first token of the next.
+        // Every other sequence attends to the first token of the next one.
         let fault = |inputs: &mut PackedInputs| {
             for pair in inputs.lengths.chunks_exact_mut(2) {
                 pair[0] += 1;
@@ -269,7 +267,7 @@ fn attention_beyond_a_sequence_is_noticed() {
 
 #[test]
 fn the_first_token_of_the_wrong_row_is_noticed() {
-    // A whole layer in one operator finds first tokens by the lengths, which the test before moves.
+    // Fused layers find first tokens by the lengths, which the previous test covers.
     let noticed = |name: &str, fault: fn(&mut PackedInputs)| {
         let changes = (|_: &mut Model| (), |_: &mut Layout| (), fault);
         assert_noticed(planted_in(name, Precision::Fp32Nodes, changes));
@@ -371,7 +369,7 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
 fn another_bias_by_distance_is_noticed() {
     let faults: [fn(i64) -> usize; 3] = [
         |distance| (distance + 16).clamp(0, 31) as usize,
-        // Only near ones.
+        // Near distances only.
         |distance| if distance > 0 { 16 } else { 0 } + distance.unsigned_abs().min(9) as usize,
         |_| 0,
     ];
@@ -449,7 +447,7 @@ fn another_head_is_noticed() {
     }
 }
 
-/// One test for each model, so that they run in parallel.
+/// One test per model, to run in parallel.
 macro_rules! a_score_does_not_depend_on_its_batch {
     ($($model:ident => $name:literal,)*) => {
         mod a_score_does_not_depend_on_its_batch {
@@ -479,7 +477,7 @@ a_score_does_not_depend_on_its_batch! {
 fn check_every_batch(name: &str) {
     let model = Model::open(&model_dir(name)).unwrap();
     let layout = Layout::of(&model.manifest);
-    // What shares a batch reaches a score through lengths and offsets: one pair of each length does.
+    // The batch could affect a score through lengths and offsets only, so one pair per length is enough.
     let mut encodings = encodings(&model, &Reference::read(name));
     let mut lengths = BTreeSet::new();
     encodings.retain(|encoding| lengths.insert(encoding.ids.len()));
@@ -490,7 +488,7 @@ fn check_every_batch(name: &str) {
     );
     for (way, precision, path) in ways() {
         let mut scorer = open(&model, layout, precision, path);
-        // The products of this crate sum in one order; those of ONNX Runtime promise nothing.
+        // Our matrix products sum in a fixed order; those of ONNX Runtime may not.
         let tolerated = match precision {
             Precision::Fp32Nodes => 1e-5,
             _ => 0.0,
@@ -504,13 +502,13 @@ fn check_every_batch(name: &str) {
     }
 }
 
-/// Compares scores in batches of all kinds with those of the same sequences alone.
+/// Compares scores in different batches with those of single sequences.
 fn check_company(scorer: &mut OnnxScorer, encodings: &[Encoding], tolerated: f32, who: &str) {
     let alone: Vec<f32> = encodings
         .iter()
         .flat_map(|encoding| scorer.score(&Batch::pack([encoding])).unwrap())
         .collect();
-    // Different strides put every length beside many others. They are prime.
+    // Prime strides combine every length with many others.
     for (stride, size) in [(1, 7), (61, 13), (37, 32)] {
         assert!(stride == 1 || !encodings.len().is_multiple_of(stride));
         let order: Vec<usize> = (0..encodings.len())

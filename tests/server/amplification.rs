@@ -1,4 +1,4 @@
-//! A body costs no more than three times its size, wherever it is posted.
+//! Peak memory of a request is at most three times the size of its body, on every route.
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -13,10 +13,10 @@ use crate::support::server::TestApp;
 
 const BODY_BYTES: usize = 4 << 20;
 
-/// What a thread's stack, the runtime and the allocator take besides.
+/// Allowance for stacks, the runtime and the allocator.
 const SLACK_BYTES: u64 = 2 << 20;
 
-/// The fields of a request at `path` that are lists, by its description.
+/// The list fields of requests to `path`, from the OpenAPI document.
 fn lists(document: &Value, path: &str) -> Vec<String> {
     let request = &document["paths"][path]["post"]["requestBody"]["content"];
     let text = request["application/json"]["schema"].to_string();
@@ -36,7 +36,7 @@ fn lists(document: &Value, path: &str) -> Vec<String> {
     lists
 }
 
-/// `start`, as many of `item` as fit, and `end`.
+/// `start`, as many `item`s as fit, and `end`.
 fn filled(start: &str, item: &str, end: &str) -> String {
     let count = (BODY_BYTES - start.len() - end.len()) / (item.len() + 1);
     format!("{start}{}{end}", vec![item; count].join(","))
@@ -69,7 +69,7 @@ fn a_body_of_many_small_items_costs_no_more_than_three_times_its_size() {
                     peak_bytes();
                     let answer = app.send(request).await;
                     let grown = peak_bytes().saturating_sub(before);
-                    // The body itself was there before.
+                    // The body was allocated before.
                     let allowed = 2 * BODY_BYTES as u64 + SLACK_BYTES;
                     assert_ne!(answer.status, 200);
                     assert!(

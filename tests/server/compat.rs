@@ -1,8 +1,7 @@
-//! Every dialect, case by case: a request as its clients send it, and the exact answer.
+//! Compatibility cases of all dialects: a request as clients send it, and the exact response.
 //!
-//! The cases are data under `tests/compat/<dialect>/`. The model behind them scores a document by
-//! its number of words. `RERANKD_UPDATE=1` writes the answers anew; read the difference before you
-//! keep it.
+//! The cases are data in `tests/compat/<dialect>/`. The fake model scores a document by its number of
+//! words. `RERANKD_UPDATE=1` regenerates the responses; review the diff.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use rerankd_core::Activation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// One case.
+/// A case.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
@@ -27,7 +26,7 @@ struct Case {
     response: Received,
 }
 
-/// How the server differs from its defaults.
+/// Non-default server settings.
 #[derive(Serialize, Deserialize, Default, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 struct Server {
@@ -70,7 +69,7 @@ impl Server {
                 },
                 logit: match self.failing {
                     true => |_| f32::NAN,
-                    // No score is its document's number of words, and none is whole.
+                    // So that no score is an integer or the number of words.
                     false => |words| words as f32 * 0.5 - 0.75,
                 },
                 ..Model::default()
@@ -86,7 +85,7 @@ struct Sent {
     #[serde(default = "post", skip_serializing_if = "is_post")]
     method: String,
     path: String,
-    /// JSON, or text that is sent as it is.
+    /// JSON, or text sent verbatim.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     body: Value,
 }
@@ -145,7 +144,7 @@ impl Received {
     }
 }
 
-/// Makes every moment the same one.
+/// Replaces timestamps with a constant.
 fn hide_time(body: &mut Value) {
     match body {
         Value::Object(object) => {
@@ -208,7 +207,7 @@ async fn every_case_gets_its_exact_answer() {
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
-/// The lists of texts that a body of some dialect ranks or scores.
+/// The fields with lists of texts, over all dialects.
 const LISTS: [&str; 9] = [
     "documents",
     "texts",
@@ -221,7 +220,7 @@ const LISTS: [&str; 9] = [
     "passages",
 ];
 
-/// The texts of `body` under `list`; of tensors, those of the one called `documents`.
+/// The texts of `body` in the field `list`; for tensors, those of `documents`.
 fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
     let items = body.get_mut(list)?.as_array_mut()?;
     match items.iter().position(|item| item["name"] == "documents") {
@@ -230,8 +229,8 @@ fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
     }
 }
 
-/// A server that ignored the order of the request, or gave every text the same score, must not get
-/// through: the same request with its texts turned around has another answer.
+/// The cases would detect a server that ignores the order of texts or scores all alike: reversing the texts
+/// changes the response.
 #[tokio::test]
 async fn no_case_is_blind_to_the_order_of_its_texts() {
     let mut checked = BTreeMap::<String, usize>::new();

@@ -1,10 +1,10 @@
-//! The papers about settings are what the declarations say.
+//! The documentation of settings matches their declarations.
 
 use std::path::Path;
 
 use rerankd::config::{Setting, document};
 
-/// `RERANKD_UPDATE=1` writes the file anew.
+/// `RERANKD_UPDATE=1` regenerates the file.
 #[track_caller]
 fn check(file: &str, said: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -28,7 +28,7 @@ fn the_example_is_what_the_declarations_say() {
     check("config/rerankd.toml", &document::example());
 }
 
-/// Every line that can be uncommented sets the default, so that doing it changes nothing.
+/// Every commented-out line sets the default, so that uncommenting it changes nothing.
 #[test]
 fn the_example_is_a_file_that_can_be_read() {
     let example = document::example();

@@ -1,4 +1,4 @@
-//! Connections: protocols, TLS, Unix sockets, and those that only take up room.
+//! Connections: protocols, TLS, Unix sockets, and idle or slow clients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn config(change: impl FnOnce(&mut HttpConfig)) -> Config {
     config
 }
 
-/// Sends one request over HTTP/2 and gives status and body.
+/// Sends a request over HTTP/2 and returns status and body.
 async fn over_http2<IO>(io: IO, path: &str, body: &'static str) -> (StatusCode, String)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -82,15 +82,14 @@ async fn accepted_requests_of_http2_are_answered_before_the_server_stops() {
     assert_eq!(server.stopped.await.unwrap(), Stopped::Clean);
 }
 
-/// A request whose answer repeats three megabytes: more than the buffers of a Unix socket hold.
+/// A request with a response of three megabytes, more than the buffers of a Unix socket.
 fn long_request() -> (String, usize) {
     let document = "a ".repeat(3 << 19);
     let body = serde_json::json!({"query": "q", "documents": [document], "return_documents": true});
     (wire("POST", "/rerank", &body.to_string()), document.len())
 }
 
-/// A server on a Unix socket with a client that has sent one long request, and read nothing of the
-/// answer that is there.
+/// A server on a Unix socket, with a client that sent a request and reads none of the response.
 async fn unread_answer(config: Config) -> (tempfile::TempDir, Server, UnixStream) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rerankd.sock");
@@ -140,7 +139,7 @@ async fn a_half_sent_body_is_not_lost_work() {
     let mut half = server.connect().await;
     half.send("POST /rerank HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n{")
         .await;
-    // One whole exchange later, the server has seen the half request too.
+    // After a complete exchange, the server has seen the incomplete request too.
     server.request("GET", "/live", "").await;
     server.signals.send(()).await.unwrap();
     assert_eq!(server.stopped.await.unwrap(), Stopped::TimedOut);
@@ -172,10 +171,10 @@ async fn a_body_in_broken_chunks_is_a_mistake_and_no_leaving() {
     assert_eq!(counted(&server.state, "/rerank", "400"), 1);
 }
 
-// Answers that come before the body has been sent. Bodies are more than socket buffers hold: the
-// client is still writing when the server has decided.
+// Early responses. Bodies exceed the socket buffers, so that the client is still writing when the server
+// responds.
 
-/// `megabytes` in chunks of one.
+/// `megabytes` in chunks of 1 MB.
 fn chunked(path: &str, megabytes: usize) -> String {
     let chunk = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
     let chunks = chunk.repeat(megabytes);
@@ -198,7 +197,7 @@ async fn an_early_refusal_arrives_whatever_is_still_sent() {
             let mut client = server.connect().await;
             client.send(&request).await;
             assert_eq!(client.answer().await.status, status, "{path}");
-            // It was read to its end, so that the connection goes on.
+            // The body was drained, so that the connection stays open.
             client.send(&wire("GET", "/live", "")).await;
             assert_eq!(client.answer().await.status, 200, "{path}");
         }
@@ -236,7 +235,7 @@ async fn a_unix_socket_is_served_and_asked_for_its_health() {
     assert!(!path.exists());
 }
 
-/// Whoever connects to a Unix socket whose queue is full waits until somebody accepts.
+/// Connecting to a Unix socket with a full backlog blocks until the server accepts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
     let dir = tempfile::tempdir().unwrap();
@@ -261,7 +260,7 @@ async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
 
 // TLS.
 
-/// A certificate for `name` that vouches for itself, and its key.
+/// A self-signed certificate for `name`, and its key.
 fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let pem = made.cert.pem();
@@ -274,7 +273,7 @@ fn load(dir: &Path) -> Result<Tls, String> {
     Tls::load(&dir.join("cert.pem"), &dir.join("key.pem")).map_err(|error| error.to_string())
 }
 
-/// Connects as a client that trusts `root` and knows the server as `localhost`.
+/// Connects to `localhost` as a client that trusts `root`.
 async fn connect(
     server: &Server,
     root: &CertificateDer<'static>,
@@ -341,7 +340,7 @@ async fn a_certificate_is_renewed_without_a_stop() {
     let mut kept = connect(&server, &old, &[]).await.unwrap();
     assert!(!tls.reload().unwrap(), "nothing has changed");
 
-    // A key that is not that of the certificate changes nothing.
+    // A key that does not match the certificate changes nothing.
     let before = std::fs::read(dir.path().join("cert.pem")).unwrap();
     let new = certificate(dir.path(), "localhost");
     let after = std::fs::read(dir.path().join("cert.pem")).unwrap();
@@ -387,12 +386,12 @@ fn files_that_are_no_certificate_are_refused() {
     assert!(load(dir.path()).is_ok());
 }
 
-// Those that only take up room. Timeouts of a millisecond end what would wait for ever.
+// Idle and slow clients. Timeouts of a millisecond end what would block forever.
 
-/// Whether the server closes a connection that says `text` and then nothing.
+/// Whether the server closes a connection that sends `text` and then nothing.
 async fn is_closed(address: std::net::SocketAddr, text: &[u8]) -> bool {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // A reset is an end, too.
+    // A reset counts as closed.
     if stream.write_all(text).await.is_err() {
         return true;
     }
@@ -401,7 +400,7 @@ async fn is_closed(address: std::net::SocketAddr, text: &[u8]) -> bool {
     read.await.is_ok()
 }
 
-/// Resolves when so many connections are open.
+/// Resolves when `count` connections are open.
 async fn open_connections(server: &Server, count: i64) {
     let of = ["requests"];
     server
@@ -426,7 +425,7 @@ async fn connections_that_say_nothing_whole_are_closed() {
         b"P",
         b"PRI * HTTP/2.0\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        // A head of HTTP/2 that announces more.
+        // An incomplete HTTP/2 header block.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x01\x82",
         b"POST /rerank HTTP/1.1\r\nhost:",
         b"GET /live HTTP/1.1\r\nhost: test\r\n\r\n",
@@ -447,14 +446,14 @@ async fn handshakes_that_do_not_end_are_closed() {
     }
 }
 
-/// Whoever never reads its answers does not keep its place for ever.
+/// A client that never reads its responses is eventually disconnected.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed() {
     let config = config(|http| http.header_timeout = SHORT);
     let server = Server::start(Model::default(), config).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = wire("GET", "/openapi.json", "");
-    // Answers of some hundred kilobytes each, until no buffer between the two takes more.
+    // Responses of some hundred kilobytes each, until all buffers are full.
     let written = async {
         loop {
             if stream.write_all(request.as_bytes()).await.is_err() {
@@ -467,7 +466,7 @@ async fn a_client_that_does_not_read_is_closed() {
     open_connections(&server, 0).await;
 }
 
-/// Checks that a connection was refused in the form of every error.
+/// Checks that a connection was refused with a standard error.
 #[track_caller]
 fn too_many(refused: &str) {
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
@@ -488,12 +487,12 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     let config = config(|http| http.max_connections = 2);
     let server = Server::start(Model::default(), config).await;
     let (mut first, mut second) = (server.connect().await, server.connect().await);
-    // An exchange on each: both are open.
+    // An exchange on each, so that both are open.
     for connection in [&mut first, &mut second] {
         connection.send(&wire("GET", "/live", "")).await;
         assert_eq!(connection.answer().await.status, 200);
     }
-    // It hears so however much it sends before it listens.
+    // It gets the error regardless of how much it sends before it reads.
     let mut third = server.connect().await;
     third
         .send(&wire("POST", "/rerank", &" ".repeat(24 << 20)))
@@ -519,7 +518,7 @@ async fn connections_beyond_the_limit_are_refused_and_counted() {
     assert_eq!(third.answer().await.status, 200);
 }
 
-/// Whoever comes by TLS hears it too, in the protocol that it speaks.
+/// TLS clients get the error too, in the negotiated protocol.
 #[tokio::test]
 async fn connections_beyond_the_limit_are_refused_behind_tls() {
     let dir = tempfile::tempdir().unwrap();
@@ -561,7 +560,7 @@ async fn connections_beyond_the_limit_are_refused_behind_tls() {
     assert_eq!(over_http2(stream, "/rerank", RERANK).await.0, 200);
 }
 
-/// A client beyond the limit that does not shake hands takes no place from those who do, for long.
+/// Beyond the limit, clients that do not complete the handshake are disconnected.
 #[tokio::test(start_paused = true)]
 async fn refused_handshakes_that_do_not_end_are_closed() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! From a model's files to the answer on the wire: what a client reads is what sentence-transformers
-//! said.
+//! From model files to HTTP responses: scores match those of sentence-transformers.
 
 use std::path::Path;
 
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 const TOLERANCE: f32 = 1e-4;
 const ONE_LABEL: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
-/// Distance of the pairs that are scored where all of them would only take longer.
+/// Stride of the scored pairs where scoring all would only take longer.
 const SOME: usize = 4;
 const SEVERAL_LABELS: &str = "tiny-bert-3-labels";
 
@@ -39,7 +38,7 @@ fn with(mut body: Value, field: &str, value: Value) -> Value {
     body
 }
 
-/// Scores of `/predict`, row by row.
+/// Scores of `/predict`, row-major.
 fn scores(answer: &Value) -> Vec<f32> {
     fn number(value: &Value) -> f32 {
         value.as_f64().expect("a number") as f32
@@ -54,13 +53,13 @@ fn scores(answer: &Value) -> Vec<f32> {
         .collect()
 }
 
-/// Raw scores of some pairs of a reference.
+/// Logits of some pairs of a reference.
 async fn logits(server: &Server, reference: &Reference) -> Vec<f32> {
     let body = with(pairs(reference, SOME), "raw_scores", json!(true));
     scores(&post(server, "/predict", body).await)
 }
 
-/// [`logits`] of the model in a directory.
+/// [`logits`] of a model in a directory.
 async fn logits_of(model: &Path, reference: &Reference) -> Vec<f32> {
     logits(&serve(model).await, reference).await
 }
@@ -144,8 +143,7 @@ async fn several_labels_are_rows_and_softmax_makes_them_sum_to_one() {
     assert_close("scores", &scores(&answer), &reference.scores());
 }
 
-/// A prompt is text before the query; that of the reference was given with the call, ours is the
-/// default one of the model.
+/// The reference was given its prompt with the call; here it is the default prompt of the model.
 #[tokio::test]
 async fn the_default_prompt_comes_before_every_query() {
     for name in ONE_LABEL.iter().chain([&SEVERAL_LABELS]) {
@@ -168,7 +166,7 @@ async fn the_default_prompt_comes_before_every_query() {
     }
 }
 
-/// A copy of a reference model with other weights.
+/// A copy of a reference model with modified weights.
 fn rewritten(name: &str, tensors: &Tensors, dtype: Dtype) -> tempfile::TempDir {
     let dir = saved::copy(name);
     saved::write_tensors(&dir.path().join(WEIGHTS), tensors, dtype);
@@ -220,7 +218,7 @@ async fn shards_are_one_model() {
     let mut map = serde_json::Map::new();
     for shard in 0..3 {
         let file = format!("model-{:05}-of-00003.safetensors", shard + 1);
-        // Every third tensor, so that each layer is spread over all files.
+        // Every third tensor, so that each layer is in all shards.
         let part: Tensors = tensors.clone().into_iter().skip(shard).step_by(3).collect();
         saved::write_tensors(&dir.path().join(&file), &part, Dtype::F32);
         map.extend(part.keys().map(|tensor| (tensor.clone(), json!(file))));

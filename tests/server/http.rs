@@ -1,4 +1,4 @@
-//! The HTTP edge, seen from outside: what a client sends and what it reads.
+//! The HTTP interface: requests and responses.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn indices(answer: &Answer) -> Vec<u64> {
         .collect()
 }
 
-// What a good request gets.
+// Valid requests.
 
 #[tokio::test]
 async fn rerank_sorts_and_leaves_out_what_nobody_asked_for() {
@@ -232,14 +232,14 @@ async fn the_content_type_does_not_matter() {
     assert_eq!(app.post("/rerank", marked).await.status, 200);
 }
 
-// What a bad request gets.
+// Invalid requests.
 
 async fn check_invalid(path: &str, cases: &[(&str, &str)]) {
     let app = TestApp::default();
     for (body, expected) in cases {
         let answer = app.post(path, body.to_string()).await;
         let message = answer.error(400, "invalid_request");
-        // The place is checked where it is all there is to say, and below.
+        // Positions are checked in separate tests.
         let place = message
             .rfind(" at line ")
             .filter(|_| !expected.contains(" at line "));
@@ -665,7 +665,7 @@ impl std::io::Write for Lines {
 }
 
 impl Lines {
-    /// Runs `work` and returns the lines it logged at `info` and above.
+    /// Runs `work` and returns its log lines at `info` and above.
     async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
         let lines = Self::default();
         let writer = lines.clone();
@@ -774,7 +774,7 @@ async fn probes_do_not_wait_for_the_model() {
     gate.entered().await;
     let mut probe = server.connect().await;
     for path in ["/live", "/ready", "/health", "/info", "/metrics"].repeat(20) {
-        // Without a body the end of the head is the end of the answer.
+        // A response without a body ends with its head.
         probe.send(&wire("HEAD", path, "")).await;
         let head = probe.until("\r\n\r\n").await;
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {head}");
@@ -802,7 +802,7 @@ async fn a_client_that_leaves_ends_its_request() {
 async fn a_large_body_is_refused_with_an_answer_that_arrives() {
     let server = Server::start(Model::default(), Config::default()).await;
     let mut client = server.connect().await;
-    // More than socket buffers hold: the client is still writing when the server has decided.
+    // More than the socket buffers, so that the client is still writing when the server responds.
     let body = " ".repeat(24 << 20);
     client.send(&wire("POST", "/rerank", &body)).await;
     let answer = client.until("\"}").await;
@@ -852,7 +852,7 @@ async fn accepted_requests_are_answered_before_the_server_stops() {
     gate.entered().await;
     let mut half = server.connect().await;
     half.send("POST /rerank HTTP/1.1\r\n").await;
-    // One whole exchange later, the server has seen the half request too.
+    // After a complete exchange, the server has seen the incomplete request too.
     server
         .exchange("GET /live HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
         .await;
@@ -882,7 +882,7 @@ async fn during_grace_requests_are_served_and_readiness_is_not() {
     let ready = server.exchange(&wire("GET", "/ready", "")).await;
     assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
     assert!(ready.contains("\"error_type\":\"draining\""), "{ready}");
-    // Reading to the end shows that the server closes the connection, too.
+    // Reading to the end shows that the server closes the connection.
     let answer = server.exchange(&wire("POST", "/rerank", RERANK)).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
@@ -924,7 +924,7 @@ async fn the_healthcheck_agrees_with_readiness() {
     );
 }
 
-/// A rate of a counter that comes with its first event does not see that event.
+/// Counters start at zero; otherwise a rate would miss the first event.
 #[tokio::test]
 async fn every_route_that_scores_is_counted_from_zero() {
     let text = TestApp::default().state.metrics().render();

@@ -1,5 +1,4 @@
-//! Models from a hub, against a stand-in of one: what is downloaded, what is checked, who gets the
-//! token, and what an absent hub is not asked.
+//! Hub downloads against a fake hub: selection and verification of files, token scope, and offline mode.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +16,7 @@ use crate::support::reference::{Reference, model_dir};
 use crate::support::saved;
 use rerankd::config::{Secret, Value as _};
 use rerankd::http::tls::Tls;
-use rerankd_hub::{Event, HubConfig, ModelId, Proxy, Retries, fetch};
+use rerankd_hub::{DownloadEvent, HubConfig, ModelId, Proxy, Retries, fetch};
 use rerankd_model::{AnyModel, Model as Opened, ModelError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -26,7 +25,7 @@ use tokio::sync::Barrier;
 const ID: &str = "owner/tiny-bert";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// What of [`tiny_bert`] is needed.
+/// Files of [`tiny_bert`] that are needed.
 const NEEDED: [&str; 7] = [
     "config.json",
     "config_sentence_transformers.json",
@@ -37,7 +36,7 @@ const NEEDED: [&str; 7] = [
     "tokenizer_config.json",
 ];
 
-/// A model with more files than are needed.
+/// A model with unneeded files.
 fn tiny_bert() -> Model {
     Model::of(ID, &model_dir("tiny-bert"))
         .with("README.md", "read me")
@@ -45,7 +44,7 @@ fn tiny_bert() -> Model {
         .with("onnx/model.onnx", "a graph")
 }
 
-/// A cache of its own, and a hub that it is filled from.
+/// A temporary cache, filled from a fake hub.
 struct Place {
     dir: TempDir,
     config: HubConfig,
@@ -79,14 +78,17 @@ impl Place {
         self.fetch_file(id, None)
     }
 
-    /// The same, to be run from an ONNX file of it.
+    /// Fetches a model with `--onnx-file`.
     fn fetch_file(&self, id: &str, file: Option<&str>) -> Result<PathBuf, ModelError> {
         let id: ModelId = id.parse().unwrap();
-        fetch(&id, file.map(Path::new), &self.config, &|event: Event<
-            '_,
-        >| {
-            self.events.lock().unwrap().push(format!("{event:?}"));
-        })
+        fetch(
+            &id,
+            file.map(Path::new),
+            &self.config,
+            &|event: DownloadEvent<'_>| {
+                self.events.lock().unwrap().push(format!("{event:?}"));
+            },
+        )
     }
 
     #[track_caller]
@@ -94,7 +96,7 @@ impl Place {
         self.fetch(id).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Fails, with all of `expected` in what it says.
+    /// Fetching fails with an error that contains all of `expected`.
     #[track_caller]
     fn refused(&self, id: &str, expected: &[&str]) {
         let said = self.fetch(id).unwrap_err().to_string();
@@ -104,11 +106,11 @@ impl Place {
         assert!(said.contains("\nhint: "), "{said}");
     }
 
-    fn shelf(&self) -> PathBuf {
+    fn repo(&self) -> PathBuf {
         self.config.cache.join("models--owner--tiny-bert")
     }
 
-    /// Every file below the cache but locks, and what of it is a link.
+    /// All files and links in the cache, except lock files.
     fn files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut folders = vec![self.config.cache.clone()];
@@ -146,7 +148,7 @@ fn a_model_comes_once_in_the_layout_that_others_read() {
     let place = Place::new(&hub);
     let dir = place.fetched(ID);
 
-    assert_eq!(dir, place.shelf().join("snapshots").join(COMMIT));
+    assert_eq!(dir, place.repo().join("snapshots").join(COMMIT));
     assert_eq!(names(&dir), NEEDED);
     for name in NEEDED {
         let content = &model.files[name];
@@ -158,19 +160,19 @@ fn a_model_comes_once_in_the_layout_that_others_read() {
         assert_eq!(link, Path::new(&format!("../../blobs/{digits}")));
         assert_eq!(&fs::read(dir.join(name)).unwrap(), content);
     }
-    assert_eq!(names(&place.shelf().join("blobs")).len(), NEEDED.len());
-    let main = fs::read_to_string(place.shelf().join("refs/main"));
+    assert_eq!(names(&place.repo().join("blobs")).len(), NEEDED.len());
+    let main = fs::read_to_string(place.repo().join("refs/main"));
     assert_eq!(main.unwrap(), COMMIT);
     assert_eq!(Opened::open(&dir).unwrap().manifest.id, ID);
 
-    // The next start asks what `main` is, and for no file.
+    // Fetching again resolves `main` and requests no file.
     let before = hub.seen().len();
     assert_eq!(place.fetched(ID), dir);
     let after = hub.seen();
     assert_eq!(after.len(), before + 1);
     assert_eq!(after.last().unwrap().what, "listing");
 
-    // A commit is what it is: nobody is asked.
+    // A commit is immutable, so the hub is not asked.
     assert_eq!(place.fetched(&format!("{ID}@{COMMIT}")), dir);
     assert_eq!(hub.seen().len(), before + 1);
 }
@@ -186,7 +188,7 @@ fn a_revision_that_is_named_is_the_one_that_comes() {
     let place = Place::new(&hub);
     let dir = place.fetched(&format!("{ID}@refs/pr/1"));
     assert!(dir.ends_with(COMMIT));
-    let named = fs::read_to_string(place.shelf().join("refs/refs/pr/1"));
+    let named = fs::read_to_string(place.repo().join("refs/refs/pr/1"));
     assert_eq!(named.unwrap(), COMMIT);
 }
 
@@ -215,7 +217,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     assert!(!config.contains("hf_secret"), "{config}");
 }
 
-/// A redirect to the same host on another port is to another origin, also for what is small.
+/// Another port on the same host is another origin.
 #[test]
 fn a_redirect_to_another_port_takes_no_token_along() {
     let thief = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -244,7 +246,7 @@ fn a_redirect_to_another_port_takes_no_token_along() {
 }
 
 #[test]
-fn a_download_that_breaks_off_is_gone_on_with() {
+fn interrupted_downloads_resume() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(
         &format!("storage {WEIGHTS}"),
@@ -277,13 +279,16 @@ fn a_download_that_breaks_off_is_gone_on_with() {
 }
 
 #[test]
-fn another_process_goes_on_with_what_one_left() {
+fn interrupted_downloads_resume_in_another_process() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), vec![Fault::Cut(1000); 4]);
     let place = Place::new(&hub);
-    place.refused(ID, &["`model.safetensors` broke off after 4000 bytes"]);
+    place.refused(
+        ID,
+        &["`model.safetensors` was interrupted after 4000 bytes"],
+    );
     assert_eq!(hub.count(&format!("storage {WEIGHTS}")), 4);
-    assert!(!place.shelf().join("refs/main").exists());
+    assert!(!place.repo().join("refs/main").exists());
     let dir = place.fetched(ID);
     assert_eq!(
         fs::read(dir.join(WEIGHTS)).unwrap(),
@@ -294,7 +299,7 @@ fn another_process_goes_on_with_what_one_left() {
 }
 
 #[test]
-fn a_storage_that_knows_no_ranges_sends_all_of_it_again() {
+fn downloads_restart_if_the_storage_ignores_ranges() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(
         &format!("storage {WEIGHTS}"),
@@ -309,7 +314,7 @@ fn a_storage_that_knows_no_ranges_sends_all_of_it_again() {
 }
 
 #[test]
-fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
+fn files_with_a_wrong_checksum_are_removed() {
     for what in [format!("storage {WEIGHTS}"), "moved config.json".to_owned()] {
         let hub = Hub::new(vec![tiny_bert()]);
         let head = what
@@ -317,13 +322,13 @@ fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
             .then_some(Fault::Header("x-a", "for HEAD"));
         hub.fail(&what, head.clone());
         hub.fail(&what, [Fault::Corrupt]);
-        // Once may be chance.
+        // A single mismatch is retried.
         Place::new(&hub).fetched(ID);
 
         hub.fail(&what, head);
         hub.fail(&what, [Fault::Corrupt, Fault::Corrupt]);
         let place = Place::new(&hub);
-        place.refused(ID, &["has another content than its checksum", "proxy"]);
+        place.refused(ID, &["checksum mismatch", "proxy"]);
         let name = what.split(' ').next_back().unwrap();
         let content = &tiny_bert().files[name];
         for file in place.files() {
@@ -336,21 +341,21 @@ fn a_file_that_is_not_what_its_checksum_says_does_not_stay() {
 }
 
 #[test]
-fn what_another_left_is_not_trusted() {
+fn partial_files_of_others_are_verified() {
     let hub = Hub::new(vec![tiny_bert()]);
     let place = Place::new(&hub);
     let weights = &tiny_bert().files[WEIGHTS];
     let part = place
-        .shelf()
+        .repo()
         .join(format!("blobs/{}.incomplete", sha256(weights)));
     fs::create_dir_all(part.parent().unwrap()).unwrap();
-    // As long as it should be, and longer.
+    // Of the right length, shorter and longer.
     for length in [weights.len(), 10, weights.len() + 10] {
         fs::write(&part, vec![7; length]).unwrap();
         let dir = place.fetched(ID);
         assert_eq!(&fs::read(dir.join(WEIGHTS)).unwrap(), weights);
         fs::remove_file(dir.join(WEIGHTS)).unwrap();
-        fs::remove_file(place.shelf().join("blobs").join(sha256(weights))).unwrap();
+        fs::remove_file(place.repo().join("blobs").join(sha256(weights))).unwrap();
     }
 }
 
@@ -358,60 +363,56 @@ fn what_another_left_is_not_trusted() {
 fn a_body_that_is_too_long_is_refused() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), [Fault::Longer]);
-    Place::new(&hub).refused(ID, &["is longer than the", "that it should have"]);
+    Place::new(&hub).refused(ID, &["is longer than the expected"]);
 }
 
 #[test]
-fn a_hub_that_says_no_is_asked_once() {
+fn rejected_requests_are_not_retried() {
     const GATED: &[(&str, &str)] = &[("x-error-code", "GatedRepo")];
     const REVISION: &[(&str, &str)] = &[("x-error-code", "RevisionNotFound")];
     for (status, headers, expected) in [
         (
             401,
             &[][..],
-            &["shows no `owner/tiny-bert` to strangers", "`HF_TOKEN`"][..],
+            &["`owner/tiny-bert` not found, or private", "`HF_TOKEN`"][..],
         ),
         (
             403,
             GATED,
             &[
                 "is gated",
-                "accept the licence at",
+                "accept the license at",
                 "/owner/tiny-bert`",
                 "token",
             ],
         ),
-        (401, GATED, &["is gated", "accept the licence"]),
-        (
-            403,
-            &[],
-            &["does not give `owner/tiny-bert` to this account"],
-        ),
+        (401, GATED, &["is gated", "accept the license"]),
+        (403, &[], &["access to `owner/tiny-bert` denied"]),
         (
             404,
             &[],
-            &["has no `owner/tiny-bert` (404", "check the name"],
+            &["`owner/tiny-bert` not found on the hub", "check the name"],
         ),
-        (404, REVISION, &["has no revision `main`", "behind `@`"]),
-        (418, &[], &["is 418", "`--hub-endpoint`"]),
+        (404, REVISION, &["has no revision `main`", "after `@`"]),
+        (418, &[], &["has the status 418", "`--hub-endpoint`"]),
     ] {
         let hub = Hub::new(vec![tiny_bert()]);
         hub.fail("listing", [Fault::Status(status, headers)]);
         Place::new(&hub).refused(ID, expected);
         assert_eq!(hub.seen().len(), 1, "{status}");
     }
-    // As the stand-in itself says it.
+    // Errors of the fake hub itself.
     let hub = Hub::private(vec![tiny_bert()], "hf_secret");
     let mut place = Place::new(&hub);
     place.config.token = Some(Secret::parse("hf_other").unwrap());
-    place.refused(ID, &["does not take the token"]);
+    place.refused(ID, &["the token is invalid"]);
     let hub = Hub::new(vec![tiny_bert()]);
-    Place::new(&hub).refused("owner/other", &["has no `owner/other`"]);
+    Place::new(&hub).refused("owner/other", &["`owner/other` not found"]);
     Place::new(&hub).refused("owner/tiny-bert@v9", &["has no revision `v9`"]);
 }
 
 #[test]
-fn a_hub_that_is_busy_is_asked_again_as_it_wants() {
+fn transient_errors_are_retried_after_the_requested_delay() {
     const AT_ONCE: &[(&str, &str)] = &[("retry-after", "0")];
     const LATER: &[(&str, &str)] = &[("retry-after", "3600")];
     let busy = |headers| Fault::Status(429, headers);
@@ -437,16 +438,16 @@ fn a_hub_that_is_busy_is_asked_again_as_it_wants() {
     }
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail("listing", vec![Fault::Status(500, &[]); 9]);
-    Place::new(&hub).refused(ID, &["answers 500", "try again later"]);
+    Place::new(&hub).refused(ID, &["returned 500", "try again later"]);
     assert_eq!(hub.count("listing"), 4);
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail("listing", [busy(LATER)]);
-    Place::new(&hub).refused(ID, &["answers 429", "asks to come back in 3600 s"]);
+    Place::new(&hub).refused(ID, &["returned 429", "retry after 3600 s"]);
     assert_eq!(hub.count("listing"), 1);
 }
 
 #[test]
-fn an_address_of_the_storage_that_ran_out_is_asked_for_again() {
+fn expired_storage_urls_are_requested_again() {
     let hub = Hub::new(vec![tiny_bert()]);
     hub.fail(&format!("storage {WEIGHTS}"), [Fault::Status(403, &[])]);
     Place::new(&hub).fetched(ID);
@@ -454,7 +455,7 @@ fn an_address_of_the_storage_that_ran_out_is_asked_for_again() {
 }
 
 #[test]
-fn names_that_leave_the_model_are_refused_and_write_nothing() {
+fn unsafe_paths_are_rejected_and_write_nothing() {
     for name in [
         "../../../outside",
         "/outside",
@@ -465,7 +466,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
     ] {
         let hub = Hub::new(vec![tiny_bert().with(name, "outside")]);
         let place = Place::new(&hub);
-        place.refused(ID, &["which is no path within a model"]);
+        place.refused(ID, &["has a file with an unsafe path"]);
         assert_eq!(hub.seen().len(), 1);
         assert_eq!(place.files(), [""; 0]);
     }
@@ -478,11 +479,11 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
         let index = json!({ "weight_map": { "classifier.weight": name } }).to_string();
         let hub = Hub::new(vec![tiny_bert().without(WEIGHTS).with(INDEX, index)]);
         let place = Place::new(&hub);
-        place.refused(ID, &[name, "not the name of a file beside the index"]);
+        place.refused(ID, &[name, "which is not a file name"]);
         assert!(!hub.seen().iter().any(|seen| seen.path.contains("outside")));
         assert_eq!(names(place.dir.path()), ["hub"]);
     }
-    // What a hub can call a commit or a checksum.
+    // Commits and checksums.
     for body in [
         r#"{"sha":"../../../outside","siblings":[{"rfilename":"config.json"}]}"#,
         r#"{"sha":"","siblings":[]}"#,
@@ -492,7 +493,7 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
     ] {
         let hub = Hub::new(vec![tiny_bert()]);
         hub.fail("listing", [Fault::Body(body)]);
-        Place::new(&hub).refused(ID, &["the answer of the hub"]);
+        Place::new(&hub).refused(ID, &["the response of the hub"]);
     }
     for etag in ["\"../../../outside\"", "\"1234\"", "\"\""] {
         let hub = Hub::new(vec![tiny_bert()]);
@@ -501,17 +502,17 @@ fn names_that_leave_the_model_are_refused_and_write_nothing() {
             [Fault::Header("x-linked-etag", etag)],
         );
         let place = Place::new(&hub);
-        place.refused(ID, &["which is no checksum"]);
+        place.refused(ID, &["which is not a checksum"]);
         assert!(!place.files().iter().any(|file| file.contains("outside")));
     }
     let hub = Hub::new(vec![tiny_bert()]);
     let other = Fault::Header("x-repo-commit", "ffffffffffffffffffffffffffffffffffffffff");
     hub.fail(&format!("head {WEIGHTS}"), [other]);
-    Place::new(&hub).refused(ID, &["is about another commit"]);
+    Place::new(&hub).refused(ID, &["is for another commit"]);
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_before_its_weights_come() {
+fn unsupported_models_fail_before_their_weights_are_downloaded() {
     let refused = |model: Model, expected: &[&str]| {
         let hub = Hub::new(vec![model]);
         Place::new(&hub).refused(ID, expected);
@@ -534,7 +535,7 @@ fn what_cannot_be_served_is_refused_before_its_weights_come() {
     let config = config.to_string();
     refused(
         without_graph.with("config.json", config),
-        &["`no-such-model` cannot be served"],
+        &["`no-such-model` is not supported"],
     );
     refused(
         tiny_bert().without("tokenizer.json"),
@@ -551,7 +552,7 @@ fn what_cannot_be_served_is_refused_before_its_weights_come() {
     refused(empty, &["has no `model.safetensors`"]);
 }
 
-/// The weights of the fixture in two files.
+/// The fixture with its weights in two shards.
 fn sharded() -> Model {
     let tensors = saved::read_tensors(&model_dir("tiny-bert"));
     let dir = tempfile::tempdir().unwrap();
@@ -576,9 +577,9 @@ fn sharded() -> Model {
 }
 
 #[test]
-fn shards_come_side_by_side() {
+fn shards_are_downloaded_concurrently() {
     let hub = Hub::new(vec![sharded()]);
-    // Neither is answered before both are asked for.
+    // Neither is sent before both are requested.
     let barrier = Arc::new(Barrier::new(2));
     for shard in 1..=2 {
         let what = format!("storage model-0000{shard}-of-00002.safetensors");
@@ -598,7 +599,7 @@ const ALBERT: &str = "owner/tiny-albert";
 const GRAPH: &str = "onnx/model.onnx";
 const QUANTIZED: &str = "onnx/model_quantized.onnx";
 
-/// Graphs in their folder, and beside them weights that no graph is built of here.
+/// An unsupported architecture with ONNX files and weights.
 fn deberta() -> Model {
     let dir = model_dir("tiny-deberta-v2");
     let file = |name: &str| fs::read(dir.join(name)).unwrap();
@@ -610,7 +611,7 @@ fn deberta() -> Model {
         .with("pytorch_model.bin", "a pickle")
 }
 
-/// A graph that keeps its numbers in another file.
+/// An ONNX file with external data.
 fn albert() -> Model {
     Model::of(ALBERT, &model_dir("tiny-albert"))
 }
@@ -620,7 +621,7 @@ fn exists(dir: &Path, names: &[&str]) -> Vec<bool> {
 }
 
 #[test]
-fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
+fn unsupported_architectures_are_downloaded_as_onnx() {
     let hub = Hub::new(vec![deberta()]);
     let place = Place::new(&hub);
     let dir = place.fetched(DEBERTA);
@@ -632,7 +633,7 @@ fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
     };
     assert_eq!(model.path, dir.join(GRAPH));
 
-    // One that is named comes in its place, also to a cache that holds the other.
+    // `--onnx-file` downloads another file, also into a cache with the first.
     let named = |file: &str| place.fetch_file(&format!("{DEBERTA}@{COMMIT}"), Some(file));
     assert_eq!(named(QUANTIZED).unwrap(), dir);
     assert!(dir.join(QUANTIZED).is_file());
@@ -646,20 +647,20 @@ fn a_model_that_no_graph_is_built_for_comes_as_the_file_that_is_run() {
     );
     let refused = named("../model.onnx").unwrap_err().to_string();
     assert!(
-        refused.contains("does not lie in the model's directory"),
+        refused.contains("is outside the model's directory"),
         "{refused}"
     );
 }
 
 #[test]
-fn a_graph_brings_the_files_that_it_names_and_no_other() {
+fn external_data_is_downloaded_with_its_onnx_file() {
     let hub = Hub::new(vec![albert().with("model.onnx.data", "of another")]);
     let place = Place::new(&hub);
     let dir = place.fetched(ALBERT);
     let files = ["model.onnx", "model.onnx_data", "model.onnx.data"];
     assert_eq!(exists(&dir, &files), [true, true, false]);
 
-    // Wherever below its folder they are, and whatever they are called.
+    // In any subfolder and with any name.
     const DATA: &str = "model.onnx_data";
     const OTHER: &str = "./sub/weights_1";
     let renamed = || {
@@ -675,14 +676,14 @@ fn a_graph_brings_the_files_that_it_names_and_no_other() {
     let dir = place.fetched(ALBERT);
     assert_eq!(exists(&dir, &["onnx/sub/weights_1", GRAPH]), [true, true]);
 
-    // Without a hub, they have to be there.
+    // Offline, it must be cached.
     place.config.offline = true;
     assert_eq!(place.fetched(ALBERT), dir);
     fs::remove_file(dir.join("onnx/sub/weights_1")).unwrap();
     place.refused(
         ALBERT,
         &[
-            "without `onnx/sub/weights_1`",
+            "`onnx/sub/weights_1` of `owner/tiny-albert` is not in the cache",
             "`rerankd pull owner/tiny-albert`",
         ],
     );
@@ -692,22 +693,22 @@ fn a_graph_brings_the_files_that_it_names_and_no_other() {
 }
 
 #[test]
-fn a_graph_that_names_files_outside_of_its_folder_is_refused() {
+fn external_data_outside_the_folder_is_rejected() {
     for outside in ["/etc/hosts.conf", "../../../hosts1", "a/../../outside"] {
         let graph = albert().files["model.onnx"].clone();
         let graph = saved::replaced(graph, "model.onnx_data", outside);
         let hub = Hub::new(vec![albert().with("model.onnx", graph)]);
         let place = Place::new(&hub);
-        place.refused(ALBERT, &[outside, "which is not below its folder"]);
+        place.refused(ALBERT, &[outside, "is outside its folder"]);
         assert!(!hub.seen().iter().any(|seen| seen.path.contains("host")));
         assert_eq!(names(place.dir.path()), ["hub"]);
     }
     let hub = Hub::new(vec![albert().with("model.onnx", "<html>")]);
-    Place::new(&hub).refused(ALBERT, &["it is not an ONNX file"]);
+    Place::new(&hub).refused(ALBERT, &["is not an ONNX file"]);
 }
 
 #[test]
-fn a_commit_is_whole_with_the_weights_of_its_modules() {
+fn a_snapshot_is_complete_only_with_the_weights_of_its_modules() {
     let dir = model_dir("tiny-modular");
     let mut model = Model::of("owner/tiny-modular", &dir);
     let mut modules = Vec::new();
@@ -737,7 +738,7 @@ fn a_commit_is_whole_with_the_weights_of_its_modules() {
 }
 
 #[test]
-fn who_comes_second_waits_and_downloads_nothing() {
+fn concurrent_downloads_of_a_file_happen_once() {
     let hub = Hub::new(vec![tiny_bert()]);
     let place = Place::new(&hub);
     std::thread::scope(|scope| {
@@ -750,7 +751,7 @@ fn who_comes_second_waits_and_downloads_nothing() {
 }
 
 #[test]
-fn a_hub_that_is_gone_leaves_the_copy_in_the_cache() {
+fn an_unreachable_hub_falls_back_to_the_cache() {
     let hub = Hub::new(vec![tiny_bert()]);
     let mut place = Place::new(&hub);
     let dir = place.fetched(ID);
@@ -760,15 +761,15 @@ fn a_hub_that_is_gone_leaves_the_copy_in_the_cache() {
     assert_eq!(place.fetched(ID), dir);
     let last = place.events.lock().unwrap().pop().unwrap();
     assert!(last.starts_with("Stale") && last.contains(COMMIT), "{last}");
-    place.refused("owner/other", &["`127.0.0.1` cannot be reached"]);
-    // A hub that says no is no hub that is gone.
+    place.refused("owner/other", &["`127.0.0.1` is unreachable"]);
+    // A rejection is not a fallback.
     place.config.endpoint = hub.endpoint.clone();
     hub.fail("listing", [Fault::Status(403, &[])]);
-    place.refused(ID, &["does not give"]);
+    place.refused(ID, &["denied"]);
 }
 
 #[test]
-fn without_a_hub_only_what_is_whole_is_served() {
+fn offline_only_complete_snapshots_are_used() {
     let hub = Hub::new(vec![tiny_bert()]);
     let mut place = Place::new(&hub);
     let dir = place.fetched(ID);
@@ -785,7 +786,7 @@ fn without_a_hub_only_what_is_whole_is_served() {
     place.refused(
         ID,
         &[
-            "without `model.safetensors`",
+            "`model.safetensors` of `owner/tiny-bert` is not in the cache",
             "`rerankd pull owner/tiny-bert`",
         ],
     );
@@ -793,7 +794,7 @@ fn without_a_hub_only_what_is_whole_is_served() {
 }
 
 #[test]
-fn certificates_are_those_of_the_system_and_of_a_file() {
+fn certificates_of_a_file_are_trusted_too() {
     let dir = tempfile::tempdir().unwrap();
     let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -804,21 +805,24 @@ fn certificates_are_those_of_the_system_and_of_a_file() {
     let mut place = Place::new(&hub);
     place.refused(
         ID,
-        &["`localhost` cannot be trusted", "`--hub-ca-file FILE`"],
+        &[
+            "TLS connection to `localhost` failed",
+            "`--hub-ca-file FILE`",
+        ],
     );
     place.config.ca_file = Some(key);
-    place.refused(ID, &["holds no certificate"]);
+    place.refused(ID, &["has no certificate"]);
     place.config.ca_file = Some(certificate);
     place.fetched(ID);
-    // Nobody may turn the way into an open one.
+    // No downgrade to plain HTTP.
     hub.fail(
         "listing",
         [Fault::Status(302, &[("location", "http://localhost:1/")])],
     );
-    place.refused(ID, &["leads from `https` to `http://localhost:1/`"]);
+    place.refused(ID, &["redirects from `https` to `http://localhost:1/`"]);
 }
 
-/// Answers `CONNECT` with a way to `target`, whatever was asked for; returns what was.
+/// A proxy that connects every `CONNECT` to `target`; returns its URL and the request lines.
 fn proxy(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -850,8 +854,8 @@ fn proxy(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn a_proxy_is_asked_and_no_name_is_looked_up() {
-    // Small files alone: the storage is another target.
+fn the_proxy_resolves_host_names() {
+    // Small files only: the storage is another target.
     let hub = Hub::new(vec![
         tiny_bert().without(WEIGHTS).without("onnx/model.onnx"),
     ]);
@@ -872,7 +876,7 @@ fn a_proxy_is_asked_and_no_name_is_looked_up() {
 
 // The program.
 
-/// `rerankd` with a home of its own.
+/// `rerankd` with a temporary home.
 fn command(home: &Path, hub: &Hub, arguments: &[&str]) -> Command {
     let mut command = plain(PROGRAM);
     command
@@ -900,15 +904,15 @@ fn models_are_pulled_listed_and_removed() {
     let (code, _, error) = run(&["pull", ID]);
     assert_eq!(code, Some(3), "{error}");
     assert!(
-        error.contains("to strangers") && error.contains("\nhint: "),
+        error.contains("not found, or private") && error.contains("\nhint: "),
         "{error}"
     );
-    // Where `hf auth login` leaves it.
+    // Where `hf auth login` saves it.
     fs::write(home.path().join("token"), "hf_secret\n").unwrap();
     let (code, place, error) = run(&["pull", ID]);
     assert_eq!(code, Some(0), "{error}");
-    let shelf = home.path().join("hub/models--owner--tiny-bert");
-    let snapshot = shelf.join("snapshots").join(COMMIT);
+    let repo = home.path().join("hub/models--owner--tiny-bert");
+    let snapshot = repo.join("snapshots").join(COMMIT);
     assert_eq!(place.trim_end(), snapshot.to_str().unwrap());
     assert!(
         error.contains("owner/tiny-bert: downloading 1 files"),
@@ -942,13 +946,12 @@ fn models_are_pulled_listed_and_removed() {
         out.starts_with("removed owner/tiny-bert, which freed "),
         "{out}"
     );
-    assert!(!shelf.exists());
+    assert!(!repo.exists());
     assert!(run(&["models"]).2.starts_with("no models in `"));
 }
 
-/// What no graph is built for is pulled, run and written of like any other.
 #[test]
-fn a_model_that_comes_as_a_file_gives_its_scores() {
+fn pulled_models_verify_in_every_format() {
     let hub = Hub::new(vec![deberta(), albert(), tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| said(&command(home.path(), &hub, arguments).output().unwrap());
@@ -992,7 +995,7 @@ fn a_model_that_comes_as_a_file_gives_its_scores() {
     assert!(error.contains("is already an ONNX file"), "{error}");
 }
 
-/// The command line of a server for a model of a hub.
+/// The command line of a server for a hub model.
 const SERVE: [&str; 7] = [
     "serve",
     "--listen",
@@ -1023,7 +1026,7 @@ fn rerank(address: &str) -> Value {
 }
 
 #[test]
-fn a_server_downloads_its_model_and_answers_as_with_a_directory() {
+fn a_server_downloads_its_model() {
     let hub = Hub::new(vec![tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let mut from_hub = serve(|command| {
@@ -1047,7 +1050,7 @@ fn a_server_downloads_its_model_and_answers_as_with_a_directory() {
 }
 
 #[test]
-fn a_directory_and_an_offline_server_ask_no_hub() {
+fn directories_and_offline_servers_do_not_contact_the_hub() {
     let hub = Hub::new(vec![tiny_bert()]);
     let home = tempfile::tempdir().unwrap();
     let mut directory = Program::serve_with(&model_dir("tiny-bert"), |command| {
@@ -1072,7 +1075,7 @@ fn a_directory_and_an_offline_server_ask_no_hub() {
         let error = last["error"].as_str().unwrap();
         assert_eq!(code, Some(3), "{error}");
         assert!(
-            error.contains("nothing is downloaded\nhint: run `rerankd pull"),
+            error.contains("cannot be downloaded offline\nhint: run `rerankd pull"),
             "{error}"
         );
     }
@@ -1085,7 +1088,7 @@ fn a_directory_and_an_offline_server_ask_no_hub() {
     assert_eq!(hub.seen().len(), before);
 }
 
-/// Ends what `strace` runs; it ends with it.
+/// Kills the traced process, which ends `strace`.
 fn terminate_child(parent: u32) {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
     let kill = format!("kill -TERM {}", children.unwrap());
@@ -1098,9 +1101,9 @@ fn terminate_child(parent: u32) {
     );
 }
 
-/// What the kernel is asked says more than what a stand-in hears.
+/// Checked by system calls, which show more than a fake hub sees.
 #[test]
-fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
+fn an_offline_server_opens_no_connection_and_resolves_no_name() {
     if Command::new("strace").arg("-V").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing");
         eprintln!("not tried: `strace` (a package of Debian) is missing");
@@ -1116,7 +1119,7 @@ fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
         arguments.extend(offline.then_some("--offline"));
         let arguments: Vec<&OsStr> = arguments.into_iter().map(OsStr::new).collect();
         let mut program = Program::start(Path::new("strace"), &arguments, |command| {
-            // A name, so that a look-up would show.
+            // A name, so that a lookup would show.
             let endpoint = hub.endpoint.replace("127.0.0.1", "localhost");
             command
                 .env("HF_HOME", home.path())
@@ -1138,7 +1141,7 @@ fn an_offline_server_opens_no_connection_and_looks_up_no_name() {
     let asked = hub.seen().len();
     let offline = trace(true, "offline");
     assert!(!lines(&offline, &["listen"]).is_empty(), "{offline}");
-    // Its own answer goes out by `sendto` on a connection that it accepted, or by `writev`.
+    // Responses are sent by `sendto` on an accepted connection, or by `writev`.
     let opened = lines(&offline, &["connect", "sendmmsg"]);
     assert_eq!(opened, [""; 0]);
     let datagrams = lines(&offline, &["socket"]);

@@ -1,4 +1,4 @@
-//! The description of the API is what the code says, and names what the server has.
+//! The OpenAPI document matches the code and the routes.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use rerankd::http::{openapi, route};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
 
-/// `RERANKD_UPDATE=1` writes the file anew.
+/// `RERANKD_UPDATE=1` regenerates the file.
 #[test]
 fn the_file_is_what_the_code_says() {
     let said = openapi::yaml();
@@ -39,7 +39,7 @@ fn every_reference_leads_somewhere() {
     assert!(seen > 100, "{seen}");
 }
 
-/// Every route of the table is described and answered, and what it answers is described.
+/// Every route is documented and served, and its responses are documented.
 #[tokio::test]
 async fn routes_and_descriptions_are_the_same() {
     let routes: BTreeSet<&str> = route::all().map(|route| route.path).collect();
@@ -61,7 +61,7 @@ async fn routes_and_descriptions_are_the_same() {
     }
 }
 
-/// Whoever may not ask is told so by every route that is not open, as its description says.
+/// Every protected route rejects unauthorized requests as documented.
 #[tokio::test]
 async fn refusals_of_keys_and_origins_are_described() {
     let mut config = Config::default();

@@ -1,4 +1,4 @@
-//! The real program as its operators meet it: settings, signals, sockets that are passed.
+//! The program in operation: settings, signals and socket activation.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use crate::support::reference::model_dir;
 
 const RERANK: &str = r#"{"query":"a river","documents":["the old bridge","a"]}"#;
 
-/// Runs `rerankd` to its end: exit code, standard output and error.
+/// Runs `rerankd` to completion: exit code, standard output and standard error.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let output = plain(PROGRAM)
         .args(arguments)
@@ -150,7 +150,7 @@ fn keys_and_certificates_are_read_again_on_a_signal() {
         (ask("the-first-key-of-all"), ask("the-other-key-of-all")),
         (401, 200)
     );
-    // A file that is broken takes nobody's key away, and opens nothing.
+    // An invalid file changes nothing.
     std::fs::write(&keys, "").unwrap();
     program.signal("HUP");
     let line = program.until("keeping the previous API keys");
@@ -173,7 +173,7 @@ fn a_file_of_keys_that_changes_is_noticed_without_a_signal() {
         command.args(["--reload-interval", "1ms"]);
     });
     program.until("ready");
-    // As Kubernetes and certbot do it: the new file takes the place of the old one.
+    // As Kubernetes and certbot do: the file is replaced.
     let new = dir.path().join("new");
     std::fs::write(&new, "the-other-key-of-all\n").unwrap();
     std::fs::rename(&new, &keys).unwrap();
@@ -242,7 +242,7 @@ fn the_healthcheck_finds_a_socket_of_the_file_system_and_the_admin_port() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// As systemd does it: the socket is open before the program starts, and is its third file.
+/// As systemd does: the socket is open before the program starts, as file descriptor 3.
 #[test]
 fn a_passed_socket_is_served_and_readiness_is_notified() {
     let dir = tempfile::tempdir().unwrap();
@@ -272,7 +272,7 @@ fn a_passed_socket_is_served_and_readiness_is_notified() {
     assert_eq!(program.end().0, Some(0));
 }
 
-/// What systemd names `admin` is as `admin_listen`: metrics are answered there and nowhere else.
+/// A socket named `admin` acts as `admin_listen`: metrics are served there only.
 #[test]
 fn a_passed_socket_for_probes_is_the_admin_listener() {
     let (requests, admin) = (free(), free());

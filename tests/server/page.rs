@@ -1,4 +1,4 @@
-//! The page at `/`: who gets it, and what it may do. `tests/browser/` uses it.
+//! The page at `/`: content negotiation and security policy. `tests/browser/` drives it.
 
 use crate::support::server::{Answer, TestApp};
 use axum::body::Body;
@@ -66,7 +66,7 @@ async fn probes_of_the_root_get_what_health_answers() {
     accepting(&app, &["*/*"]).await.error(503, "not_ready");
 }
 
-/// It shows the phase itself, so it must be there before the model is.
+/// The page shows the progress of loading, so it must be served before the model is ready.
 #[tokio::test]
 async fn the_page_is_there_while_the_model_loads() {
     let app = TestApp::starting(Config::default());
@@ -116,7 +116,7 @@ async fn the_page_loads_and_asks_this_server_only() {
     assert_eq!(page.header("referrer-policy"), "no-referrer");
 }
 
-/// Every file that the page or one of its scripts names is served with its type.
+/// Every file referenced by the page or its scripts is served with its content type.
 #[tokio::test]
 async fn the_page_is_whole() {
     let app = TestApp::default();

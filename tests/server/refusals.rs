@@ -1,4 +1,4 @@
-//! The real program: what it says when it cannot serve, and how it ends when it could.
+//! The program: error messages at startup, and clean shutdown.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 const LIBRARY: &str = "ORT_DYLIB_PATH";
 
-/// The program ends with the exit code for what cannot be loaded, and says all of `expected`.
+/// The program exits with the code for load errors, and its message contains all of `expected`.
 #[track_caller]
 fn check_refused(program: Program, expected: &[&str]) {
     let (code, last) = program.end();
@@ -32,7 +32,7 @@ fn check_refused(program: Program, expected: &[&str]) {
 
 // Models.
 
-/// What is done to a copy of `tiny-bert` is refused with a message that says all of `expected`.
+/// A modified copy of `tiny-bert` is rejected with a message that contains all of `expected`.
 #[track_caller]
 fn check_model(change: impl FnOnce(&Path), expected: &[&str]) {
     let dir = saved::copy("tiny-bert");
@@ -40,7 +40,7 @@ fn check_model(change: impl FnOnce(&Path), expected: &[&str]) {
     check_refused(Program::serve(dir.path()), expected);
 }
 
-/// As [`check_model`], with one field of `config.json` changed.
+/// [`check_model`] with a modified field of `config.json`.
 #[track_caller]
 fn check_config(field: &str, value: Value, expected: &[&str]) {
     let change = |dir: &Path| saved::edit(dir, "config.json", |config| config[field] = value);
@@ -104,7 +104,7 @@ fn models_that_cannot_be_served_are_refused() {
         "model_type",
         json!("deberta-v2"),
         &[
-            "`deberta-v2` cannot be served",
+            "`deberta-v2` is not supported",
             "`BertForSequenceClassification`",
         ],
     );
@@ -123,7 +123,7 @@ fn models_that_cannot_be_served_are_refused() {
     );
     check_model(
         |dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap(),
-        &["`tokenizer.json` cannot be read"],
+        &["`tokenizer.json` is invalid"],
     );
     check_model(
         |dir| fs::write(dir.join("config.json"), "version https://git-lfs").unwrap(),
@@ -131,7 +131,7 @@ fn models_that_cannot_be_served_are_refused() {
     );
 }
 
-/// Their weights have names that a graph could be built for, and every score would be wrong.
+/// Their weights could load, but every score would be wrong.
 #[test]
 fn language_models_that_answer_yes_or_no_are_refused() {
     let missing = ["language model", "causal", "template", "`yes` or `no`"];
@@ -140,7 +140,7 @@ fn language_models_that_answer_yes_or_no_are_refused() {
         ("gemma", "GemmaForCausalLM"),
         ("gpt2", "GPT2LMHeadModel"),
         ("t5", "T5ForConditionalGeneration"),
-        // Whatever `model_type` says.
+        // Regardless of `model_type`.
         ("bert", "BertForCausalLM"),
     ] {
         let change = |dir: &Path| {
@@ -148,7 +148,7 @@ fn language_models_that_answer_yes_or_no_are_refused() {
                 config["model_type"] = json!(model_type);
                 config["architectures"] = json!([class]);
             });
-            // Neither does a file make one of it.
+            // An ONNX file does not help.
             fs::write(dir.join("model.onnx"), "").unwrap();
         };
         check_model(change, &[&[class][..], &missing].concat());
@@ -219,7 +219,7 @@ fn weights_that_are_damaged_are_refused() {
     let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let lying = |length: u64| [&length.to_le_bytes()[..], &whole[8..]].concat();
     let text = String::from_utf8(whole[8..8 + header].to_vec()).unwrap();
-    // Says that a tensor has 2^60 numbers.
+    // Declares a tensor of 2^60 elements.
     let huge = text.replacen("[1200,32]", "[1152921504606846976]", 1);
     assert_ne!(text, huge);
     let with_header = |text: &str| {
@@ -232,23 +232,23 @@ fn weights_that_are_damaged_are_refused() {
         .concat()
     };
     for (bytes, expected) in [
-        (Vec::new(), "too few for a header"),
-        (whole[..100].to_vec(), "says that its header has"),
+        (Vec::new(), "too short for a header"),
+        (whole[..100].to_vec(), "but declares a header of"),
         (
             whole[..whole.len() / 2].to_vec(),
-            "bytes of tensors; its header says",
+            "bytes of tensors; its header declares",
         ),
         (
             whole[..whole.len() - 1].to_vec(),
-            "bytes of tensors; its header says",
+            "bytes of tensors; its header declares",
         ),
-        (lying(u64::MAX), "says that its header has"),
-        (lying(1 << 40), "says that its header has"),
-        (lying(header as u64 / 2), "has a broken header"),
-        (with_header(&huge), "has a broken header"),
+        (lying(u64::MAX), "but declares a header of"),
+        (lying(1 << 40), "but declares a header of"),
+        (lying(header as u64 / 2), "has an invalid header"),
+        (with_header(&huge), "has an invalid header"),
         (
             b"version https://git-lfs.github.com/spec/v1".to_vec(),
-            "says that its header has",
+            "but declares a header of",
         ),
     ] {
         let write = |dir: &Path| fs::write(dir.join(WEIGHTS), bytes).unwrap();
@@ -299,7 +299,7 @@ fn a_library_that_is_none_is_refused() {
     );
 }
 
-/// Compiles a library of one C function.
+/// Compiles a library from C source.
 fn compile(dir: &Path, source: &str) -> PathBuf {
     let (code, library) = (dir.join("fake.c"), dir.join("libonnxruntime.so"));
     fs::write(&code, source).unwrap();
@@ -332,7 +332,7 @@ fn a_library_that_is_another_or_too_old_is_refused() {
     );
 }
 
-/// The program in a folder of its own, where nothing is beside it.
+/// The program in an otherwise empty folder.
 fn installed() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("bin")).unwrap();
@@ -374,7 +374,7 @@ fn the_library_is_found_beside_the_program_and_not_in_the_working_directory() {
     }
 }
 
-// A life that goes well.
+// Normal operation.
 
 /// Reads until the server closes the connection.
 fn rest(stream: &mut TcpStream) -> String {
@@ -416,7 +416,7 @@ fn a_request_under_way_is_answered_after_sigterm() {
         body.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
-    // The server asks for the body: from here on the request is under way.
+    // The server asks for the body, so the request is in progress.
     let mut go_on = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
     stream.read_exact(&mut go_on).unwrap();
     assert!(go_on.starts_with(b"HTTP/1.1 100 "));
@@ -459,7 +459,7 @@ fn the_healthcheck_tells_by_its_exit_code() {
     );
     program.terminate();
     program.until("stopping");
-    // Said just before readiness is withdrawn.
+    // Logged just before readiness is withdrawn.
     let (mut code, mut said) = healthcheck(&address);
     while code == Some(0) {
         (code, said) = healthcheck(&address);
@@ -489,7 +489,7 @@ fn wrong_usage_has_its_own_exit_code() {
         let program = Program::start(Path::new(PROGRAM), &arguments, |_| ());
         assert_eq!(program.end().0, Some(2), "{arguments:?}");
     }
-    // A port that is taken is no matter of usage.
+    // A port in use is not a usage error.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
     let arguments = ["serve", "--listen", &listen].map(OsStr::new);

@@ -1,4 +1,4 @@
-//! `rerankd score`: every row comes out once, with its score, whatever happens on the way.
+//! `rerankd score`: every row is written exactly once with its score, also after interruptions.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::support::reference::{Reference, model_dir};
 use serde_json::{Value, json};
 
-/// Far longer than anything here takes.
+/// Much longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 const TOLERANCE: f64 = 1e-4;
 
-/// `rerankd score` with a small model and no settings of the environment.
+/// `rerankd score` with a small model and a clean environment.
 fn score(model: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rerankd"));
     for (name, _) in std::env::vars_os() {
@@ -59,7 +59,7 @@ impl Folder {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// Names of all that is there.
+    /// Names of all files.
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -80,7 +80,7 @@ fn run(model: &str, input: &Path, output: &Path, more: &[&str]) -> Output {
     command.args(more).output().unwrap()
 }
 
-/// Pairs of the reference that are not longer than a line, with their scores.
+/// Single-line pairs of the reference, with their scores.
 fn reference() -> Vec<(String, String, f64)> {
     let reference = Reference::read("tiny-bert");
     let pairs = reference.pairs().into_iter().zip(reference.scores());
@@ -121,7 +121,7 @@ fn csv_keeps_its_cells_and_gets_the_scores_of_the_reference() {
     let input = folder.write("in.csv", input);
     let output = run("tiny-bert", &input, &folder.path("out.csv"), &[]);
     let rows = reference().len();
-    assert!(finished(&output).contains(&format!("{} rows scored, 2 without", rows + 1)));
+    assert!(finished(&output).contains(&format!("{} rows scored, 2 rejected", rows + 1)));
 
     let mut reader = csv::Reader::from_path(folder.path("out.csv")).unwrap();
     assert_eq!(
@@ -146,7 +146,7 @@ fn csv_keeps_its_cells_and_gets_the_scores_of_the_reference() {
     assert_eq!(&found[rows][0], "last");
     let rejected = lines(&folder.read("out.csv.rejected.jsonl"));
     let expected = json!([
-        {"row": rows + 1, "reason": "it has 2 cells; the header has 4", "input": ["too", "few"]},
+        {"row": rows + 1, "reason": "2 cells, but the header has 4", "input": ["too", "few"]},
         {"row": rows + 2, "reason": "`query` is not UTF-8", "input": ["bad", "q\u{fffd}", "", "d"]},
     ]);
     assert_eq!(Value::from(rejected), expected);
@@ -164,8 +164,8 @@ fn json_lines_stay_as_they_are_and_streams_need_no_file() {
         "\u{feff}{\"query\":\"a b\",\"document\":\"x}\",\"deep\":{\"score\":1}}",
     ];
     let bad = [
-        ("{\"query\": \"a\"", "it is not JSON: wrong at column 13"),
-        ("[1]", "it is not a JSON object"),
+        ("{\"query\": \"a\"", "not JSON: error at column 13"),
+        ("[1]", "not a JSON object"),
         ("{\"query\": \"a\"}", "`document` is missing"),
         (
             "{\"query\": 1, \"document\": \"d\"}",
@@ -173,7 +173,7 @@ fn json_lines_stay_as_they_are_and_streams_need_no_file() {
         ),
         (
             "{\"query\": \"a\", \"document\": \"d\", \"score\": 1}",
-            "it has a `score` already",
+            "already has a key `score`",
         ),
     ];
     let mut input = format!("{}\r\n\n", good[0]);
@@ -265,7 +265,7 @@ fn several_labels_are_several_scores() {
     );
 }
 
-/// Rows of many lengths; every hundredth cannot be scored.
+/// Rows of many lengths; every hundredth is invalid.
 fn many(rows: usize) -> String {
     let mut text = String::new();
     for id in 0..rows {
@@ -295,7 +295,7 @@ fn start(input: &Path, output: &Path) -> Child {
         .unwrap()
 }
 
-/// Waits until the journal of a running job says more than `rows` rows.
+/// Waits until the journal of a running job has more than `rows` rows.
 fn wait_for_rows(child: &mut Child, journal: &Path, rows: u64) -> u64 {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -320,7 +320,7 @@ fn wait_for_rows(child: &mut Child, journal: &Path, rows: u64) -> u64 {
     }
 }
 
-/// Ids and scores of an output.
+/// Ids and scores of an output file.
 fn scores(text: &str) -> BTreeMap<u64, f64> {
     let rows = lines(text);
     let count = rows.len();
@@ -338,7 +338,7 @@ fn scores(text: &str) -> BTreeMap<u64, f64> {
 fn an_input_is_known_again_whatever_the_digits_of_its_time() {
     let folder = Folder::new();
     let input = folder.write("in.jsonl", many(5_000));
-    // As seconds in JSON it came back as 1795637436.939438.
+    // Stored as JSON seconds, it was read back as 1795637436.939438.
     let modified = SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1_795_637_436.939_437_9);
     fs::File::options()
         .append(true)
@@ -365,10 +365,10 @@ fn a_killed_run_goes_on_without_losing_or_repeating_a_row() {
     for _ in 0..3 {
         let mut child = start(&input, &output);
         done = wait_for_rows(&mut child, &journal, done);
-        // `kill` is SIGKILL: the process can do nothing about it.
+        // `kill` sends SIGKILL, which cannot be handled.
         child.kill().unwrap();
         child.wait().unwrap();
-        // What a kill may leave: rows that were written and not counted, and half a line.
+        // A kill may leave rows that are not in the journal, and an incomplete line.
         let mut file = fs::OpenOptions::new().append(true).open(&output).unwrap();
         file.write_all(b"{\"id\":1,\"query\":\"q\",\"document\":\"d\",\"score\":9}\n{\"id\"")
             .unwrap();
@@ -407,30 +407,30 @@ fn an_output_is_of_one_job_and_one_process() {
     wait_for_rows(&mut child, &journal, 0);
     refused(
         &run("tiny-bert", &input, &output, &[]),
-        "another process is writing it",
+        "another process is writing to it",
     );
     child.kill().unwrap();
     child.wait().unwrap();
 
     refused(
         &run("tiny-bert", &input, &output, &["--raw-scores"]),
-        "its `raw` was false and is true",
+        "`raw` was false and is true",
     );
     let other = folder.write("other.jsonl", many(10));
     refused(
         &run("tiny-bert", &other, &output, &[]),
-        "of another job: its `input`",
+        "with other settings: `input`",
     );
     refused(
         &run("tiny-roberta", &input, &output, &[]),
-        "of another job: its `model`",
+        "with other settings: `model`",
     );
 
     finished(&run("tiny-bert", &other, &output, &["--overwrite"]));
     assert_eq!(scores(&folder.read("out.jsonl")).len(), 10);
     refused(
         &run("tiny-bert", &other, &output, &[]),
-        "no journal says that it is unfinished",
+        "has no journal to resume from",
     );
     assert_eq!(scores(&folder.read("out.jsonl")).len(), 10);
     finished(&run("tiny-bert", &other, &output, &["--overwrite"]));
@@ -445,19 +445,19 @@ fn what_cannot_be_read_is_named() {
         &run("tiny-bert", &csv, &output, &[]),
         "the input has no column `query`, only `a`, `b`",
     );
-    // Having done nothing, it does not stand in the way of the right names.
+    // A failed run does not block a later run with the right names.
     let names = ["--query-field", "a", "--document-field", "b"];
     finished(&run("tiny-bert", &csv, &output, &names));
     let csv = folder.write("in2.csv", "query,document,score\n1,2,3\n");
     refused(
         &run("tiny-bert", &csv, &folder.path("out2.csv"), &[]),
-        "a column `score` already",
+        "already has a column `score`",
     );
     let long = format!("query,document\na,b\na,\"{}", "x".repeat(17 << 20));
     let csv = folder.write("in3.csv", long);
     refused(
         &run("tiny-bert", &csv, &folder.path("out3.csv"), &[]),
-        "behind row 1: a row is longer",
+        "after row 1: a row is longer",
     );
     let only_bad = folder.write("in4.jsonl", "{\"q\":\"a\"}\n");
     let output = run("tiny-bert", &only_bad, &folder.path("out4.jsonl"), &[]);
@@ -473,7 +473,7 @@ fn what_cannot_be_read_is_named() {
     refused(&missing, "no.csv`: No such file");
 }
 
-/// Most memory that a process has had, in bytes.
+/// Peak memory of a process, in bytes.
 fn peak(child: &Child) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status
@@ -499,8 +499,8 @@ fn memory_does_not_grow_with_the_input() {
         .spawn()
         .unwrap();
     let mut input = child.stdin.take().unwrap();
-    // Most rows have no document, so that nothing but reading and writing takes time; one is longer
-    // than any row may be.
+    // Most rows have no document, so that only reading and writing takes time; one exceeds the limit of a
+    // row.
     let filler = "x".repeat(20_000);
     let row = format!("{{\"query\":\"a\",\"filler\":\"{filler}\"}}\n");
     let scored = format!("{{\"query\":\"a\",\"document\":\"b\",\"filler\":\"{filler}\"}}\n");
@@ -521,7 +521,7 @@ fn memory_does_not_grow_with_the_input() {
     drop(input);
     assert!(child.wait().unwrap().success());
     assert_eq!(lines(&folder.read("out.jsonl")).len(), 160);
-    // 140 MB went through in between.
+    // 140 MB were processed in between.
     let grown = at_the_end.saturating_sub(after_warm_up);
     assert!(
         grown < 32 << 20,
@@ -628,11 +628,11 @@ mod parquet {
         let (output, fields) = (folder.path("out.parquet"), ["--query-field", "id"]);
         refused(
             &run("tiny-bert", &input, &output, &fields),
-            "column `id` has no strings, but Int64",
+            "column `id` has the type Int64",
         );
         refused(
             &run("tiny-bert", &input, &output, &["--score-field", "id"]),
-            "column `id` already",
+            "already has a column `id`",
         );
         let missing = ["--document-field", "text"];
         refused(

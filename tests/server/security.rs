@@ -1,4 +1,4 @@
-//! Who is answered, and what a client may send.
+//! Authentication, cross-origin requests and limits of request bodies.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn with_keys() -> TestApp {
     app(|http| http.api_keys = ApiKeys::parse(&keys).unwrap())
 }
 
-/// Sends a body with some headers.
+/// Sends a request with headers.
 async fn post(app: &TestApp, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut request = Request::post(path);
     for (name, value) in headers {
@@ -58,7 +58,7 @@ async fn with_keys_only_those_who_show_one_are_served() {
         &[("authorization", KEY)],
         &[("authorization", "Basic c2l4dGVlbg==")],
         &[("x-api-key", "")],
-        // The first one counts, so that a proxy's header cannot be overruled by a client's.
+        // The first one counts, so that a client cannot override a header set by a proxy.
         &[
             ("authorization", "Bearer wrong-key-of-all"),
             ("x-api-key", KEY),
@@ -98,12 +98,12 @@ async fn with_keys_only_probes_and_metrics_are_open() {
         assert_eq!(app.get(closed).await.status, 401, "{closed}");
     }
     assert_eq!(post(&app, "/", &[], RERANK).await.status, 401);
-    // Nobody without a key learns how large a body may be, or makes the server read it.
+    // Without a key, the server neither reads a body nor reveals its limit.
     let large = " ".repeat(5 << 20);
     assert_eq!(post(&app, "/rerank", &[], &large).await.status, 401);
 }
 
-/// Each in the form that the clients of that path read.
+/// In the error format of each dialect.
 #[tokio::test]
 async fn a_missing_key_is_told_in_the_words_of_the_path() {
     let app = with_keys();
@@ -156,7 +156,7 @@ async fn keys_can_be_replaced_while_the_server_runs() {
     assert_eq!(status("a-key-that-is-new").await, 200);
 }
 
-/// With `cache_per_key`, a reload that drops a key does not give its scores to the next one.
+/// With `cache_per_key`, removing a key does not pass its cache to the next one.
 #[tokio::test]
 async fn a_key_never_inherits_the_cache_of_another() {
     let model = Model::default();
@@ -175,7 +175,7 @@ async fn a_key_never_inherits_the_cache_of_another() {
     let keys = ApiKeys::parse("second-key-of-two").unwrap();
     app.state.keys().replace(&keys);
     assert_eq!(scored("second-key-of-two").await, 3);
-    // Its own scores stay where they are.
+    // Its own cache is kept.
     let keys = ApiKeys::parse("third-key-of-all,second-key-of-two").unwrap();
     app.state.keys().replace(&keys);
     assert_eq!(scored("second-key-of-two").await, 0);
@@ -195,7 +195,7 @@ async fn metrics_move_to_the_admin_listener() {
     assert_eq!(post(&admin, "/rerank", &[], RERANK).await.status, 404);
 }
 
-/// One key asks five times at once, the other once: it has half of the machine, and not a sixth.
+/// One key sends five concurrent requests, the other one: each gets half of the capacity.
 #[tokio::test]
 async fn keys_share_the_machine_however_much_each_asks() {
     let gate = Gate::new();
@@ -206,13 +206,13 @@ async fn keys_share_the_machine_however_much_each_asks() {
     let seen = model.seen.clone();
     let mut config = Config::default();
     config.http.api_keys = ApiKeys::parse("many-requests-key,single-request-key").unwrap();
-    // A sequence or two a batch.
+    // One or two sequences per batch.
     config.batching.max_batch_tokens = 12;
     let app = Arc::new(TestApp::new(model, config));
     let ask = |key: &'static str, document: &'static str| {
         let app = app.clone();
         tokio::spawn(async move {
-            // Other documents each time: the same ones would be computed once.
+            // Distinct documents, as identical ones are scored once.
             static NUMBER: AtomicUsize = AtomicUsize::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let documents: Vec<String> = (0..8)
@@ -224,7 +224,7 @@ async fn keys_share_the_machine_however_much_each_asks() {
                 .status
         })
     };
-    // Holds the worker while the others come.
+    // Blocks the worker while the others arrive.
     let mut asked = vec![ask("many-requests-key", "a")];
     gate.entered().await;
     asked.extend((0..5).map(|_| ask("many-requests-key", "a")));
@@ -242,7 +242,7 @@ async fn keys_share_the_machine_however_much_each_asks() {
     assert!(last < 24, "{words:?}");
 }
 
-// Pages.
+// Cross-origin requests.
 
 #[tokio::test]
 async fn pages_of_others_are_refused_unless_they_are_allowed() {
@@ -332,12 +332,12 @@ async fn packed_bodies_are_read() {
     assert!(message.contains("`content-encoding`"), "{message}");
 }
 
-/// A body that becomes a thousand times as large is not expanded to its end: 4 MiB are allowed, which
-/// cost up to 8 MiB while the buffer grows; the whole would cost 256 MiB.
+/// A decompression bomb is not expanded completely: the limit is 4 MiB, which takes up to 8 MiB while the
+/// buffer grows; the whole body would take 256 MiB.
 #[test]
 fn a_small_body_that_expands_to_a_large_one_is_refused() {
     alone(|| {
-        // Compressed block by block: the test must not hold what the server must not hold.
+        // Compressed block by block, so that the test does not hold the expanded body either.
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         let block = [b' '; 1 << 16];
         for _ in 0..(256 << 20) / block.len() {
@@ -410,7 +410,7 @@ async fn bodies_share_what_room_there_is() {
     assert_eq!(post(&app, "/rerank", &[], &body).await.status, 200);
 }
 
-/// A body is charged as large as it expands, as long as its texts are held.
+/// A body is charged at its expanded size, as long as its texts are held.
 #[tokio::test]
 async fn compressed_bodies_count_as_large_as_they_expand() {
     const BODY_BYTES: usize = 4 << 20;

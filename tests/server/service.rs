@@ -1,4 +1,4 @@
-//! What the service promises under load, when clients leave and when the model fails.
+//! The service under load, with clients that disconnect, and with a failing model.
 
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -22,7 +22,7 @@ use rerankd_engine::service::Reranker;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-/// Special tokens of a pair, and the one word of the queries here.
+/// Special tokens of a pair and the one word of the query.
 const OVERHEAD: usize = 4;
 const CANCELLED: &str = "rerankd_cancelled_requests_total";
 const QUEUE: &str = "rerankd_queue_tokens";
@@ -49,7 +49,7 @@ fn batches_of(max_batch_tokens: usize) -> Config {
     config
 }
 
-/// A document of so many words, unlike any other: of two that are alike one is scored.
+/// A document with `words` words, unlike any other, as identical pairs are scored once.
 fn document(words: usize) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let mut number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -62,7 +62,7 @@ fn document(words: usize) -> String {
     words.join(" ")
 }
 
-/// A request for documents of so many words each.
+/// A request with documents of so many words.
 fn rerank(words: &[usize]) -> Value {
     let documents: Vec<String> = words.iter().map(|&n| document(n)).collect();
     json!({"query": "q", "documents": documents})
@@ -75,7 +75,7 @@ async fn send(server: &Server, body: &Value) -> Connection {
     connection
 }
 
-/// Sends a request and resolves when all of it waits or is being scored.
+/// Sends a request and resolves when all of it is queued or being scored.
 async fn queued(server: &Server, words: &[usize]) -> Connection {
     let pairs = server.state.metrics().engine.pairs.get() + words.len() as u64;
     let connection = send(server, &rerank(words)).await;
@@ -85,7 +85,7 @@ async fn queued(server: &Server, words: &[usize]) -> Connection {
     connection
 }
 
-/// The request was answered, best first, and in full.
+/// Checks for a complete response, best first.
 #[track_caller]
 fn assert_ranked(answer: &Answer, words: &[usize]) {
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -103,7 +103,7 @@ fn assert_ranked(answer: &Answer, words: &[usize]) {
     }
 }
 
-/// Begins `request`, looks, and drops it: it is admitted then, and its texts are being tokenized.
+/// Polls `request` once and drops it: it is admitted then, and its texts are being tokenized.
 fn begun<T>(request: impl Future, look: impl FnOnce() -> T) -> T {
     let mut request = pin!(request);
     let mut context = Context::from_waker(Waker::noop());
@@ -123,7 +123,7 @@ async fn the_largest_request_is_admitted_when_nothing_waits() {
     let server = Server::start(model, Config::default()).await;
     let tokens = 512 * 1000;
     assert!(tokens > Config::default().batching.max_queue_tokens);
-    // Twice, because what was learnt from the first must not shut the second out.
+    // Twice: the updated estimate must not reject the second.
     for _ in 0..2 {
         let body = rerank(&[600; 1000]).to_string();
         let answer = server.request("POST", "/rerank", &body).await;
@@ -200,7 +200,7 @@ async fn a_large_request_that_would_wait_too_long_is_refused_and_a_small_one_bes
 async fn what_was_admitted_is_kept_when_it_turns_out_larger() {
     let (model, gate) = held();
     let server = Server::start(model, queue_of(60)).await;
-    // Guessed at a quarter of its bytes; counted at sixteen a pair.
+    // Estimated at a quarter of its bytes; actually sixteen tokens per pair.
     let words = [12; 10];
     let tokens = (12 + OVERHEAD) * words.len();
     let mut small = queued(&server, &[1]).await;
@@ -214,7 +214,7 @@ async fn what_was_admitted_is_kept_when_it_turns_out_larger() {
     assert_ranked(&grown.answer().await, &words);
 }
 
-/// Texts that are cut say nothing of how many tokens a byte makes: only their start is counted.
+/// Truncated texts must not affect the estimate of tokens per byte, as only their start is tokenized.
 #[tokio::test]
 async fn texts_that_are_cut_do_not_spoil_the_estimate() {
     let (model, gate) = held();
@@ -225,7 +225,7 @@ async fn texts_that_are_cut_do_not_spoil_the_estimate() {
         let answer = server.request("POST", "/rerank", &body).await;
         assert_eq!(answer.status, 200);
     }
-    // The gauge shows the estimate until the texts are tokenized.
+    // The gauge shows the estimate until tokenization.
     let pairs: Vec<Pair> = vec![
         Pair {
             query: "".into(),
@@ -245,7 +245,7 @@ async fn texts_that_are_cut_do_not_spoil_the_estimate() {
     );
 }
 
-// Clients that leave.
+// Clients that disconnect.
 
 #[tokio::test]
 async fn the_queue_empties_when_clients_are_killed() {
@@ -265,7 +265,7 @@ async fn the_queue_empties_when_clients_are_killed() {
     drop(clients);
     server.until(|state| state.in_flight() == 1).await;
     assert_eq!(server.metric(CANCELLED).await, 21.0);
-    // The model still holds its batch, and nothing of the others is left.
+    // The model still runs its batch; all others are gone.
     assert_eq!(server.metric(QUEUE).await as usize, 5 + 2 * OVERHEAD);
 
     gate.open_for_good();
@@ -283,7 +283,7 @@ async fn the_queue_empties_when_clients_are_killed() {
     assert_eq!(server.metric(left).await, 21.0);
 }
 
-/// A client that leaves while its texts are tokenized has left all the same.
+/// Disconnecting during tokenization is counted too.
 #[tokio::test]
 async fn leaving_before_the_queue_is_counted_too() {
     let (model, _gate) = held();
@@ -297,7 +297,7 @@ async fn leaving_before_the_queue_is_counted_too() {
     assert_eq!(metrics.engine.queue_tokens.get(), 0);
 }
 
-// Work that is not done.
+// Work that is avoided.
 
 fn uncached() -> Config {
     let mut config = Config::default();
@@ -308,7 +308,7 @@ fn uncached() -> Config {
 #[tokio::test]
 async fn what_was_asked_before_is_not_scored_again() {
     for (config, hits) in [(Config::default(), 3), (uncached(), 0)] {
-        // Not a whole number: what is kept are the bits.
+        // Not an integer: the cache must keep the exact bits.
         let model = Model {
             logit: |words| words as f32 / 7.0,
             ..Model::default()
@@ -326,7 +326,7 @@ async fn what_was_asked_before_is_not_scored_again() {
         let metrics = app.state.metrics();
         assert_eq!(metrics.engine.cache_hits.get(), hits as u64);
         assert_eq!(metrics.engine.queue_tokens.get(), 0);
-        // Half of it is known.
+        // Half of it is cached.
         let mut body = body;
         body["documents"][1] = json!(document(4));
         let third = app.post("/rerank", body.to_string()).await;
@@ -366,7 +366,7 @@ async fn identical_pairs_in_flight_are_scored_once_whoever_leaves() {
 
 // Deadlines.
 
-/// A token is taken to last so many seconds.
+/// Assumed seconds per token.
 fn token_of(seconds: f64) -> Option<Costs> {
     let cost = Cost {
         base: 0.0,
@@ -383,7 +383,7 @@ fn timed(body: &Value, milliseconds: u64) -> Request<Body> {
         .unwrap()
 }
 
-/// Its status and kind, and whether it says when to come back.
+/// Status, error code, and whether there is `Retry-After`.
 fn told(answer: &Answer) -> (u16, String, bool) {
     let kind = answer.json()["error_type"].as_str().unwrap().to_owned();
     let retry = answer.headers.contains_key("retry-after");
@@ -404,7 +404,7 @@ async fn what_cannot_be_answered_in_time_is_refused_at_once() {
     let first = Request::post("/rerank").body(Body::from(first)).unwrap();
     let first = tokio::spawn(router.oneshot(first));
     gate.entered().await;
-    // While the model is held, and before a text is tokenized.
+    // While the model is blocked, and before tokenization.
     let late = app.send(timed(&rerank(&[10]), 40)).await;
     let kind = "cannot_finish_in_time".to_owned();
     assert_eq!(told(&late), (429, kind, true));
@@ -436,7 +436,7 @@ async fn a_deadline_that_passes_in_the_queue_is_504_for_who_set_it_and_429_for_o
     let begun = tokio::spawn(app.router.clone().oneshot(begun));
     gate.entered().await;
 
-    // From here on time passes only while everybody waits.
+    // From here on, time advances only while all tasks are idle.
     tokio::time::pause();
     let own = app.send(timed(&rerank(&[4]), 250)).await;
     assert_eq!(told(&own), (504, "deadline_exceeded".to_owned(), false));
@@ -507,7 +507,7 @@ async fn priorities_are_read_and_checked() {
 
 // A model that fails.
 
-/// A document of this many words makes the model fail.
+/// A document with this many words makes the model fail.
 const BAD: usize = 9;
 
 #[tokio::test]
@@ -528,7 +528,7 @@ async fn a_batch_is_told_to_be_alone_while_nothing_else_runs_or_waits() {
     for mut connection in [first, second] {
         assert_ranked(&connection.answer().await, &[3]);
     }
-    // One request that both workers share, half of it each.
+    // A request that is split between both workers.
     let many = [9; 8];
     let mut third = send(&server, &rerank(&many)).await;
     gate.entered().await;
@@ -562,7 +562,7 @@ async fn a_failing_batch_is_a_500_for_whom_it_held_and_nobody_else() {
             ..model
         };
         let seen = model.seen.clone();
-        // Two pairs of ten words make a batch.
+        // Two pairs of ten words fill a batch.
         let server = Server::start(model, batches_of(28)).await;
         let mut before = queued(&server, &[10, 10]).await;
         gate.entered().await;
@@ -630,7 +630,7 @@ async fn a_logit_that_is_not_finite_is_a_500_for_its_owner_and_nobody_else_in_th
     assert_eq!(server.metric("rerankd_failed_batches_total").await, 0.0);
     assert_eq!(server.metric(QUEUE).await, 0.0);
 
-    // It is not cached: the model is asked again.
+    // The failure is not cached.
     let again = server.request("POST", "/rerank", &body.to_string()).await;
     again.error(500, "internal");
     assert_eq!(server.metric("rerankd_failed_pairs_total").await, 2.0);
@@ -651,7 +651,7 @@ async fn a_server_without_workers_is_not_ready_and_keeps_nobody_waiting() {
     assert_eq!(app.state.metrics().engine.queue_tokens.get(), 0);
 }
 
-/// Nothing of a failed request is outstanding by the time its client hears of it.
+/// A failed request releases its permit before the client gets the error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_request_gives_its_place_back_before_it_is_answered() {
     let [_, model] = failing();
@@ -668,7 +668,7 @@ async fn a_failed_request_gives_its_place_back_before_it_is_answered() {
     }
 }
 
-// Exactly one answer each.
+// Exactly one response per request.
 
 const LIMITS: Limits = Limits {
     max_documents: 1000,
@@ -688,15 +688,14 @@ fn assert_right(ranking: &Ranking, words: &[usize]) {
     assert_eq!(scores, expected);
 }
 
-/// Resolves after so many turns of the runtime.
+/// Resolves after `count` yields to the runtime.
 async fn turns(count: usize) {
     for _ in 0..count {
         tokio::task::yield_now().await;
     }
 }
 
-/// What a client does: asks for documents of so many words, and leaves after so many turns, if it
-/// leaves.
+/// A client: the words of its documents, and after how many turns it disconnects, if at all.
 type Client = (Vec<usize>, Option<usize>);
 
 fn clients() -> impl Strategy<Value = Vec<Client>> {
@@ -705,7 +704,7 @@ fn clients() -> impl Strategy<Value = Vec<Client>> {
     prop::collection::vec((words, leaves), 1..60)
 }
 
-/// Lets all `clients` ask at the same time; what became of each, `None` for who left.
+/// Runs all `clients` concurrently; the result of each is `None` if it disconnected.
 async fn ask(
     reranker: &Arc<Reranker>,
     clients: &[Client],
@@ -720,7 +719,7 @@ async fn ask(
                 match leaves {
                     None => Some(answer.await),
                     Some(count) => tokio::select! {
-                        // Asked first, so that even who leaves at once has asked.
+                        // Polled first, so that even a client that leaves at once has sent its request.
                         biased;
                         answer = answer => Some(answer),
                         () = turns(count) => None,
@@ -759,7 +758,7 @@ fn check_answers(model: Model, clients: &[Client], max_queue_tokens: usize) {
                     assert_right(ranking, words);
                 }
                 Some(Err(error)) if error.code() == ErrorCode::Overloaded => refused += 1,
-                // Who shares a batch with a doomed request fails with it.
+                // Requests in the same batch as a failing one fail too.
                 Some(Err(error)) => {
                     assert_eq!(error.code(), ErrorCode::Internal);
                     assert!((0..=12).any(fails), "{error}");
@@ -855,7 +854,7 @@ async fn what_must_not_be_cut_is_refused_by_index_length_and_limit() {
     assert_eq!(app.post("/rerank", body.to_string()).await.status, 200);
 }
 
-/// A process must not end under a batch that runs; what waits behind it is nobody's any more.
+/// The process must not exit during a batch; queued work is dropped.
 #[tokio::test]
 async fn who_stops_waits_for_the_batch_that_runs_and_for_no_other() {
     let (model, gate) = held();
@@ -870,7 +869,7 @@ async fn who_stops_waits_for_the_batch_that_runs_and_for_no_other() {
         let reranker = reranker.clone();
         move || reranker.stop(Duration::from_secs(60))
     });
-    // It gives up where a batch does not end.
+    // It gives up on a batch that does not end.
     tokio::task::spawn_blocking(move || reranker.stop(Duration::from_millis(100)))
         .await
         .unwrap();

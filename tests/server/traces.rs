@@ -1,4 +1,4 @@
-//! Traces as a collector receives them, from the real program.
+//! Traces of the program, as received by a collector.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ const RERANK: &str = r#"{"query":"a river","documents":["the old bridge","a boat
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// A fake collector, which passes on the head and the spans of each request.
+/// A fake collector that yields the head and the spans of each request.
 fn collector() -> (String, Receiver<(String, Vec<Span>)>) {
     let (address, received) = collector_over(|stream| Box::new(stream));
     (format!("http://{address}"), received)
@@ -69,7 +69,7 @@ fn read(stream: &mut impl Read) -> (String, Vec<u8>) {
     (head, body)
 }
 
-/// The head of the answer to a request with these headers.
+/// The response head for a request with these headers.
 fn ask(address: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let length = RERANK.len();
@@ -152,7 +152,7 @@ fn a_collector_receives_every_step_of_a_request() {
     );
 }
 
-/// The caller decides; where there is none, the settings do.
+/// The caller's sampling decision takes precedence over the settings.
 #[test]
 fn what_is_not_sampled_is_not_sent() {
     let (endpoint, received) = collector();
@@ -178,7 +178,7 @@ fn what_is_not_sampled_is_not_sent() {
     assert!(received.try_recv().is_err());
 }
 
-/// Its certificate is checked against those of the system.
+/// Its certificate is verified with the system roots.
 #[test]
 fn a_collector_can_be_reached_over_tls() {
     let dir = tempfile::tempdir().unwrap();
@@ -212,7 +212,7 @@ fn a_collector_can_be_reached_over_tls() {
     assert!(spans.iter().any(|span| span.name == "POST /rerank"));
 }
 
-/// A collector that is not there costs a line in the log, and no request anything.
+/// An unreachable collector causes a log line and does not affect requests.
 #[test]
 fn a_collector_that_is_gone_does_no_harm() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,15 +1,15 @@
-//! Test bodies in a process of their own.
+//! Runs tests in a child process.
 
 use std::any::type_name;
 use std::process::Command;
 
-/// Names the test that a child process runs alone.
+/// Name of the test that the child process runs.
 const ALONE: &str = "RERANKD_TEST_ALONE";
 
-/// Runs the body of a test in a child process, so that what it measures of its process is its own.
-/// Other tests run in this process meanwhile.
+/// Runs the body of a test in a child process, for measurements that other tests in this process would
+/// disturb.
 ///
-/// `body` is a closure written in the test function: its type names the test.
+/// `body` must be a closure in the test function: its type name identifies the test.
 pub fn alone<F: FnOnce()>(body: F) {
     let (_, path) = type_name::<F>().split_once("::").unwrap();
     let test = path.split("::{{closure}}").next().unwrap();
@@ -29,12 +29,12 @@ pub fn alone<F: FnOnce()>(body: F) {
     );
 }
 
-/// The most memory that this process has held since the last call, in bytes.
+/// Peak memory of this process since the last call, in bytes.
 pub fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.unwrap().trim().strip_suffix("kB").unwrap().trim();
-    // The kernel begins anew when it is told so.
+    // Resets the peak.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     kilobytes.parse::<u64>().unwrap() * 1024
 }

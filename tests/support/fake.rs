@@ -1,4 +1,4 @@
-//! A model whose scores a test can predict, behind the real encoder and the real batcher.
+//! A fake model with predictable scores, behind the real encoder and the real batcher.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,27 +12,27 @@ use rerankd_model::encoder::PairEncoder;
 use rerankd_runtime::{ScoreError, Scorer};
 use tokio::sync::Semaphore;
 
-/// Most tokens a pair of the default [`Model`] may have, three special ones among them.
+/// Maximum tokens of a pair of the default [`Model`], with three special tokens.
 pub const MAX_LENGTH: usize = 16;
 
-/// A model that counts the words of the document, as many as fit.
+/// A model that scores a document by its number of words after truncation.
 #[derive(Clone)]
 pub struct Model {
-    /// Labels; the logits of a document are `logit(words) + 0, 1, …`.
+    /// Number of labels; the logits of a document are `logit(words) + 0, 1, …`.
     pub labels: usize,
     pub activation: Activation,
     pub logit: fn(usize) -> f32,
-    /// A batch fails that holds a document of so many words.
+    /// A batch with a document of this many words fails.
     pub fails: fn(usize) -> bool,
-    /// Most tokens of a pair.
+    /// Maximum tokens of a pair.
     pub max_length: usize,
-    /// Workers that run this model at the same time.
+    /// Number of workers.
     pub workers: usize,
-    /// What batches are taken to cost at first.
+    /// Initial cost model.
     pub costs: Option<Costs>,
-    /// Each batch waits here.
+    /// Blocks each batch.
     pub gate: Option<Gate>,
-    /// What has reached the model.
+    /// Records the batches.
     pub seen: Seen,
 }
 
@@ -52,7 +52,7 @@ impl Default for Model {
     }
 }
 
-/// The batches that a model was given.
+/// Batches received by a model.
 #[derive(Clone, Default)]
 pub struct Seen(Arc<Mutex<Vec<SeenBatch>>>);
 
@@ -62,13 +62,13 @@ struct SeenBatch {
 }
 
 impl Seen {
-    /// Each as the words of its documents.
+    /// Words of the documents of each batch.
     pub fn batches(&self) -> Vec<Vec<usize>> {
         let seen = self.0.lock().unwrap();
         seen.iter().map(|batch| batch.words.clone()).collect()
     }
 
-    /// Of each, whether it was told to be alone.
+    /// Whether each batch was marked as alone.
     pub fn alone(&self) -> Vec<bool> {
         let seen = self.0.lock().unwrap();
         seen.iter().map(|batch| batch.alone).collect()
@@ -79,7 +79,7 @@ impl Seen {
     }
 }
 
-/// Holds a model's work until a test lets it go.
+/// Blocks a model until the test releases it.
 #[derive(Clone)]
 pub struct Gate {
     entered: Arc<Semaphore>,
@@ -95,17 +95,17 @@ impl Gate {
         }
     }
 
-    /// Resolves when a batch has reached the model.
+    /// Resolves when the model has received a batch.
     pub async fn entered(&self) {
         self.entered.acquire().await.unwrap().forget();
     }
 
-    /// Lets one batch go on.
+    /// Releases one batch.
     pub fn open(&self) {
         self.open.add_permits(1);
     }
 
-    /// Lets every batch go on from now on.
+    /// Releases all batches from now on.
     pub fn open_for_good(&self) {
         self.open.add_permits(Semaphore::MAX_PERMITS / 2);
     }
@@ -152,20 +152,20 @@ impl Model {
     }
 }
 
-/// Words of each document of a batch.
+/// Words of the documents of a batch.
 fn words(batch: &Batch) -> Vec<usize> {
     let mut types = batch.type_ids();
     let mut words = Vec::new();
     for &length in batch.lengths() {
         let (sequence, rest) = types.split_at(length);
         types = rest;
-        // The closing special token is of the second type too.
+        // The final special token has the second type too.
         words.push(sequence.iter().filter(|&&kind| kind == 1).count() - 1);
     }
     words
 }
 
-/// The one place that knows how a fake [`Reranker`] is made.
+/// Builds a fake [`Reranker`].
 pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     let info = ModelInfo {
         id: "fake".to_owned(),
@@ -204,11 +204,11 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     ))
 }
 
-/// Words that the fake tokenizer tells apart: `w0`, `w1`, … All others are the same to it, and texts of
-/// the same words are scored once.
+/// Words in the vocabulary of the fake tokenizer: `w0`, `w1`, … All others are unknown, and texts with equal
+/// tokens are scored once.
 pub const WORDS: usize = 4096;
 
-/// A token for each word, and pairs in BERT's form.
+/// A word-level tokenizer with BERT's pair template.
 fn encoder(max_length: usize) -> PairEncoder {
     let mut vocab = serde_json::json!({ "[UNK]": 0, "[CLS]": 1, "[SEP]": 2 });
     for word in 0..WORDS {

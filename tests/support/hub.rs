@@ -1,5 +1,4 @@
-//! A stand-in for a hub of models and for the storage that it sends to, each on an origin of its own,
-//! which fails where a test wants it to.
+//! A fake hub and its storage, on separate origins, with planted faults.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::TcpListener;
@@ -23,18 +22,18 @@ use tokio::sync::{Barrier, oneshot};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A model that the hub has.
+/// A model on the hub.
 #[derive(Clone)]
 pub struct Model {
     pub id: String,
     pub commit: String,
-    /// Branches and tags that are this commit.
+    /// Branches and tags that point to the commit.
     pub revisions: Vec<String>,
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Model {
-    /// All files below a directory.
+    /// A model with all files of a directory.
     pub fn of(id: &str, dir: &Path) -> Self {
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(dir).unwrap() {
@@ -63,31 +62,31 @@ impl Model {
     }
 }
 
-/// What goes wrong with one answer.
+/// A fault of one response.
 #[derive(Clone)]
 pub enum Fault {
-    /// This status and these headers.
+    /// A status with headers.
     Status(u16, &'static [(&'static str, &'static str)]),
-    /// The connection breaks after so many bytes of the body.
+    /// The connection breaks after this many bytes of the body.
     Cut(usize),
-    /// The first byte is another.
+    /// The first byte is wrong.
     Corrupt,
-    /// The body has one byte more than it should.
+    /// The body has an extra byte.
     Longer,
-    /// The whole file, whatever part was asked for.
+    /// The whole file, regardless of the requested range.
     Whole,
-    /// This body, whatever was asked for.
+    /// A fixed body.
     Body(&'static str),
-    /// This header in place of the right one.
+    /// A wrong header.
     Header(&'static str, &'static str),
-    /// The answer waits until others wait too.
+    /// The response waits at a barrier.
     Meet(Arc<Barrier>),
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// `listing`, `head FILE` or `get FILE` of the hub, `storage FILE` of the storage.
+    /// `listing`, `head FILE` or `get FILE` on the hub, `storage FILE` on the storage.
     pub what: String,
     pub path: String,
     pub authorization: Option<String>,
@@ -96,14 +95,14 @@ pub struct Seen {
 
 struct Shared {
     models: Vec<Model>,
-    /// What a request has to show, where it has to.
+    /// The required token, if any.
     token: Option<String>,
     storage: String,
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
     seen: Mutex<Vec<Seen>>,
 }
 
-/// A hub that runs until it is dropped.
+/// A fake hub that runs until it is dropped.
 pub struct Hub {
     pub endpoint: String,
     shared: Arc<Shared>,
@@ -115,12 +114,12 @@ impl Hub {
         Self::start(models, None, None)
     }
 
-    /// One that serves nobody without this token.
+    /// A hub that requires a token.
     pub fn private(models: Vec<Model>, token: &str) -> Self {
         Self::start(models, Some(token.to_owned()), None)
     }
 
-    /// One that speaks TLS, as `localhost`.
+    /// A hub with TLS, as `localhost`.
     pub fn tls(models: Vec<Model>, tls: Arc<Tls>) -> Self {
         Self::start(models, None, Some(tls))
     }
@@ -174,7 +173,7 @@ impl Hub {
         }
     }
 
-    /// The next answers to `what` go wrong, one after the other.
+    /// Plants faults for the next responses to `what`.
     pub fn fail(&self, what: &str, faults: impl IntoIterator<Item = Fault>) {
         let mut all = self.shared.faults.lock().unwrap();
         all.entry(what.to_owned()).or_default().extend(faults);
@@ -184,14 +183,14 @@ impl Hub {
         self.shared.seen.lock().unwrap().clone()
     }
 
-    /// How often `what` was asked.
+    /// Number of requests for `what`.
     pub fn count(&self, what: &str) -> usize {
         self.seen().iter().filter(|seen| seen.what == what).count()
     }
 }
 
 impl Shared {
-    /// Notes a request; what goes wrong with its answer.
+    /// Records a request and returns its fault.
     fn note(&self, what: String, request: &Request) -> Option<Fault> {
         let header = |name: &str| {
             let value = request.headers().get(name)?;
@@ -263,9 +262,10 @@ async fn hub_answer(State(hub): State<Arc<Shared>>, request: Request) -> Respons
         return plain(401, &[("x-error-code", "RepoNotFound")], "");
     }
     let Some(model) = hub.model(&id, &revision) else {
-        let code = match hub.models.iter().any(|model| model.id == id) {
-            true => "RevisionNotFound",
-            false => "RepoNotFound",
+        let code = if hub.models.iter().any(|model| model.id == id) {
+            "RevisionNotFound"
+        } else {
+            "RepoNotFound"
         };
         return plain(404, &[("x-error-code", code)], "");
     };
@@ -334,13 +334,13 @@ async fn storage_answer(State(hub): State<Arc<Shared>>, request: Request) -> Res
         return plain(*status, headers, "");
     }
     let mut answer = content_answer(request.headers(), &content, fault).await;
-    // A checksum of another kind, which says nothing.
+    // A hash of another kind, to be ignored.
     let etag = "\"d41d8cd98f00b204e9800998ecf8427e\"";
     answer.headers_mut().insert("etag", etag.parse().unwrap());
     answer
 }
 
-/// A file, or the end of it that was asked for.
+/// A file, or the requested range of it.
 async fn content_answer(
     headers: &HeaderMap,
     content: &[u8],
@@ -391,10 +391,10 @@ async fn content_answer(
         .unwrap()
 }
 
-/// A body that may break off.
+/// A body that may be cut off.
 struct Parts {
     sent: Option<Bytes>,
-    /// How often it is still asked before it breaks: what was sent has to be on its way.
+    /// Polls before the connection breaks, so that sent data is flushed.
     breaks: Option<u8>,
 }
 
@@ -429,7 +429,7 @@ fn plain(status: u16, headers: &[(&str, &str)], body: &str) -> Response<Body> {
     response.body(Body::from(body.to_owned())).unwrap()
 }
 
-/// Whether a hub keeps such a file in its storage.
+/// Whether a hub stores such a file in its storage.
 fn large(name: &str) -> bool {
     [".safetensors", ".onnx", ".bin", ".onnx_data"]
         .iter()

@@ -1,4 +1,4 @@
-//! What several test programs share.
+//! Shared by the test programs.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod alone;

@@ -1,4 +1,4 @@
-//! Packed graphs in sessions, without what the loader puts around them.
+//! Packed graphs in sessions, without the loader.
 
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Model;
@@ -10,7 +10,7 @@ pub fn library() -> Library {
     Library::load(std::env::var_os("ORT_DYLIB_PATH").as_deref()).unwrap()
 }
 
-/// The graph of `model`, ready to be opened by sessions.
+/// The graph of `model`, ready for sessions.
 pub fn open(model: &Model, rows: Rows, precision: Precision, pool: ComputePool) -> OnnxModel {
     let graph = graph::build(model, rows, precision).unwrap();
     OnnxModel::new(&library(), graph, Layout::of(&model.manifest), pool).unwrap()

@@ -1,4 +1,4 @@
-//! The real program, started for a test.
+//! Runs the program.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Far longer than any start takes; a program that is still there then hangs.
+/// Much longer than any startup takes; a program that takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rerankd");
 
-/// A started `rerankd`, killed when the test is over.
+/// A running `rerankd`, killed on drop.
 pub struct Program {
     pub child: Child,
-    /// Lines of its log as they come; closed when it ends.
+    /// Lines of its log; closed when it exits.
     lines: Receiver<String>,
     seen: Vec<String>,
 }
 
 impl Program {
-    /// Starts `rerankd` on a free port, with no settings but those given.
+    /// Starts `rerankd` on a free port with the given settings only.
     pub fn start(program: &Path, arguments: &[&OsStr], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = plain(program);
         command
@@ -56,7 +56,7 @@ impl Program {
         Self::start(Path::new(PROGRAM), &arguments(model), change)
     }
 
-    /// The next line of the log, `None` when the program has ended.
+    /// The next log line; `None` if the program has exited.
     #[track_caller]
     pub fn line(&mut self) -> Option<Value> {
         match self.lines.recv_timeout(PATIENCE) {
@@ -71,7 +71,7 @@ impl Program {
         }
     }
 
-    /// Reads the log up to the line with this message.
+    /// Reads the log up to a message.
     #[track_caller]
     pub fn until(&mut self, message: &str) -> Value {
         while let Some(line) = self.line() {
@@ -82,18 +82,18 @@ impl Program {
         panic!("no `{message}` in {:#?}", self.seen);
     }
 
-    /// Waits for the program's end: its exit code, and the last line of its log.
+    /// Waits for the program to exit: exit code and last log line.
     #[track_caller]
     pub fn end(mut self) -> (Option<i32>, Value) {
         let mut last = Value::Null;
         while let Some(line) = self.line() {
             last = line;
         }
-        // Its standard error is closed, so that it has ended, or is about to.
+        // Its standard error is closed, so it has exited or is about to.
         (self.child.wait().unwrap().code(), last)
     }
 
-    /// Where it listens, once it does.
+    /// Its address, once it listens.
     #[track_caller]
     pub fn address(&mut self) -> String {
         let line = self.until("starting");
@@ -119,7 +119,7 @@ impl Drop for Program {
     }
 }
 
-/// `program` without settings of whoever runs the tests.
+/// `program` with a clean environment.
 pub fn plain(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -135,7 +135,7 @@ pub fn plain(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The command line for a model on a free port.
+/// The command line to serve a model on a free port.
 pub fn arguments(model: &Path) -> [&OsStr; 7] {
     let plain = OsStr::new;
     [

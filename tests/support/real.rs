@@ -1,4 +1,4 @@
-//! Models that run: the loader of the server, with settings for a test.
+//! Real models, loaded as by the server, with settings for tests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use rerankd_engine::metrics::Metrics;
 use rerankd_engine::service::Reranker;
 use rerankd_runtime::Device;
 
-/// What the loader is asked for: `model`, or the embedded one where there is none, in fp32.
+/// The loader configuration for `model`, or for the embedded one, in fp32.
 pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
     LoadConfig {
         model: model.map(Path::to_owned),
         onnx_file: None,
         served_model_name: None,
-        truncation: rerankd_core::Strategy::default(),
+        truncation: rerankd_core::TruncationStrategy::default(),
         runtime_library: std::env::var_os("ORT_DYLIB_PATH"),
         threads,
         precision: Precision::Fp32,
@@ -26,7 +26,7 @@ pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
     }
 }
 
-/// Loads `model` as the server does; the embedded one where there is none.
+/// Loads `model`, or the embedded one, as the server does.
 pub fn reranker(model: Option<&Path>, threads: usize, metrics: Arc<Metrics>) -> Arc<Reranker> {
     let config = config(model, threads);
     Arc::new(load(&config, metrics).unwrap_or_else(|error| panic!("{error}")))

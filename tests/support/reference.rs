@@ -1,29 +1,29 @@
-//! Reads the scores that sentence-transformers gave, from `tests/reference/`.
+//! Reference scores of sentence-transformers, from `tests/reference/`.
 
 use std::path::{Path, PathBuf};
 
 use rerankd_core::Pair;
 use serde::Deserialize;
 
-/// What the reference said of one model.
+/// The reference of a model.
 #[derive(Debug, Deserialize)]
 pub struct Reference {
     pub max_length: usize,
     pub pairs: Vec<[Text; 2]>,
     pub ids: Vec<Vec<u32>>,
     pub type_ids: Vec<Vec<u8>>,
-    /// One number for a single label, a list for several.
+    /// A number for a single label, a list for several.
     pub logits: Vec<OneOrMany>,
     pub scores: Vec<OneOrMany>,
     #[serde(default)]
     pub rank: Vec<RankCase>,
     pub prompt: PromptCase,
-    /// One list a pair, for models of several labels.
+    /// A list per pair, for several labels.
     #[serde(default)]
     pub softmax: Vec<OneOrMany>,
 }
 
-/// Pairs whose queries were given a prompt.
+/// Pairs with a query prompt.
 #[derive(Debug, Deserialize)]
 pub struct PromptCase {
     pub prompt: String,
@@ -37,7 +37,7 @@ impl PromptCase {
     }
 }
 
-/// Documents of one query in the order of `CrossEncoder.rank`.
+/// Documents of a query in the order of `CrossEncoder.rank`.
 #[derive(Debug, Deserialize)]
 pub struct RankCase {
     pub query: String,
@@ -46,7 +46,7 @@ pub struct RankCase {
     pub scores: Vec<f32>,
 }
 
-/// A text, long ones written as what is repeated how often.
+/// A text; long ones are stored as a repeated string and a count.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Text {
@@ -96,17 +96,17 @@ impl Reference {
         self.pairs.iter().map(pair).collect()
     }
 
-    /// All logits, row by row.
+    /// All logits, row-major.
     pub fn logits(&self) -> Vec<f32> {
         flat(&self.logits)
     }
 
-    /// All scores, row by row.
+    /// All scores, row-major.
     pub fn scores(&self) -> Vec<f32> {
         flat(&self.scores)
     }
 
-    /// The softmax of all logits, row by row.
+    /// The softmax of all logits, row-major.
     pub fn softmax(&self) -> Vec<f32> {
         flat(&self.softmax)
     }
@@ -117,7 +117,7 @@ fn flat(rows: &[OneOrMany]) -> Vec<f32> {
     values.copied().collect()
 }
 
-/// A file beside the reference answers.
+/// A file in the reference directory.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/reference").join(name)
 }

@@ -1,4 +1,4 @@
-//! Model directories that tests write: fixtures with changes, and models made of nothing.
+//! Model directories for tests: modified fixtures and synthetic models.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use super::reference::model_dir;
 
 pub const WEIGHTS: &str = "model.safetensors";
 
-/// A copy of a reference model, to be changed.
+/// A copy of a reference model, to be modified.
 pub fn copy(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     copy_folder(&model_dir(name), dir.path());
@@ -36,7 +36,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Changes a JSON file of a model.
+/// Modifies a JSON file of a model.
 pub fn edit(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     let path = dir.join(file);
     let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -44,14 +44,14 @@ pub fn edit(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-/// Replaces every `from` in a file by `to`, which is as long.
+/// Replaces every `from` in a file with `to`, of the same length.
 pub fn replace(dir: &Path, file: &str, from: &str, to: &str) {
     let path = dir.join(file);
     let bytes = replaced(fs::read(&path).unwrap(), from, to);
     fs::write(path, bytes).unwrap();
 }
 
-/// The bytes of a file, with every `from` in it replaced by `to`, which is as long.
+/// Bytes with every `from` replaced with `to`, of the same length.
 pub fn replaced(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut at = 0;
@@ -66,10 +66,10 @@ pub fn replaced(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     bytes
 }
 
-/// Tensors by name: shape and numbers.
+/// Tensors by name: shape and values.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Reads tensors that are stored as F32.
+/// Reads F32 tensors.
 pub fn read_tensors(dir: &Path) -> Tensors {
     let bytes = fs::read(dir.join(WEIGHTS)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -82,7 +82,7 @@ pub fn read_tensors(dir: &Path) -> Tensors {
     file.tensors().into_iter().map(tensor).collect()
 }
 
-/// Writes tensors as `dtype`, rounding to it.
+/// Writes tensors, rounded to `dtype`.
 pub fn write_tensors(path: &Path, tensors: &Tensors, dtype: Dtype) {
     let bytes = |numbers: &[f32]| -> Vec<u8> {
         match dtype {
@@ -109,7 +109,7 @@ pub fn write_tensors(path: &Path, tensors: &Tensors, dtype: Dtype) {
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// A BERT with one label, made of nothing.
+/// A synthetic BERT with one label.
 pub struct Bert {
     pub layers: usize,
     pub hidden: usize,
@@ -119,12 +119,12 @@ pub struct Bert {
     pub vocabulary: usize,
 }
 
-/// The words of its tokenizer, whose ids are their positions here; the last word has the last id of
-/// the vocabulary.
+/// The words of its tokenizer. Ids are indices here, except that the last word has the last id of the
+/// vocabulary.
 pub const WORDS: [&str; 7] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "near", "far", "last"];
 
 impl Bert {
-    /// Where its tensors are named, and how large each is.
+    /// Names and shapes of its tensors.
     fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let Self {
             hidden,
@@ -164,7 +164,7 @@ impl Bert {
             add(format!("{name}.weight"), &[hidden]);
             add(format!("{name}.bias"), &[hidden]);
         }
-        // The large one comes last, so that what is not written of it is the end of the file.
+        // The large one comes last, so that its unwritten part is the end of the file.
         add(
             format!("{embeddings}.word_embeddings.weight"),
             &[self.vocabulary, hidden],
@@ -172,8 +172,8 @@ impl Bert {
         shapes
     }
 
-    /// Writes the model. Its numbers depend on the name of the tensor and the place in it alone; of
-    /// the word embeddings only the rows of [`WORDS`] are written, the others are holes in the file.
+    /// Writes the model. Values depend on the tensor name and the index only; of the word embeddings, only the
+    /// rows of [`WORDS`] are written, the others are holes in the file.
     pub fn write(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, content: Value| {
@@ -226,9 +226,10 @@ impl Bert {
     }
 
     fn id(&self, word: usize) -> usize {
-        match word + 1 == WORDS.len() {
-            true => self.vocabulary - 1,
-            false => word,
+        if word + 1 == WORDS.len() {
+            self.vocabulary - 1
+        } else {
+            word
         }
     }
 
@@ -268,7 +269,7 @@ impl Bert {
     }
 }
 
-/// Numbers between `-spread` and `spread`, always the same for a name.
+/// Values between `-spread` and `spread`, seeded by a name.
 fn numbers(name: &str, count: usize, spread: f32) -> Vec<f32> {
     // FNV-1a, then xorshift.
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -283,7 +284,7 @@ fn numbers(name: &str, count: usize, spread: f32) -> Vec<f32> {
     (0..count).map(|_| next() * spread).collect()
 }
 
-/// The configuration of a model directory.
+/// Configuration files of a model directory.
 pub fn manifest(dir: &Path) -> Manifest {
     Model::open(dir).unwrap().manifest
 }

@@ -1,5 +1,4 @@
-//! The server under test: the real router and the real accept loop around a model whose scores a
-//! test can predict.
+//! The server under test: the real router and accept loop with a fake model.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,13 +25,13 @@ use tower::ServiceExt;
 use super::fake::{self, Model};
 use super::real;
 
-/// A timeout that a test waits for: short, and long enough for everything that must come before it.
+/// A timeout that a test waits for: short, but long enough for all that must precede it.
 pub const SHORT: Duration = Duration::from_millis(100);
 
-/// Far longer than any answer takes.
+/// Much longer than any response takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The router, driven without a socket.
+/// The router without a socket.
 pub struct TestApp {
     pub router: Router,
     pub state: AppState,
@@ -52,7 +51,7 @@ impl TestApp {
         app
     }
 
-    /// A server of the model in a directory, or of the embedded one.
+    /// A server for a model directory, or for the embedded model.
     pub fn real(model: Option<&Path>) -> Self {
         let app = Self::starting(Config::default());
         let metrics = app.state.metrics().engine.clone();
@@ -92,7 +91,7 @@ impl Default for TestApp {
     }
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -113,7 +112,7 @@ impl Answer {
             .unwrap()
     }
 
-    /// Checks the shape of an error, and gives its message.
+    /// Checks the format of an error and returns its message.
     #[track_caller]
     pub fn error(&self, status: u16, error_type: &str) -> String {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
@@ -128,7 +127,7 @@ impl Answer {
     }
 }
 
-/// The accept loop on a port of its own, with signals that a test sends.
+/// The accept loop on a free port, with simulated signals.
 pub struct Server {
     pub address: SocketAddr,
     pub state: AppState,
@@ -147,8 +146,7 @@ impl Server {
         Self::on(app, Socket::Tcp(listener), address, None)
     }
 
-    /// A server behind `socket`, which speaks TLS where it has some. A Unix socket has no `address`;
-    /// any will do.
+    /// A server on `socket`, optionally with TLS. For a Unix socket, `address` is arbitrary.
     pub fn on(app: TestApp, socket: Socket, address: SocketAddr, tls: Option<Arc<Tls>>) -> Self {
         let state = app.state.clone();
         let config = state.config().clone();
@@ -178,21 +176,21 @@ impl Server {
         Connection(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// Sends `request` on a connection of its own and reads until the server closes it.
+    /// Sends `request` on a new connection and reads until the server closes it.
     pub async fn exchange(&self, request: &str) -> String {
         let mut connection = self.connect().await;
         connection.send(request).await;
         connection.rest().await
     }
 
-    /// Sends a request on a connection of its own.
+    /// Sends a request on a new connection.
     pub async fn request(&self, method: &str, path: &str, body: &str) -> Answer {
         let mut connection = self.connect().await;
         connection.send(&wire(method, path, body)).await;
         connection.answer().await
     }
 
-    /// One value of `/metrics`, labels and all in its name.
+    /// A value of `/metrics`, by its name with labels.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.request("GET", "/metrics", "").await.body;
         let value = text
@@ -202,7 +200,7 @@ impl Server {
         value.parse().unwrap()
     }
 
-    /// Resolves when `condition` holds. One that never does is a failure and not a test that hangs.
+    /// Resolves when `condition` holds; fails after a timeout.
     pub async fn until(&self, condition: impl Fn(&AppState) -> bool) {
         let turns = async {
             while !condition(&self.state) {
@@ -213,12 +211,12 @@ impl Server {
         held.expect("the server comes to that state");
     }
 
-    /// Resolves when no request is under way.
+    /// Resolves when no request is in flight.
     pub async fn idle(&self) {
         self.until(|state| state.in_flight() == 0).await;
     }
 
-    /// Resolves when nobody listens any more.
+    /// Resolves when the server no longer listens.
     pub async fn closed(&self) {
         while TcpStream::connect(self.address).await.is_ok() {
             tokio::task::yield_now().await;
@@ -226,7 +224,7 @@ impl Server {
     }
 }
 
-/// A client that speaks in bytes.
+/// A raw client.
 pub struct Connection(TcpStream);
 
 impl Connection {
@@ -234,14 +232,14 @@ impl Connection {
         self.0.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// Everything until the server closes the connection.
+    /// Reads until the server closes the connection.
     pub async fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
         self.0.read_to_end(&mut bytes).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
 
-    /// One whole answer. One that never comes is a failure and not a test that hangs.
+    /// Reads one response; fails after a timeout.
     pub async fn answer(&mut self) -> Answer {
         let answer = tokio::time::timeout(PATIENCE, self.read_answer());
         answer.await.expect("an answer")
@@ -269,7 +267,7 @@ impl Connection {
         }
     }
 
-    /// What has come once `end` has.
+    /// Reads up to `end`.
     pub async fn until(&mut self, end: &str) -> String {
         let mut bytes = Vec::new();
         while !bytes.ends_with(end.as_bytes()) {
@@ -279,7 +277,7 @@ impl Connection {
     }
 }
 
-/// A request as it goes over the wire.
+/// A request as raw HTTP.
 pub fn wire(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
     format!("{method} {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")

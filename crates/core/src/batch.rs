@@ -1,16 +1,15 @@
-//! Token ids on their way to the model: one [`Encoding`] a pair, many of them packed in a [`Batch`].
+//! Tokenized pairs ([`Encoding`]) and packed batches of them ([`Batch`]).
 
-/// Names what a model reads of a pair: equal keys, equal scores.
+/// Identifies the model input of a pair: equal keys have equal scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PairKey(pub u128);
 
-/// One tokenised pair, truncated and with its special tokens.
+/// A tokenized pair, truncated, with special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Segment of each token, `ids.len()` long: 0 for the first text, 1 for the second where the
-    /// tokenizer tells them apart.
+    /// Token types, one per id: 0 for the first text, 1 for the second if the tokenizer distinguishes them.
     pub type_ids: Vec<u8>,
 }
 
@@ -20,13 +19,13 @@ impl Encoding {
         self.ids.len()
     }
 
-    /// Whether there is no token at all.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 }
 
-/// Sequences laid end to end, with no padding between them.
+/// Concatenated sequences without padding.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     ids: Vec<u32>,
@@ -35,10 +34,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Lays `encodings` end to end, in their order.
+    /// Concatenates `encodings` in order.
     ///
     /// # Panics
-    /// When an encoding has no token or another number of type ids than of ids.
+    /// If an encoding is empty, or the numbers of ids and type ids differ.
     pub fn pack<'a>(encodings: impl IntoIterator<Item = &'a Encoding>) -> Self {
         let mut batch = Self::default();
         for encoding in encodings {
@@ -51,8 +50,8 @@ impl Batch {
         batch
     }
 
-    /// Two batches of about as many tokens each, which together are this one, in its order. The first
-    /// has at least one sequence, and so has the second where there are two.
+    /// Splits the batch in two with about the same number of tokens, in order. The first has at least one
+    /// sequence, and so does the second if there are two.
     pub fn halves(&self) -> (Self, Self) {
         let (mut tokens, mut count) = (0, 0);
         for &length in &self.lengths {
@@ -82,12 +81,12 @@ impl Batch {
         &self.ids
     }
 
-    /// Segments of all tokens, `[tokens]`.
+    /// Token types of all sequences, `[tokens]`.
     pub fn type_ids(&self) -> &[u8] {
         &self.type_ids
     }
 
-    /// Tokens of each sequence, `[sequences]`; none is 0.
+    /// Tokens of each sequence, `[sequences]`; all positive.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
@@ -102,7 +101,7 @@ impl Batch {
         self.ids.len()
     }
 
-    /// Tokens of the longest sequence; 0 when there is none.
+    /// Tokens of the longest sequence; 0 if there are none.
     pub fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
@@ -114,9 +113,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Both together are the batch, and neither is empty.
         #[test]
-        fn halves_are_all_of_it(lengths in prop::collection::vec(1_usize..50, 2..20)) {
+        fn halves_are_balanced_and_cover_the_batch(lengths in prop::collection::vec(1_usize..50, 2..20)) {
             let encoding = |(i, &length): (usize, &usize)| Encoding {
                 ids: vec![i as u32; length],
                 type_ids: vec![(i % 2) as u8; length],

@@ -1,6 +1,6 @@
-//! What a client may ask and what it gets back, in no dialect's words.
+//! Requests to a reranker and their results, independent of any dialect.
 //!
-//! A command is validated once, when it is made: holding one proves that every limit was checked.
+//! A command is validated when it is created: holding one proves that all limits were checked.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -8,34 +8,34 @@ use std::sync::Arc;
 use crate::error::RerankError;
 use crate::scheduling::SchedulingHints;
 use crate::score::Scale;
-use crate::truncation::Fit;
+use crate::truncation::TruncationOptions;
 
-/// One text judged against another.
+/// Two texts to be scored together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// The first text: the query of a reranking. Shared, because it is tokenised once a request.
+    /// The first text: the query of a reranking. Shared, because it is tokenized once per request.
     pub query: Arc<str>,
     /// The second text: the document of a reranking.
     pub document: Arc<str>,
 }
 
 impl Pair {
-    /// Length of both texts together.
+    /// Length of both texts, in bytes.
     pub fn bytes(&self) -> usize {
         self.query.len() + self.document.len()
     }
 }
 
-/// The most a single request may ask for.
+/// Limits of a single request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Documents of one reranking, or pairs of one prediction.
+    /// Maximum documents of a reranking, or pairs of a prediction.
     pub max_documents: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        // Well above the 100 candidates that search pipelines send.
+        // Search pipelines typically send 100 candidates.
         Self {
             max_documents: 1000,
         }
@@ -43,65 +43,96 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses a list that is empty or too long.
+    /// Checks that a list is neither empty nor too long.
     ///
     /// # Errors
-    /// [`ErrorCode::Empty`] or [`ErrorCode::InvalidRequest`], naming `field`.
+    /// [`ErrorCode::Empty`](crate::ErrorCode::Empty) or
+    /// [`ErrorCode::InvalidRequest`](crate::ErrorCode::InvalidRequest), naming `field`.
     pub fn check(&self, field: &str, count: usize) -> Result<(), RerankError> {
-        check_count(field, count, self)
+        if count == 0 {
+            return Err(RerankError::empty(format!(
+                "`{field}` is empty; send at least one item"
+            )));
+        }
+        if count > self.max_documents {
+            return Err(RerankError::invalid(format!(
+                "`{field}` has {count} items; the limit is {}",
+                self.max_documents
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks the number of chunks of a request, each of which repeats the query.
+    fn check_chunks(
+        &self,
+        field: &str,
+        documents: usize,
+        truncation: TruncationOptions,
+    ) -> Result<(), RerankError> {
+        let limit = self.max_documents.saturating_mul(MEAN_CHUNKS);
+        if documents.saturating_mul(truncation.chunks()) > limit {
+            return Err(RerankError::invalid(format!(
+                "{documents} `{field}` of {} chunks each are more than the limit of {limit} chunks; \
+                 send fewer, or lower `max_chunks_per_doc`",
+                truncation.chunks()
+            )));
+        }
+        Ok(())
     }
 }
 
-/// Chunks that each document of a full request may become.
+/// Chunks that each document of a full request may have on average.
 const MEAN_CHUNKS: usize = 10;
 
-/// What happens to a pair that is longer than the model reads.
+/// How to handle a pair that exceeds the maximum length of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Truncate {
-    /// The pair is cut to fit and the answer says so.
+pub enum TruncationPolicy {
+    /// Truncate it and report it in the response.
     #[default]
-    Cut,
-    /// The request is refused, naming the pair.
-    Refuse,
+    Truncate,
+    /// Reject the request, naming the pair.
+    Reject,
 }
 
-impl Truncate {
-    /// What a flag that allows cutting says; without it, cutting is allowed.
-    pub fn allowed(flag: Option<bool>) -> Self {
-        match flag {
-            Some(false) => Self::Refuse,
-            _ => Self::Cut,
+impl TruncationPolicy {
+    /// From a flag that allows truncation, which defaults to true.
+    pub fn from_flag(flag: Option<bool>) -> Self {
+        if flag == Some(false) {
+            Self::Reject
+        } else {
+            Self::Truncate
         }
     }
 }
 
-/// How the caller wants its scores.
+/// Scoring options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScoreOptions {
-    /// Logits, the model's activation, or a softmax over the labels.
+    /// Scale of the scores.
     pub scale: Scale,
-    /// What happens to a pair that is too long.
-    pub truncate: Truncate,
-    /// How long texts are read.
-    pub fit: Fit,
+    /// How to handle pairs that are too long.
+    pub truncate: TruncationPolicy,
+    /// Truncation options.
+    pub truncation: TruncationOptions,
 }
 
-/// The order of documents that the model does not tell apart.
+/// The order of documents with equal logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ties {
-    /// As in the request.
+pub enum TieOrder {
+    /// In the order of the request.
     #[default]
-    FirstFirst,
-    /// The later one first.
-    LastFirst,
+    RequestOrder,
+    /// In reverse order of the request.
+    ReverseOrder,
 }
 
-/// Texts to be scored, under the name that their dialect gives them.
+/// Documents, with the name of their field in the dialect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Texts {
-    /// The name of the field, for messages.
+    /// Field name, for messages.
     pub field: &'static str,
-    /// The texts, in the caller's order.
+    /// The documents, in the order of the request.
     pub items: Vec<String>,
 }
 
@@ -114,7 +145,7 @@ impl From<Vec<String>> for Texts {
     }
 }
 
-/// A checked wish to have `pairs` scored, each on its own.
+/// A validated request to score independent pairs.
 #[derive(Debug, Clone)]
 pub struct PredictCommand {
     field: &'static str,
@@ -124,10 +155,10 @@ pub struct PredictCommand {
 }
 
 impl PredictCommand {
-    /// Checks the number of `pairs` against `limits`.
+    /// Checks the number of pairs against `limits`.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidRequest`] when there is no pair, or more than `limits` allows.
+    /// Same as [`Limits::check`].
     pub fn new(
         pairs: Vec<Pair>,
         options: ScoreOptions,
@@ -136,17 +167,17 @@ impl PredictCommand {
         Self::named("pairs", pairs, options, limits)
     }
 
-    /// As [`PredictCommand::new`], for pairs that the caller knows under another name.
+    /// [`PredictCommand::new`] with another field name in messages.
     ///
     /// # Errors
-    /// As [`PredictCommand::new`].
+    /// Same as [`Limits::check`].
     pub fn named(
         field: &'static str,
         pairs: Vec<Pair>,
         options: ScoreOptions,
         limits: &Limits,
     ) -> Result<Self, RerankError> {
-        check_count(field, pairs.len(), limits)?;
+        limits.check(field, pairs.len())?;
         Ok(Self {
             field,
             pairs: pairs.into(),
@@ -155,49 +186,50 @@ impl PredictCommand {
         })
     }
 
-    /// The same command, with these scheduling hints.
+    /// Sets the scheduling hints.
     #[must_use]
     pub fn with_hints(self, hints: SchedulingHints) -> Self {
         Self { hints, ..self }
     }
 
-    /// Its tenant, priority and deadline.
+    /// The scheduling hints.
     pub fn hints(&self) -> SchedulingHints {
         self.hints
     }
 
-    /// What the caller calls the pairs.
+    /// Field name of the pairs, for messages.
     pub fn field(&self) -> &'static str {
         self.field
     }
 
-    /// The pairs, in the caller's order.
+    /// The pairs, in the order of the request.
     pub fn pairs(&self) -> &Arc<[Pair]> {
         &self.pairs
     }
 
-    /// How the caller wants its scores.
+    /// The scoring options.
     pub fn options(&self) -> ScoreOptions {
         self.options
     }
 }
 
-/// A checked wish to have documents ordered by how well they answer a query.
+/// A validated request to rank documents by relevance to a query.
 #[derive(Debug, Clone)]
 pub struct RerankCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     top_n: usize,
-    ties: Ties,
+    ties: TieOrder,
     options: ScoreOptions,
     hints: SchedulingHints,
 }
 
 impl RerankCommand {
-    /// Checks the number of `documents` against `limits`. `top_n` beyond their number means all.
+    /// Checks the number of documents and chunks against `limits`. `top_n` is clamped to the number of
+    /// documents.
     ///
     /// # Errors
-    /// [`ErrorCode::InvalidRequest`] when there is no document, or more than `limits` allows.
+    /// Same as [`Limits::check`].
     pub fn new(
         query: String,
         documents: impl Into<Texts>,
@@ -206,8 +238,8 @@ impl RerankCommand {
         limits: &Limits,
     ) -> Result<Self, RerankError> {
         let Texts { field, items } = documents.into();
-        check_count(field, items.len(), limits)?;
-        check_chunks(field, items.len(), options.fit, limits)?;
+        limits.check(field, items.len())?;
+        limits.check_chunks(field, items.len(), options.truncation)?;
         let query: Arc<str> = query.into();
         let pairs: Arc<[Pair]> = items
             .into_iter()
@@ -221,129 +253,96 @@ impl RerankCommand {
             field,
             pairs,
             top_n,
-            ties: Ties::default(),
+            ties: TieOrder::default(),
             options,
             hints: SchedulingHints::default(),
         })
     }
 
-    /// The same command, with another order of documents that the model does not tell apart.
+    /// Sets the order of documents with equal logits.
     #[must_use]
-    pub fn with_ties(self, ties: Ties) -> Self {
+    pub fn with_ties(self, ties: TieOrder) -> Self {
         Self { ties, ..self }
     }
 
-    /// The same command, with these scheduling hints.
+    /// Sets the scheduling hints.
     #[must_use]
     pub fn with_hints(self, hints: SchedulingHints) -> Self {
         Self { hints, ..self }
     }
 
-    /// Its tenant, priority and deadline.
+    /// The scheduling hints.
     pub fn hints(&self) -> SchedulingHints {
         self.hints
     }
 
-    /// What the caller calls the documents.
+    /// Field name of the documents, for messages.
     pub fn field(&self) -> &'static str {
         self.field
     }
 
-    /// The order of documents that the model does not tell apart.
-    pub fn ties(&self) -> Ties {
+    /// The order of documents with equal logits.
+    pub fn ties(&self) -> TieOrder {
         self.ties
     }
 
-    /// One pair for each document, in the caller's order.
+    /// One pair per document, in the order of the request.
     pub fn pairs(&self) -> &Arc<[Pair]> {
         &self.pairs
     }
 
-    /// How many results the caller wants; never more than there are documents.
+    /// Number of results; at most the number of documents.
     pub fn top_n(&self) -> usize {
         self.top_n
     }
 
-    /// How the caller wants its scores.
+    /// The scoring options.
     pub fn options(&self) -> ScoreOptions {
         self.options
     }
 }
 
-fn check_count(field: &str, count: usize, limits: &Limits) -> Result<(), RerankError> {
-    if count == 0 {
-        return Err(RerankError::empty(format!(
-            "`{field}` is empty; send at least one item"
-        )));
-    }
-    if count > limits.max_documents {
-        return Err(RerankError::invalid(format!(
-            "`{field}` has {count} items; the limit is {}",
-            limits.max_documents
-        )));
-    }
-    Ok(())
-}
-
-/// Most sequences that the documents of one request may become: each costs a whole query.
-fn check_chunks(
-    field: &str,
-    documents: usize,
-    fit: Fit,
-    limits: &Limits,
-) -> Result<(), RerankError> {
-    let most = limits.max_documents.saturating_mul(MEAN_CHUNKS);
-    if documents.saturating_mul(fit.chunks()) > most {
-        return Err(RerankError::invalid(format!(
-            "{documents} `{field}` of {} chunks each are more than the limit of {most} chunks; \
-             send fewer, or lower `max_chunks_per_doc`",
-            fit.chunks()
-        )));
-    }
-    Ok(())
-}
-
-/// One document's place in a [`Ranking`].
+/// A document in a [`Ranking`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ranked {
-    /// Position of the document in the request.
+    /// Index of the document in the request.
     pub index: usize,
-    /// Its score, on the scale that was asked for.
+    /// Score, on the requested scale.
     pub score: f32,
 }
 
-/// The answer to a [`RerankCommand`].
+/// The result of a [`RerankCommand`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranking {
-    /// Best first, cut to `top_n`; ties in the order of the request.
+    /// Best first, at most `top_n`.
     pub results: Vec<Ranked>,
-    /// Positions of all documents that were cut to fit the model, ascending.
+    /// Indices of all truncated documents, ascending.
     pub truncated: Vec<usize>,
     /// Tokens the model read, special tokens included.
     pub tokens: usize,
 }
 
-/// The answer to a [`PredictCommand`].
+/// The result of a [`PredictCommand`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// `pairs x labels` scores, row by row, in the order of the request.
+    /// Scores, `[pairs, labels]`, row-major, in the order of the request.
     pub scores: Vec<f32>,
-    /// Scores a pair.
+    /// Scores per pair.
     pub labels: usize,
-    /// Positions of all pairs that were cut to fit the model, ascending.
+    /// Indices of all truncated pairs, ascending.
     pub truncated: Vec<usize>,
     /// Tokens the model read, special tokens included.
     pub tokens: usize,
 }
 
-/// Orders documents by raw logit, best first, ties by position, as `CrossEncoder.rank` does.
+/// Sorts documents by logit in descending order, as `CrossEncoder.rank` does.
 ///
-/// The sort is on logits because a saturated sigmoid ties documents that the model tells apart.
-pub fn rank(logits: &[f32], ties: Ties) -> Vec<usize> {
-    let mut order: Vec<usize> = match ties {
-        Ties::FirstFirst => (0..logits.len()).collect(),
-        Ties::LastFirst => (0..logits.len()).rev().collect(),
-    };
+/// The sort is by logit because distinct logits can have the same sigmoid.
+pub fn rank(logits: &[f32], ties: TieOrder) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    if ties == TieOrder::ReverseOrder {
+        order.reverse();
+    }
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order
 }
@@ -358,19 +357,19 @@ mod tests {
     #[test]
     fn rank_is_descending_and_stable() {
         let logits = [1.0, 3.0, 1.0, 3.0, 2.0];
-        assert_eq!(rank(&logits, Ties::FirstFirst), [1, 3, 4, 0, 2]);
-        assert_eq!(rank(&logits, Ties::LastFirst), [3, 1, 4, 2, 0]);
+        assert_eq!(rank(&logits, TieOrder::RequestOrder), [1, 3, 4, 0, 2]);
+        assert_eq!(rank(&logits, TieOrder::ReverseOrder), [3, 1, 4, 2, 0]);
     }
 
     #[test]
     fn chunks_are_bounded_over_the_whole_request() {
         let make = |documents: usize, chunks| {
-            let fit = Fit {
+            let truncation = TruncationOptions {
                 max_chunks: NonZeroUsize::new(chunks),
-                ..Fit::default()
+                ..TruncationOptions::default()
             };
             let options = ScoreOptions {
-                fit,
+                truncation,
                 ..ScoreOptions::default()
             };
             let documents = Texts {
@@ -386,13 +385,13 @@ mod tests {
     }
 
     #[test]
-    fn rank_tells_apart_what_a_saturated_sigmoid_ties() {
+    fn rank_distinguishes_logits_with_the_same_sigmoid() {
         let logits = [20.0, 30.0];
         assert_eq!(
             Activation::Sigmoid.apply(logits[0]),
             Activation::Sigmoid.apply(logits[1])
         );
-        assert_eq!(rank(&logits, Ties::default()), [1, 0]);
+        assert_eq!(rank(&logits, TieOrder::default()), [1, 0]);
     }
 
     #[test]

@@ -1,38 +1,38 @@
-//! Why a request was not answered, as a small closed set.
+//! Errors of a request, as a small closed set of codes.
 
 use std::time::Duration;
 
-/// The kinds of failure a caller can meet; each dialect maps every one to its own form.
+/// Error codes; each dialect maps them to its own format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// Something in the request is wrong; repeating it cannot help.
+    /// The request is invalid; retrying cannot help.
     InvalidRequest,
     /// The body is not JSON.
     Malformed,
-    /// There is nothing to score.
+    /// The list of texts is empty.
     Empty,
-    /// This model cannot do what was asked for.
+    /// The model does not support the request.
     Unsupported,
-    /// A model of this name is not served.
+    /// The requested model is not served.
     UnknownModel,
-    /// The request is larger than the server reads.
+    /// The request exceeds a size limit.
     TooLarge,
-    /// The queue is full; a later retry can succeed.
+    /// The queue is full; a retry can succeed.
     Overloaded,
-    /// The answer would come after its deadline; with more time, or later, it can succeed.
+    /// The request cannot meet its deadline; with a later one, or under less load, it can succeed.
     TooLate,
-    /// The deadline that the client set passed while the request waited.
+    /// The client's deadline passed while the request waited.
     DeadlinePassed,
     /// The model is still loading, or every worker has failed.
     NotReady,
-    /// The server is stopping and takes no new work.
+    /// The server is shutting down.
     Draining,
-    /// The server failed; the request was not at fault.
+    /// Internal server error.
     Internal,
 }
 
 impl ErrorCode {
-    /// The HTTP status and the stable name of this kind. A name, once given, keeps its meaning.
+    /// The HTTP status and the stable name of this code.
     pub fn http(self) -> (u16, &'static str) {
         match self {
             Self::InvalidRequest | Self::Malformed | Self::Empty | Self::Unsupported => {
@@ -50,7 +50,7 @@ impl ErrorCode {
     }
 }
 
-/// A refusal or failure: what to tell the caller, and what to tell the log.
+/// An error with a message for the client and a cause for the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct RerankError {
@@ -70,31 +70,31 @@ impl RerankError {
         }
     }
 
-    /// The request is wrong; `message` says what to change.
+    /// The request is invalid; `message` says what to change.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, message)
     }
 
-    /// The body cannot be read at all; `message` says where.
+    /// The body is not JSON; `message` says where.
     pub fn malformed(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Malformed, message)
     }
 
-    /// Nothing was sent to score; `message` names the field.
+    /// The list of texts is empty; `message` names the field.
     pub fn empty(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Empty, message)
     }
 
-    /// The model cannot do it; `message` says what it can.
+    /// The model does not support the request; `message` says what it supports.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Unsupported, message)
     }
 
-    /// Another model is served than the one that was asked for.
-    pub fn unknown_model(asked: &str, served: &str) -> Self {
+    /// The requested model is not served.
+    pub fn unknown_model(requested: &str, served: &str) -> Self {
         Self::new(
             ErrorCode::UnknownModel,
-            format!("the model `{asked}` is not served; ask for `{served}`, or for none"),
+            format!("the model `{requested}` is not served; ask for `{served}`, or for none"),
         )
     }
 
@@ -103,7 +103,7 @@ impl RerankError {
         Self::new(ErrorCode::TooLarge, message)
     }
 
-    /// The queue is full. `retry_after` is the estimated time until it has room.
+    /// The queue is full. `retry_after` is the estimated time until it has space.
     pub fn overloaded(retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -130,7 +130,7 @@ impl RerankError {
         }
     }
 
-    /// The request would take `needed`, and has less. `retry_after` is when it may fit.
+    /// The request needs `needed`, more than its deadline allows. `retry_after` is when it may succeed.
     pub fn too_late(needed: Duration, retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -145,7 +145,7 @@ impl RerankError {
         }
     }
 
-    /// The deadline passed when part of the request had been scored, or it was the server's own.
+    /// The deadline passed after part of the request was scored, or was set by the server.
     pub fn out_of_time(retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -157,7 +157,7 @@ impl RerankError {
         }
     }
 
-    /// The client's deadline passed while nothing of the request had been scored.
+    /// The client's deadline passed before any of the request was scored.
     pub fn deadline_passed() -> Self {
         Self::new(
             ErrorCode::DeadlinePassed,
@@ -173,7 +173,7 @@ impl RerankError {
         }
     }
 
-    /// Every worker has failed.
+    /// All workers have failed.
     pub fn no_workers() -> Self {
         Self::new(
             ErrorCode::NotReady,
@@ -192,7 +192,7 @@ impl RerankError {
         }
     }
 
-    /// The server failed. `cause` goes to the log, never to the caller.
+    /// Internal server error. `cause` is logged, never sent to the client.
     pub fn internal(cause: impl Into<String>) -> Self {
         Self {
             cause: Some(cause.into()),
@@ -203,22 +203,22 @@ impl RerankError {
         }
     }
 
-    /// Which kind of failure this is.
+    /// The error code.
     pub fn code(&self) -> ErrorCode {
         self.code
     }
 
-    /// What the caller should read.
+    /// The message for the client.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What the log should hold beyond the message.
+    /// The cause, for the log.
     pub fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
-    /// When a retry can succeed, where the server has an estimate.
+    /// Estimated time until a retry can succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }

@@ -1,6 +1,5 @@
-//! What a client may ask of a reranker and what it gets back, in no wire format's words.
-//!
-//! A command is validated once, when it is made: holding one proves that every limit was checked.
+//! Domain types shared by all crates: commands, rankings, batches, errors and scheduling hints, independent of
+//! any wire format.
 
 pub mod batch;
 pub mod command;
@@ -16,4 +15,4 @@ pub use error::{ErrorCode, RerankError};
 pub use scheduling::{Deadline, DeadlineBy, Priority, SchedulingHints, Tenant};
 pub use score::{Activation, Scale};
 pub use secret::Secret;
-pub use truncation::{Fit, Side, Strategy};
+pub use truncation::{TruncationOptions, TruncationSide, TruncationStrategy};

@@ -1,43 +1,43 @@
-//! How a request is scheduled.
+//! Scheduling hints of a request: tenant, priority and deadline.
 
 use std::time::Instant;
 
-/// Whose a request is, how urgent, and until when its answer is wanted.
+/// Scheduling hints of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedulingHints {
-    /// Who asks. Tenants share the machine evenly, however many requests each has.
+    /// Tenants share capacity equally, regardless of their number of requests.
     pub tenant: Tenant,
-    /// Its weight among the requests of its tenant.
+    /// Weight among the requests of the tenant.
     pub priority: Priority,
-    /// When the answer is of no use any more.
+    /// When the result is no longer useful.
     pub deadline: Option<Deadline>,
 }
 
-/// Somebody who has a share of the machine. Everybody is the same one unless told apart.
+/// The unit of fair sharing. By default all clients are one tenant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant(pub u64);
 
-/// From 0, the most urgent, to 999. A weight, not a strict order: a request of priority `p` has
-/// `1 / (1 + p)` of the share of one of priority 0, so that it waits longer but never for ever.
+/// From 0 (most urgent) to 999. A weight, not a strict order: a request with priority `p` gets `1 / (1 + p)` of
+/// the share of priority 0, so that it is never starved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Priority(u16);
 
 impl Priority {
-    /// The least urgent.
+    /// The lowest priority.
     pub const MAX: u16 = 999;
 
-    /// `None` beyond [`Priority::MAX`].
+    /// `None` above [`Priority::MAX`].
     pub fn new(priority: u16) -> Option<Self> {
         (priority <= Self::MAX).then_some(Self(priority))
     }
 
-    /// How many requests of this priority have the share of one of priority 0.
+    /// The inverse weight: how many requests of this priority get the share of one with priority 0.
     pub fn parts(self) -> u64 {
         u64::from(self.0) + 1
     }
 }
 
-/// When an answer is of no use any more.
+/// When a result is no longer useful.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
     /// The moment.
@@ -46,12 +46,12 @@ pub struct Deadline {
     pub by: DeadlineBy,
 }
 
-/// Who set a deadline: a client that did so itself is told apart when it passes.
+/// Who set a deadline, which determines the error when it passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeadlineBy {
     /// The request.
     Client,
-    /// The server's settings.
+    /// The server's configuration.
     Server,
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn priorities_end_at_999() {
+    fn priorities_are_at_most_999() {
         assert_eq!(Priority::new(0).map(Priority::parts), Some(1));
         assert_eq!(Priority::new(999).map(Priority::parts), Some(1000));
         assert_eq!(Priority::new(1000), None);

@@ -1,6 +1,6 @@
-//! From logits to the scores a caller reads.
+//! Converts logits to scores.
 
-/// The function a model was trained to put behind its logits.
+/// The activation function of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `1 / (1 + e^-x)`: scores in 0..1.
@@ -10,9 +10,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Reads the dotted torch path that sentence-transformers stores.
-    ///
-    /// Returns `None` for any other function: a guess would be a quietly wrong score.
+    /// Parses the dotted torch path that sentence-transformers saves; `None` for any other function.
     pub fn from_torch_path(path: &str) -> Option<Self> {
         match path {
             "torch.nn.modules.activation.Sigmoid" | "torch.nn.Sigmoid" => Some(Self::Sigmoid),
@@ -21,7 +19,7 @@ impl Activation {
         }
     }
 
-    /// The name shown to operators and clients.
+    /// The name in logs and responses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sigmoid => "sigmoid",
@@ -38,31 +36,32 @@ impl Activation {
     }
 }
 
-/// The scale a caller wants its scores on.
+/// The scale of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scale {
     /// The model's own activation.
     #[default]
     Activated,
-    /// 0 to 1 whatever the model's activation: a sigmoid, or over several labels a softmax.
+    /// 0 to 1 regardless of the model's activation: sigmoid for one label, softmax for several.
     Unit,
     /// Raw logits.
     Raw,
-    /// The activation, then a softmax over the labels of each pair, as `apply_softmax` of
+    /// The model's activation, then a softmax over the labels, as `apply_softmax` of
     /// sentence-transformers does.
     Softmax,
 }
 
 impl Scale {
-    /// Logits where the caller asks for them, else scores between 0 and 1.
+    /// Raw logits if requested, else scores between 0 and 1.
     pub fn unit_or_raw(raw: Option<bool>) -> Self {
-        match raw {
-            Some(true) => Self::Raw,
-            _ => Self::Unit,
+        if raw == Some(true) {
+            Self::Raw
+        } else {
+            Self::Unit
         }
     }
 
-    /// Turns `pairs x labels` logits into scores, in place.
+    /// Converts logits, `[pairs, labels]`, to scores in place.
     pub fn apply(self, activation: Activation, labels: usize, logits: &mut [f32]) {
         let (activation, over_labels) = match self {
             Self::Raw => return,
@@ -97,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn softmax_rows_sum_to_one_and_stay_apart() {
+    fn softmax_is_per_row() {
         let mut scores = [1.0, 2.0, 3.0, 1000.0, 0.0, 0.0];
         Scale::Softmax.apply(Activation::Identity, 3, &mut scores);
         assert!((scores[..3].iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn unit_scores_are_between_0_and_1_whatever_the_activation() {
+    fn unit_scores_are_between_0_and_1_for_every_activation() {
         for activation in [Activation::Identity, Activation::Sigmoid] {
             let mut scores = [0.0, 9.0];
             Scale::Unit.apply(activation, 1, &mut scores);
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_activation_is_not_guessed() {
+    fn unknown_activations_are_rejected() {
         assert_eq!(
             Activation::from_torch_path("torch.nn.modules.activation.Tanh"),
             None

@@ -1,18 +1,18 @@
-//! Text that must not reach logs or messages.
+//! Secrets that must not appear in logs or messages.
 
 use std::fmt;
 
-/// Text that is hidden from logs and messages.
+/// Text whose `Debug` output is redacted.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides `text`.
+    /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text.
+    /// The secret text.
     pub fn text(&self) -> &str {
         &self.0
     }

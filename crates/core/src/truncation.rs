@@ -1,52 +1,51 @@
-//! How a pair is brought to a length that the model reads.
+//! Truncation options.
 
 use std::num::NonZeroUsize;
 
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-/// Which text is cut when a pair is longer than the model reads.
+/// Which text to truncate if a pair exceeds the maximum length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
-pub enum Strategy {
+pub enum TruncationStrategy {
     /// The longer text first, as sentence-transformers does.
     #[default]
     LongestFirst,
-    /// The document alone; a query that leaves it no room is refused.
+    /// Only the document; a query that leaves no room is rejected.
     DocumentOnly,
 }
 
-/// The end of a text that is cut off.
+/// The end of a text that is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The start; what is read are the last tokens.
+pub enum TruncationSide {
+    /// The start; the last tokens are kept.
     Left,
-    /// The end; what is read are the first tokens.
+    /// The end; the first tokens are kept.
     Right,
 }
 
-/// How a caller wants long texts to be read. Everything left open is as the model was trained.
+/// Truncation options of a request. Unset options default to those of the model.
 ///
-/// What a caller limits is not truncation: a document of 900 tokens of which 100 were asked for is
-/// a document of 100 tokens.
+/// Limits set by the caller do not count as truncation: a document of 900 tokens with a limit of 100 is
+/// treated as a document of 100 tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Fit {
-    /// Which text gives way; the server's choice without.
-    pub strategy: Option<Strategy>,
-    /// Which end is cut; the tokenizer's own choice without.
-    pub side: Option<Side>,
-    /// Most tokens of a pair, special ones included, where that is less than the model reads.
+pub struct TruncationOptions {
+    /// Which text to truncate; defaults to the server's strategy.
+    pub strategy: Option<TruncationStrategy>,
+    /// Which end to truncate; defaults to the tokenizer's.
+    pub side: Option<TruncationSide>,
+    /// Maximum tokens of a pair, special tokens included.
     pub max_tokens: Option<NonZeroUsize>,
-    /// Most tokens of the query.
+    /// Maximum tokens of the query.
     pub max_query_tokens: Option<NonZeroUsize>,
-    /// Most tokens of the document.
+    /// Maximum tokens of the document.
     pub max_document_tokens: Option<NonZeroUsize>,
-    /// Parts a long document may be read in, each with the query; its score is that of its best
-    /// part.
+    /// Maximum chunks of a long document, each scored with the query; the best score counts.
     pub max_chunks: Option<NonZeroUsize>,
 }
 
-impl Fit {
-    /// Most sequences that one pair can become.
+impl TruncationOptions {
+    /// Maximum sequences per pair.
     pub fn chunks(&self) -> usize {
         self.max_chunks.map_or(1, NonZeroUsize::get)
     }

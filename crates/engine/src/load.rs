@@ -15,7 +15,7 @@ use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
 use crate::metrics::Metrics;
 use crate::service::{Capacity, ModelInfo, QueueLimits, Reranker};
-use rerankd_core::{Activation, Strategy};
+use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
@@ -41,7 +41,7 @@ pub struct LoadConfig {
     /// Name that responses carry, in place of the model's own.
     pub served_model_name: Option<String>,
     /// Which text gives way when a pair is too long and its request does not say.
-    pub truncation: Strategy,
+    pub truncation: TruncationStrategy,
     /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
     pub runtime_library: Option<OsString>,
     /// Threads that score, each with a session of its own.
@@ -65,7 +65,7 @@ impl Default for LoadConfig {
             model: None,
             onnx_file: None,
             served_model_name: None,
-            truncation: Strategy::default(),
+            truncation: TruncationStrategy::default(),
             runtime_library: None,
             threads: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             precision: Precision::default(),

@@ -18,8 +18,9 @@ use crate::queue_delay::QueueDelay;
 use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool, Tokenizing};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
-    Activation, DeadlineBy, Fit, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,
-    RerankError, Scale, SchedulingHints, ScoreOptions, Tenant, Truncate, rank,
+    Activation, DeadlineBy, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,
+    RerankError, Scale, SchedulingHints, ScoreOptions, Tenant, TruncationOptions, TruncationPolicy,
+    rank,
 };
 use rerankd_core::{Encoding, PairKey};
 use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
@@ -350,7 +351,7 @@ impl Reranker {
 
     async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
         let (timeline, started) = (Timeline::current(), Instant::now());
-        let costs = TextCosts::of(pairs, |text| self.text_cost(text, terms.options.fit));
+        let costs = TextCosts::of(pairs, |text| self.text_cost(text, terms.options.truncation));
         let permit = self.admit(pairs, &costs, terms)?;
         let tokenizing = self.tokenizers.open(terms.hints, costs.total());
         timeline.record(Step::Admission, started, Instant::now());
@@ -375,7 +376,9 @@ impl Reranker {
     ) -> Result<Permit, RerankError> {
         let demand = Demand {
             hints: terms.hints,
-            work: self.estimator.work(pairs, terms.options.fit.chunks()),
+            work: self
+                .estimator
+                .work(pairs, terms.options.truncation.chunks()),
             bytes: pairs.iter().map(Pair::bytes).sum(),
             tokenizing: self.tokenizers.expect(terms.hints, costs.total()),
         };
@@ -385,8 +388,8 @@ impl Reranker {
         })
     }
 
-    fn text_cost(&self, text: &str, fit: Fit) -> usize {
-        TEXT_COST + self.encoder.bytes_read(text.len(), fit)
+    fn text_cost(&self, text: &str, truncation: TruncationOptions) -> usize {
+        TEXT_COST + self.encoder.bytes_read(text.len(), truncation)
     }
 
     fn refused(&self, reason: &str) {
@@ -420,15 +423,15 @@ impl Reranker {
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
             .collect();
-        if let (Truncate::Refuse, Some(&index)) = (options.truncate, truncated.first()) {
+        if let (TruncationPolicy::Reject, Some(&index)) = (options.truncate, truncated.first()) {
             return Err(RerankError::invalid(format!(
                 "`{field}[{index}]` is {} tokens long with its query and special tokens; the limit is {}; shorten it, or allow `truncate`",
                 encoded[index].full_length, self.info.max_length
             )));
         }
-        let parts: Vec<usize> = encoded.iter().map(EncodedPair::parts).collect();
+        let chunks: Vec<usize> = encoded.iter().map(EncodedPair::chunks).collect();
         let tokens = encoded.iter().map(EncodedPair::tokens).sum();
-        self.metrics.pairs.inc_by(parts.len() as u64);
+        self.metrics.pairs.inc_by(chunks.len() as u64);
         self.metrics.tokens.inc_by(tokens as u64);
         self.metrics.truncated.inc_by(truncated.len() as u64);
 
@@ -458,7 +461,7 @@ impl Reranker {
         };
         let logits = merge(&known, computed, self.info.labels.len());
         Ok(Scored {
-            logits: best_parts(logits, &parts, self.info.labels.len()),
+            logits: best_parts(logits, &chunks, self.info.labels.len()),
             truncated,
             tokens,
         })
@@ -503,7 +506,7 @@ impl Reranker {
         let pairs = texts.pairs;
         let mut prepared = self.prepare(&texts, terms).await?;
         let encoded = &mut prepared.encoded;
-        if terms.options.truncate == Truncate::Refuse
+        if terms.options.truncate == TruncationPolicy::Reject
             && let Some(index) = encoded.iter().position(EncodedPair::truncated)
         {
             // The pair that is named to the caller is counted to its end.
@@ -515,7 +518,7 @@ impl Reranker {
             (bytes + pair.bytes(), tokens + encoded.full_length)
         });
         // Where only some tokens of each text were asked for, the density of the rest is unknown.
-        if terms.options.fit == Fit::default() {
+        if terms.options.truncation == TruncationOptions::default() {
             self.estimator.observe(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
@@ -530,7 +533,7 @@ impl Reranker {
     /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
     async fn prepare(&self, texts: &Texts<'_>, terms: Terms) -> Result<Prepared, RerankError> {
         let Texts { pairs, costs, .. } = texts;
-        let (fit, total) = (terms.options.fit, costs.total());
+        let (truncation, total) = (terms.options.truncation, costs.total());
         let finish = Finish {
             keys: self.keys.clone(),
             cache: self.cache.clone(),
@@ -540,7 +543,7 @@ impl Reranker {
             let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
             let work = move || {
                 let encoded = encoder
-                    .fitting(fit)
+                    .truncating(truncation)
                     .encode(&pairs, &AtomicBool::new(false))?;
                 Ok(finish.prepared(encoded))
             };
@@ -556,7 +559,7 @@ impl Reranker {
         let chunks_of_queries = chunks(&costs.queries).map(|(range, cost)| {
             let (encoder, pairs, first) = (self.encoder.clone(), Arc::clone(pairs), first.clone());
             let work = move || {
-                let fitted = encoder.fitting(fit);
+                let fitted = encoder.truncating(truncation);
                 let queries = first[range]
                     .iter()
                     .map(|&at| fitted.query(&pairs[at].query));
@@ -576,7 +579,7 @@ impl Reranker {
             let query_of = query_of.clone();
             let (queries, finish) = (queries.clone(), finish.clone());
             let work = move || {
-                let fitted = encoder.fitting(fit);
+                let fitted = encoder.truncating(truncation);
                 let encoded =
                     range.map(|at| fitted.pair(&queries[query_of[at]], &pairs[at].document));
                 Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
@@ -605,7 +608,7 @@ impl Reranker {
         let (encoder, pairs) = (self.encoder.clone(), Arc::clone(texts.pairs));
         let work = move || {
             encoder
-                .fitting(terms.options.fit)
+                .truncating(terms.options.truncation)
                 .full_length(&pairs[index])
         };
         let chunk = Chunk {
@@ -713,7 +716,7 @@ impl Finish {
     fn prepared(&self, encoded: Vec<EncodedPair>) -> Prepared {
         let parts = encoded
             .iter()
-            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further));
+            .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further_chunks));
         let keys: Vec<PairKey> = parts
             .map(|encoding| self.keys.of(encoding, self.tenant))
             .collect();

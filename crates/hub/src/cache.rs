@@ -1,7 +1,7 @@
-//! The cache that Hugging Face libraries share: `models--owner--name/{blobs,refs,snapshots}`.
+//! The Hugging Face cache, shared with other libraries: `models--owner--name/{blobs,refs,snapshots}`.
 //!
-//! A file lies once in `blobs`, under its checksum; `snapshots/<commit>/` links to it by a relative
-//! path; `refs/<revision>` says which commit a branch or tag is. Locks are those of `huggingface_hub`.
+//! Each file is stored once in `blobs`, named by its checksum; `snapshots/<commit>/` has relative symlinks to
+//! it; `refs/<revision>` holds the commit of a branch or tag. Lock files are those of `huggingface_hub`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,160 +13,160 @@ use rerankd_model::names::{ModelId, is_commit};
 
 const LOCKS: &str = ".locks";
 
-/// A cache of any number of models.
+/// A cache of models.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
 }
 
-/// The part of a cache that one model has.
+/// The cache of one model.
 #[derive(Debug, Clone)]
-pub struct Shelf {
+pub struct RepoCache {
     folder: PathBuf,
     locks: PathBuf,
 }
 
-/// A model that lies in a cache.
+/// A cached model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cached {
-    /// Its name, without a revision.
+pub struct CachedModel {
+    /// Its id, without a revision.
     pub id: ModelId,
-    /// What it takes on disk, parts of downloads that did not end included.
+    /// Size on disk, partial downloads included.
     pub bytes: u64,
-    /// Its snapshots, ordered by commit.
+    /// Snapshots, ordered by commit.
     pub snapshots: Vec<Snapshot>,
 }
 
-/// One commit of a model in a cache.
+/// A cached commit of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its 40 digits.
+    /// Commit hash, 40 digits.
     pub commit: String,
-    /// The branches and tags that stand for it.
+    /// Branches and tags that point to it.
     pub revisions: Vec<String>,
-    /// Sum of its files, whether others have them too or not.
+    /// Total size of its files, including those shared with other commits.
     pub bytes: u64,
     /// Number of its files.
     pub files: usize,
 }
 
 impl Cache {
-    /// The cache in the folder `root`, which need not exist.
+    /// A cache in the folder `root`, which need not exist.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// Where it is.
+    /// Its folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    pub(super) fn shelf(&self, id: &ModelId) -> Shelf {
-        Shelf {
+    pub(super) fn repo(&self, id: &ModelId) -> RepoCache {
+        RepoCache {
             folder: self.root.join(id.folder()),
             locks: self.root.join(LOCKS).join(id.folder()),
         }
     }
 
-    /// Every model in it, ordered by name.
+    /// All cached models, ordered by name.
     ///
     /// # Errors
-    /// When the folder cannot be read; one that does not exist holds nothing.
-    pub fn models(&self) -> Result<Vec<Cached>, ModelError> {
+    /// If the folder exists and cannot be read.
+    pub fn models(&self) -> Result<Vec<CachedModel>, ModelError> {
         let mut found = BTreeMap::new();
-        for name in names(&self.root).map_err(|error| broken(&self.root, &error))? {
-            if let Some(id) = ModelId::of_folder(&name) {
-                let shelf = self.shelf(&id);
-                let cached = shelf
+        for name in names(&self.root).map_err(|error| cache_error(&self.root, error))? {
+            if let Some(id) = ModelId::from_folder(&name) {
+                let repo = self.repo(&id);
+                let cached = repo
                     .describe(id)
-                    .map_err(|error| broken(&shelf.folder, &error))?;
+                    .map_err(|error| cache_error(&repo.folder, error))?;
                 found.insert(name, cached);
             }
         }
         Ok(found.into_values().collect())
     }
 
-    /// Removes a model, or the one commit of it that `id` names, and says how many bytes that freed.
+    /// Removes a model, or only the revision in `id`, and returns the number of bytes freed.
     ///
     /// # Errors
-    /// When it is not there, or cannot be removed.
+    /// If it is not cached or cannot be removed.
     pub fn remove(&self, id: &ModelId) -> Result<u64, ModelError> {
-        let shelf = self.shelf(id);
-        let before = match shelf.folder.is_dir() {
-            true => size_below(&shelf.folder).map_err(|error| broken(&shelf.folder, &error))?,
-            false => return Err(self.lacks(id)),
+        let repo = self.repo(id);
+        let io_error = |error| cache_error(&repo.folder, error);
+        if !repo.folder.is_dir() {
+            return Err(self.not_cached(id));
+        }
+        let before = folder_size(&repo.folder).map_err(io_error)?;
+        let removed = if id.has_revision() {
+            let commit = repo.resolve(id.revision());
+            repo.remove(&commit.ok_or_else(|| self.not_cached(id))?)
+        } else {
+            fs::remove_dir_all(&repo.folder)
         };
-        let removed = match id.names_revision() {
-            true => match shelf.commit(id.revision()) {
-                Some(commit) => shelf.remove(&commit),
-                None => return Err(self.lacks(id)),
-            },
-            false => fs::remove_dir_all(&shelf.folder),
-        };
-        removed.map_err(|error| broken(&shelf.folder, &error))?;
-        if !shelf.folder.exists() {
-            let _ = fs::remove_dir_all(&shelf.locks);
+        removed.map_err(io_error)?;
+        if !repo.folder.exists() {
+            let _ = fs::remove_dir_all(&repo.locks);
             return Ok(before);
         }
-        let after = size_below(&shelf.folder).map_err(|error| broken(&shelf.folder, &error))?;
+        let after = folder_size(&repo.folder).map_err(io_error)?;
         Ok(before.saturating_sub(after))
     }
 
-    fn lacks(&self, id: &ModelId) -> ModelError {
+    fn not_cached(&self, id: &ModelId) -> ModelError {
         ModelError::new(
             format!("`{id}` is not in `{}`", self.root.display()),
-            "`rerankd models` lists what is there",
+            "list the cached models with `rerankd models`",
         )
     }
 }
 
-impl Shelf {
-    /// The commit that `revision` is here, if a snapshot of it is here.
-    pub fn commit(&self, revision: &str) -> Option<String> {
-        let commit = match is_commit(revision) {
-            true => revision.to_owned(),
-            false => {
-                let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
-                text.trim().to_owned()
-            }
+impl RepoCache {
+    /// The cached commit of a revision; `None` if there is no snapshot.
+    pub fn resolve(&self, revision: &str) -> Option<String> {
+        let commit = if is_commit(revision) {
+            revision.to_owned()
+        } else {
+            let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+            text.trim().to_owned()
         };
         (is_commit(&commit) && self.snapshot(&commit).is_dir()).then_some(commit)
     }
 
-    /// The folder of a commit.
+    /// The folder of a snapshot.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The file of a checksum.
+    /// The path of a blob.
     pub fn blob(&self, digits: &str) -> PathBuf {
         self.folder.join("blobs").join(digits)
     }
 
-    /// What there is of a file that did not come whole.
-    pub fn incomplete(&self, digits: &str) -> PathBuf {
+    /// The path of a partially downloaded blob.
+    pub fn partial_blob(&self, digits: &str) -> PathBuf {
         self.folder
             .join("blobs")
             .join(format!("{digits}.incomplete"))
     }
 
-    /// The files of a commit that are here whole.
+    /// The files of a snapshot, without dangling links.
     ///
     /// # Errors
-    /// When a folder cannot be read.
+    /// If a folder cannot be read.
     pub fn files(&self, commit: &str) -> io::Result<Vec<String>> {
         let root = self.snapshot(commit);
         let mut found = Vec::new();
         let mut folders = vec![String::new()];
         while let Some(folder) = folders.pop() {
             for name in names(&root.join(&folder))? {
-                let path = match folder.is_empty() {
-                    true => name,
-                    false => format!("{folder}/{name}"),
+                let path = if folder.is_empty() {
+                    name
+                } else {
+                    format!("{folder}/{name}")
                 };
-                // Follows the link, so that one into nothing does not count.
+                // Follows links, so that dangling ones are skipped.
                 match fs::metadata(root.join(&path)) {
-                    Ok(there) if there.is_dir() => folders.push(path),
+                    Ok(metadata) if metadata.is_dir() => folders.push(path),
                     Ok(_) => found.push(path),
                     Err(error) if error.kind() == ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
@@ -177,10 +177,10 @@ impl Shelf {
         Ok(found)
     }
 
-    /// Waits until no other process writes the file of a checksum; held as long as the result is.
+    /// Locks a blob against other processes until the result is dropped.
     ///
     /// # Errors
-    /// When the cache cannot be written.
+    /// If the cache cannot be written.
     pub fn lock(&self, digits: &str) -> io::Result<File> {
         fs::create_dir_all(&self.locks)?;
         fs::create_dir_all(self.folder.join("blobs"))?;
@@ -193,16 +193,16 @@ impl Shelf {
         Ok(file)
     }
 
-    /// Makes the file of a checksum a file of a commit.
+    /// Links a blob into a snapshot.
     ///
     /// # Errors
-    /// When the cache cannot be written.
+    /// If the cache cannot be written.
     pub fn link(&self, commit: &str, name: &str, digits: &str) -> io::Result<()> {
         let link = self.snapshot(commit).join(name);
         if let Some(folder) = link.parent() {
             fs::create_dir_all(folder)?;
         }
-        // From `snapshots/<commit>/…` back to the model's folder, then into `blobs`.
+        // Relative, from `snapshots/<commit>/…`.
         let up = "../".repeat(2 + name.matches('/').count());
         let target = format!("{up}blobs/{digits}");
         match std::os::unix::fs::symlink(&target, &link) {
@@ -217,11 +217,11 @@ impl Shelf {
         }
     }
 
-    /// Notes which commit a branch or tag is.
+    /// Points a branch or tag to a commit.
     ///
     /// # Errors
-    /// When the cache cannot be written.
-    pub fn name(&self, revision: &str, commit: &str) -> io::Result<()> {
+    /// If the cache cannot be written.
+    pub fn set_ref(&self, revision: &str, commit: &str) -> io::Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
@@ -232,13 +232,13 @@ impl Shelf {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        // Whole or not at all: others read it meanwhile.
+        // Renamed into place, as others may read it.
         let draft = self.folder.join(format!("refs.{}", uuid::Uuid::new_v4()));
         fs::write(&draft, commit)?;
         fs::rename(&draft, &path)
     }
 
-    fn describe(&self, id: ModelId) -> io::Result<Cached> {
+    fn describe(&self, id: ModelId) -> io::Result<CachedModel> {
         let mut revisions: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (revision, commit) in self.revisions()? {
             revisions.entry(commit).or_default().push(revision);
@@ -258,14 +258,14 @@ impl Shelf {
             });
         }
         snapshots.sort_by(|a, b| a.commit.cmp(&b.commit));
-        Ok(Cached {
+        Ok(CachedModel {
             id,
-            bytes: size_below(&self.folder)?,
+            bytes: folder_size(&self.folder)?,
             snapshots,
         })
     }
 
-    /// Branches and tags, each with its commit.
+    /// Branches and tags with their commits.
     fn revisions(&self) -> io::Result<Vec<(String, String)>> {
         let root = self.folder.join("refs");
         let mut found = Vec::new();
@@ -286,7 +286,7 @@ impl Shelf {
         Ok(found)
     }
 
-    /// Removes a commit, the names of it, and the files that no other commit has.
+    /// Removes a commit, its refs, and blobs that no other commit uses.
     fn remove(&self, commit: &str) -> io::Result<()> {
         for (revision, of) in self.revisions()? {
             if of == commit {
@@ -315,7 +315,7 @@ impl Shelf {
     }
 }
 
-/// The names in a folder that are UTF-8; none where there is no folder.
+/// The UTF-8 names in a folder; empty if it does not exist.
 fn names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -331,32 +331,36 @@ fn names(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Bytes of all files below a folder; links count nothing.
-fn size_below(folder: &Path) -> io::Result<u64> {
+/// Total size of the files in a folder, without links.
+fn folder_size(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for name in names(folder)? {
         let path = folder.join(name);
-        let there = fs::symlink_metadata(&path)?;
-        bytes += match there.is_dir() {
-            true => size_below(&path)?,
-            false if there.is_file() => there.len(),
-            false => 0,
-        };
+        let metadata = fs::symlink_metadata(&path)?;
+        if metadata.is_dir() {
+            bytes += folder_size(&path)?;
+        } else if metadata.is_file() {
+            bytes += metadata.len();
+        }
     }
     Ok(bytes)
 }
 
-/// Why the cache cannot be used.
-pub(super) fn broken(path: &Path, error: &io::Error) -> ModelError {
+/// The error for a cache that cannot be read or written.
+pub(super) fn cache_error(path: &Path, error: io::Error) -> ModelError {
     let hint = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "make room, or name another place with `--hub-cache DIR`"
+            "free some space, or use another folder with `--hub-cache DIR`"
         }
         _ => {
-            "check that this user may read and write it, or name another place with `--hub-cache DIR`"
+            "check that this user may read and write it, or use another folder with `--hub-cache DIR`"
         }
     };
-    ModelError::new(format!("the cache `{}`: {error}", path.display()), hint)
+    ModelError::new(
+        format!("cannot access the cache `{}`", path.display()),
+        hint,
+    )
+    .caused_by(error)
 }
 
 #[cfg(test)]
@@ -366,60 +370,60 @@ mod tests {
     const FIRST: &str = "1111111111111111111111111111111111111111";
     const SECOND: &str = "2222222222222222222222222222222222222222";
 
-    /// A model of two commits that share one file.
+    /// A model with two commits that share a file.
     fn cache() -> (tempfile::TempDir, Cache, ModelId) {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path());
         let id: ModelId = "a/b".parse().unwrap();
-        let shelf = cache.shelf(&id);
+        let repo = cache.repo(&id);
         for (digits, text) in [("aa", "one"), ("bb", "three"), ("cc", "fifteen")] {
-            let _lock = shelf.lock(digits).unwrap();
-            fs::write(shelf.blob(digits), text).unwrap();
+            let _lock = repo.lock(digits).unwrap();
+            fs::write(repo.blob(digits), text).unwrap();
         }
-        shelf.link(FIRST, "config.json", "aa").unwrap();
-        shelf.link(FIRST, "onnx/model.onnx", "bb").unwrap();
-        shelf.link(SECOND, "config.json", "aa").unwrap();
-        shelf.link(SECOND, "model.safetensors", "cc").unwrap();
-        shelf.name("main", SECOND).unwrap();
-        shelf.name("refs/pr/1", FIRST).unwrap();
+        repo.link(FIRST, "config.json", "aa").unwrap();
+        repo.link(FIRST, "onnx/model.onnx", "bb").unwrap();
+        repo.link(SECOND, "config.json", "aa").unwrap();
+        repo.link(SECOND, "model.safetensors", "cc").unwrap();
+        repo.set_ref("main", SECOND).unwrap();
+        repo.set_ref("refs/pr/1", FIRST).unwrap();
         (dir, cache, id)
     }
 
     #[test]
-    fn files_are_links_within_the_model() {
+    fn snapshots_have_relative_links_to_blobs() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
-        let link = shelf.snapshot(FIRST).join("onnx/model.onnx");
+        let repo = cache.repo(&id);
+        let link = repo.snapshot(FIRST).join("onnx/model.onnx");
         assert_eq!(
             fs::read_link(&link).unwrap(),
             Path::new("../../../blobs/bb")
         );
         assert_eq!(fs::read_to_string(link).unwrap(), "three");
         assert_eq!(
-            shelf.files(FIRST).unwrap(),
+            repo.files(FIRST).unwrap(),
             ["config.json", "onnx/model.onnx"]
         );
-        // A link that points elsewhere is set right.
-        shelf.link(FIRST, "config.json", "cc").unwrap();
-        let text = fs::read_to_string(shelf.snapshot(FIRST).join("config.json"));
+        // A wrong link is replaced.
+        repo.link(FIRST, "config.json", "cc").unwrap();
+        let text = fs::read_to_string(repo.snapshot(FIRST).join("config.json"));
         assert_eq!(text.unwrap(), "fifteen");
     }
 
     #[test]
-    fn a_revision_is_a_commit_that_is_there() {
+    fn revisions_resolve_to_cached_commits() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
-        assert_eq!(shelf.commit("main").as_deref(), Some(SECOND));
-        assert_eq!(shelf.commit("refs/pr/1").as_deref(), Some(FIRST));
-        assert_eq!(shelf.commit(FIRST).as_deref(), Some(FIRST));
-        assert_eq!(shelf.commit(&"3".repeat(40)), None);
-        assert_eq!(shelf.commit("v1"), None);
-        shelf.name("v1", "../../elsewhere").unwrap();
-        assert_eq!(shelf.commit("v1"), None);
+        let repo = cache.repo(&id);
+        assert_eq!(repo.resolve("main").as_deref(), Some(SECOND));
+        assert_eq!(repo.resolve("refs/pr/1").as_deref(), Some(FIRST));
+        assert_eq!(repo.resolve(FIRST).as_deref(), Some(FIRST));
+        assert_eq!(repo.resolve(&"3".repeat(40)), None);
+        assert_eq!(repo.resolve("v1"), None);
+        repo.set_ref("v1", "../../elsewhere").unwrap();
+        assert_eq!(repo.resolve("v1"), None);
     }
 
     #[test]
-    fn what_is_there_is_listed_with_its_size() {
+    fn models_are_listed_with_their_sizes() {
         let (dir, cache, id) = cache();
         fs::create_dir(dir.path().join("datasets--a--b")).unwrap();
         let models = cache.models().unwrap();
@@ -438,19 +442,19 @@ mod tests {
                 snapshot(SECOND, "main", 10)
             ]
         );
-        // Three files, and two names of forty digits.
+        // Three blobs, and two refs of 40 digits.
         assert_eq!(models[0].bytes, 15 + 80);
         assert_eq!(Cache::new(dir.path().join("none")).models().unwrap(), []);
     }
 
     #[test]
-    fn a_commit_goes_without_what_others_need() {
+    fn removing_a_commit_keeps_the_blobs_of_others() {
         let (_dir, cache, id) = cache();
-        let shelf = cache.shelf(&id);
+        let repo = cache.repo(&id);
         let first = "a/b@refs/pr/1".parse().unwrap();
         assert_eq!(cache.remove(&first).unwrap(), 5 + 40);
-        assert!(shelf.blob("aa").exists() && !shelf.blob("bb").exists());
-        assert_eq!(shelf.commit("main").as_deref(), Some(SECOND));
+        assert!(repo.blob("aa").exists() && !repo.blob("bb").exists());
+        assert_eq!(repo.resolve("main").as_deref(), Some(SECOND));
         assert!(cache.remove(&first).is_err());
         assert_eq!(cache.remove(&id).unwrap(), 10 + 40);
         assert_eq!(cache.models().unwrap(), []);

@@ -1,4 +1,4 @@
-//! Requests to a hub: where a token may go, which failures are worth another try.
+//! HTTP requests to a hub: token scope, redirects, retries and error messages.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,80 +9,72 @@ use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::{Event, HubConfig, Retries, Watch};
+use super::{DownloadEvent, HubConfig, ProgressFn, Retries};
 use rerankd_model::ModelError;
 use rerankd_model::names::{ModelId, is_commit};
 
-/// Longest that a connection takes to be made, its TLS included.
+/// Timeout for connecting, TLS handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest that a connection says nothing.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
-/// As many as hubs and their mirrors take, and a few.
+/// Timeout for a single read or write.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// More than hubs and their mirrors use.
 const MAX_REDIRECTS: usize = 8;
-/// Longest list of files that is read.
 const MAX_LISTING_BYTES: u64 = 32 * 1024 * 1024;
 
-/// A hub to be asked.
 pub(super) struct Client<'a> {
     agent: Agent,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     endpoint: String,
     origin: Origin,
     token: Option<String>,
     retries: Retries,
-    watch: Watch<'a>,
+    progress: ProgressFn<'a>,
 }
 
-/// Why a request did not do what it should.
+/// Why one attempt of a request failed.
 #[derive(Debug)]
-pub(super) enum Trouble {
-    /// Another try may go well.
-    Passing {
+pub(super) enum AttemptError {
+    /// Another attempt may succeed.
+    Transient {
         what: String,
-        /// When to try, if the hub said so.
-        after: Option<Duration>,
-        /// Whether this try came further than those before it.
+        /// Delay that the hub asked for.
+        retry_after: Option<Duration>,
+        /// Whether this attempt received more than those before it.
         progress: bool,
     },
-    /// It never will.
-    Final(ModelError),
+    /// No attempt will succeed.
+    Permanent(ModelError),
 }
 
-impl Trouble {
-    pub(super) fn passing(what: impl Into<String>) -> Self {
-        Self::Passing {
+impl AttemptError {
+    pub(super) fn transient(what: impl Into<String>) -> Self {
+        Self::Transient {
             what: what.into(),
-            after: None,
+            retry_after: None,
             progress: false,
         }
     }
+}
 
-    /// The same, where it is known whether the try came further.
-    pub(super) fn after_progress(self, progress: bool) -> Self {
-        match self {
-            Self::Passing { what, after, .. } => Self::Passing {
-                what,
-                after,
-                progress,
-            },
-            other => other,
-        }
+impl From<ModelError> for AttemptError {
+    fn from(error: ModelError) -> Self {
+        Self::Permanent(error)
     }
 }
 
-/// Why a hub was of no use.
+/// Why a request failed, after all attempts.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// It cannot be reached, or is too busy, however often it is asked.
-    Unreachable(ModelError),
-    /// It says no, or what it says cannot be used.
-    Refused(ModelError),
+pub(super) enum RequestError {
+    /// The hub is unreachable or overloaded.
+    Unavailable(ModelError),
+    /// The hub refused the request, or its response is invalid.
+    Rejected(ModelError),
 }
 
-impl From<Failure> for ModelError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unreachable(error) | Failure::Refused(error) => error,
+impl From<RequestError> for ModelError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Unavailable(error) | RequestError::Rejected(error) => error,
         }
     }
 }
@@ -94,17 +86,17 @@ pub(super) struct Listing {
     pub files: Vec<String>,
 }
 
-/// What the hub itself says of a file; a storage it sends to has no say in it.
+/// Metadata of a file from the hub's own headers; those of its storage are ignored.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Facts {
+pub(super) struct FileMetadata {
     etag: Option<String>,
     linked_etag: Option<String>,
     pub size: Option<u64>,
     pub commit: Option<String>,
 }
 
-impl Facts {
-    /// What names the content.
+impl FileMetadata {
+    /// The ETag of the content.
     pub(super) fn etag(&self) -> Option<&str> {
         self.linked_etag.as_deref().or(self.etag.as_deref())
     }
@@ -115,17 +107,13 @@ impl Facts {
         self.etag = text("etag").or(self.etag.take());
         self.linked_etag = text("x-linked-etag").or(self.linked_etag.take());
         self.commit = text("x-repo-commit").or(self.commit.take());
-        // The length of a redirect is that of its own words.
-        let own = if redirect {
-            None
-        } else {
-            number("content-length")
-        };
-        self.size = number("x-linked-size").or(self.size).or(own);
+        // The content length of a redirect is not that of the file.
+        let length = number("content-length").filter(|_| !redirect);
+        self.size = number("x-linked-size").or(self.size).or(length);
     }
 }
 
-/// What an address is reached by; tokens go to one of them only.
+/// The origin of a URL; the token is sent to that of the hub only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     https: bool,
@@ -134,8 +122,8 @@ struct Origin {
 }
 
 impl Origin {
-    fn of(address: &str) -> Option<Self> {
-        let uri: Uri = address.parse().ok()?;
+    fn parse(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
         let https = match uri.scheme_str()? {
             "https" => true,
             "http" => false,
@@ -153,73 +141,66 @@ impl<'a> Client<'a> {
     /// Opens no connection yet.
     ///
     /// # Errors
-    /// When the endpoint is no address, or the certificates cannot be read.
-    pub(super) fn new(config: &HubConfig, watch: Watch<'a>) -> Result<Self, ModelError> {
+    /// If the endpoint is not a URL, or the certificates cannot be read.
+    pub(super) fn new(config: &HubConfig, progress: ProgressFn<'a>) -> Result<Self, ModelError> {
         let endpoint = config.endpoint.trim_end_matches('/');
-        let origin = Origin::of(endpoint).filter(|_| !endpoint.contains(['?', '#', '@']));
+        let origin = Origin::parse(endpoint).filter(|_| !endpoint.contains(['?', '#', '@']));
         let origin = origin.ok_or_else(|| {
             ModelError::new(
-                format!("the hub `{endpoint}` is no address"),
-                "write `--hub-endpoint` (or `HF_ENDPOINT`) as `https://HOST`, without a user or a query",
+                format!("invalid hub endpoint `{endpoint}`"),
+                "set `--hub-endpoint` (or `HF_ENDPOINT`) to `https://HOST`, without credentials or a query",
             )
         })?;
-        let mut settings = Agent::config_builder()
+        let crypto = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = root_certificates(config.ca_file.as_deref())?;
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(crypto)
+            .root_certs(RootCerts::new_with_certs(&roots))
+            .build();
+        let agent = Agent::config_builder()
             .user_agent(concat!("rerankd/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(config.proxy.clone())
             .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .timeout_per_write(Some(SILENCE_TIMEOUT));
-        // What is not encrypted needs no certificates; storages may be, whatever the hub is.
-        settings = settings.tls_config(
-            TlsConfig::builder()
-                .unversioned_rustls_crypto_provider(Arc::new(
-                    rustls::crypto::ring::default_provider(),
-                ))
-                .root_certs(RootCerts::new_with_certs(&roots(
-                    config.ca_file.as_deref(),
-                )?))
-                .build(),
-        );
+            .timeout_recv_response(Some(IDLE_TIMEOUT))
+            .timeout_per_read(Some(IDLE_TIMEOUT))
+            .timeout_per_write(Some(IDLE_TIMEOUT))
+            .tls_config(tls);
         Ok(Self {
-            agent: settings.build().new_agent(),
+            agent: agent.build().new_agent(),
             endpoint: endpoint.to_owned(),
             origin,
             token: config.token.as_ref().map(|token| token.text().to_owned()),
             retries: config.retries,
-            watch,
+            progress,
         })
     }
 
-    /// What a model holds at a revision.
-    pub(super) fn listing(&self, id: &ModelId) -> Result<Listing, Failure> {
-        let address = format!(
+    /// Lists the files of a model at a revision.
+    pub(super) fn listing(&self, id: &ModelId) -> Result<Listing, RequestError> {
+        let url = format!(
             "{}/api/models/{}/revision/{}",
             self.endpoint,
             id.path(),
-            encoded(id.revision(), "")
+            percent_encode(id.revision(), "")
         );
-        let json = self.patiently(|| {
-            let mut answer = self.send(&Question::get(&address, None))?;
-            self.check(id, &answer)?;
-            let body = answer
-                .response
-                .body_mut()
-                .with_config()
-                .limit(MAX_LISTING_BYTES);
+        let json = self.with_retries(|| {
+            let mut exchange = self.send(&url, Method::Get { from: 0 })?;
+            self.check_status(id, &exchange)?;
+            let body = exchange.response.body_mut().with_config();
             let text = body
+                .limit(MAX_LISTING_BYTES)
                 .read_to_vec()
-                .map_err(|error| self.broken(&address, &error))?;
+                .map_err(|error| self.transport_error(&url, error))?;
             serde_json::from_slice::<Value>(&text)
-                .map_err(|error| Trouble::Final(self.nonsense(&format!("is not JSON: {error}"))))
+                .map_err(|error| self.invalid_response("is not JSON").caused_by(error).into())
         })?;
-        let refuse = |what: &str| Failure::Refused(self.nonsense(what));
+        let invalid = |what: &str| RequestError::Rejected(self.invalid_response(what));
         let commit = json["sha"].as_str().unwrap_or("");
         if !is_commit(commit) {
-            return Err(refuse("names no commit"));
+            return Err(invalid("has no commit"));
         }
         let files = json["siblings"].as_array().into_iter().flatten();
         let files: Option<Vec<String>> = files
@@ -227,278 +208,256 @@ impl<'a> Client<'a> {
             .collect();
         Ok(Listing {
             commit: commit.to_owned(),
-            files: files.ok_or_else(|| refuse("has a file without a name"))?,
+            files: files.ok_or_else(|| invalid("has a file without a name"))?,
         })
     }
 
-    /// What the hub says of a file.
-    pub(super) fn facts(&self, id: &ModelId, commit: &str, file: &str) -> Result<Facts, Failure> {
-        let address = self.resolve(id, commit, file);
-        self.patiently(|| {
-            let answer = self.send(&Question::head(&address))?;
-            if !answer.response.status().is_redirection() {
-                self.check(id, &answer)?;
+    pub(super) fn file_metadata(
+        &self,
+        id: &ModelId,
+        commit: &str,
+        file: &str,
+    ) -> Result<FileMetadata, RequestError> {
+        let url = self.file_url(id, commit, file);
+        self.with_retries(|| {
+            let exchange = self.send(&url, Method::Head)?;
+            if !exchange.response.status().is_redirection() {
+                self.check_status(id, &exchange)?;
             }
-            Ok(answer.facts)
+            Ok(exchange.metadata)
         })
     }
 
-    /// The content of a file from the byte `from` on, or from its start where the answer says so.
+    /// Requests the content of a file from byte `from` on. The server may send the whole file instead.
     pub(super) fn content(
         &self,
         id: &ModelId,
         commit: &str,
         file: &str,
         from: u64,
-    ) -> Result<Response<Body>, Trouble> {
-        let address = self.resolve(id, commit, file);
-        let answer = self.send(&Question::get(&address, (from > 0).then_some(from)))?;
-        self.check(id, &answer)?;
-        Ok(answer.response)
+    ) -> Result<Response<Body>, AttemptError> {
+        let exchange = self.send(&self.file_url(id, commit, file), Method::Get { from })?;
+        self.check_status(id, &exchange)?;
+        Ok(exchange.response)
     }
 
-    /// Tries until it goes well, ends for good, or has failed too often in a row.
-    pub(super) fn patiently<T>(
+    /// Retries transient failures, up to the limit of consecutive attempts without progress.
+    pub(super) fn with_retries<T>(
         &self,
-        mut attempt: impl FnMut() -> Result<T, Trouble>,
-    ) -> Result<T, Failure> {
+        mut attempt: impl FnMut() -> Result<T, AttemptError>,
+    ) -> Result<T, RequestError> {
         let mut failed = 0;
         loop {
-            let (what, after) = match attempt() {
-                Ok(done) => return Ok(done),
-                Err(Trouble::Final(error)) => return Err(Failure::Refused(error)),
-                Err(Trouble::Passing {
+            let (what, retry_after) = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(AttemptError::Permanent(error)) => return Err(RequestError::Rejected(error)),
+                Err(AttemptError::Transient {
                     what,
-                    after,
+                    retry_after,
                     progress,
                 }) => {
                     failed = if progress { 1 } else { failed + 1 };
-                    (what, after)
+                    (what, retry_after)
                 }
             };
-            let wait = after.unwrap_or(self.retries.delay * 2_u32.pow(failed.min(10) - 1));
+            let wait = retry_after.unwrap_or(self.retries.delay * 2_u32.pow(failed.min(10) - 1));
             if failed >= self.retries.attempts || wait > self.retries.longest_wait {
-                let asked = match after {
-                    Some(after) => format!(", and asks to come back in {} s", after.as_secs()),
+                let delay = match retry_after {
+                    Some(delay) => format!(" (retry after {} s)", delay.as_secs()),
                     None => String::new(),
                 };
-                return Err(Failure::Unreachable(ModelError::new(
-                    format!("{what}{asked}"),
-                    "try again later, name a mirror with `HF_ENDPOINT`, or serve a copy that is in the cache with `--offline`",
+                return Err(RequestError::Unavailable(ModelError::new(
+                    format!("{what}{delay}"),
+                    "try again later, use a mirror with `HF_ENDPOINT`, or use a cached copy with `--offline`",
                 )));
             }
-            (self.watch)(Event::Waiting { what: &what, wait });
+            (self.progress)(DownloadEvent::Retrying { what: &what, wait });
             std::thread::sleep(wait);
         }
     }
 
-    /// Asks, and follows redirects by hand: what goes to another origin goes without the token.
-    fn send(&self, question: &Question<'_>) -> Result<Answer, Trouble> {
-        let mut address = question.address.to_owned();
-        let mut facts = Facts::default();
+    /// Sends a request and follows redirects, with the token only for the hub's own origin.
+    fn send(&self, url: &str, method: Method) -> Result<Exchange, AttemptError> {
+        let mut url = url.to_owned();
+        let mut metadata = FileMetadata::default();
         for _ in 0..=MAX_REDIRECTS {
-            let origin = Origin::of(&address);
-            let at_hub = origin.as_ref() == Some(&self.origin);
-            let request = match question.head {
-                true => self.agent.head(&address),
-                false => self.agent.get(&address),
+            let from_hub = Origin::parse(&url).as_ref() == Some(&self.origin);
+            let mut request = match method {
+                Method::Head => self.agent.head(&url),
+                Method::Get { .. } => self.agent.get(&url),
             };
-            let request = match &self.token {
-                Some(token) if at_hub => request.header("authorization", format!("Bearer {token}")),
-                _ => request,
-            };
-            let request = match question.from {
-                Some(from) => request.header("range", format!("bytes={from}-")),
-                None => request,
-            };
+            if let Some(token) = self.token.as_ref().filter(|_| from_hub) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            if let Method::Get { from: from @ 1.. } = method {
+                request = request.header("range", format!("bytes={from}-"));
+            }
             let response = request
                 .call()
-                .map_err(|error| self.broken(&address, &error))?;
+                .map_err(|error| self.transport_error(&url, error))?;
             let redirect = is_redirect(response.status());
-            if at_hub {
-                facts.add(response.headers(), redirect);
+            if from_hub {
+                metadata.add(response.headers(), redirect);
             }
-            let next = match redirect {
-                true => location(&address, response.headers()),
-                false => None,
+            let next = redirect.then(|| location(&url, response.headers()));
+            let exchange = Exchange {
+                response,
+                metadata: metadata.clone(),
+                from_hub,
             };
-            let Some(next) = next else {
-                return Ok(Answer {
-                    response,
-                    facts,
-                    at_hub,
-                });
+            let Some(next) = next.flatten() else {
+                return Ok(exchange);
             };
-            let target = Origin::of(&next);
-            if question.head && target.as_ref() != Some(&self.origin) {
-                return Ok(Answer {
-                    response,
-                    facts,
-                    at_hub,
-                });
+            let target = Origin::parse(&next);
+            if matches!(method, Method::Head) && target.as_ref() != Some(&self.origin) {
+                return Ok(exchange);
             }
             if target.is_none_or(|target| self.origin.https && !target.https) {
-                return Err(Trouble::Final(self.nonsense(&format!(
-                    "leads from `https` to `{}`",
-                    without_query(&next)
-                ))));
+                let what = format!("redirects from `https` to `{}`", without_query(&next));
+                return Err(self.invalid_response(&what).into());
             }
-            address = next;
+            url = next;
         }
-        Err(Trouble::Final(self.nonsense(&format!(
-            "is more than {MAX_REDIRECTS} redirects, the last to `{}`",
-            without_query(&address)
-        ))))
+        let what = format!(
+            "has more than {MAX_REDIRECTS} redirects, the last to `{}`",
+            without_query(&url)
+        );
+        Err(self.invalid_response(&what).into())
     }
 
-    /// Turns the status of an answer into what it means for a model.
-    fn check(&self, id: &ModelId, answer: &Answer) -> Result<(), Trouble> {
-        let status = answer.response.status();
-        let headers = answer.response.headers();
-        let code = headers
-            .get("x-error-code")
-            .and_then(|code| code.to_str().ok());
-        let code = code.unwrap_or("");
+    /// Maps an error status to a message about the model.
+    fn check_status(&self, id: &ModelId, exchange: &Exchange) -> Result<(), AttemptError> {
+        let status = exchange.response.status();
+        let headers = exchange.response.headers();
+        let code = headers.get("x-error-code");
+        let code = code.and_then(|code| code.to_str().ok()).unwrap_or("");
         let path = id.path();
-        let refused = |what: String, hint: String| Err(Trouble::Final(ModelError::new(what, hint)));
+        let reject = |what: String, hint: &str| Err(ModelError::new(what, hint).into());
         match status.as_u16() {
             200 | 206 | 416 => Ok(()),
-            408 | 425 | 429 | 500..=599 => Err(Trouble::Passing {
-                what: format!("{} answers {status}", self.who(answer.at_hub)),
-                after: retry_after(headers),
+            408 | 425 | 429 | 500..=599 => Err(AttemptError::Transient {
+                what: format!("{} returned {status}", self.responder(exchange.from_hub)),
+                retry_after: retry_after(headers),
                 progress: false,
             }),
-            // An address of a storage is good for a while; the hub gives a new one.
-            400..=499 if !answer.at_hub => Err(Trouble::passing(format!(
-                "{} answers {status}",
-                self.who(false)
+            // A storage URL expires; the hub issues a new one.
+            400..=499 if !exchange.from_hub => Err(AttemptError::transient(format!(
+                "{} returned {status}",
+                self.responder(false)
             ))),
-            _ if code == "GatedRepo" => refused(
-                format!("`{path}` is gated: the hub gives it to those who took its licence ({status})"),
-                format!(
-                    "accept the licence at `{}/{path}`, then pass a token of that account with `HF_TOKEN` or `--hub-token-file FILE`",
+            _ if code == "GatedRepo" => reject(
+                format!("`{path}` is gated and requires accepting its license ({status})"),
+                &format!(
+                    "accept the license at `{}/{path}`, then pass a token of that account with `HF_TOKEN` or `--hub-token-file FILE`",
                     self.endpoint
                 ),
             ),
-            401 if self.token.is_none() => refused(
-                format!("the hub shows no `{path}` to strangers ({status}): it is private, or not there"),
-                "check the name; for a private model pass a token with `HF_TOKEN` or `--hub-token-file FILE`".to_owned(),
+            401 if self.token.is_none() => reject(
+                format!("`{path}` not found, or private ({status})"),
+                "check the name; for a private model pass a token with `HF_TOKEN` or `--hub-token-file FILE`",
             ),
-            401 => refused(
-                format!("the hub does not take the token, or has no `{path}` ({status})"),
-                "check the name, and the token in `HF_TOKEN` or of `--hub-token-file`".to_owned(),
+            401 => reject(
+                format!("`{path}` not found, or the token is invalid ({status})"),
+                "check the name, and the token in `HF_TOKEN` or `--hub-token-file`",
             ),
-            403 => refused(
-                format!("the hub does not give `{path}` to this account ({status})"),
+            403 => reject(
+                format!("access to `{path}` denied ({status})"),
                 match self.token {
-                    Some(_) => "ask its owner for access, or pass the token of another account".to_owned(),
-                    None => "pass a token with `HF_TOKEN` or `--hub-token-file FILE`".to_owned(),
+                    Some(_) => "ask its owner for access, or pass the token of another account",
+                    None => "pass a token with `HF_TOKEN` or `--hub-token-file FILE`",
                 },
             ),
-            404 if code == "RevisionNotFound" => refused(
+            404 if code == "RevisionNotFound" => reject(
                 format!("`{path}` has no revision `{}` ({status})", id.revision()),
-                "check the branch, the tag or the commit behind `@`".to_owned(),
+                "check the branch, tag or commit after `@`",
             ),
-            404 => refused(
-                format!("the hub `{}` has no `{id}` ({status})", self.endpoint),
-                "check the name; if you mean a directory, it is not there".to_owned(),
+            404 => reject(
+                format!("`{id}` not found on the hub `{}` ({status})", self.endpoint),
+                "check the name; if it is meant to be a directory, it does not exist",
             ),
-            _ => Err(Trouble::Final(self.nonsense(&format!("is {status}")))),
+            _ => Err(self
+                .invalid_response(&format!("has the status {status}"))
+                .into()),
         }
     }
 
-    fn who(&self, at_hub: bool) -> String {
-        match at_hub {
-            true => format!("the hub `{}`", self.endpoint),
-            false => format!("the storage of the hub `{}`", self.endpoint),
-        }
+    fn responder(&self, from_hub: bool) -> String {
+        let storage = if from_hub { "" } else { "the storage of " };
+        format!("{storage}the hub `{}`", self.endpoint)
     }
 
-    /// An answer that this program does not understand.
-    pub(super) fn nonsense(&self, what: &str) -> ModelError {
+    /// The error for a response that violates the protocol.
+    pub(super) fn invalid_response(&self, what: &str) -> ModelError {
         ModelError::new(
-            format!("the answer of the hub `{}` {what}", self.endpoint),
-            "check `--hub-endpoint` (or `HF_ENDPOINT`) and the proxy in between",
+            format!("the response of the hub `{}` {what}", self.endpoint),
+            "check `--hub-endpoint` (or `HF_ENDPOINT`) and any proxy in between",
         )
     }
 
-    /// What an exchange broke off with.
-    pub(super) fn broken(&self, address: &str, error: &ureq::Error) -> Trouble {
-        let host = without_query(address);
-        let host = Origin::of(host).map_or_else(|| host.to_owned(), |origin| origin.host);
-        let refuse = |what: String, hint: &str| Trouble::Final(ModelError::new(what, hint));
-        let certificate = |error: &dyn std::fmt::Display| {
-            refuse(
-                format!("`{host}` cannot be trusted: {error}"),
-                "behind a proxy that opens TLS, name its certificate with `--hub-ca-file FILE`",
-            )
+    fn transport_error(&self, url: &str, error: ureq::Error) -> AttemptError {
+        let host = without_query(url);
+        let host = Origin::parse(host).map_or_else(|| host.to_owned(), |origin| origin.host);
+        let untrusted = match &error {
+            ureq::Error::Rustls(_) => true,
+            ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+            _ => false,
         };
+        if untrusted {
+            let error = ModelError::new(
+                format!("TLS connection to `{host}` failed"),
+                "behind a proxy that intercepts TLS, pass its certificate with `--hub-ca-file FILE`",
+            )
+            .caused_by(error);
+            return error.into();
+        }
         match error {
-            ureq::Error::Rustls(error) => certificate(error),
-            ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => certificate(io),
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => refuse(
-                format!("`{host}`: {error}"),
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => ModelError::new(
+                format!("invalid request to `{host}`"),
                 "check `--hub-endpoint` (or `HF_ENDPOINT`)",
-            ),
-            ureq::Error::BodyExceedsLimit(limit) => {
-                Trouble::Final(self.nonsense(&format!("is longer than {limit} bytes")))
-            }
-            _ => Trouble::passing(format!("`{host}` cannot be reached: {error}")),
+            )
+            .caused_by(error)
+            .into(),
+            ureq::Error::BodyExceedsLimit(limit) => self
+                .invalid_response(&format!("is longer than {limit} bytes"))
+                .into(),
+            error => AttemptError::transient(format!("`{host}` is unreachable: {error}")),
         }
     }
 
-    fn resolve(&self, id: &ModelId, commit: &str, file: &str) -> String {
+    fn file_url(&self, id: &ModelId, commit: &str, file: &str) -> String {
         format!(
             "{}/{}/resolve/{commit}/{}",
             self.endpoint,
             id.path(),
-            encoded(file, "/")
+            percent_encode(file, "/")
         )
     }
 }
 
-/// What is asked.
-struct Question<'a> {
-    address: &'a str,
-    /// Only what the hub itself knows.
-    head: bool,
-    /// The first byte that is wanted; the whole where it is `None`.
-    from: Option<u64>,
+#[derive(Clone, Copy)]
+enum Method {
+    /// Metadata only; redirects to other origins are not followed.
+    Head,
+    /// Content from this byte on.
+    Get { from: u64 },
 }
 
-impl<'a> Question<'a> {
-    fn get(address: &'a str, from: Option<u64>) -> Self {
-        Self {
-            address,
-            head: false,
-            from,
-        }
-    }
-
-    fn head(address: &'a str) -> Self {
-        Self {
-            address,
-            head: true,
-            from: None,
-        }
-    }
-}
-
-struct Answer {
+/// The final response of a request, after redirects.
+struct Exchange {
     response: Response<Body>,
-    facts: Facts,
-    /// Whether the hub gave it, and not a place that it sent to.
-    at_hub: bool,
+    metadata: FileMetadata,
+    /// Whether the hub itself responded, not its storage.
+    from_hub: bool,
 }
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect of `address` leads.
-fn location(address: &str, headers: &HeaderMap) -> Option<String> {
+/// The absolute target of a redirect.
+fn location(url: &str, headers: &HeaderMap) -> Option<String> {
     let to = headers.get(header::LOCATION)?.to_str().ok()?;
-    let uri: Uri = address.parse().ok()?;
+    let uri: Uri = url.parse().ok()?;
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
     if to.starts_with("//") {
         Some(format!("{scheme}:{to}"))
@@ -509,59 +468,60 @@ fn location(address: &str, headers: &HeaderMap) -> Option<String> {
     }
 }
 
-/// An address without what may be a signature.
-fn without_query(address: &str) -> &str {
-    address.split('?').next().unwrap_or(address)
+/// A URL without its query, which may be a signature.
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
 }
 
-/// Seconds that an answer asks to wait; a date is left to our own patience.
+/// `Retry-After` in seconds; a date is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// `text` as a part of an address, with the characters `kept` beside letters, digits and `-._~`.
-fn encoded(text: &str, kept: &str) -> String {
+/// Encodes a URL component, except unreserved characters and those in `kept`.
+fn percent_encode(text: &str, kept: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
-        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        match plain || kept.as_bytes().contains(&byte) {
-            true => encoded.push(byte as char),
-            false => encoded.push_str(&format!("%{byte:02X}")),
+        let unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        if unreserved || kept.as_bytes().contains(&byte) {
+            encoded.push(byte as char);
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
         }
     }
     encoded
 }
 
-/// The certificates that are trusted: those of the system, and those of a file.
-fn roots(extra: Option<&Path>) -> Result<Vec<Certificate<'static>>, ModelError> {
+/// The system's root certificates and those in `ca_file`.
+fn root_certificates(ca_file: Option<&Path>) -> Result<Vec<Certificate<'static>>, ModelError> {
     let system = rustls_native_certs::load_native_certs();
     let mut roots: Vec<Certificate<'static>> = system
         .certs
         .iter()
         .map(|certificate| Certificate::from_der(certificate.as_ref()).to_owned())
         .collect();
-    let Some(path) = extra else {
+    let Some(path) = ca_file else {
         return Ok(roots);
     };
-    let refuse = |what: String| {
+    let invalid = |what: &str| {
         ModelError::new(
-            format!("`--hub-ca-file` is `{}`, which {what}", path.display()),
-            "name a file of certificates in PEM",
+            format!("`--hub-ca-file`: `{}` {what}", path.display()),
+            "pass a file of certificates in PEM format",
         )
     };
-    let text = std::fs::read(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-    let before = roots.len();
+    let text = std::fs::read(path).map_err(|e| invalid("cannot be read").caused_by(e))?;
+    let system = roots.len();
     for item in parse_pem(&text) {
-        match item.map_err(|error| refuse(format!("is broken: {error}")))? {
-            PemItem::Certificate(certificate) => roots.push(certificate),
-            _ => continue,
+        let item = item.map_err(|e| invalid("is not valid PEM").caused_by(e))?;
+        if let PemItem::Certificate(certificate) = item {
+            roots.push(certificate);
         }
     }
-    match roots.len() > before {
-        true => Ok(roots),
-        false => Err(refuse("holds no certificate".to_owned())),
+    if roots.len() == system {
+        return Err(invalid("has no certificate"));
     }
+    Ok(roots)
 }
 
 #[cfg(test)]
@@ -570,7 +530,7 @@ mod tests {
 
     #[test]
     fn an_origin_is_scheme_host_and_port() {
-        let same = |a: &str, b: &str| Origin::of(a).unwrap() == Origin::of(b).unwrap();
+        let same = |a: &str, b: &str| Origin::parse(a).unwrap() == Origin::parse(b).unwrap();
         assert!(same("https://hub.example/a", "https://HUB.example:443/b?c"));
         for other in [
             "http://hub.example/a",
@@ -587,12 +547,12 @@ mod tests {
             "file:///etc/passwd",
             "/a",
         ] {
-            assert_eq!(Origin::of(none), None, "{none}");
+            assert_eq!(Origin::parse(none), None, "{none}");
         }
     }
 
     #[test]
-    fn a_redirect_leads_where_it_says() {
+    fn redirects_are_resolved_against_the_request_url() {
         let to = |location_header: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::LOCATION, location_header.parse().unwrap());
@@ -604,8 +564,8 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_addresses_are_encoded() {
-        assert_eq!(encoded("refs/pr/1", ""), "refs%2Fpr%2F1");
-        assert_eq!(encoded("onnx/a b?.onnx", "/"), "onnx/a%20b%3F.onnx");
+    fn url_components_are_percent_encoded() {
+        assert_eq!(percent_encode("refs/pr/1", ""), "refs%2Fpr%2F1");
+        assert_eq!(percent_encode("onnx/a b?.onnx", "/"), "onnx/a%20b%3F.onnx");
     }
 }

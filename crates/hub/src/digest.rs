@@ -1,4 +1,4 @@
-//! What a file has to be: the checksum that a hub names it by.
+//! Checksums of files, from the ETags of a hub.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,21 +8,21 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use rerankd_model::names::is_hex;
 
-/// Bytes that are read and hashed at a time.
+/// Bytes hashed at a time.
 const CHUNK: usize = 1 << 18;
 
-/// A checksum, which is also the name of the file in a cache.
+/// A checksum, which is also the name of the blob in the cache.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Checksum {
-    /// Of a file that git holds itself: SHA-1 of its length and content.
+    /// Git blob id of a small file: SHA-1 of its length and content.
     GitBlob(String),
-    /// Of a large file: SHA-256 of its content.
+    /// Git LFS id of a large file: SHA-256 of its content.
     Sha256(String),
 }
 
 impl Checksum {
-    /// The checksum that an ETag is; `None` where it is something else.
-    pub fn of_etag(etag: &str) -> Option<Self> {
+    /// Parses an ETag; `None` if it is not a checksum.
+    pub fn from_etag(etag: &str) -> Option<Self> {
         let etag = etag.strip_prefix("W/").unwrap_or(etag);
         let etag = etag.trim_matches('"');
         if is_hex(etag, 64) {
@@ -34,18 +34,18 @@ impl Checksum {
         }
     }
 
-    /// Its digits.
-    pub fn digits(&self) -> &str {
+    /// The checksum in hexadecimal.
+    pub fn hex(&self) -> &str {
         match self {
             Self::GitBlob(digits) | Self::Sha256(digits) => digits,
         }
     }
 
-    /// Whether the file at `path` is what it should be.
+    /// Whether the file at `path` has this checksum.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn fits(&self, path: &Path) -> io::Result<bool> {
+    /// If it cannot be read.
+    pub fn matches(&self, path: &Path) -> io::Result<bool> {
         let mut file = File::open(path)?;
         let mut context = match self {
             Self::Sha256(_) => Context::new(&SHA256),
@@ -68,7 +68,7 @@ impl Checksum {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        Ok(digits == self.digits())
+        Ok(digits == self.hex())
     }
 }
 
@@ -77,13 +77,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_etag_is_a_checksum_or_nothing() {
+    fn etags_are_parsed_strictly() {
         let (sha1, sha256) = ("a".repeat(40), "0".repeat(64));
         let git = Some(Checksum::GitBlob(sha1.clone()));
-        assert_eq!(Checksum::of_etag(&format!("\"{sha1}\"")), git);
-        assert_eq!(Checksum::of_etag(&format!("W/\"{sha1}\"")), git);
+        assert_eq!(Checksum::from_etag(&format!("\"{sha1}\"")), git);
+        assert_eq!(Checksum::from_etag(&format!("W/\"{sha1}\"")), git);
         assert_eq!(
-            Checksum::of_etag(&format!("\"{sha256}\"")),
+            Checksum::from_etag(&format!("\"{sha256}\"")),
             Some(Checksum::Sha256(sha256))
         );
         for other in [
@@ -94,13 +94,13 @@ mod tests {
             "\"ABCDEF\"",
             &"g".repeat(40),
         ] {
-            assert_eq!(Checksum::of_etag(other), None, "{other}");
+            assert_eq!(Checksum::from_etag(other), None, "{other}");
         }
     }
 
-    /// The digits are those of `git hash-object` and `sha256sum`.
+    /// Expected values are from `git hash-object` and `sha256sum`.
     #[test]
-    fn a_file_is_held_against_either_kind() {
+    fn files_are_verified_against_both_kinds() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hello");
         std::fs::write(&path, "hello\n").unwrap();
@@ -108,8 +108,8 @@ mod tests {
         let lfs = Checksum::Sha256(
             "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".to_owned(),
         );
-        assert!(git.fits(&path).unwrap() && lfs.fits(&path).unwrap());
+        assert!(git.matches(&path).unwrap() && lfs.matches(&path).unwrap());
         std::fs::write(&path, "hullo\n").unwrap();
-        assert!(!git.fits(&path).unwrap() && !lfs.fits(&path).unwrap());
+        assert!(!git.matches(&path).unwrap() && !lfs.matches(&path).unwrap());
     }
 }

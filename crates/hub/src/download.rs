@@ -1,4 +1,4 @@
-//! One file from a hub into the cache: gone on with where it broke off, and checked before it counts.
+//! Downloads a file into the cache. Interrupted downloads resume, and checksums are verified.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -7,171 +7,176 @@ use std::path::Path;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, StatusCode};
 
-use super::cache::{Shelf, broken};
-use super::client::{Client, Failure, Trouble};
+use super::cache::{RepoCache, cache_error};
+use super::client::{AttemptError, Client, RequestError};
 use super::digest::Checksum;
-use super::{Event, Watch};
+use super::{DownloadEvent, ProgressFn};
 use rerankd_model::ModelError;
 use rerankd_model::names::ModelId;
 
 /// Bytes that are read and written at a time.
 const CHUNK: usize = 1 << 16;
-/// What a try has to add so that it does not count as one more that failed.
-const PROGRESS_BYTES: u64 = 1 << 20;
-/// Most bytes of a file whose length the hub does not tell; large ones always have one.
-const MAX_UNTOLD_BYTES: u64 = 256 << 20;
+/// An attempt that receives this much does not count as failed.
+const MIN_PROGRESS_BYTES: u64 = 1 << 20;
+/// Limit for a file of unknown size; the hub declares the size of large files.
+const MAX_UNSIZED_BYTES: u64 = 256 << 20;
 
-/// A file that is wanted.
+/// A file on the hub.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct RemoteFile {
     pub name: String,
     pub checksum: Checksum,
-    /// Bytes of it, if the hub tells.
     pub size: Option<u64>,
 }
 
-/// Where a file goes, and for which commit.
+/// Downloads files of one commit.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Downloader<'a> {
     pub client: &'a Client<'a>,
     pub id: &'a ModelId,
-    pub shelf: &'a Shelf,
+    pub repo: &'a RepoCache,
     pub commit: &'a str,
-    pub watch: Watch<'a>,
+    pub progress: ProgressFn<'a>,
 }
 
-impl Place<'_> {
-    /// Asks the hub what a file is.
-    pub(super) fn ask(self, name: String) -> Result<Wanted, Failure> {
-        let facts = self.client.facts(self.id, self.commit, &name)?;
-        let refuse = |what: &str| {
-            let error = self.client.nonsense(&format!("about `{name}` {what}"));
-            Failure::Refused(error)
+impl Downloader<'_> {
+    /// Requests the checksum and size of a file.
+    pub(super) fn metadata(self, name: String) -> Result<RemoteFile, RequestError> {
+        let metadata = self.client.file_metadata(self.id, self.commit, &name)?;
+        let invalid = |what: &str| {
+            let error = self
+                .client
+                .invalid_response(&format!("for `{name}` {what}"));
+            RequestError::Rejected(error)
         };
-        if facts.commit.as_deref().is_some_and(|of| of != self.commit) {
-            return Err(refuse("is about another commit"));
+        if metadata
+            .commit
+            .as_deref()
+            .is_some_and(|of| of != self.commit)
+        {
+            return Err(invalid("is for another commit"));
         }
-        let etag = facts.etag().unwrap_or("");
-        let checksum = Checksum::of_etag(etag).ok_or_else(|| {
-            refuse(&format!(
-                "has the ETag `{}`, which is no checksum",
+        let etag = metadata.etag().unwrap_or("");
+        let checksum = Checksum::from_etag(etag).ok_or_else(|| {
+            invalid(&format!(
+                "has the ETag `{}`, which is not a checksum",
                 etag.escape_debug()
             ))
         })?;
-        Ok(Wanted {
+        Ok(RemoteFile {
             name,
             checksum,
-            size: facts.size,
+            size: metadata.size,
         })
     }
 
-    /// Bytes of a file that are still to come.
-    pub(super) fn missing(self, wanted: &Wanted) -> u64 {
-        let digits = wanted.checksum.digits();
-        if self.shelf.blob(digits).exists() {
+    /// Bytes of a file that are still to be downloaded.
+    pub(super) fn remaining_bytes(self, file: &RemoteFile) -> u64 {
+        let digest = file.checksum.hex();
+        if self.repo.blob(digest).exists() {
             return 0;
         }
-        let there = fs::metadata(self.shelf.incomplete(digits)).map_or(0, |there| there.len());
-        wanted.size.unwrap_or(0).saturating_sub(there)
+        let received = length(&self.repo.partial_blob(digest));
+        file.size.unwrap_or(0).saturating_sub(received)
     }
 
-    /// Gets a file, unless it is there, and makes it a file of the commit.
-    pub(super) fn get(self, wanted: &Wanted) -> Result<(), Failure> {
-        let digits = wanted.checksum.digits();
-        let blob = self.shelf.blob(digits);
-        let ours = |error: std::io::Error| Failure::Refused(broken(&blob, &error));
-        let _lock = self.shelf.lock(digits).map_err(ours)?;
+    /// Downloads a file, unless it is cached, and links it into the snapshot.
+    pub(super) fn fetch(self, file: &RemoteFile) -> Result<(), RequestError> {
+        let digest = file.checksum.hex();
+        let blob = self.repo.blob(digest);
+        let io_error = |error| RequestError::Rejected(cache_error(&blob, error));
+        let _lock = self.repo.lock(digest).map_err(io_error)?;
         if !blob.exists() {
-            let part = self.shelf.incomplete(digits);
-            let length = || fs::metadata(&part).map_or(0, |there| there.len());
-            let (mut again, mut furthest) = (true, length());
-            self.client.patiently(|| {
-                self.receive(wanted, &part).map_err(|trouble| {
-                    let progress = length() >= furthest + PROGRESS_BYTES;
-                    furthest = furthest.max(length());
-                    trouble.after_progress(progress)
-                })?;
-                match wanted.checksum.fits(&part) {
-                    Ok(true) => Ok(()),
-                    Ok(false) => {
-                        fs::remove_file(&part).map_err(|error| local(&part, &error))?;
-                        // What an earlier try left may have been wrong; what came twice is not.
-                        if std::mem::take(&mut again) {
-                            return Err(Trouble::passing(format!(
-                                "`{}` came with another content than its checksum says",
-                                wanted.name
-                            )));
-                        }
-                        Err(Trouble::Final(self.wrong(wanted)))
-                    }
-                    Err(error) => Err(local(&part, &error)),
-                }
-            })?;
+            let part = self.repo.partial_blob(digest);
+            self.fetch_verified(file, &part)?;
             File::open(&part)
                 .and_then(|file| file.sync_all())
-                .map_err(ours)?;
-            fs::rename(&part, &blob).map_err(ours)?;
+                .map_err(io_error)?;
+            fs::rename(&part, &blob).map_err(io_error)?;
         }
-        self.shelf
-            .link(self.commit, &wanted.name, digits)
-            .map_err(ours)
+        self.repo
+            .link(self.commit, &file.name, digest)
+            .map_err(io_error)
     }
 
-    fn wrong(self, wanted: &Wanted) -> ModelError {
-        ModelError::new(
-            format!(
-                "`{}` of `{}` has another content than its checksum `{}` says",
-                wanted.name,
-                self.id,
-                wanted.checksum.digits()
-            ),
-            "something between the hub and this machine changes or cuts files: check proxy and mirror",
-        )
+    /// Downloads a file to `part` and verifies its checksum.
+    fn fetch_verified(self, file: &RemoteFile, part: &Path) -> Result<(), RequestError> {
+        let (mut retry_mismatch, mut received) = (true, length(part));
+        self.client.with_retries(|| {
+            self.receive(file, part).map_err(|mut error| {
+                let now = length(part);
+                if let AttemptError::Transient { progress, .. } = &mut error {
+                    *progress = now >= received + MIN_PROGRESS_BYTES;
+                }
+                received = received.max(now);
+                error
+            })?;
+            let io_error = |error| AttemptError::from(cache_error(part, error));
+            if file.checksum.matches(part).map_err(io_error)? {
+                return Ok(());
+            }
+            fs::remove_file(part).map_err(io_error)?;
+            // The start may be from an earlier attempt; a second mismatch is final.
+            if std::mem::take(&mut retry_mismatch) {
+                let what = format!("checksum mismatch for `{}`", file.name);
+                return Err(AttemptError::transient(what));
+            }
+            let error = ModelError::new(
+                format!(
+                    "checksum mismatch for `{}` of `{}`: expected `{}`",
+                    file.name,
+                    self.id,
+                    file.checksum.hex()
+                ),
+                "check proxies and mirrors between the hub and this machine, one of which alters the file",
+            );
+            Err(error.into())
+        })
     }
 
-    /// Brings what is missing of a file into `part`.
-    fn receive(self, wanted: &Wanted, part: &Path) -> Result<(), Trouble> {
-        let ours = |error: std::io::Error| local(part, &error);
+    /// Receives the rest of a file into `part`.
+    fn receive(self, remote: &RemoteFile, part: &Path) -> Result<(), AttemptError> {
+        let io_error = |error| AttemptError::from(cache_error(part, error));
         let mut file = File::options()
             .create(true)
             .append(true)
             .open(part)
-            .map_err(ours)?;
-        let mut there = file.metadata().map_err(ours)?.len();
-        if wanted.size.is_some_and(|size| there > size) {
-            file.set_len(0).map_err(ours)?;
-            there = 0;
+            .map_err(io_error)?;
+        let mut received = file.metadata().map_err(io_error)?.len();
+        if remote.size.is_some_and(|size| received > size) {
+            file.set_len(0).map_err(io_error)?;
+            received = 0;
         }
-        if there > 0 && wanted.size == Some(there) {
+        if received > 0 && remote.size == Some(received) {
             return Ok(());
         }
         let mut response = self
             .client
-            .content(self.id, self.commit, &wanted.name, there)?;
-        if there > 0 && !goes_on(&response, there) {
-            file.set_len(0).map_err(ours)?;
-            (self.watch)(Event::Restarted(there));
-            there = 0;
+            .content(self.id, self.commit, &remote.name, received)?;
+        if received > 0 && !resumes_at(&response, received) {
+            file.set_len(0).map_err(io_error)?;
+            (self.progress)(DownloadEvent::Restarted(received));
+            received = 0;
         }
-        if there == 0 && response.status() != StatusCode::OK {
-            return Err(Trouble::passing(format!(
-                "`{}` does not come from its start: the answer is {}",
-                wanted.name,
+        if received == 0 && response.status() != StatusCode::OK {
+            return Err(AttemptError::transient(format!(
+                "cannot restart the download of `{}`: the hub returned {}",
+                remote.name,
                 response.status()
             )));
         }
-        let most = wanted.size.unwrap_or(MAX_UNTOLD_BYTES);
-        let came = self.copy(&mut response, &mut file, part, there, most);
-        let now = file.metadata().map_err(ours)?.len();
-        let why = match came {
-            Ok(()) if wanted.size.is_none_or(|size| size == now) => return Ok(()),
-            Ok(()) => "the answer ended".to_owned(),
-            Err(Trouble::Passing { what, .. }) => what,
-            Err(trouble) => return Err(trouble),
+        let limit = remote.size.unwrap_or(MAX_UNSIZED_BYTES);
+        let copied = self.copy(&mut response, &mut file, part, received, limit);
+        let now = file.metadata().map_err(io_error)?.len();
+        let why = match copied {
+            Ok(()) if remote.size.is_none_or(|size| size == now) => return Ok(()),
+            Ok(()) => "the response ended early".to_owned(),
+            Err(AttemptError::Transient { what, .. }) => what,
+            Err(error) => return Err(error),
         };
-        Err(Trouble::passing(format!(
-            "`{}` broke off after {now} bytes: {why}",
-            wanted.name
+        Err(AttemptError::transient(format!(
+            "the download of `{}` was interrupted after {now} bytes: {why}",
+            remote.name
         )))
     }
 
@@ -180,9 +185,9 @@ impl Place<'_> {
         response: &mut Response<Body>,
         file: &mut File,
         part: &Path,
-        mut there: u64,
-        most: u64,
-    ) -> Result<(), Trouble> {
+        mut received: u64,
+        limit: u64,
+    ) -> Result<(), AttemptError> {
         let mut reader = response.body_mut().with_config().limit(u64::MAX).reader();
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -190,35 +195,35 @@ impl Place<'_> {
                 Ok(0) => return Ok(()),
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Trouble::passing(error.to_string())),
+                Err(error) => return Err(AttemptError::transient(error.to_string())),
             };
-            there += read as u64;
-            if there > most {
+            received += read as u64;
+            if received > limit {
                 drop(fs::remove_file(part));
-                return Err(Trouble::Final(self.client.nonsense(&format!(
-                    "is longer than the {most} bytes that it should have"
-                ))));
+                let what = format!("is longer than the expected {limit} bytes");
+                return Err(self.client.invalid_response(&what).into());
             }
             file.write_all(&chunk[..read])
-                .map_err(|error| local(part, &error))?;
-            (self.watch)(Event::Received(read as u64));
+                .map_err(|error| cache_error(part, error))?;
+            (self.progress)(DownloadEvent::Received(read as u64));
         }
     }
 }
 
-/// Whether an answer holds what follows the first `there` bytes.
-fn goes_on(response: &Response<Body>, there: u64) -> bool {
-    response.status() == StatusCode::PARTIAL_CONTENT
-        && first_byte(response.headers()) == Some(there)
+/// The size of a file; 0 if it does not exist.
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// The place of the first byte that `content-range: bytes FIRST-LAST/TOTAL` names.
+/// Whether a response contains the bytes from `offset` on.
+fn resumes_at(response: &Response<Body>, offset: u64) -> bool {
+    response.status() == StatusCode::PARTIAL_CONTENT
+        && first_byte(response.headers()) == Some(offset)
+}
+
+/// `FIRST` of `content-range: bytes FIRST-LAST/TOTAL`.
 fn first_byte(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get("content-range")?.to_str().ok()?;
     let (first, _) = range.strip_prefix("bytes ")?.split_once('-')?;
     first.parse().ok()
-}
-
-fn local(path: &Path, error: &std::io::Error) -> Trouble {
-    Trouble::Final(broken(path, error))
 }

@@ -1,62 +1,64 @@
-//! Models from a hub: downloaded once into the cache that Hugging Face libraries share, checked, and
-//! found there again.
+//! Downloads models from a Hugging Face hub into the cache that other libraries share, and verifies them.
 //!
-//! Nothing here reads the environment. A hub that is off opens no connection and looks up no name.
+//! Nothing here reads the environment. Offline, no connection is opened and no host name resolved.
 
 mod cache;
 mod client;
 mod digest;
 mod download;
-mod wanted;
+mod selection;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-pub use cache::{Cache, Cached, Snapshot};
+pub use cache::{Cache, CachedModel, Snapshot};
 pub use rerankd_model::names::ModelId;
 pub use ureq::Proxy;
 
-use self::cache::{Shelf, broken};
-use self::client::{Client, Failure, Listing};
-use self::download::{Place, Wanted};
-use self::wanted::Weights;
+use self::cache::{RepoCache, cache_error};
+use self::client::{Client, Listing, RequestError};
+use self::download::{Downloader, RemoteFile};
+use self::selection::Weights;
 use rerankd_core::Secret;
-use rerankd_model::onnx::OnnxModel;
+use rerankd_model::json::read_value;
+use rerankd_model::modules::MODULES;
+use rerankd_model::names::is_inner_path;
+use rerankd_model::onnx::ModelProto;
 use rerankd_model::weights::shard_names;
-use rerankd_model::{Files, Manifest, ModelError, SINGLE, exported};
+use rerankd_model::{Files, Manifest, ModelError, WEIGHTS_FILE, exported};
 
-/// Files that are asked for or come at the same time.
-const PARALLEL: usize = 8;
+/// Maximum concurrent requests.
+const MAX_CONCURRENT: usize = 8;
+const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
-/// A hub, and how it is spoken to.
+/// Hub, cache and connection settings.
 #[derive(Debug, Clone)]
 pub struct HubConfig {
-    /// Where it is, such as `https://huggingface.co`.
+    /// URL of the hub, such as `https://huggingface.co`.
     pub endpoint: String,
-    /// Who asks; sent to the origin of `endpoint` and to nobody else.
+    /// Access token, sent to the origin of `endpoint` only.
     pub token: Option<Secret>,
-    /// Where models are kept.
+    /// Folder of the cache.
     pub cache: PathBuf,
-    /// Take what is in the cache, and open no connection.
+    /// Use the cache only, without any connection.
     pub offline: bool,
-    /// Certificates in PEM that are trusted beside those of the system.
+    /// PEM file with trusted certificates, in addition to those of the system.
     pub ca_file: Option<PathBuf>,
-    /// What every connection goes through.
+    /// Proxy for all connections.
     pub proxy: Option<Proxy>,
-    /// What becomes of a request that fails.
+    /// Retry policy.
     pub retries: Retries,
 }
 
-/// How often and how soon something that failed is tried again.
+/// Retry policy, with exponential backoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retries {
-    /// Tries that may fail in a row.
+    /// Maximum consecutive failed attempts.
     pub attempts: u32,
-    /// Wait after the first of them; doubled after each.
+    /// Delay after the first failure, doubled after each one.
     pub delay: Duration,
-    /// Longest wait; a hub that asks for more is given up.
+    /// Longest delay; if the hub asks for more, the request fails.
     pub longest_wait: Duration,
 }
 
@@ -70,59 +72,60 @@ impl Default for Retries {
     }
 }
 
-/// What happens while a model comes.
+/// Progress of a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// So many files are wanted next, of which so many bytes are not here.
+pub enum DownloadEvent<'a> {
+    /// Files are about to be downloaded.
     Planned {
-        /// Files.
+        /// Number of files.
         files: usize,
-        /// Bytes of them that are to come.
+        /// Bytes to download.
         bytes: u64,
     },
-    /// So many more bytes are here.
+    /// Bytes received.
     Received(u64),
-    /// So many bytes that were here come again.
+    /// Bytes discarded, to be downloaded again.
     Restarted(u64),
-    /// Something failed and is tried again.
-    Waiting {
+    /// A request failed and will be retried.
+    Retrying {
         /// What failed.
         what: &'a str,
-        /// How soon it is tried again.
+        /// Delay before the retry.
         wait: Duration,
     },
-    /// The hub cannot be asked; the copy in the cache is taken.
+    /// The hub is unavailable; the cached snapshot is used.
     Stale {
-        /// Why it cannot.
+        /// Why it is unavailable.
         what: &'a str,
-        /// The commit that is taken.
+        /// Commit of the snapshot.
         commit: &'a str,
     },
 }
 
-/// Who wants to know; called from several threads.
-pub type Watch<'a> = &'a (dyn Fn(Event<'_>) + Sync);
+/// Progress callback, called from several threads.
+pub type ProgressFn<'a> = &'a (dyn Fn(DownloadEvent<'_>) + Sync);
 
-/// What `--model` names.
+/// The source of a model, as given by `--model`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A directory; no hub is asked about it.
+    /// A local directory.
     Directory(PathBuf),
-    /// A model of a hub.
+    /// A model on the hub.
     Hub(ModelId),
 }
 
 impl Source {
-    /// A directory where there is one, or where the text can only mean one; else a model of a hub.
+    /// Parses `--model`: an existing directory or a text that can only be a path is a directory, else it is
+    /// a hub model.
     ///
     /// # Errors
-    /// When it can be neither.
-    pub fn of(text: &Path) -> Result<Self, ModelError> {
+    /// If it is neither.
+    pub fn parse(text: &Path) -> Result<Self, ModelError> {
         let directory = || Ok(Self::Directory(text.to_owned()));
         let Some(name) = text.to_str() else {
             return directory();
         };
-        // Separators as paths have them: what a hub has no name for is a path.
+        // Hub models have exactly one slash.
         let path = name.split('@').next().unwrap_or(name);
         let only_path = path.starts_with(['/', '.', '~']) || path.matches('/').count() != 1;
         if only_path || path.ends_with('/') || text.is_dir() {
@@ -132,278 +135,276 @@ impl Source {
     }
 }
 
-/// The directory of a model of a hub, all of its files in place and whole: those that it is run from where
-/// it is, or the ONNX file of it that is named.
+/// Returns the directory of a hub model with all files that are needed to serve it, or to serve `onnx_file`.
+/// Downloads missing files; small ones first, so that unsupported models fail before their weights are
+/// downloaded.
 ///
 /// # Errors
-/// [`ModelError`] when the hub does not give it, it is of a kind that cannot be served, or the cache
-/// lacks it and the hub is off. The first is told before anything large is downloaded.
+/// [`ModelError`] if the model does not exist, is not supported, cannot be downloaded, or is not cached
+/// while offline.
 pub fn fetch(
     id: &ModelId,
     onnx_file: Option<&Path>,
     config: &HubConfig,
-    watch: Watch<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<PathBuf, ModelError> {
-    let graph = onnx_file.map(exported::place_of).transpose()?;
-    let graph = graph.as_deref();
-    let shelf = Cache::new(&config.cache).shelf(id);
-    let here = shelf.commit(id.revision());
-    let lacks = |commit: &str| lacking(&shelf, commit, graph);
-    let whole = |commit: &String| lacks(commit).is_ok_and(|lacks| lacks.is_none());
+    let onnx_file = onnx_file.map(exported::relative_path).transpose()?;
+    let onnx_file = onnx_file.as_deref();
+    let repo = Cache::new(&config.cache).repo(id);
+    let cached = repo.resolve(id.revision());
+    let missing = |commit: &str| missing_file(&repo, commit, onnx_file);
+    let complete = |commit: &String| missing(commit).is_ok_and(|file| file.is_none());
     if config.offline {
-        return offline(id, config, here, &shelf, lacks);
+        return offline(id, config, cached, &repo, missing);
     }
-    // A commit never changes: there is nothing to ask.
-    if let Some(commit) = here.clone().filter(|commit| commit == id.revision())
-        && whole(&commit)
+    // A commit never changes, so the hub need not be asked.
+    if let Some(commit) = cached.clone().filter(|commit| commit == id.revision())
+        && complete(&commit)
     {
-        return Ok(shelf.snapshot(&commit));
+        return Ok(repo.snapshot(&commit));
     }
-    let client = Client::new(config, watch)?;
+    let client = Client::new(config, progress)?;
     let listing = match client.listing(id) {
         Ok(listing) => listing,
-        Err(Failure::Unreachable(error)) => match here.filter(whole) {
+        Err(RequestError::Unavailable(error)) => match cached.filter(complete) {
             Some(commit) => {
-                watch(Event::Stale {
+                progress(DownloadEvent::Stale {
                     what: error.message(),
                     commit: &commit,
                 });
-                return Ok(shelf.snapshot(&commit));
+                return Ok(repo.snapshot(&commit));
             }
             None => return Err(error),
         },
-        Err(Failure::Refused(error)) => return Err(error),
+        Err(RequestError::Rejected(error)) => return Err(error),
     };
-    let place = Place {
+    let downloader = Downloader {
         client: &client,
         id,
-        shelf: &shelf,
+        repo: &repo,
         commit: &listing.commit,
-        watch,
+        progress,
     };
-    download(place, &listing, graph)?;
-    // Last, so that a name never stands for what is not whole.
-    shelf
-        .name(id.revision(), &listing.commit)
-        .map_err(|error| broken(&config.cache, &error))?;
-    Ok(shelf.snapshot(&listing.commit))
+    download(downloader, &listing, onnx_file)?;
+    // Last, so that a ref never points to an incomplete snapshot.
+    repo.set_ref(id.revision(), &listing.commit)
+        .map_err(|error| cache_error(&config.cache, error))?;
+    Ok(repo.snapshot(&listing.commit))
 }
 
-/// What the cache has.
+/// The snapshot in the cache.
 fn offline(
     id: &ModelId,
     config: &HubConfig,
-    here: Option<String>,
-    shelf: &Shelf,
-    lacks: impl Fn(&str) -> std::io::Result<Option<String>>,
+    cached: Option<String>,
+    repo: &RepoCache,
+    missing: impl Fn(&str) -> std::io::Result<Option<String>>,
 ) -> Result<PathBuf, ModelError> {
-    let refuse = |what: String| {
+    let not_cached = |what: String| {
         ModelError::new(
-            what,
             format!(
-                "run `rerankd pull {id}` where the hub can be reached, or leave `--offline` (`HF_HUB_OFFLINE`) out"
+                "{what} is not in the cache `{}`, and cannot be downloaded offline",
+                config.cache.display()
             ),
+            format!("run `rerankd pull {id}` online, or remove `--offline` (`HF_HUB_OFFLINE`)"),
         )
     };
-    let Some(commit) = here else {
-        return Err(refuse(format!(
-            "`{id}` is not in the cache `{}`, and nothing is downloaded",
-            config.cache.display()
-        )));
+    let commit = cached.ok_or_else(|| not_cached(format!("`{id}`")))?;
+    let Some(file) = missing(&commit).map_err(|error| cache_error(&config.cache, error))? else {
+        return Ok(repo.snapshot(&commit));
     };
-    let without = |file: &str| {
-        let cache = config.cache.display();
-        format!("`{id}` is in the cache `{cache}` without `{file}`, and nothing is downloaded")
-    };
-    match lacks(&commit).map_err(|error| broken(&config.cache, &error))? {
-        None => Ok(shelf.snapshot(&commit)),
-        // Where a graph is missing because none can be built, the reason is the better answer.
-        Some(file) if file == exported::PLACES[0] => {
-            let files = Files::Directory(shelf.snapshot(&commit));
-            Manifest::read(id.path(), &files).and(Err(refuse(without(&file))))
-        }
-        Some(file) => Err(refuse(without(&file))),
+    if file == exported::DEFAULT_PATHS[0] {
+        // If the ONNX file is needed because the architecture is not supported, that is the better message.
+        Manifest::read(id.path(), &Files::Directory(repo.snapshot(&commit)))?;
     }
+    Err(not_cached(format!("`{file}` of `{id}`")))
 }
 
-/// A file that a commit in the cache should have and has not. Whether a model of pickles alone can be
-/// served is not for the cache to say.
-fn lacking(shelf: &Shelf, commit: &str, graph: Option<&str>) -> std::io::Result<Option<String>> {
-    let files = shelf.files(commit)?;
+/// A file that a snapshot should have and does not. A model with only a pickle counts as complete.
+fn missing_file(
+    repo: &RepoCache,
+    commit: &str,
+    onnx_file: Option<&str>,
+) -> std::io::Result<Option<String>> {
+    let files = repo.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
-    for needed in ["config.json", "tokenizer.json"].into_iter().chain(graph) {
-        if !has(needed) {
-            return Ok(Some(needed.to_owned()));
-        }
+    if let Some(file) = REQUIRED
+        .into_iter()
+        .chain(onnx_file)
+        .find(|file| !has(file))
+    {
+        return Ok(Some(file.to_owned()));
     }
-    let directory = shelf.snapshot(commit);
+    let directory = repo.snapshot(commit);
     let source = Files::Directory(directory.clone());
     let manifest = Manifest::read(String::new(), &source);
-    let weights = match graph {
-        Some(graph) => Weights::Graph(graph.to_owned()),
-        None => wanted::weights(&files, manifest.is_ok()),
+    let weights = match onnx_file {
+        Some(file) => Weights::Onnx(file.to_owned()),
+        None => selection::weights(&files, manifest.is_ok()),
     };
-    // What cannot be read is said by whoever opens it.
-    let named = match &weights {
+    // Errors are reported when the files are loaded.
+    let needed = match &weights {
         Weights::File(_) | Weights::Pickle(_) => Vec::new(),
         Weights::Index(index) => shard_names(&source, index).unwrap_or_default(),
-        Weights::Graph(graph) => beside_graph(&directory, graph).unwrap_or_default(),
-        // Nor can a graph be built of a model that is not known, whatever it has.
-        Weights::None if manifest.is_err() => return Ok(Some(exported::PLACES[0].to_owned())),
-        Weights::None => vec![SINGLE.to_owned()],
+        Weights::Onnx(file) => external_data(&directory, file).unwrap_or_default(),
+        // An unsupported architecture needs an ONNX file.
+        Weights::None if manifest.is_err() => vec![exported::DEFAULT_PATHS[0].to_owned()],
+        Weights::None => vec![WEIGHTS_FILE.to_owned()],
     };
     let built = matches!(weights, Weights::File(_) | Weights::Index(_));
     let folders = manifest.ok().filter(|_| built).map(|m| m.head.folders);
-    let folders = folders.unwrap_or_default();
-    let modules = folders
-        .into_iter()
-        .map(|folder| format!("{folder}/{SINGLE}"));
-    Ok(named.into_iter().chain(modules).find(|file| !has(file)))
+    let modules = folders.into_iter().flatten();
+    let modules = modules.map(|folder| format!("{folder}/{WEIGHTS_FILE}"));
+    Ok(needed.into_iter().chain(modules).find(|file| !has(file)))
 }
 
-/// The files that a graph in `directory` keeps its numbers in.
-fn beside_graph(directory: &Path, graph: &str) -> Result<Vec<String>, ModelError> {
-    let path = directory.join(graph);
-    let files = OnnxModel::read(&path)?.external_files(&path)?;
-    let place = |file: String| exported::beside(graph, Path::new(&file));
-    Ok(files.into_iter().map(place).collect())
+/// The external data files of an ONNX file, as paths in `directory`.
+fn external_data(directory: &Path, onnx_file: &str) -> Result<Vec<String>, ModelError> {
+    let path = directory.join(onnx_file);
+    let files = ModelProto::read(&path)?.external_files(&path)?;
+    let sibling = |file: String| exported::sibling(onnx_file, Path::new(&file));
+    Ok(files.into_iter().map(sibling).collect())
 }
 
-/// Brings every file that is needed, the small ones first: they tell whether the rest is of any use.
-fn download(place: Place<'_>, listing: &Listing, graph: Option<&str>) -> Result<(), ModelError> {
-    for file in &listing.files {
-        rerankd_model::names::check_inner_path(file, &format!("`{}`", place.id))?;
+/// Downloads all files that are needed, small ones first.
+fn download(
+    downloader: Downloader<'_>,
+    listing: &Listing,
+    onnx_file: Option<&str>,
+) -> Result<(), ModelError> {
+    let id = downloader.id;
+    if let Some(file) = listing.files.iter().find(|file| !is_inner_path(file)) {
+        return Err(ModelError::new(
+            format!(
+                "`{id}` has a file with an unsafe path: `{}`",
+                file.escape_debug()
+            ),
+            "do not use this model; such a path could read or write files elsewhere",
+        ));
     }
     let has = |name: &str| listing.files.iter().any(|file| file == name);
-    for needed in ["config.json", "tokenizer.json"].into_iter().chain(graph) {
-        if !has(needed) {
-            return Err(missing(place.id, needed));
-        }
-    }
-    get(place, wanted::settings(&listing.files))?;
-    let directory = place.shelf.snapshot(place.commit);
-    let files = Files::Directory(directory.clone());
-    let modules = rerankd_model::json::read_value(&files, rerankd_model::modules::MODULES)?;
-    let folders = wanted::modules(&listing.files, &modules.unwrap_or_default());
-    let (modules, settings): (Vec<_>, Vec<_>) = folders
+    if let Some(file) = REQUIRED
         .into_iter()
-        .partition(|file| file.ends_with(".safetensors"));
-    get(place, settings)?;
+        .chain(onnx_file)
+        .find(|file| !has(file))
+    {
+        return Err(not_on_hub(id, file));
+    }
+    download_files(downloader, selection::config_files(&listing.files))?;
+    let directory = downloader.repo.snapshot(downloader.commit);
+    let files = Files::Directory(directory.clone());
+    let modules = read_value(&files, MODULES)?.unwrap_or_default();
+    let (module_weights, module_configs): (Vec<_>, Vec<_>) =
+        selection::module_files(&listing.files, &modules)
+            .into_iter()
+            .partition(|file| file.ends_with(".safetensors"));
+    download_files(downloader, module_configs)?;
 
-    let built = Manifest::read(place.id.path(), &files);
-    let weights = match graph {
-        Some(graph) => Weights::Graph(graph.to_owned()),
-        None => wanted::weights(&listing.files, built.is_ok()),
+    let manifest = Manifest::read(id.path(), &files);
+    let weights = match onnx_file {
+        Some(file) => Weights::Onnx(file.to_owned()),
+        None => selection::weights(&listing.files, manifest.is_ok()),
     };
     let mut rest = match weights {
         Weights::File(file) => vec![file],
         Weights::Index(index) => {
-            get(place, vec![index.clone()])?;
+            download_files(downloader, vec![index.clone()])?;
             shard_names(&files, &index)?
         }
-        Weights::Graph(graph) => {
-            get(place, vec![graph.clone()])?;
-            beside_graph(&directory, &graph)?
+        Weights::Onnx(file) => {
+            download_files(downloader, vec![file.clone()])?;
+            external_data(&directory, &file)?
         }
         Weights::Pickle(pickle) => {
-            built?;
-            return Err(only_a_pickle(place.id, &pickle));
+            manifest?;
+            return Err(pickle_only(id, &pickle));
         }
         Weights::None => {
-            built?;
-            return Err(missing(place.id, SINGLE));
+            manifest?;
+            return Err(not_on_hub(id, WEIGHTS_FILE));
         }
     };
-    match rest.iter().find(|file| !has(file)) {
-        Some(file) => Err(missing(place.id, file)),
-        None => {
-            rest.extend(modules);
-            get(place, rest)
-        }
+    if let Some(file) = rest.iter().find(|file| !has(file)) {
+        return Err(not_on_hub(id, file));
     }
+    rest.extend(module_weights);
+    download_files(downloader, rest)
 }
 
-/// Gets files, several at a time.
-fn get(place: Place<'_>, names: Vec<String>) -> Result<(), ModelError> {
-    let here = place.shelf.snapshot(place.commit);
-    let names: Vec<String> = names
-        .into_iter()
-        .filter(|name| !here.join(name).exists())
-        .collect();
+/// Downloads files that the snapshot does not have yet, several at a time.
+fn download_files(downloader: Downloader<'_>, mut names: Vec<String>) -> Result<(), ModelError> {
+    let snapshot = downloader.repo.snapshot(downloader.commit);
+    names.retain(|name| !snapshot.join(name).exists());
     if names.is_empty() {
         return Ok(());
     }
-    let files: Vec<Wanted> = side_by_side(names, |name| place.ask(name))?;
-    (place.watch)(Event::Planned {
+    let files: Vec<RemoteFile> = try_parallel_map(names, |name| downloader.metadata(name))?;
+    (downloader.progress)(DownloadEvent::Planned {
         files: files.len(),
-        bytes: files.iter().map(|file| place.missing(file)).sum(),
+        bytes: files
+            .iter()
+            .map(|file| downloader.remaining_bytes(file))
+            .sum(),
     });
-    side_by_side(files, |file| place.get(&file)).map(drop)
+    try_parallel_map(files, |file| downloader.fetch(&file)).map(drop)
 }
 
-/// Does `work` with each of `items`, several at a time, and gives the results in their order. After a
-/// failure nothing new is begun.
-fn side_by_side<T: Send, R: Send>(
+/// Maps `items` on several threads and returns the results in order. Stops at the first error.
+fn try_parallel_map<T: Send, R: Send>(
     items: Vec<T>,
-    work: impl Fn(T) -> Result<R, Failure> + Sync,
+    work: impl Fn(T) -> Result<R, RequestError> + Sync,
 ) -> Result<Vec<R>, ModelError> {
     let count = items.len();
-    let items: Vec<Mutex<Option<T>>> = items
-        .into_iter()
-        .map(|item| Mutex::new(Some(item)))
-        .collect();
-    let results: Mutex<Vec<Option<R>>> = Mutex::new((0..count).map(|_| None).collect());
-    let failure: Mutex<Option<Failure>> = Mutex::new(None);
-    let next = AtomicUsize::new(0);
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let results: Mutex<Vec<(usize, R)>> = Mutex::new(Vec::with_capacity(count));
+    let failure: Mutex<Option<RequestError>> = Mutex::new(None);
     std::thread::scope(|scope| {
-        for _ in 0..PARALLEL.min(count) {
+        for _ in 0..MAX_CONCURRENT.min(count) {
             scope.spawn(|| {
                 loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index).and_then(|item| locked(item).take()) else {
-                        return;
-                    };
+                    // A guard in a `while let` would be held during the work.
+                    let next = lock(&queue).next();
+                    let Some((index, item)) = next else { return };
                     match work(item) {
-                        Ok(result) => locked(&results)[index] = Some(result),
+                        Ok(result) => lock(&results).push((index, result)),
                         Err(error) => {
-                            next.store(count, Ordering::Relaxed);
-                            locked(&failure).get_or_insert(error);
+                            lock(&failure).get_or_insert(error);
+                            lock(&queue).by_ref().for_each(drop);
                         }
                     }
                 }
             });
         }
     });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(failure) => Err(failure.into()),
-        None => {
-            let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-            Ok(results.into_iter().flatten().collect())
-        }
+    if let Some(error) = lock(&failure).take() {
+        return Err(error.into());
     }
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn missing(id: &ModelId, file: &str) -> ModelError {
+fn not_on_hub(id: &ModelId, file: &str) -> ModelError {
     let hint = match file {
         "tokenizer.json" => format!(
-            "make it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('DIR')\"` and serve a directory that has it",
+            "create it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('DIR')\"` and serve a directory that contains it",
             id.path()
         ),
-        _ => "check that this is a cross-encoder, saved by sentence-transformers or transformers"
+        _ => "check that this is a cross-encoder saved by sentence-transformers or transformers"
             .to_owned(),
     };
     ModelError::new(format!("`{id}` has no `{file}`"), hint)
 }
 
-fn only_a_pickle(id: &ModelId, pickle: &str) -> ModelError {
+fn pickle_only(id: &ModelId, pickle: &str) -> ModelError {
     let path = id.path();
     ModelError::new(
         format!(
-            "`{id}` has no `model.safetensors`; there is only `{pickle}`, a pickle, which can run code when it is read"
+            "`{id}` has no `model.safetensors`; there is only `{pickle}`, a pickle, which can run code when it is loaded"
         ),
         format!(
             "convert it with `python -c \"from sentence_transformers import CrossEncoder as M; M('{path}').save_pretrained('DIR')\"` and serve `DIR`"
@@ -416,8 +417,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_one_where_it_is_there_or_can_be_nothing_else() {
-        let directory = |text: &str| Ok(Source::Directory(text.into()));
+    fn sources_are_directories_or_hub_models() {
+        let parse = |text: &str| Source::parse(Path::new(text)).ok();
+        let directory = |text: &str| Some(Source::Directory(text.into()));
         for text in [
             "/a/b",
             "./a",
@@ -429,14 +431,14 @@ mod tests {
             "/nowhere/at/all",
             "src/model",
         ] {
-            assert_eq!(Source::of(Path::new(text)), directory(text), "{text}");
+            assert_eq!(parse(text), directory(text), "{text}");
         }
-        let hub = |text: &str| Ok(Source::Hub(text.parse().unwrap()));
+        let hub = |text: &str| Some(Source::Hub(text.parse().unwrap()));
         for text in ["a/b", "a/b@v1", "a/b@refs/pr/1"] {
-            assert_eq!(Source::of(Path::new(text)), hub(text), "{text}");
+            assert_eq!(parse(text), hub(text), "{text}");
         }
         for text in ["a b/c", "a/b@../c", "a/b@"] {
-            assert!(Source::of(Path::new(text)).is_err(), "{text}");
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 }

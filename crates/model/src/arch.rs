@@ -1,7 +1,7 @@
-//! The architectures that can be served, one file each: what its `config.json` says, what its tensors
-//! are called, and how its head reads the encoder.
+//! Supported architectures, one module each: fields of `config.json`, tensor names and the
+//! classification head. The graph is built from these descriptions.
 //!
-//! A new one is a file here and its line in `ALL`. The graph is put together from what the file says.
+//! To add one, add a module and its entry in `ALL`.
 
 mod bert;
 mod distilbert;
@@ -24,33 +24,33 @@ const ALL: [&Architecture; 6] = [
     &modernbert::ARCHITECTURE,
 ];
 
-/// Far beyond every published model, and small enough that no product of two overflows.
+// Beyond every published model, and small enough that no product of two overflows.
 const MAX_WIDTH: usize = 1 << 17;
 const MAX_LAYERS: usize = 1 << 10;
-const MAX_VOCABULARY: usize = 1 << 25;
+pub(super) const MAX_VOCABULARY: usize = 1 << 25;
 const MAX_POSITIONS: usize = 1 << 20;
-/// Token types travel as one byte.
-const MAX_TYPES: usize = 256;
+/// Token types are stored as one byte.
+pub(super) const MAX_TYPES: usize = 256;
 
 /// One architecture.
 pub(super) struct Architecture {
     /// The name shown to operators and clients.
     pub(super) name: &'static str,
-    /// The kinds of model that share it.
+    /// Model types with this architecture.
     pub(super) kinds: &'static [Kind],
     /// Reads `config.json`.
     pub(super) encoder: fn(&Object, &Kind) -> Result<EncoderConfig, ModelError>,
-    /// The head of its classifying class, for so many labels.
+    /// The head of its sequence classification class, for a number of labels.
     pub(super) head: fn(&Object, &EncoderConfig, usize) -> Result<Head, ModelError>,
 }
 
-/// One kind of model that Hugging Face knows by a name of its own.
+/// A model type of transformers.
 pub(super) struct Kind {
     pub(super) model_type: &'static str,
     pub(super) class: &'static str,
-    /// The tokenizer class where none is named.
+    /// Default tokenizer class.
     pub(super) tokenizer: &'static str,
-    /// The padding token where none is named.
+    /// Default padding token.
     pub(super) pad_token_id: u32,
 }
 
@@ -60,8 +60,8 @@ impl Kind {
     }
 }
 
-/// The architecture and kind of a model. As in transformers, `model_type` decides, and the class named
-/// in `architectures` where there is none.
+/// Finds a model type. As in transformers, `model_type` takes precedence over the class in
+/// `architectures`.
 pub(super) fn find(
     model_type: Option<&str>,
     class: Option<&str>,
@@ -74,18 +74,18 @@ pub(super) fn find(
     kinds().find(|(_, kind)| wanted(kind))
 }
 
-/// Every kind of model that can be served.
+/// All supported model types.
 pub(super) fn kinds() -> impl Iterator<Item = (&'static Architecture, &'static Kind)> {
     let kinds = |of: &'static Architecture| of.kinds.iter().map(move |kind| (of, kind));
     ALL.into_iter().flat_map(kinds)
 }
 
-/// The function between the two matrices of a layer's feed-forward part.
+/// The activation of the feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HiddenAct {
-    /// GELU by the error function.
+    /// GELU, exact (error function).
     Gelu,
-    /// GELU by its tanh approximation.
+    /// GELU, tanh approximation.
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
@@ -104,53 +104,53 @@ impl HiddenAct {
     fn read(config: &Object, field: &str) -> Result<Self, ModelError> {
         let name = config.text(field)?.unwrap_or("gelu");
         Self::from_name(name).ok_or_else(|| {
-            config.bad(
+            config.invalid(
                 field,
                 &format!(
-                    "is `{name}`; `gelu`, `gelu_new`, `gelu_pytorch_tanh` and `relu` are served"
+                    "is `{name}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh` and `relu`"
                 ),
             )
         })
     }
 }
 
-/// The sizes of the encoder, all checked to be above 0 and to fit together, and its tensors.
+/// Sizes and tensor names of the encoder. The sizes are positive and consistent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Width of a token's vector; a multiple of `heads`.
+    /// Width of the hidden states; a multiple of `heads`.
     pub hidden_size: usize,
-    /// Width of the embeddings; where it is not `hidden_size`, they are projected.
+    /// Width of the embeddings; projected if it differs from `hidden_size`.
     pub embedding_size: usize,
     /// Number of layers.
     pub layers: usize,
-    /// Attention heads of a layer.
+    /// Attention heads per layer.
     pub heads: usize,
-    /// Width of the feed-forward part.
+    /// Width of the feed-forward network.
     pub intermediate_size: usize,
     /// Rows of the word embeddings.
     pub vocab_size: usize,
-    /// Rows of the position embeddings, of which the first `first_position` are for no token.
+    /// Rows of the position embeddings; the first `first_position` are unused.
     pub max_positions: usize,
-    /// Rows of the token type embeddings, at most 256; 1 where there are none.
+    /// Rows of the token type embeddings, at most 256; 1 if there are none.
     pub type_vocab_size: usize,
-    /// Added to the variance in LayerNorm.
+    /// Epsilon of LayerNorm.
     pub layer_norm_eps: f32,
     /// Id of the padding token; below `vocab_size`.
     pub pad_token_id: u32,
-    /// Function of the feed-forward part.
+    /// Activation of the feed-forward network.
     pub hidden_act: HiddenAct,
-    /// Position of a sequence's first token; below `max_positions`.
+    /// Position of the first token; below `max_positions`.
     pub first_position: usize,
-    /// A token that takes the place before the first and is not counted, where a text spells it out.
-    pub uncounted: Option<u32>,
-    /// The form of the layers.
+    /// A token (the padding token) that positions skip, spelled out in a text: it takes the position before
+    /// the first.
+    pub skipped_token: Option<u32>,
+    /// Structure of the layers.
     pub form: LayerForm,
-    /// What the encoder's tensors are called.
+    /// Tensor names.
     pub tensors: Tensors,
 }
 
-/// The form of an encoder's layers. Each has its own way to become a graph; an architecture of a form that is
-/// here is one file.
+/// Structure of an encoder's layers. Each variant has its own graph builder.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LayerForm {
     /// Post-norm with absolute position embeddings: BERT.
@@ -162,25 +162,24 @@ pub enum LayerForm {
     PreNormGated(PreNormGated),
 }
 
-/// A relative position bias: added to an attention score by the distance of the key from the query, the same in
-/// all layers.
+/// A relative position bias, added to attention scores by the distance from query to key, shared by all
+/// layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelativeBias {
-    /// The name of the table, `[buckets, heads]`.
+    /// Name of the table, `[buckets, heads]`.
     pub table: &'static str,
-    /// Its rows; distances share them.
+    /// Rows of the table.
     pub buckets: usize,
-    /// The row of each distance, from the farthest before the query to the farthest behind; the first and last
-    /// serve all that are farther.
+    /// Row of each distance, from `-reach` to `reach`; farther distances use the first and the last.
     pub rows: Vec<usize>,
 }
 
 /// Options of pre-norm layers with a gated linear unit (GLU; GeGLU where the activation is GELU).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreNormGated {
-    /// Of each layer, whether its attention is local (a sliding window) instead of global.
+    /// Whether the attention of each layer is local (a sliding window) instead of global.
     pub local: Vec<bool>,
-    /// Tokens before and behind its own that a token of a local layer attends to.
+    /// Tokens on either side that a token of a local layer attends to.
     pub window: usize,
     /// Base of the rotary embeddings of global layers.
     pub global_theta: f32,
@@ -196,38 +195,38 @@ pub struct PreNormGated {
     pub final_norm: &'static str,
 }
 
-/// What the tensors of an encoder are called, without `.weight` and `.bias`.
+/// Tensor names of an encoder, without `.weight` and `.bias`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensors {
-    /// In front of all other names, with its dot; empty in the checkpoint of an encoder without a head.
+    /// Prefix of all names, with its dot; empty in the checkpoint of a bare encoder.
     pub prefix: &'static str,
     /// Word embeddings.
     pub words: &'static str,
-    /// Position embeddings, where there are some.
+    /// Absolute position embeddings, if any.
     pub positions: Option<&'static str>,
-    /// Token type embeddings, where there are some.
+    /// Token type embeddings, if any.
     pub types: Option<&'static str>,
-    /// LayerNorm of the sum of these.
+    /// LayerNorm of the sum of the embeddings.
     pub norm: &'static str,
-    /// Projection of the embeddings, where they are narrower than the layers.
+    /// Projection of the embeddings, if they are narrower than the layers.
     pub projection: &'static str,
-    /// In front of the number of a layer.
+    /// Prefix of the layer index.
     pub layer: &'static str,
-    /// In a layer: queries, keys and values. Layers with a gate have all three in the first.
+    /// Query projection of a layer; of gated layers, the fused QKV projection.
     pub query: &'static str,
-    /// See `query`.
+    /// Key projection of a layer.
     pub key: &'static str,
-    /// See `query`.
+    /// Value projection of a layer.
     pub value: &'static str,
-    /// In a layer: projection of what attention gives.
+    /// Output projection of a layer's attention.
     pub output: &'static str,
-    /// In a layer: LayerNorm after attention, or before it.
+    /// LayerNorm after attention (post-norm) or before it (pre-norm).
     pub attention_norm: &'static str,
-    /// In a layer: the first matrix of the feed-forward part.
+    /// Up projection of the feed-forward network; of gated layers, fused with the gate.
     pub up: &'static str,
-    /// In a layer: the second one.
+    /// Down projection of the feed-forward network.
     pub down: &'static str,
-    /// In a layer: LayerNorm after all, or before the feed-forward part.
+    /// LayerNorm after the feed-forward network (post-norm) or before it (pre-norm).
     pub output_norm: &'static str,
 }
 
@@ -237,8 +236,8 @@ impl Tensors {
         format!("{}{part}", self.prefix)
     }
 
-    /// Takes the prefix off where the weights have none: so encoders are saved that have no head.
-    pub(super) fn settle(&mut self, weights: &Weights) {
+    /// Drops the prefix if the weights have none, as in the checkpoint of a bare encoder.
+    pub(super) fn resolve_prefix(&mut self, weights: &Weights) {
         let words = format!("{}.weight", self.words);
         let prefixed = format!("{}{words}", self.prefix);
         if weights.shape(&prefixed).is_none() && weights.shape(&words).is_some() {
@@ -252,7 +251,7 @@ impl Tensors {
     }
 }
 
-/// The names of BERT, which most of its descendants kept.
+/// Tensor names of BERT, which most of its descendants kept.
 const BERT_TENSORS: Tensors = Tensors {
     prefix: "bert.",
     words: "embeddings.word_embeddings",
@@ -271,7 +270,7 @@ const BERT_TENSORS: Tensors = Tensors {
     output_norm: "output.LayerNorm",
 };
 
-/// What `config.json` calls the sizes of an encoder.
+/// Field names in `config.json`.
 #[derive(Clone, Copy)]
 struct Fields {
     hidden_size: &'static str,
@@ -280,11 +279,11 @@ struct Fields {
     intermediate_size: &'static str,
     hidden_act: &'static str,
     layer_norm_eps: &'static str,
-    /// Where `layer_norm_eps` is missing.
+    /// Default of `layer_norm_eps`.
     default_eps: f64,
 }
 
-/// The names of BERT.
+/// Field names of BERT.
 const BERT_FIELDS: Fields = Fields {
     hidden_size: "hidden_size",
     layers: "num_hidden_layers",
@@ -296,7 +295,7 @@ const BERT_FIELDS: Fields = Fields {
 };
 
 impl EncoderConfig {
-    /// Reads what all architectures have in common; positions are numbered from 0.
+    /// Reads the common fields; positions start at 0.
     fn read(
         config: &Object,
         kind: &Kind,
@@ -305,28 +304,29 @@ impl EncoderConfig {
     ) -> Result<Self, ModelError> {
         check_attention(config)?;
         let hidden_size = config.size(fields.hidden_size, MAX_WIDTH)?;
+        let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;
         let encoder = Self {
             hidden_size,
             embedding_size: hidden_size,
             layers: config.size(fields.layers, MAX_LAYERS)?,
             heads: config.size(fields.heads, MAX_WIDTH)?,
             intermediate_size: config.size(fields.intermediate_size, MAX_WIDTH)?,
-            vocab_size: config.size("vocab_size", MAX_VOCABULARY)?,
+            vocab_size,
             max_positions: config.size("max_position_embeddings", MAX_POSITIONS)?,
             type_vocab_size: match tensors.types {
                 Some(_) => config.size_or("type_vocab_size", 2, MAX_TYPES)?,
                 None => 1,
             },
             layer_norm_eps: epsilon(config, fields.layer_norm_eps, fields.default_eps)?,
-            pad_token_id: pad_token_id(config, kind)?,
+            pad_token_id: pad_token_id(config, kind.pad_token_id, vocab_size)?,
             hidden_act: HiddenAct::read(config, fields.hidden_act)?,
             first_position: 0,
-            uncounted: None,
+            skipped_token: None,
             form: LayerForm::PostNorm,
             tensors,
         };
         if !encoder.hidden_size.is_multiple_of(encoder.heads) {
-            return Err(config.bad(
+            return Err(config.invalid(
                 fields.heads,
                 &format!(
                     "is {}, which does not divide `{}` {}",
@@ -334,24 +334,14 @@ impl EncoderConfig {
                 ),
             ));
         }
-        if encoder.pad_token_id as usize >= encoder.vocab_size {
-            return Err(config.bad(
-                "pad_token_id",
-                &format!(
-                    "is {}, not below `vocab_size` {}",
-                    encoder.pad_token_id, encoder.vocab_size
-                ),
-            ));
-        }
         Ok(encoder)
     }
 
-    /// The same with positions that begin behind the id of the padding token, which itself takes the
-    /// place before them.
-    fn numbered_past(self, config: &Object, padding: u32) -> Result<Self, ModelError> {
+    /// Starts positions after the id of the padding token, which itself takes the position before them.
+    fn with_positions_after(self, config: &Object, padding: u32) -> Result<Self, ModelError> {
         let first_position = padding as usize + 1;
         if first_position >= self.max_positions {
-            return Err(config.bad(
+            return Err(config.invalid(
                 "max_position_embeddings",
                 &format!(
                     "is {}, which leaves no position after `pad_token_id` {padding}",
@@ -361,50 +351,55 @@ impl EncoderConfig {
         }
         Ok(Self {
             first_position,
-            uncounted: Some(padding),
+            skipped_token: Some(padding),
             ..self
         })
     }
 
-    /// Tokens that the position embeddings have room for.
+    /// Maximum tokens of a sequence.
     pub fn usable_positions(&self) -> usize {
         self.max_positions - self.first_position
     }
 }
 
-/// Refuses attention that the graph does not compute.
+/// Rejects kinds of attention that the graph does not implement.
 fn check_attention(config: &Object) -> Result<(), ModelError> {
     if let Some(kind) = config.text("position_embedding_type")?
         && kind != "absolute"
     {
-        return Err(config.bad(
+        return Err(config.invalid(
             "position_embedding_type",
-            &format!("is `{kind}`; only `absolute` is served"),
+            &format!("is `{kind}`; only `absolute` is supported"),
         ));
     }
     for field in ["is_decoder", "add_cross_attention"] {
         if config.flag(field)? == Some(true) {
-            return Err(config.bad(field, "is true; only encoders are served"));
+            return Err(config.invalid(field, "is true; only encoders are supported"));
         }
     }
     Ok(())
 }
 
-/// What LayerNorm adds to a variance.
+/// Epsilon of LayerNorm.
 fn epsilon(config: &Object, field: &str, default: f64) -> Result<f32, ModelError> {
     let eps = config.number(field)?.unwrap_or(default);
     if eps > 0.0 && eps < 1.0 {
         return Ok(eps as f32);
     }
-    Err(config.bad(field, &format!("is {eps}; it must be between 0 and 1")))
+    Err(config.invalid(field, &format!("is {eps}; it must be between 0 and 1")))
 }
 
-fn pad_token_id(config: &Object, kind: &Kind) -> Result<u32, ModelError> {
-    let Some(id) = config.number("pad_token_id")? else {
-        return Ok(kind.pad_token_id);
-    };
-    if id >= 0.0 && id.fract() == 0.0 && id < MAX_VOCABULARY as f64 {
+pub(super) fn pad_token_id(
+    config: &Object,
+    default: u32,
+    vocab_size: usize,
+) -> Result<u32, ModelError> {
+    let id = config.number("pad_token_id")?.unwrap_or(default.into());
+    if id >= 0.0 && id.fract() == 0.0 && id < vocab_size as f64 {
         return Ok(id as u32);
     }
-    Err(config.bad("pad_token_id", &format!("is {id}; it must be a token id")))
+    Err(config.invalid(
+        "pad_token_id",
+        &format!("is {id}; it must be a token id below `vocab_size` {vocab_size}"),
+    ))
 }

@@ -1,42 +1,36 @@
-//! Rerankers that are language models, asked for `yes` or `no`: told apart, so that none is served wrongly.
+//! Detects causal language models used as rerankers, which are not supported.
 
 use serde_json::Value;
 
 use super::json::{Object, read_value};
+use super::modules::MODULES;
 use super::{Files, ModelError};
 
-/// Refuses a model whose score is the logit of a word. Its weights would load as far as names go, and
-/// every score would be wrong without the template of its questions and the words that it answers with.
-pub(super) fn refuse(config: &Object, files: &Files) -> Result<(), ModelError> {
-    if let Some(Value::Array(modules)) = read_value(files, "modules.json")? {
-        let class = |module: &Value| {
-            module
-                .get("type")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        };
-        let classes = modules.iter().filter_map(class);
-        if let Some(class) = classes
-            .into_iter()
-            .find(|class| class.ends_with(".LogitScore"))
-        {
-            return Err(causal(&format!(
-                "{} lists `{class}`",
-                files.place("modules.json")
-            )));
-        }
+/// Rejects a model whose score is the logit of a token. Its weights could load, but without its prompt
+/// template and its answer tokens every score would be wrong.
+pub(super) fn reject(config: &Object, files: &Files) -> Result<(), ModelError> {
+    let modules = read_value(files, MODULES)?.unwrap_or_default();
+    let mut modules = modules.as_array().into_iter().flatten();
+    let logit_score = modules.find_map(|module| {
+        let class = module.get("type")?.as_str()?;
+        class.ends_with(".LogitScore").then_some(class)
+    });
+    if let Some(class) = logit_score {
+        return Err(causal(&format!(
+            "{} lists `{class}`",
+            files.location(MODULES)
+        )));
     }
     let classes = config.list("architectures")?.into_iter().flatten();
-    let mut names = classes.filter_map(Value::as_str);
-    let generating = |name: &&str| {
+    let generative = |name: &&str| {
         ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"]
             .iter()
-            .any(|end| name.ends_with(end))
+            .any(|suffix| name.ends_with(suffix))
     };
-    match names.find(generating) {
+    match classes.filter_map(Value::as_str).find(generative) {
         Some(name) => Err(causal(&format!(
             "{}: `architectures` is `{name}`",
-            config.place()
+            config.location()
         ))),
         None => Ok(()),
     }
@@ -45,9 +39,8 @@ pub(super) fn refuse(config: &Object, files: &Files) -> Result<(), ModelError> {
 fn causal(what: &str) -> ModelError {
     ModelError::new(
         format!(
-            "{what}: this is a language model that answers `yes` or `no`, and what is missing here is causal \
-             attention, its template of questions, and reading a score off the logits of two words"
+            "{what}: causal language models, which answer `yes` or `no` to a prompt template, are not supported"
         ),
-        "take a model with a head for sequence classification, such as `BAAI/bge-reranker-v2-m3`",
+        "use a model with a sequence classification head, such as `BAAI/bge-reranker-v2-m3`",
     )
 }

@@ -1,6 +1,6 @@
-//! The model that is compiled in, so that the server runs with nothing to download.
+//! The embedded model, so that the server runs without a download.
 
-/// Its name in answers and logs.
+/// Its id in responses and logs.
 pub(super) const ID: &str = "minilm-l6-rank";
 
 macro_rules! files {

@@ -1,110 +1,110 @@
-//! From a pair of texts to the token ids that the model reads.
+//! Encodes pairs of texts to token ids.
 //!
-//! The ids are those of the tokenizer's own pair encoding, truncated `longest_first`, but a query
-//! is tokenized once for all its documents, and a pair is put together by copying ids.
+//! The ids equal those of the tokenizer's own pair encoding with `longest_first` truncation, but a query
+//! is tokenized once for all its documents, and pairs are assembled by copying ids.
 
 mod cut;
-mod fitted;
 mod pieces;
-mod side;
 mod squeeze;
 mod template;
+mod text;
 mod tokens;
 mod truncate;
+mod truncating;
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-pub use fitted::Fitted;
 pub use tokens::TextToken;
 pub use truncate::longest_first;
+pub use truncating::TruncatingEncoder;
 
 use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
-use rerankd_core::{Fit, Pair};
-use side::{Side, SideTokenizer};
+use rerankd_core::{Pair, TruncationOptions};
 use template::PairTemplate;
+use text::{TextTokenizer, TextTokens};
 
-/// Why pairs were not encoded.
+/// Why pairs could not be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// The caller turned `cancelled`.
+    /// The caller set `cancelled`.
     #[error("the request was cancelled")]
     Cancelled,
-    /// The tokenizer failed on a text. The text is for the log and holds nothing of the input.
+    /// The tokenizer failed on a text. The message contains none of the input.
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
-    /// The query leaves the document no room, and must not be cut.
+    /// The query leaves no room for the document and must not be truncated.
     #[error("the query has {tokens} tokens; the limit is {limit}")]
     QueryTooLong {
-        /// Tokens of the query, or at least so many.
+        /// Tokens of the query, or a lower bound.
         tokens: usize,
-        /// Most it may have.
+        /// Maximum tokens of the query.
         limit: usize,
     },
 }
 
-/// A query that was tokenized once, prompt included.
+/// A tokenized query, prompt included.
 #[derive(Debug, Clone)]
 pub struct QueryTokens {
-    side: Side,
-    /// The text, where `side` does not stand for all of it.
+    tokens: TextTokens,
+    /// The text, if `tokens` does not cover all of it.
     text: Option<String>,
-    /// The number of tokens of the text, once it was needed.
+    /// The exact number of tokens, computed on demand.
     length: OnceLock<usize>,
 }
 
-/// One pair, ready for a batch.
+/// An encoded pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedPair {
-    /// What the model reads; at most the maximum length.
+    /// The first chunk; at most the maximum length.
     pub encoding: Encoding,
-    /// Further parts of a document that is read in several, each with the query.
-    pub further: Vec<Encoding>,
-    /// Tokens before truncation, special ones included. Where one text alone exceeds the maximum
-    /// length it is a lower bound, still above the maximum: the rest is not tokenized.
+    /// Further chunks of the document, each with the query.
+    pub further_chunks: Vec<Encoding>,
+    /// Tokens before truncation, special tokens included. If one text alone exceeds the maximum length, this
+    /// is a lower bound above the maximum: the rest is not tokenized.
     pub full_length: usize,
-    /// Tokens of all this that the model reads, those that every part repeats counted once.
+    /// Tokens that the model reads, with those repeated in every chunk counted once.
     read_length: usize,
 }
 
 impl EncodedPair {
-    /// Whether the pair was cut to fit.
+    /// Whether the pair was truncated.
     pub fn truncated(&self) -> bool {
         self.full_length > self.read_length
     }
 
-    /// All that the model reads, part by part.
+    /// All chunks.
     pub fn encodings(self) -> impl Iterator<Item = Encoding> {
-        std::iter::once(self.encoding).chain(self.further)
+        std::iter::once(self.encoding).chain(self.further_chunks)
     }
 
-    /// Number of parts.
-    pub fn parts(&self) -> usize {
-        1 + self.further.len()
+    /// Number of chunks.
+    pub fn chunks(&self) -> usize {
+        1 + self.further_chunks.len()
     }
 
-    /// Tokens of all parts.
+    /// Tokens of all chunks.
     pub fn tokens(&self) -> usize {
-        self.encoding.len() + self.further.iter().map(Encoding::len).sum::<usize>()
+        self.encoding.len() + self.further_chunks.iter().map(Encoding::len).sum::<usize>()
     }
 }
 
-/// Encodes pairs for one model; shared by all threads.
+/// Encodes pairs for a model. Shared by all threads.
 #[derive(Debug)]
 pub struct PairEncoder {
-    side: SideTokenizer,
+    tokenizer: TextTokenizer,
     template: PairTemplate,
     max_length: usize,
     prompt: Option<String>,
-    strategy: rerankd_core::Strategy,
+    strategy: rerankd_core::TruncationStrategy,
 }
 
 impl PairEncoder {
-    /// The encoder of `model`, with all that its configuration says about texts.
+    /// The encoder of `model`.
     ///
     /// # Errors
-    /// [`ModelError`] when `tokenizer.json` cannot be used, or does not fit the model.
+    /// [`ModelError`] if `tokenizer.json` is invalid or does not match the model.
     pub fn for_model(model: &Model) -> Result<Self, ModelError> {
         let manifest = &model.manifest;
         let encoder = Self::with_config(
@@ -113,17 +113,17 @@ impl PairEncoder {
             manifest.prompt.as_deref(),
             &manifest.tokenizer,
         )?;
-        encoder.check_fit(
+        encoder.check_compatible(
             manifest.encoder.vocab_size,
             manifest.encoder.type_vocab_size,
         )?;
         Ok(encoder)
     }
 
-    /// The encoder of a model that comes as an ONNX file.
+    /// The encoder of an exported model.
     ///
     /// # Errors
-    /// As [`Self::for_model`].
+    /// Same as [`Self::for_model`].
     pub fn for_exported(model: &ExportedModel) -> Result<Self, ModelError> {
         let encoder = Self::with_config(
             &model.tokenizer,
@@ -131,16 +131,15 @@ impl PairEncoder {
             model.prompt.as_deref(),
             &model.tokenizer_config,
         )?;
-        encoder.check_fit(model.vocab_size, model.type_vocab_size)?;
+        encoder.check_compatible(model.vocab_size, model.type_vocab_size)?;
         Ok(encoder)
     }
 
-    /// An encoder that takes `tokenizer.json` as it is, and cuts pairs to `max_length` tokens,
-    /// special ones included.
+    /// An encoder for an unmodified `tokenizer.json` that truncates pairs to `max_length` tokens, special tokens
+    /// included.
     ///
     /// # Errors
-    /// [`ModelError`] when the tokenizer cannot be used, or `max_length` has no room for a token
-    /// beside the special ones.
+    /// [`ModelError`] if the tokenizer is invalid, or `max_length` leaves no room besides special tokens.
     pub fn new(
         tokenizer_json: &[u8],
         max_length: usize,
@@ -160,103 +159,109 @@ impl PairEncoder {
         prompt: Option<&str>,
         config: &TokenizerConfig,
     ) -> Result<Self, ModelError> {
-        let side = SideTokenizer::new(tokenizer_json, config)?;
-        let mut template = PairTemplate::of(side.tokenizer())?;
+        let tokenizer = TextTokenizer::new(tokenizer_json, config)?;
+        let mut template = PairTemplate::of(tokenizer.inner())?;
         if !config.uses_type_ids {
-            template.forget_types();
+            template.clear_types();
         }
         let special = template.special_tokens();
         if max_length <= special {
             return Err(ModelError::new(
                 format!(
-                    "the maximum length of {max_length} tokens has no room beside the {special} special tokens of a pair"
+                    "the maximum length of {max_length} tokens leaves no room besides the {special} special tokens of a pair"
                 ),
-                "set `model_max_length` in `tokenizer_config.json` to what the model was trained with",
+                "set `model_max_length` in `tokenizer_config.json` to the length the model was trained with",
             ));
         }
         Ok(Self {
-            side,
+            tokenizer,
             template,
             max_length,
             prompt: prompt.map(str::to_owned),
-            strategy: rerankd_core::Strategy::default(),
+            strategy: rerankd_core::TruncationStrategy::default(),
         })
     }
 
-    /// The same encoder, which cuts by `strategy` unless a request says otherwise.
+    /// Sets the default truncation strategy.
     #[must_use]
-    pub fn with_strategy(self, strategy: rerankd_core::Strategy) -> Self {
+    pub fn with_strategy(self, strategy: rerankd_core::TruncationStrategy) -> Self {
         Self { strategy, ..self }
     }
 
-    /// Most tokens of a pair, special ones included.
+    /// Maximum tokens of a pair, special tokens included.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// The encoder for texts that are to be read as `fit` says.
-    pub fn fitting(&self, fit: Fit) -> Fitted<'_> {
-        Fitted::new(self, fit)
+    /// Binds the truncation options of a request.
+    pub fn truncating(&self, options: TruncationOptions) -> TruncatingEncoder<'_> {
+        TruncatingEncoder::new(self, options)
     }
 
-    /// Bytes that [`Fitted`] reads of a text of `length` bytes, about: its cost.
-    pub fn bytes_read(&self, length: usize, fit: Fit) -> usize {
-        self.fitting(fit).bytes_read(length)
+    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
+    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
+        self.truncating(options).bytes_read(length)
     }
 
-    /// As [`Fitted::query`], with nothing asked for.
+    /// [`TruncatingEncoder::query`] with default options.
     ///
     /// # Errors
-    /// As [`Fitted::query`].
+    /// Same as [`TruncatingEncoder::query`].
     pub fn query(&self, text: &str) -> Result<QueryTokens, EncodeError> {
-        self.fitting(Fit::default()).query(text)
+        self.truncating(TruncationOptions::default()).query(text)
     }
 
-    /// As [`Fitted::pair`], with nothing asked for.
+    /// [`TruncatingEncoder::pair`] with default options.
     ///
     /// # Errors
-    /// As [`Fitted::pair`].
+    /// Same as [`TruncatingEncoder::pair`].
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
-        self.fitting(Fit::default()).pair(query, document)
+        self.truncating(TruncationOptions::default())
+            .pair(query, document)
     }
 
-    /// As [`Fitted::encode`], with nothing asked for.
+    /// [`TruncatingEncoder::encode`] with default options.
     ///
     /// # Errors
-    /// As [`Fitted::encode`].
+    /// Same as [`TruncatingEncoder::encode`].
     pub fn encode(
         &self,
         pairs: &[Pair],
         cancelled: &AtomicBool,
     ) -> Result<Vec<EncodedPair>, EncodeError> {
-        self.fitting(Fit::default()).encode(pairs, cancelled)
+        self.truncating(TruncationOptions::default())
+            .encode(pairs, cancelled)
     }
 
-    /// Refuses a tokenizer that makes ids for which the model has no embedding, or pairs without
-    /// the first token that the head reads.
-    fn check_fit(&self, vocab_size: usize, type_vocab_size: usize) -> Result<(), ModelError> {
-        // Not their number: ids may have gaps, and a table is read at the id.
-        let ids = self.side.tokenizer().get_vocab(true).into_values();
+    /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens: the
+    /// head reads the first one.
+    fn check_compatible(
+        &self,
+        vocab_size: usize,
+        type_vocab_size: usize,
+    ) -> Result<(), ModelError> {
+        // Not their number: ids may have gaps.
+        let ids = self.tokenizer.inner().get_vocab(true).into_values();
         let tokens = ids.max().map_or(0, |id| id as usize + 1);
         if tokens > vocab_size {
             return Err(ModelError::new(
                 format!(
                     "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
                 ),
-                "use the tokenizer that the model was trained with",
+                "use the tokenizer the model was trained with",
             ));
         }
         if self.template.special_tokens() == 0 {
             return Err(ModelError::new(
                 "`tokenizer.json`: `post_processor` adds no special tokens to a pair",
-                "save the tokenizer again with the class that the model was trained with, such as `BertTokenizer`",
+                "save the tokenizer again with the class the model was trained with, such as `BertTokenizer`",
             ));
         }
         let types = usize::from(self.template.highest_type()) + 1;
         if types > type_vocab_size {
             return Err(ModelError::new(
                 format!(
-                    "`tokenizer.json` makes {types} token types, but `type_vocab_size` in `config.json` is {type_vocab_size}"
+                    "`tokenizer.json` has {types} token types, but `type_vocab_size` in `config.json` is {type_vocab_size}"
                 ),
                 "set `model_input_names` in `tokenizer_config.json` to `[\"input_ids\", \"attention_mask\"]` if the model was trained without token types",
             ));

@@ -1,19 +1,19 @@
-//! A model that somebody else made a graph of: an ONNX file with the configuration and the tokenizer of
-//! the model beside it.
+//! A model exported to an ONNX file, with its configuration and tokenizer.
 
 use std::path::{Component, Path, PathBuf};
 
+use super::arch::{MAX_TYPES, MAX_VOCABULARY, pad_token_id};
 use super::json::Object;
 use super::manifest;
 use super::modules::SavedSettings;
 use super::{Files, ModelError, TokenizerConfig, directory_name};
 use rerankd_core::Activation;
 
-/// Where the file lies when it is not named, in the order in which it is looked for.
-pub const PLACES: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
+/// Default paths of the file, in order of preference.
+pub const DEFAULT_PATHS: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
 
-/// Kinds of model whose positions begin behind the id of the padding token.
-const NUMBERED_PAST_PADDING: [&str; 11] = [
+/// Model types whose positions start after the id of the padding token.
+const OFFSET_POSITIONS: [&str; 11] = [
     "camembert",
     "data2vec-text",
     "ibert",
@@ -26,52 +26,48 @@ const NUMBERED_PAST_PADDING: [&str; 11] = [
     "xlm-roberta",
     "xlm-roberta-xl",
 ];
-const MAX_VOCABULARY: usize = 1 << 25;
-/// Token types travel as one byte.
-const MAX_TYPES: usize = 256;
 
-/// A cross-encoder whose graph is in an ONNX file. What the file says of itself is not read yet.
+/// A cross-encoder with an ONNX graph, which is not read yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportedModel {
-    /// The directory's name.
+    /// The model's id.
     pub id: String,
-    /// What `config.json` calls this kind of model.
+    /// `model_type` in `config.json`.
     pub architecture: String,
-    /// Names of the labels, in the order of the logits; at least one.
+    /// Label names, in the order of the logits; at least one.
     pub labels: Vec<String>,
-    /// Most tokens of a pair, special tokens included.
+    /// Maximum tokens of a pair, special tokens included.
     pub max_length: usize,
-    /// Text that is put in front of every query.
+    /// Text prepended to every query.
     pub prompt: Option<String>,
-    /// How texts become tokens.
+    /// Tokenizer settings.
     pub tokenizer_config: TokenizerConfig,
-    /// What stands between logits and scores.
+    /// Activation from logits to scores.
     pub activation: Activation,
     /// Rows of the word embeddings.
     pub vocab_size: usize,
-    /// Token types that the model knows.
+    /// Number of token types.
     pub type_vocab_size: usize,
     /// Id of the padding token; below `vocab_size`.
     pub pad_token_id: u32,
-    /// Position of a sequence's first token: 0, or behind the padding id in RoBERTa's kind.
+    /// Position of the first token: 0, or the padding id plus 1 for RoBERTa and its relatives.
     pub first_position: usize,
-    /// The bytes of `tokenizer.json`.
+    /// The content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// The ONNX file.
     pub path: PathBuf,
 }
 
 impl ExportedModel {
-    /// Opens a directory with an ONNX file: the one of this `name` in it, or the one that lies in one of
-    /// the usual [`PLACES`].
+    /// Opens a directory with an ONNX file: `name`, or one of the [`DEFAULT_PATHS`].
     ///
     /// # Errors
-    /// [`ModelError`] when a file is missing or broken.
+    /// [`ModelError`] if a file is missing or invalid.
     pub fn open(dir: &Path, name: Option<&Path>) -> Result<Self, ModelError> {
-        let files = Files::of(dir)?;
+        let files = Files::in_directory(dir)?;
         let name = match name {
-            Some(name) => place_of(name)?,
-            None => Self::find(&files).unwrap_or(PLACES[0]).to_owned(),
+            Some(name) => relative_path(name)?,
+            None => Self::find(&files).unwrap_or(DEFAULT_PATHS[0]).to_owned(),
         };
         let path = dir.join(&name);
         if !path.is_file() {
@@ -83,9 +79,9 @@ impl ExportedModel {
         Self::read(directory_name(dir), &files, path)
     }
 
-    /// The file of the usual name, where there is one.
+    /// The first of the [`DEFAULT_PATHS`] that exists.
     pub fn find(files: &Files) -> Option<&'static str> {
-        PLACES.into_iter().find(|place| files.contains(place))
+        DEFAULT_PATHS.into_iter().find(|path| files.contains(path))
     }
 
     fn read(id: String, files: &Files, path: PathBuf) -> Result<Self, ModelError> {
@@ -95,10 +91,11 @@ impl ExportedModel {
         let labels = manifest::all_labels(&config, &saved)?;
         let architecture = config.text("model_type")?.unwrap_or("unknown").to_owned();
         let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;
-        let pad_token_id = pad_token_id(&config, vocab_size)?;
-        let first_position = match NUMBERED_PAST_PADDING.contains(&architecture.as_str()) {
-            true => pad_token_id as usize + 1,
-            false => 0,
+        let pad_token_id = pad_token_id(&config, 0, vocab_size)?;
+        let first_position = if OFFSET_POSITIONS.contains(&architecture.as_str()) {
+            pad_token_id as usize + 1
+        } else {
+            0
         };
         let positions = config.count("max_position_embeddings")?;
         let positions = positions.unwrap_or(usize::MAX);
@@ -106,8 +103,11 @@ impl ExportedModel {
             .min(positions.saturating_sub(first_position));
         if max_length == 0 || max_length > 1 << 20 {
             return Err(ModelError::new(
-                format!("{}: nothing says how long a pair may be", config.place()),
-                "set `model_max_length` in `tokenizer_config.json` to what the model was trained with",
+                format!(
+                    "{}: the maximum length of a pair is unknown",
+                    config.location()
+                ),
+                "set `model_max_length` in `tokenizer_config.json` to the length the model was trained with",
             ));
         }
         Ok(Self {
@@ -133,30 +133,26 @@ impl ExportedModel {
     }
 }
 
-/// The place of a file that somebody named, in the directory of its model: names with `/` between them.
+/// A path given by the user, normalized: components separated by `/`.
 ///
 /// # Errors
-/// [`ModelError`] when it does not lie in there.
-pub fn place_of(name: &Path) -> Result<String, ModelError> {
-    match stays_inside(name) {
-        true => Ok(below("", name)),
-        false => Err(ModelError::new(
-            format!("`{}` does not lie in the model's directory", name.display()),
-            "name it by its path in the directory, such as `onnx/model_quantized.onnx`",
-        )),
+/// [`ModelError`] if it leaves the model's directory.
+pub fn relative_path(name: &Path) -> Result<String, ModelError> {
+    if stays_inside(name) {
+        return Ok(join("", name));
     }
+    Err(ModelError::new(
+        format!("`{}` is outside the model's directory", name.display()),
+        "give its path in the directory, such as `onnx/model_quantized.onnx`",
+    ))
 }
 
-/// The place of the file `name` in the folder of the file at `place`, for a name that
-/// [`stays_inside`] of it.
-pub fn beside(place: &str, name: &Path) -> String {
-    below(
-        place.rsplit_once('/').map_or("", |(folder, _)| folder),
-        name,
-    )
+/// `name` in the folder of the file `path`, for a name that [`stays_inside`] it.
+pub fn sibling(path: &str, name: &Path) -> String {
+    join(path.rsplit_once('/').map_or("", |(folder, _)| folder), name)
 }
 
-fn below(folder: &str, name: &Path) -> String {
+fn join(folder: &str, name: &Path) -> String {
     let names = name.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_string_lossy()),
         _ => None,
@@ -166,14 +162,14 @@ fn below(folder: &str, name: &Path) -> String {
     parts.join("/")
 }
 
-/// Whether a path leads to a place below the directory that it is taken from, by its names alone.
+/// Whether a relative path stays below its directory, without following links.
 pub fn stays_inside(path: &Path) -> bool {
     let mut components = path.components();
     components.clone().next().is_some()
         && components.all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// The tokenizer's class where no file names one: it only matters to those that pass token types.
+/// The default tokenizer class, which decides whether token types are passed.
 fn default_tokenizer(model_type: &str) -> &'static str {
     match model_type {
         "bert" | "electra" | "mobilebert" | "nomic_bert" | "convbert" | "squeezebert" => {
@@ -186,7 +182,7 @@ fn default_tokenizer(model_type: &str) -> &'static str {
     }
 }
 
-/// DeBERTa says 0 for a model that does not read them; passing them to it changes nothing.
+/// DeBERTa writes 0 for a model without token types, which ignores them.
 fn type_vocab_size(config: &Object) -> Result<usize, ModelError> {
     match config.number("type_vocab_size")? {
         Some(0.0) => Ok(MAX_TYPES),
@@ -194,38 +190,27 @@ fn type_vocab_size(config: &Object) -> Result<usize, ModelError> {
     }
 }
 
-fn pad_token_id(config: &Object, vocab_size: usize) -> Result<u32, ModelError> {
-    let id = config.number("pad_token_id")?.unwrap_or(0.0);
-    if id >= 0.0 && id.fract() == 0.0 && id < vocab_size as f64 {
-        return Ok(id as u32);
-    }
-    Err(config.bad(
-        "pad_token_id",
-        &format!("is {id}; it must be a token id below `vocab_size` {vocab_size}"),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn places_are_names_from_the_directory_of_the_model() {
-        let named = |name: &str| place_of(Path::new(name)).map_err(|_| ());
+    fn paths_are_relative_to_the_directory_of_the_model() {
+        let named = |name: &str| relative_path(Path::new(name)).map_err(|_| ());
         assert_eq!(named("onnx/model.onnx"), Ok("onnx/model.onnx".into()));
         assert_eq!(named("./onnx//model.onnx"), Ok("onnx/model.onnx".into()));
         assert_eq!(named("../model.onnx"), Err(()));
-        for (place, name, expected) in [
+        for (path, name, expected) in [
             ("model.onnx", "model.onnx_data", "model.onnx_data"),
             ("onnx/model.onnx", "./data", "onnx/data"),
             ("a/b/model.onnx", "c/data", "a/b/c/data"),
         ] {
-            assert_eq!(beside(place, Path::new(name)), expected);
+            assert_eq!(sibling(path, Path::new(name)), expected);
         }
     }
 
     #[test]
-    fn paths_that_lead_out_of_a_directory_are_told() {
+    fn paths_outside_the_directory_are_rejected() {
         for inside in ["model.onnx", "onnx/model.onnx", "./model.onnx_data"] {
             assert!(stays_inside(Path::new(inside)), "{inside}");
         }

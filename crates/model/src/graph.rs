@@ -1,8 +1,7 @@
-//! From a model's weights to the ONNX graph that scores packed batches.
+//! Builds the ONNX graph that scores packed (unpadded, variable-length) batches.
 //!
-//! The graph works on the real tokens of a batch laid end to end, with no padding anywhere, and the
-//! last layer is computed for the first token of each sequence alone where the classification head
-//! reads no other.
+//! The tokens of a batch are concatenated without padding. If the classification head reads only the
+//! first token of each sequence, the last layer is computed only for those.
 
 pub mod builder;
 pub mod cuda;
@@ -10,7 +9,6 @@ mod encoder;
 pub mod file;
 mod gated;
 mod head;
-pub mod onnx;
 pub mod standard;
 
 pub use builder::{Data, Graph, Weight};
@@ -18,7 +16,7 @@ pub use builder::{Data, Graph, Weight};
 use self::encoder::EncoderGraph;
 use crate::{Model, ModelError};
 
-/// Names of the graph's inputs and its output.
+/// Names of the graph's inputs and output.
 pub mod io {
     /// Token ids, `[tokens]`.
     pub const INPUT_IDS: &str = "input_ids";
@@ -28,113 +26,112 @@ pub mod io {
     pub const LENGTHS: &str = "lengths";
     /// Row of the first token of each sequence, `[sequences]`.
     pub const CLS_INDEX: &str = "cls_index";
-    /// The answer, `[sequences, labels]`.
+    /// Output, `[sequences, labels]`.
     pub const LOGITS: &str = "logits";
 }
 
-/// The operators that a graph needs beside those of ONNX Runtime.
+/// Custom operators of the graph.
 pub mod operator {
-    /// Domain of the operator.
+    /// Domain of the operators.
     pub const DOMAIN: &str = "rerankd";
-    /// Self-attention over packed rows.
+    /// Unpadded self-attention.
     ///
-    /// Inputs: queries `[queries, _]`, of which the first `width` columns are read; keys and values
-    /// `[tokens, _]`, the last `2 x width` columns; query bias `[width]`; lengths `[sequences]`,
-    /// 32-bit. There is one query a token, or one a sequence. Queries and their bias are already
-    /// divided by the root of the size of a head. Two inputs may be missing, [`ROTARY_INPUT`] and
-    /// [`BIAS_INPUT`] places behind these: cosines and sines that turn queries and keys, `[places, size of
-    /// a head]`; and what is added to scores by distance, `[heads, 2 x reach + 1]`. Output: `[queries,
-    /// width]`.
+    /// Inputs: queries `[queries, _]`, in the first `width` columns; keys and values `[tokens, _]`, in the
+    /// last `2 x width` columns; query bias `[width]`; lengths `[sequences]`, 32-bit. There is one query per
+    /// token, or one per sequence. Queries and their bias are already divided by the square root of the
+    /// head size. Optional inputs follow at offsets [`ROTARY_INPUT`] and [`BIAS_INPUT`]: cosines and sines of
+    /// rotary position embeddings, `[positions, head size]`; relative position bias, `[heads, 2 x reach + 1]`.
+    /// Output: `[queries, width]`.
     pub const PACKED_ATTENTION: &str = "PackedAttention";
-    /// See [`PACKED_ATTENTION`].
+    /// Offset of the rotary embeddings among the optional inputs of [`PACKED_ATTENTION`].
     pub const ROTARY_INPUT: usize = 0;
-    /// See [`PACKED_ATTENTION`].
+    /// Offset of the relative position bias among the optional inputs of [`PACKED_ATTENTION`].
     pub const BIAS_INPUT: usize = 1;
-    /// Attribute: how far before and behind its place a query sees; all of its sequence where it is missing.
+    /// Attribute: tokens on either side that a query attends to (sliding window); default unlimited.
     pub const WINDOW: &str = "window";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
-    /// One vector for each sequence.
+    /// Pools the hidden states of each sequence.
     ///
     /// Inputs: hidden states `[tokens, width]`; lengths `[sequences]`, 32-bit. Output: `[sequences,
     /// width]`.
     pub const PACKED_POOLING: &str = "PackedPooling";
     /// Attribute: [`MAX`], [`MEAN`], [`MEAN_SQRT`], [`WEIGHTED_MEAN`] or [`LAST`].
     pub const MODE: &str = "mode";
-    /// The largest number of each dimension.
+    /// Maximum over all tokens.
     pub const MAX: i64 = 0;
-    /// The mean of all tokens.
+    /// Mean over all tokens.
     pub const MEAN: i64 = 1;
-    /// Their sum over the root of their number.
+    /// Sum divided by the square root of the number of tokens.
     pub const MEAN_SQRT: i64 = 2;
-    /// Their mean, where the n-th counts n times.
+    /// Mean with weight n for the n-th token.
     pub const WEIGHTED_MEAN: i64 = 3;
-    /// The last token.
+    /// Last token.
     pub const LAST: i64 = 4;
-    /// Hidden states before the first layer, with words of eight bits.
+    /// Embeddings and their LayerNorm, with int8 word embeddings.
     ///
-    /// Inputs: token ids and rows of the position table `[tokens]`, 64-bit; words `[vocabulary,
-    /// width]`, 8-bit, and their scales `[vocabulary]`; positions `[rows, width]`; gamma and beta
+    /// Inputs: token ids and rows of the position table `[tokens]`, 64-bit; word embeddings `[vocabulary,
+    /// width]`, 8-bit, and their scales `[vocabulary]`; position table `[rows, width]`; gamma and beta
     /// `[width]`. Output: `[tokens, width]`.
     pub const QUANTIZED_EMBEDDINGS: &str = "QuantizedEmbeddings";
-    /// A layer of the encoder in fp32.
+    /// A post-norm encoder layer in fp32.
     ///
     /// Inputs: hidden state `[tokens, width]`; lengths `[sequences]`, 32-bit; then [`MATRICES`] times
-    /// [`strips`](crate::strips::strips) and a bias `[outputs]`: queries, already divided by the root of the
-    /// size of a head; keys and values; the projection of what attention gives; up; down. Then
-    /// [`NORMS`] times gamma and beta `[width]`: after attention, and after all. Behind them what may be
-    /// missing, as in [`PACKED_ATTENTION`]. Output: `[tokens or sequences, width]`.
+    /// [`strips`](rerankd_kernels::strips::strips) and a bias `[outputs]`: query projection, already divided
+    /// by the square root of the head size; fused key and value projection; attention output projection; up
+    /// projection; down projection. Then [`NORMS`] times gamma and beta `[width]`: after attention, and after
+    /// the feed-forward network. Then the optional inputs of [`PACKED_ATTENTION`]. Output:
+    /// `[tokens or sequences, width]`.
     pub const LAYER: &str = "Layer";
-    /// The same with weights of eight bits: each matrix is the strips, scales and sums of
-    /// [`rerankd_kernels::quantize::Quantized`] and a bias.
+    /// A [`LAYER`] in int8: each matrix is the strips, scales and sums of
+    /// [`rerankd_kernels::quantize::Quantized`], and a bias.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
-    /// A layer that normalises before each part and has a gate, in fp32.
+    /// A pre-norm encoder layer with a gated linear unit (GeGLU), in fp32.
     ///
-    /// Inputs as of a [`LAYER`], but [`GATED_MATRICES`] matrices: queries; keys and values; the projection
-    /// of what attention gives; up; gate; down. LayerNorm stands before attention, and before up and gate.
+    /// Inputs as for [`LAYER`], but [`GATED_MATRICES`] matrices: query projection; key and value projection;
+    /// attention output projection; up; gate; down. LayerNorm precedes attention and the feed-forward network.
     pub const GATED_LAYER: &str = "GatedLayer";
-    /// The same with weights of eight bits.
+    /// A [`GATED_LAYER`] in int8.
     pub const QUANTIZED_GATED_LAYER: &str = "QuantizedGatedLayer";
-    /// Dense layers of a [`GATED_LAYER`].
+    /// Matrices of a [`GATED_LAYER`].
     pub const GATED_MATRICES: usize = 6;
-    /// Attribute of a [`GATED_LAYER`]: 1 when its input is normalised already.
+    /// Attribute of a [`GATED_LAYER`]: 1 if the input is already normalized.
     pub const NORMED: &str = "normed";
-    /// Dense layers of a [`LAYER`].
+    /// Matrices of a [`LAYER`].
     pub const MATRICES: usize = 5;
     /// LayerNorms of a [`LAYER`].
     pub const NORMS: usize = 2;
-    /// Attribute: 1 when the output is of the first token of each sequence only.
+    /// Attribute: 1 to compute the first token of each sequence only.
     pub const FIRST_OF_EACH: &str = "first_of_each";
-    /// Attribute: what is added to a variance.
+    /// Attribute: epsilon of LayerNorm.
     pub const EPSILON: &str = "epsilon";
     /// Attribute: [`GELU`], [`GELU_TANH`] or [`RELU`].
     pub const ACTIVATION: &str = "activation";
-    /// By the error function.
+    /// GELU, exact (error function).
     pub const GELU: i64 = 0;
-    /// By a hyperbolic tangent.
+    /// GELU, tanh approximation.
     pub const GELU_TANH: i64 = 1;
-    /// What is above zero.
+    /// `max(x, 0)`.
     pub const RELU: i64 = 2;
 }
 
-/// The tokens that a layer is computed for.
+/// Tokens for which a layer is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
     /// Every token.
     All,
-    /// The first of each sequence. In the last layer nothing else is read, so this is exact.
+    /// The first of each sequence. Exact in the last layer, where the head reads nothing else.
     FirstOfEach,
 }
 
-/// Arithmetic of the encoder.
+/// Precision of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// As the reference computes.
+    /// fp32, as in the reference implementation, with fused layers.
     Fp32,
-    /// The same by ONNX Runtime's own products, for processors that [`operator::LAYER`] is not
-    /// written for.
+    /// fp32 with ONNX Runtime's matrix products, for CPUs that [`operator::LAYER`] does not support.
     Fp32Nodes,
-    /// Weights, hidden states and attention in eight bits.
+    /// int8 weights, activations and attention.
     Int8,
 }
 
@@ -148,17 +145,16 @@ impl Precision {
     }
 }
 
-/// Builds the packed graph of `model`, reading its weights. `last_layer` is
-/// [`Rows::FirstOfEach`] but for a comparison with what is saved by it; a head that reads more than
-/// first tokens has all of them computed.
+/// Builds the packed graph of `model`. `last_layer` is [`Rows::FirstOfEach`] except in comparisons; it is
+/// ignored if the head reads more than the first token.
 ///
 /// # Errors
-/// [`ModelError`] when a weight is missing, has another shape than the configuration says, or
-/// cannot be read.
+/// [`ModelError`] if a weight is missing, has the wrong shape or cannot be read.
 pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Graph, ModelError> {
-    let last_layer = match model.manifest.head.reads_first_token_only() {
-        true => last_layer,
-        false => Rows::All,
+    let last_layer = if model.manifest.head.reads_first_token_only() {
+        last_layer
+    } else {
+        Rows::All
     };
     let mut graph = EncoderGraph::new(model, last_layer, precision);
     let hidden = graph.encode()?;

@@ -1,30 +1,30 @@
-//! What turns the hidden states of a sequence into its logits.
+//! The classification head: from hidden states to logits.
 
 use super::{ModelError, Weights};
 
-/// Pooling, and the layers behind it.
+/// Pooling and the layers after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// How the tokens of a sequence become one vector; several are laid side by side. At least one.
+    /// Pooling modes, concatenated; at least one.
     pub pooling: Vec<Pooling>,
-    /// What is done to that vector, the last of which gives the logits. At least one.
+    /// Layers, the last of which gives the logits; at least one.
     pub steps: Vec<HeadStep>,
-    /// Folders of the model whose tensors are read, as `folder/name`.
+    /// Subfolders of the model with tensors of their own, named `folder/name`.
     pub folders: Vec<String>,
 }
 
-/// How the tokens of a sequence become one vector.
+/// Pools the hidden states of a sequence into one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
     /// The first token.
     First,
-    /// The largest number of each dimension.
+    /// The maximum over all tokens.
     Max,
-    /// The mean.
+    /// The mean over all tokens.
     Mean,
-    /// The sum over the root of the number of tokens.
+    /// The sum divided by the square root of the number of tokens.
     MeanSqrt,
-    /// The mean, where the n-th token counts n times.
+    /// The mean, with weight n for the n-th token.
     WeightedMean,
     /// The last token.
     Last,
@@ -39,36 +39,36 @@ pub enum HeadStep {
     Norm(Norm),
 }
 
-/// `activation(x W^T + b)`, and `x` or a projection of it beside.
+/// `activation(x W^T + b)`, plus an optional residual.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dense {
-    /// The name of its tensors, without `.weight` and `.bias`.
+    /// Tensor name, without `.weight` and `.bias`.
     pub name: String,
-    /// Outputs.
+    /// Output width.
     pub out: usize,
     /// Whether there is a bias.
     pub bias: bool,
-    /// What follows.
+    /// Activation.
     pub activation: HeadAct,
-    /// What is added to the result.
+    /// Residual connection.
     pub residual: Residual,
 }
 
-/// What a dense layer's result is added to.
+/// A residual connection around a dense layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Residual {
-    /// Nothing.
+    /// None.
     None,
-    /// Its input.
+    /// Adds the input.
     Input,
-    /// Its input times a matrix of this name.
+    /// Adds the input projected by the matrix of this name.
     Projected(String),
 }
 
 /// LayerNorm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Norm {
-    /// The name of its tensors, without `.weight` and `.bias`.
+    /// Tensor name, without `.weight` and `.bias`.
     pub name: String,
     /// Whether there is a bias.
     pub bias: bool,
@@ -76,18 +76,18 @@ pub struct Norm {
     pub epsilon: f32,
 }
 
-/// What follows a dense layer of the head.
+/// The activation of a dense layer of the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadAct {
-    /// Nothing.
+    /// None.
     Identity,
     /// Hyperbolic tangent.
     Tanh,
     /// `max(x, 0)`.
     Relu,
-    /// GELU by the error function.
+    /// GELU, exact (error function).
     Gelu,
-    /// GELU by its tanh approximation.
+    /// GELU, tanh approximation.
     GeluTanh,
     /// `1 / (1 + e^-x)`.
     Sigmoid,
@@ -96,8 +96,8 @@ pub enum HeadAct {
 }
 
 impl Head {
-    /// A head that reads the first token.
-    pub(super) fn of_first_token(layers: impl IntoIterator<Item = Dense>) -> Self {
+    /// A head on the first (`[CLS]`) token.
+    pub(super) fn on_first_token(layers: impl IntoIterator<Item = Dense>) -> Self {
         Self {
             pooling: vec![Pooling::First],
             steps: layers.into_iter().map(HeadStep::Dense).collect(),
@@ -105,12 +105,12 @@ impl Head {
         }
     }
 
-    /// Whether only the first token of a sequence is read.
+    /// Whether the head reads only the first token of a sequence.
     pub fn reads_first_token_only(&self) -> bool {
         self.pooling == [Pooling::First]
     }
 
-    /// Numbers it gives.
+    /// Number of logits.
     pub(super) fn outputs(&self) -> usize {
         let dense = self.steps.iter().rev().find_map(|step| match step {
             HeadStep::Dense(dense) => Some(dense.out),
@@ -119,7 +119,7 @@ impl Head {
         dense.unwrap_or(0)
     }
 
-    /// Refuses weights without this head: transformers would make up a random one.
+    /// Rejects weights without this head, which transformers would initialize randomly.
     pub(super) fn check(&self, weights: &Weights, hidden_size: usize) -> Result<(), ModelError> {
         let mut width = hidden_size * self.pooling.len();
         let mut last = None;
@@ -138,22 +138,22 @@ impl Head {
             Some(shape) if shape == expected => Ok(()),
             Some(shape) => Err(ModelError::new(
                 format!(
-                    "{}: `{name}` has the shape {shape:?}; {} labels and {width} numbers before them make it {expected:?}",
-                    weights.place(),
+                    "{}: `{name}` has the shape {shape:?}; {} labels and an input width of {width} require {expected:?}",
+                    weights.location(),
                     dense.out,
                 ),
                 "check that `config.json` (`id2label`) and the weights belong together",
             )),
             None => Err(no_head(&format!(
                 "{}: there is no tensor `{name}`",
-                weights.place()
+                weights.location()
             ))),
         }
     }
 }
 
 impl Dense {
-    /// A layer with a bias and nothing behind it.
+    /// A layer with a bias, without activation.
     pub(super) fn new(name: impl Into<String>, out: usize) -> Self {
         Self {
             name: name.into(),
@@ -164,14 +164,14 @@ impl Dense {
         }
     }
 
-    /// The same with an activation behind it.
+    /// Sets the activation.
     pub(super) fn then(self, activation: HeadAct) -> Self {
         Self { activation, ..self }
     }
 }
 
 impl HeadAct {
-    /// The function that transformers knows by this name.
+    /// Parses the name that transformers uses.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "linear" => Self::Identity,
@@ -185,7 +185,7 @@ impl HeadAct {
         })
     }
 
-    /// The function that sentence-transformers names by the path of its class in torch.
+    /// Parses the dotted torch path that sentence-transformers saves.
     pub(super) fn from_torch_path(path: &str) -> Option<Self> {
         Some(match path {
             "torch.nn.modules.linear.Identity" | "torch.nn.Identity" => Self::Identity,
@@ -202,6 +202,6 @@ impl HeadAct {
 pub(super) fn no_head(what: &str) -> ModelError {
     ModelError::new(
         format!("{what}, so this model has no classification head"),
-        "pass a cross-encoder; an embedding model or a bare base model cannot judge a pair until it is trained to",
+        "pass a cross-encoder; embedding models and base models cannot score pairs without fine-tuning",
     )
 }

@@ -1,50 +1,46 @@
-//! Reading fields out of the JSON files of a model, with errors that name file and field.
+//! Reads fields of JSON configuration files, with errors that name the file and the field.
 
 use serde_json::{Map, Value};
 
 use super::{Files, ModelError};
 
-/// One JSON object and how messages name it. A field that is `null` counts as absent.
+/// A JSON object and its location. A `null` field counts as missing.
 pub(super) struct Object {
-    /// The file, and the path of the object in it.
-    place: String,
+    /// The file and the path in it, for messages.
+    location: String,
     fields: Map<String, Value>,
 }
 
 impl Object {
-    /// Reads a file that holds one object; `None` when there is no such file.
+    /// Reads a file with one object; `None` if it does not exist.
     pub(super) fn read(files: &Files, name: &str) -> Result<Option<Self>, ModelError> {
-        let Some(value) = read_value(files, name)? else {
-            return Ok(None);
-        };
-        match value {
-            Value::Object(fields) => Ok(Some(Self {
-                place: files.place(name),
-                fields,
-            })),
-            other => Err(wrong(&files.place(name), "the file", "an object", &other)),
+        let location = files.location(name);
+        match read_value(files, name)? {
+            None => Ok(None),
+            Some(Value::Object(fields)) => Ok(Some(Self { location, fields })),
+            Some(other) => Err(wrong_type(&location, "the file", "an object", &other)),
         }
     }
 
-    /// An object with no fields, for an optional file that is not there.
-    pub(super) fn empty(place: String) -> Self {
+    /// An empty object, for an optional file that does not exist.
+    pub(super) fn empty(location: String) -> Self {
         Self {
-            place,
+            location,
             fields: Map::new(),
         }
     }
 
-    /// How messages name this object.
-    pub(super) fn place(&self) -> &str {
-        &self.place
+    /// The object's name in messages.
+    pub(super) fn location(&self) -> &str {
+        &self.location
     }
 
     pub(super) fn value(&self, field: &str) -> Option<&Value> {
         self.fields.get(field).filter(|v| !v.is_null())
     }
 
-    /// Whether the field is there at all, `null` included.
-    pub(super) fn mentions(&self, field: &str) -> bool {
+    /// Whether the field exists, `null` included.
+    pub(super) fn contains(&self, field: &str) -> bool {
         self.fields.contains_key(field)
     }
 
@@ -71,12 +67,12 @@ impl Object {
     pub(super) fn object(&self, field: &str) -> Result<Option<Self>, ModelError> {
         let fields = self.typed(field, "an object", Value::as_object)?;
         Ok(fields.map(|fields| Self {
-            place: format!("{}, `{field}`", self.place),
+            location: format!("{}, `{field}`", self.location),
             fields: fields.clone(),
         }))
     }
 
-    /// A whole number of at least 1. Tokenizers say "no limit" as `1e30`, which saturates.
+    /// A positive integer. Tokenizers write "no limit" as `1e30`, which saturates.
     pub(super) fn count(&self, field: &str) -> Result<Option<usize>, ModelError> {
         let Some(number) = self.number(field)? else {
             return Ok(None);
@@ -84,24 +80,24 @@ impl Object {
         if number >= 1.0 && number.fract() == 0.0 {
             return Ok(Some(number as usize));
         }
-        Err(self.bad(
+        Err(self.invalid(
             field,
-            &format!("is {number}; it must be a whole number above 0"),
+            &format!("is {number}; it must be a positive integer"),
         ))
     }
 
-    /// As [`Object::count`], required and at most `max`.
+    /// A required positive integer, at most `max`.
     pub(super) fn size(&self, field: &str, max: usize) -> Result<usize, ModelError> {
         let count = self.count(field)?.ok_or_else(|| {
             ModelError::new(
-                format!("{}: `{field}` is missing", self.place),
-                "take the file from the place the model was published at",
+                format!("{}: `{field}` is missing", self.location),
+                "download the file again from where the model was published",
             )
         })?;
         self.at_most(field, count, max)
     }
 
-    /// As [`Object::size`], with a value for an absent field.
+    /// A positive integer, at most `max`, with a default.
     pub(super) fn size_or(
         &self,
         field: &str,
@@ -116,16 +112,13 @@ impl Object {
         if count <= max {
             return Ok(count);
         }
-        Err(self.bad(
-            field,
-            &format!("is {count}; the most that is served is {max}"),
-        ))
+        Err(self.invalid(field, &format!("is {count}; the maximum is {max}")))
     }
 
-    /// An error about one field of this object.
-    pub(super) fn bad(&self, field: &str, what: &str) -> ModelError {
+    /// The error for an invalid field.
+    pub(super) fn invalid(&self, field: &str, what: &str) -> ModelError {
         ModelError::new(
-            format!("{}: `{field}` {what}", self.place),
+            format!("{}: `{field}` {what}", self.location),
             "check the file against the one the model was published with",
         )
     }
@@ -141,25 +134,34 @@ impl Object {
         };
         match read(value) {
             Some(read) => Ok(Some(read)),
-            None => Err(wrong(&self.place, &format!("`{field}`"), expected, value)),
+            None => Err(wrong_type(
+                &self.location,
+                &format!("`{field}`"),
+                expected,
+                value,
+            )),
         }
     }
 }
 
-/// Reads a JSON file; `None` when there is no such file.
+/// Reads a JSON file; `None` if it does not exist.
+///
+/// # Errors
+/// [`ModelError`] if it cannot be read or is not JSON.
 pub fn read_value(files: &Files, name: &str) -> Result<Option<Value>, ModelError> {
     let Some(bytes) = files.read(name)? else {
         return Ok(None);
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
         ModelError::new(
-            format!("{} is not JSON: {error}", files.place(name)),
+            format!("{} is not JSON", files.location(name)),
             "download the file again; a Git LFS pointer or an HTML page is a common cause",
         )
+        .caused_by(error)
     })
 }
 
-fn wrong(place: &str, what: &str, expected: &str, value: &Value) -> ModelError {
+fn wrong_type(location: &str, what: &str, expected: &str, value: &Value) -> ModelError {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -169,7 +171,7 @@ fn wrong(place: &str, what: &str, expected: &str, value: &Value) -> ModelError {
         Value::Object(_) => "an object",
     };
     ModelError::new(
-        format!("{place}: {what} is {kind}; it must be {expected}"),
+        format!("{location}: {what} is {kind}; it must be {expected}"),
         "check the file against the one the model was published with",
     )
 }

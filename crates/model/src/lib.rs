@@ -1,7 +1,7 @@
-//! A model as it lies on disk: what its configuration says, its tokenizer and its weights.
+//! Loads a cross-encoder from disk: configuration, tokenizer, weights and ONNX graphs.
 //!
-//! Everything is checked here, once, so that a wrong directory fails at start-up and not in the
-//! middle of a request.
+//! Everything is validated here, once, so that a broken model fails at startup and not during a
+//! request.
 
 pub mod arch;
 mod causal;
@@ -20,6 +20,7 @@ pub mod weights;
 mod embedded;
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -32,62 +33,74 @@ pub use weights::Weights;
 
 use weights::Source;
 
-/// Why a model cannot be served, in words for the person who starts the server.
+/// Why a model cannot be loaded, for the operator who starts the server.
 ///
-/// The first line names the file and what is wrong with it, the second what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Displays as two lines: the problem, with the file and the underlying error, then `hint: ` and the fix.
+#[derive(Debug, thiserror::Error)]
 #[error("{message}\nhint: {hint}")]
 pub struct ModelError {
     message: String,
     hint: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl ModelError {
-    /// `message` names the file and what is wrong with it, `hint` says what to do.
+    /// `message` names the file and the problem, `hint` the fix.
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: hint.into(),
+            source: None,
         }
     }
 
-    /// What is wrong, and in which file.
+    /// Appends the underlying error to the message, and returns it as [`Error::source`].
+    #[must_use]
+    pub fn caused_by(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let source = source.into();
+        Self {
+            message: format!("{}: {source}", self.message),
+            source: Some(source),
+            ..self
+        }
+    }
+
+    /// The problem, the file it is in and the underlying error.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What to do about it.
+    /// How to fix it.
     pub fn hint(&self) -> &str {
         &self.hint
     }
 }
 
-/// A cross-encoder that can be served: no part of it is missing and all parts fit together as far
-/// as the files tell. The shapes of the weights are checked when each is read.
+/// A cross-encoder that the server builds a graph for. Its files are complete and consistent; the
+/// shapes of the weights are checked as each one is read.
 #[derive(Debug)]
 pub struct Model {
-    /// The configuration, resolved once.
+    /// The resolved configuration.
     pub manifest: Manifest,
-    /// The bytes of `tokenizer.json`.
+    /// The content of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
-    /// The weights, on disk until they are read.
+    /// The weights, read from disk on demand.
     pub weights: Weights,
 }
 
 impl Model {
-    /// Opens a Hugging Face directory as sentence-transformers or transformers write it.
+    /// Opens a directory saved by sentence-transformers or transformers.
     ///
     /// # Errors
-    /// [`ModelError`] when a file is missing or broken, or the model is of a kind that cannot be
-    /// served.
+    /// [`ModelError`] if a file is missing or invalid, or the architecture is not supported.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        Self::load(directory_name(dir), &Files::of(dir)?)
+        Self::load(directory_name(dir), &Files::in_directory(dir)?)
     }
 
-    /// A model whose files, as pairs of name and content, are part of the program.
+    /// Opens a model whose files, as pairs of name and content, are compiled in.
     ///
     /// # Errors
-    /// As [`Model::open`]. The weights must be one `model.safetensors`.
+    /// Same as [`Model::open`]. The weights must be a single `model.safetensors`.
     pub fn from_memory(
         id: &str,
         files: &'static [(&'static str, &'static [u8])],
@@ -95,10 +108,10 @@ impl Model {
         Self::load(id.to_owned(), &Files::Memory(files))
     }
 
-    /// The model that is compiled into the program.
+    /// Opens the embedded model.
     ///
     /// # Errors
-    /// [`ModelError`] when this build has no embedded model.
+    /// [`ModelError`] if this build has no embedded model.
     pub fn embedded() -> Result<Self, ModelError> {
         #[cfg(feature = "embedded-model")]
         return Self::from_memory(embedded::ID, embedded::FILES);
@@ -109,14 +122,14 @@ impl Model {
         ))
     }
 
-    /// The files beside the weights of the model in `dir`, or of the embedded one: configuration and
-    /// tokenizer, as pairs of name and content.
+    /// Configuration and tokenizer files of the model in `dir`, or of the embedded model, as pairs of
+    /// name and content.
     ///
     /// # Errors
-    /// [`ModelError`] when one cannot be read.
+    /// [`ModelError`] if a file cannot be read.
     pub fn companions(dir: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         match dir {
-            Some(dir) => Files::of(dir)?.companions(),
+            Some(dir) => Files::in_directory(dir)?.companions(),
             #[cfg(feature = "embedded-model")]
             None => Files::Memory(embedded::FILES).companions(),
             #[cfg(not(feature = "embedded-model"))]
@@ -131,7 +144,7 @@ impl Model {
         for folder in &manifest.head.folders {
             files.add_folder(&mut weights, folder)?;
         }
-        manifest.encoder.tensors.settle(&weights);
+        manifest.encoder.tensors.resolve_prefix(&weights);
         manifest
             .head
             .check(&weights, manifest.encoder.hidden_size)?;
@@ -143,56 +156,59 @@ impl Model {
     }
 }
 
-/// A model of either kind.
+/// A model in either format.
 #[derive(Debug)]
 pub enum AnyModel {
-    /// Its graph is built from its weights.
+    /// The server builds the graph from the weights.
     Built(Box<Model>),
-    /// Its graph comes as an ONNX file.
+    /// The graph is an ONNX file.
     Exported(Box<ExportedModel>),
 }
 
 impl AnyModel {
-    /// Opens a directory: the ONNX file of this name in it, or, where none is named, the weights that a
-    /// graph can be built for, and else the ONNX file that lies in one of the usual
-    /// [places](exported::PLACES).
+    /// Opens a directory: the given ONNX file, else weights of a supported architecture, else an ONNX file
+    /// at one of the [default paths](exported::DEFAULT_PATHS).
     ///
     /// # Errors
-    /// [`ModelError`], as for [`Model::open`] and [`ExportedModel::open`].
+    /// Same as [`Model::open`] and [`ExportedModel::open`].
     pub fn open(dir: &Path, onnx_file: Option<&Path>) -> Result<Self, ModelError> {
-        let files = Files::of(dir)?;
+        let files = Files::in_directory(dir)?;
         let exported = match onnx_file {
             Some(_) => true,
             None => {
                 ExportedModel::find(&files).is_some()
-                    && !(files.has_weights() && manifest::is_known(&files)?)
+                    && !(files.has_weights() && manifest::is_supported(&files)?)
             }
         };
-        Ok(match exported {
-            true => Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?)),
-            false => Self::Built(Box::new(Model::open(dir)?)),
+        Ok(if exported {
+            Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?))
+        } else {
+            Self::Built(Box::new(Model::open(dir)?))
         })
     }
 }
 
-/// The last component of a directory's real path, so that `--model .` has a name too; for one in the
-/// cache of a hub the name of its model.
+/// The model's id: `owner/name` for a hub snapshot, else the last component of the canonical path, so that
+/// `--model .` has a name too.
 fn directory_name(dir: &Path) -> String {
     let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    if let Some(id) = names::ModelId::of_snapshot(&real) {
+    if let Some(id) = names::ModelId::from_snapshot(&real) {
         return id.path();
     }
     real.file_name()
         .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
-/// The file of the weights, where it is one.
-pub const SINGLE: &str = "model.safetensors";
-/// The list of the files of the weights, where they are several.
-pub const INDEX: &str = "model.safetensors.index.json";
+/// Unsharded weights.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// Index of sharded weights.
+pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
-/// Files that say how a model is used, beside [`modules::MODULE_CONFIGS`].
-pub const COMPANIONS: [&str; 8] = [
+/// Weights in pickle format, which can run code when they are loaded.
+pub const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Configuration and tokenizer files, besides [`modules::MODULE_CONFIGS`].
+const COMPANIONS: [&str; 8] = [
     "config.json",
     "config_sentence_transformers.json",
     modules::MODULES,
@@ -203,33 +219,36 @@ pub const COMPANIONS: [&str; 8] = [
     "sentencepiece.bpe.model",
 ];
 
-/// Where the files of a model come from; one code reads both kinds.
+/// The files of a model.
 pub enum Files {
-    /// A directory.
+    /// In a directory.
     Directory(PathBuf),
-    /// Files that are compiled in, as pairs of name and content.
+    /// Compiled in, as pairs of name and content.
     Memory(&'static [(&'static str, &'static [u8])]),
 }
 
 impl Files {
-    /// Those of a directory.
-    pub fn of(dir: &Path) -> Result<Self, ModelError> {
+    /// The files in `dir`.
+    ///
+    /// # Errors
+    /// [`ModelError`] if it is not a directory.
+    pub fn in_directory(dir: &Path) -> Result<Self, ModelError> {
         if !dir.is_dir() {
             return Err(ModelError::new(
                 format!("`{}` is not a directory", dir.display()),
-                "pass the directory that holds `config.json`, `tokenizer.json` and `model.safetensors`",
+                "pass a directory with `config.json`, `tokenizer.json` and `model.safetensors`",
             ));
         }
         Ok(Self::Directory(dir.to_owned()))
     }
 
-    /// The bytes of `tokenizer.json`.
+    /// The content of `tokenizer.json`.
     fn tokenizer(&self) -> Result<Vec<u8>, ModelError> {
         let tokenizer = self.read("tokenizer.json")?.ok_or_else(|| {
             ModelError::new(
-                format!("{} is missing", self.place("tokenizer.json")),
+                format!("{} is missing", self.location("tokenizer.json")),
                 format!(
-                    "make it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"`",
+                    "create it with `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"`",
                     self.root()
                 ),
             )
@@ -237,7 +256,10 @@ impl Files {
         Ok(tokenizer.into_owned())
     }
 
-    /// The content of a file, `None` when there is no such file.
+    /// The content of a file; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`ModelError`] if it exists and cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
         match self {
             Self::Memory(_) => Ok(self.in_memory(name).map(Cow::Borrowed)),
@@ -247,13 +269,13 @@ impl Files {
                 };
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes)
-                    .map_err(|error| unreadable(&dir.join(name), &error))?;
+                    .map_err(|error| unreadable(&dir.join(name), error))?;
                 Ok(Some(Cow::Owned(bytes)))
             }
         }
     }
 
-    /// Whether there is such a file.
+    /// Whether a file exists.
     pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::Memory(_) => self.in_memory(name).is_some(),
@@ -261,15 +283,15 @@ impl Files {
         }
     }
 
-    /// How messages name a file.
-    pub fn place(&self, name: &str) -> String {
+    /// A file's name in messages.
+    pub fn location(&self, name: &str) -> String {
         match self {
             Self::Memory(_) => format!("`{name}` of the embedded model"),
             Self::Directory(dir) => format!("`{}`", dir.join(name).display()),
         }
     }
 
-    /// How messages name the whole model.
+    /// The model's name in hints.
     fn root(&self) -> String {
         match self {
             Self::Memory(_) => "embedded".into(),
@@ -284,7 +306,7 @@ impl Files {
         files.iter().find(|(n, _)| *n == name).map(|(_, b)| *b)
     }
 
-    /// What lies beside the weights and has to go with them, as pairs of name and content.
+    /// Configuration and tokenizer files, as pairs of name and content.
     fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         let known = COMPANIONS.into_iter().chain(modules::MODULE_CONFIGS);
         let mut names: Vec<String> = known.map(str::to_owned).collect();
@@ -299,45 +321,49 @@ impl Files {
     }
 
     fn has_weights(&self) -> bool {
-        self.contains(SINGLE) || self.contains(INDEX)
+        self.contains(WEIGHTS_FILE) || self.contains(WEIGHTS_INDEX)
     }
 
     fn weights(&self) -> Result<Weights, ModelError> {
         match self {
-            Self::Memory(_) => match self.in_memory(SINGLE) {
-                Some(bytes) => Weights::from_static(bytes, self.place(SINGLE)),
+            Self::Memory(_) => match self.in_memory(WEIGHTS_FILE) {
+                Some(bytes) => Weights::from_static(bytes, self.location(WEIGHTS_FILE)),
                 None => Err(self.no_weights()),
             },
-            Self::Directory(dir) if self.contains(SINGLE) => Weights::open(&dir.join(SINGLE)),
-            Self::Directory(dir) if self.contains(INDEX) => Weights::open_sharded(dir, INDEX),
+            Self::Directory(dir) if self.contains(WEIGHTS_FILE) => {
+                Weights::open(&dir.join(WEIGHTS_FILE))
+            }
+            Self::Directory(dir) if self.contains(WEIGHTS_INDEX) => {
+                Weights::open_sharded(dir, WEIGHTS_INDEX)
+            }
             Self::Directory(_) => Err(self.no_weights()),
         }
     }
 
-    /// Adds the tensors of a module that lies in a folder of its own.
+    /// Adds the tensors of a module in a subfolder.
     fn add_folder(&self, weights: &mut Weights, folder: &str) -> Result<(), ModelError> {
-        let name = format!("{folder}/{SINGLE}");
+        let name = format!("{folder}/{WEIGHTS_FILE}");
         let source = match self {
             Self::Memory(_) => self.in_memory(&name).map(Source::Memory),
             Self::Directory(dir) => open_file(&dir.join(&name))?.map(Source::File),
         };
         match source {
-            Some(source) => weights.add_folder(folder, source, self.place(&name)),
+            Some(source) => weights.add_folder(folder, source, self.location(&name)),
             None => Err(ModelError::new(
-                format!("{} is missing", self.place(&name)),
-                "save the model with `CrossEncoder.save_pretrained`, or download the files in its folders too",
+                format!("{} is missing", self.location(&name)),
+                "save the model with `CrossEncoder.save_pretrained`, or download the files in its subfolders too",
             )),
         }
     }
 
     fn no_weights(&self) -> ModelError {
         let root = self.root();
-        let message = format!("{} is missing", self.place("model.safetensors"));
-        for old in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-            if self.contains(old) {
+        let message = format!("{} is missing", self.location("model.safetensors"));
+        for pickle in PICKLES {
+            if self.contains(pickle) {
                 return ModelError::new(
                     format!(
-                        "{message}; there is only `{old}`, a pickle, which can run code when it is read"
+                        "{message}; there is only `{pickle}`, a pickle, which can run code when it is loaded"
                     ),
                     format!(
                         "convert it with `python -c \"from transformers import AutoModelForSequenceClassification as M; M.from_pretrained('{root}').save_pretrained('{root}')\"`"
@@ -352,20 +378,21 @@ impl Files {
     }
 }
 
-/// Opens a file for reading, `None` when there is no such file.
+/// Opens a file for reading; `None` if it does not exist.
 fn open_file(path: &Path) -> Result<Option<File>, ModelError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(path, &error)),
+        Err(error) => Err(unreadable(path, error)),
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> ModelError {
+fn unreadable(path: &Path, error: std::io::Error) -> ModelError {
     ModelError::new(
-        format!("`{}` cannot be read: {error}", path.display()),
+        format!("cannot read `{}`", path.display()),
         "check that it is a file and that the server's user may read it",
     )
+    .caused_by(error)
 }
 
 #[cfg(test)]

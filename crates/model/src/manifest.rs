@@ -1,9 +1,8 @@
-//! What the configuration files of a model say, resolved the way sentence-transformers 6.2 and
-//! transformers 5 resolve it.
+//! Resolves the configuration files of a model as sentence-transformers 6.2 and transformers 5 do.
 //!
-//! Files and who reads them there: `config.json` always; `tokenizer_config.json` by the tokenizer;
-//! `config_sentence_transformers.json` and `sentence_bert_config.json` only when `modules.json`
-//! exists and the model was saved as a `CrossEncoder`. Without that they are ignored, here too.
+//! `config.json` is always read, `tokenizer_config.json` for the tokenizer, and
+//! `config_sentence_transformers.json` and `sentence_bert_config.json` only if `modules.json` exists and
+//! the model was saved as a `CrossEncoder`.
 
 use serde_json::Value;
 
@@ -18,45 +17,44 @@ const CONFIG: &str = "config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const MAX_LABELS: usize = 1 << 16;
 
-/// The tokenizer classes of transformers that overrule parts of `tokenizer.json`.
+/// Tokenizer classes of transformers that override parts of `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenizerClass {
-    /// `BertTokenizer` and its kin: three settings replace those of the normalizer.
+    /// `BertTokenizer` and its relatives: override the normalizer.
     Bert {
-        /// Text is lower-cased.
+        /// Whether to lower-case text.
         lowercase: bool,
-        /// Accents are removed; `None` means when lower-casing.
+        /// Whether to strip accents; `None` means only if lower-casing.
         strip_accents: Option<bool>,
-        /// Chinese characters are tokens of their own.
+        /// Whether to split Chinese characters into separate tokens.
         chinese_chars: bool,
     },
-    /// `RobertaTokenizer`: its setting replaces that of the byte-level pre-tokenizer.
+    /// `RobertaTokenizer`: overrides the byte-level pre-tokenizer.
     Roberta {
-        /// A text that starts with no space gets one.
+        /// Whether to prepend a space to texts without one.
         add_prefix_space: bool,
     },
-    /// Any other: `tokenizer.json` as it is.
+    /// Any other class: `tokenizer.json` unchanged.
     AsSaved,
 }
 
-/// How texts become tokens, beyond what `tokenizer.json` says.
+/// Tokenizer settings besides `tokenizer.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizerConfig {
-    /// Texts are lower-cased before anything else.
+    /// Whether to lower-case texts before anything else.
     pub lowercase: bool,
-    /// Settings that overrule `tokenizer.json`.
+    /// Settings that override `tokenizer.json`.
     pub class: TokenizerClass,
-    /// Whether the model is told first from second text; otherwise all token types are 0.
+    /// Whether to pass token types; otherwise all are 0.
     pub uses_type_ids: bool,
-    /// Whether texts lose their start instead of their end when they are too long; `None` leaves
-    /// it to `tokenizer.json`.
+    /// Whether to truncate texts at the start instead of the end; `None` means as in `tokenizer.json`.
     pub truncate_start: Option<bool>,
-    /// Whether special tokens that are written out in a text are ordinary text.
+    /// Whether special tokens spelled out in a text are ordinary text.
     pub split_special_tokens: bool,
 }
 
 impl Default for TokenizerConfig {
-    /// `tokenizer.json` as it is.
+    /// `tokenizer.json` unchanged.
     fn default() -> Self {
         Self {
             lowercase: false,
@@ -68,36 +66,26 @@ impl Default for TokenizerConfig {
     }
 }
 
-impl TokenizerConfig {
-    /// The same for a model that does or does not know token types.
-    fn for_types(self, known: bool) -> Self {
-        Self {
-            uses_type_ids: known && self.uses_type_ids,
-            ..self
-        }
-    }
-}
-
-/// What was read from `config.json` and its companions, resolved once.
+/// The resolved configuration of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
-    /// The directory's name, or that of the embedded model.
+    /// The model's id.
     pub id: String,
     /// The name of the architecture.
     pub architecture: &'static str,
-    /// The encoder: its sizes, and what its tensors are called.
+    /// Sizes and tensor names of the encoder.
     pub encoder: EncoderConfig,
-    /// What turns the encoder's answer into logits.
+    /// The classification head.
     pub head: Head,
-    /// Names of the labels, in the order of the logits; at least one.
+    /// Label names, in the order of the logits; at least one.
     pub labels: Vec<String>,
-    /// Most tokens of a pair, special tokens included; never more than the model has positions.
+    /// Maximum tokens of a pair, special tokens included; at most the usable positions.
     pub max_length: usize,
-    /// Text that is put in front of every query.
+    /// Text prepended to every query.
     pub prompt: Option<String>,
-    /// How texts become tokens.
+    /// Tokenizer settings.
     pub tokenizer: TokenizerConfig,
-    /// What stands between logits and scores.
+    /// Activation from logits to scores.
     pub activation: Activation,
 }
 
@@ -105,7 +93,7 @@ impl Manifest {
     /// Reads the configuration of the model `id` from its files.
     ///
     /// # Errors
-    /// [`ModelError`] when one is missing, broken, or of a model that cannot be served.
+    /// [`ModelError`] if a file is missing or invalid, or the model is not supported.
     pub fn read(id: String, files: &Files) -> Result<Self, ModelError> {
         let config = config(files)?;
         let tokenizer = tokenizer_settings(files)?;
@@ -115,6 +103,8 @@ impl Manifest {
         let encoder = (architecture.encoder)(&config, kind)?;
         let labels = all_labels(&config, &saved)?;
         let positions = encoder.usable_positions();
+        let mut tokenizer_config = tokenizer_config(&config, &tokenizer, &saved, kind.tokenizer)?;
+        tokenizer_config.uses_type_ids &= encoder.tensors.types.is_some();
         let head = match &saved.head {
             Some(head) => head.clone(),
             None => (architecture.head)(&config, &encoder, labels.len())?,
@@ -125,8 +115,7 @@ impl Manifest {
             activation: activation(&config, &saved, labels.len())?,
             max_length: max_length(&tokenizer, &saved, encoder.max_positions)?.min(positions),
             prompt: prompt(&saved)?,
-            tokenizer: tokenizer_config(&config, &tokenizer, &saved, kind.tokenizer)?
-                .for_types(encoder.tensors.types.is_some()),
+            tokenizer: tokenizer_config,
             encoder,
             head,
             labels,
@@ -134,39 +123,39 @@ impl Manifest {
     }
 }
 
-/// `config.json`, of a model that is whole.
+/// `config.json`. Rejects adapters and causal language models.
 pub(super) fn config(files: &Files) -> Result<Object, ModelError> {
     let Some(config) = Object::read(files, CONFIG)? else {
         return Err(ModelError::new(
-            format!("{} is missing", files.place(CONFIG)),
-            "pass the directory that `CrossEncoder.save_pretrained` wrote",
+            format!("{} is missing", files.location(CONFIG)),
+            "pass a directory saved by `CrossEncoder.save_pretrained`",
         ));
     };
     if files.contains("adapter_config.json") {
         return Err(ModelError::new(
             format!(
-                "{} makes this an adapter, which cannot be served",
-                files.place("adapter_config.json")
+                "{} marks this as an adapter, which is not supported",
+                files.location("adapter_config.json")
             ),
-            "merge it into its base model with `merge_and_unload()` and save that",
+            "merge it into its base model with `merge_and_unload()`, then save the result",
         ));
     }
-    causal::refuse(&config, files)?;
+    causal::reject(&config, files)?;
     Ok(config)
 }
 
-/// `tokenizer_config.json`, or what its absence means.
+/// `tokenizer_config.json`, which is optional.
 pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
     let settings = Object::read(files, TOKENIZER_CONFIG)?;
-    Ok(settings.unwrap_or_else(|| Object::empty(files.place(TOKENIZER_CONFIG))))
+    Ok(settings.unwrap_or_else(|| Object::empty(files.location(TOKENIZER_CONFIG))))
 }
 
-/// Whether the graph of the model that `config.json` describes can be built here.
-pub fn is_known(files: &Files) -> Result<bool, ModelError> {
+/// Whether the server can build a graph of the model.
+pub(super) fn is_supported(files: &Files) -> Result<bool, ModelError> {
     Ok(kind(&config(files)?, &SavedSettings::read(files)?).is_ok())
 }
 
-/// Labels of the model that `config.json` and modules describe.
+/// Label names.
 pub(super) fn all_labels(
     config: &Object,
     saved: &SavedSettings,
@@ -177,8 +166,8 @@ pub(super) fn all_labels(
     }
 }
 
-/// Which kind of model this is; the class named in `architectures` only tells whether the head was
-/// trained, unless the head is in modules of its own.
+/// The architecture and model type. The class in `architectures` only tells whether there is a trained head,
+/// unless the head is in modules of its own.
 fn kind(
     config: &Object,
     saved: &SavedSettings,
@@ -192,14 +181,14 @@ fn kind(
         Some(class) if saved.head.is_none() && !class.ends_with("ForSequenceClassification") => {
             Err(no_head(&format!(
                 "{}: `architectures` is `{class}`",
-                config.place()
+                config.location()
             )))
         }
         _ => Ok(found),
     }
 }
 
-/// The classifying class in `architectures`, or else its first one.
+/// The sequence classification class in `architectures`, or else its first class.
 fn class(config: &Object) -> Result<Option<&str>, ModelError> {
     let Some(classes) = config.list("architectures")? else {
         return Ok(None);
@@ -218,23 +207,23 @@ fn unknown_architecture(config: &Object, found: Option<&str>) -> ModelError {
     ModelError::new(
         match found {
             Some(found) => format!(
-                "{}: the architecture `{found}` cannot be served",
-                config.place()
+                "{}: the architecture `{found}` is not supported",
+                config.location()
             ),
             None => format!(
-                "{}: neither `model_type` nor `architectures` says what the model is",
-                config.place()
+                "{}: neither `model_type` nor `architectures` names the architecture",
+                config.location()
             ),
         },
         format!(
-            "graphs are built for {}; any other model is served from an ONNX file, which `optimum-cli export onnx --task text-classification` makes",
+            "supported are {}; export any other model with `optimum-cli export onnx --task text-classification`",
             supported.join(", ")
         ),
     )
 }
 
-/// The labels' names. transformers assumes two labels where `config.json` names none, and
-/// sentence-transformers one where `architectures` names no class.
+/// Label names from `config.json`. By default, transformers assumes two labels, and sentence-transformers
+/// one if `architectures` is missing.
 fn labels(config: &Object) -> Result<Vec<String>, ModelError> {
     let named = named_labels(config)?;
     if class(config)?.is_none() && named.as_ref().is_none_or(|labels| labels.len() != 1) {
@@ -250,7 +239,7 @@ fn labels(config: &Object) -> Result<Vec<String>, ModelError> {
     }
 }
 
-/// The names that `config.json` has, where there are as many as the last module has outputs.
+/// Label names from `config.json` if there is one per output of the last module.
 fn modular_labels(config: &Object, head: &Head) -> Result<Vec<String>, ModelError> {
     let count = head.outputs();
     let named = named_labels(config)?.filter(|labels| labels.len() == count);
@@ -267,15 +256,12 @@ fn named_labels(config: &Object) -> Result<Option<Vec<String>>, ModelError> {
     };
     let count = names.names().count();
     if count == 0 || count > MAX_LABELS {
-        return Err(config.bad("id2label", &format!("has {count} labels")));
+        return Err(config.invalid("id2label", &format!("has {count} labels")));
     }
     let label = |i: usize| match names.value(&i.to_string()) {
         Some(Value::String(name)) => Ok(name.clone()),
         Some(other) => Ok(other.to_string()),
-        None => Err(config.bad(
-            "id2label",
-            &format!("has {count} labels but none numbered {i}"),
-        )),
+        None => Err(config.invalid("id2label", &format!("has {count} labels but no label {i}"))),
     };
     (0..count).map(label).collect::<Result<_, _>>().map(Some)
 }
@@ -310,8 +296,8 @@ pub(super) fn tokenizer_config(
     })
 }
 
-/// The length that sentence-transformers cuts to. It would let a stored length exceed the
-/// positions and then fail on long texts; the caller takes the smaller.
+/// The length to which sentence-transformers truncates. A saved length may exceed the positions, which
+/// the caller must check.
 pub(super) fn max_length(
     tokenizer: &Object,
     saved: &SavedSettings,
@@ -339,7 +325,7 @@ pub(super) fn max_length(
     Ok(limit.min(max_positions))
 }
 
-/// The length that is passed with every call, which beats all others.
+/// The length passed with every call, which takes precedence.
 fn call_length(module: &Object) -> Result<Option<usize>, ModelError> {
     let Some(processing) = module.object("processing_kwargs")? else {
         return Ok(None);
@@ -350,7 +336,7 @@ fn call_length(module: &Object) -> Result<Option<usize>, ModelError> {
     }
 }
 
-/// The text of the default prompt; an empty one is none.
+/// The default prompt, unless it is empty.
 pub(super) fn prompt(saved: &SavedSettings) -> Result<Option<String>, ModelError> {
     let Some(model) = &saved.model else {
         return Ok(None);
@@ -359,18 +345,17 @@ pub(super) fn prompt(saved: &SavedSettings) -> Result<Option<String>, ModelError
         return Ok(None);
     };
     let prompts = model.object("prompts")?;
-    let Some(prompts) = prompts.filter(|p| p.mentions(name)) else {
-        return Err(model.bad(
+    let Some(prompts) = prompts.filter(|p| p.contains(name)) else {
+        return Err(model.invalid(
             "default_prompt_name",
-            &format!("is `{name}`, which is not among `prompts`"),
+            &format!("is `{name}`, which is not in `prompts`"),
         ));
     };
     let text = prompts.text(name)?.unwrap_or("");
     Ok(Some(text.to_owned()).filter(|t| !t.is_empty()))
 }
 
-/// What transformers sets by class, whatever `tokenizer.json` says; absent settings count as the
-/// class's defaults.
+/// Settings that transformers derives from the class, regardless of `tokenizer.json`.
 fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, ModelError> {
     Ok(match class {
         "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => TokenizerClass::Bert {
@@ -385,7 +370,7 @@ fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, Mo
     })
 }
 
-/// Of the classes that these models use, only BERT's own passes token types unless it is told to.
+/// Whether the tokenizer class passes token types; by default only a few do.
 fn uses_type_ids(tokenizer: &Object, class: &str) -> Result<bool, ModelError> {
     match tokenizer.list("model_input_names")? {
         Some(inputs) => Ok(inputs.iter().any(|name| name == "token_type_ids")),
@@ -401,14 +386,14 @@ fn truncate_start(tokenizer: &Object) -> Result<Option<bool>, ModelError> {
         None => Ok(None),
         Some("right") => Ok(Some(false)),
         Some("left") => Ok(Some(true)),
-        Some(other) => Err(tokenizer.bad(
+        Some(other) => Err(tokenizer.invalid(
             "truncation_side",
             &format!("is `{other}`; it must be `right` or `left`"),
         )),
     }
 }
 
-/// The activation, from the first place that names one.
+/// The activation, from the first file that sets one.
 pub(super) fn activation(
     config: &Object,
     saved: &SavedSettings,
@@ -419,17 +404,17 @@ pub(super) fn activation(
     {
         return named_activation(model, "activation_fn", path);
     }
-    const OLD: &str = "sbert_ce_default_activation_function";
+    const LEGACY: &str = "sbert_ce_default_activation_function";
     match config.object("sentence_transformers")? {
-        // An `activation_fn` of null is a decision for the default, not a missing field.
-        Some(section) if section.mentions("activation_fn") => {
+        // `null` selects the default; it is not a missing field.
+        Some(section) if section.contains("activation_fn") => {
             if let Some(path) = section.text("activation_fn")? {
                 return named_activation(&section, "activation_fn", path);
             }
         }
         _ => {
-            if let Some(path) = config.text(OLD)? {
-                return named_activation(config, OLD, path);
+            if let Some(path) = config.text(LEGACY)? {
+                return named_activation(config, LEGACY, path);
             }
         }
     }
@@ -442,8 +427,8 @@ pub(super) fn activation(
 fn named_activation(object: &Object, field: &str, path: &str) -> Result<Activation, ModelError> {
     Activation::from_torch_path(path).ok_or_else(|| {
         ModelError::new(
-            format!("{}: `{field}` is `{path}`, which is not known", object.place()),
-            "known are `torch.nn.modules.activation.Sigmoid` and `torch.nn.modules.linear.Identity`",
+            format!("{}: `{field}` is `{path}`, which is not supported", object.location()),
+            "supported are `torch.nn.modules.activation.Sigmoid` and `torch.nn.modules.linear.Identity`",
         )
     })
 }

@@ -1,25 +1,25 @@
-//! What sentence-transformers saved beside a model: its modules and their settings.
+//! Modules and settings saved by sentence-transformers.
 
 use serde_json::Value;
 
 use super::head::{Dense, Head, HeadAct, HeadStep, Norm, Pooling, Residual};
 use super::json::{Object, read_value};
-use super::weights::is_file_name;
+use super::names::is_file_name;
 use super::{Files, ModelError};
 
-/// The list of the modules of sentence-transformers.
+/// The list of modules.
 pub const MODULES: &str = "modules.json";
 const ST_CONFIG: &str = "config_sentence_transformers.json";
-/// What modules call the hidden states, the vector that is made of them, and the logits.
+// Module names of the hidden states, the pooled vector and the logits.
 const TOKENS: &str = "token_embeddings";
 const VECTOR: &str = "sentence_embedding";
 const SCORES: &str = "scores";
-/// Far more than any model has.
+/// More than any model has.
 const MAX_OUTPUTS: usize = 1 << 16;
-/// LayerNorm's in torch, which the module does not change.
+/// torch's default epsilon of LayerNorm, which the module does not change.
 const NORM_EPSILON: f32 = 1e-5;
-/// The names under which the Transformer module's own settings were saved over the years, in the
-/// order in which sentence-transformers looks for them.
+/// Names of the Transformer module's settings over the years, in the order in which
+/// sentence-transformers looks for them.
 pub const MODULE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -30,38 +30,32 @@ pub const MODULE_CONFIGS: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
-/// The settings of sentence-transformers, where they count.
+/// Settings of sentence-transformers; all `None` if the model was not saved as a `CrossEncoder`.
+#[derive(Default)]
 pub(super) struct SavedSettings {
     /// `config_sentence_transformers.json`.
     pub(super) model: Option<Object>,
     /// `sentence_bert_config.json`.
     pub(super) module: Option<Object>,
-    /// The modules behind the Transformer; `None` where its own head is all there is.
+    /// The modules after the Transformer; `None` if it has the head inside.
     pub(super) head: Option<Head>,
 }
 
 impl SavedSettings {
     pub(super) fn read(files: &Files) -> Result<Self, ModelError> {
-        let ignored = Self {
-            model: None,
-            module: None,
-            head: None,
-        };
         let Some(modules) = modules(files)? else {
-            return Ok(ignored);
+            return Ok(Self::default());
         };
         let model = Object::read(files, ST_CONFIG)?;
         let cross_encoder = match &model {
             Some(model) => model.text("model_type")? == Some("CrossEncoder"),
             None => false,
         };
-        let [_, behind @ ..] = &modules[..] else {
-            return Ok(ignored);
-        };
+        let after_transformer = &modules[1..];
         if !cross_encoder {
-            return match behind {
-                [] => Ok(ignored),
-                [module, ..] => Err(module.refused("is not of a cross-encoder")),
+            return match after_transformer {
+                [] => Ok(Self::default()),
+                [module, ..] => Err(module.unsupported("is not part of a cross-encoder")),
             };
         }
         let mut module = None;
@@ -72,11 +66,11 @@ impl SavedSettings {
             }
         }
         if let Some(module) = &module {
-            check_transformer(module, !behind.is_empty())?;
+            check_transformer(module, !after_transformer.is_empty())?;
         }
-        let head = match behind {
+        let head = match after_transformer {
             [] => None,
-            _ => Some(head(files, behind)?),
+            modules => Some(head(files, modules)?),
         };
         Ok(Self {
             model,
@@ -88,15 +82,15 @@ impl SavedSettings {
 
 /// An entry of `modules.json`.
 struct Module {
-    /// How messages name the file.
-    place: String,
+    /// The file, for messages.
+    location: String,
     class: String,
-    /// Its folder, with nothing else in front.
+    /// Its subfolder.
     path: String,
 }
 
 impl Module {
-    /// The name of the class; none for one that is not of sentence-transformers.
+    /// The class name; empty for classes of other packages.
     fn name(&self) -> &str {
         match self.class.strip_prefix("sentence_transformers.") {
             Some(path) => path.rsplit('.').next().unwrap_or(""),
@@ -104,14 +98,14 @@ impl Module {
         }
     }
 
-    fn refused(&self, what: &str) -> ModelError {
+    fn unsupported(&self, what: &str) -> ModelError {
         ModelError::new(
             format!(
                 "{}: the module `{}` at path `{}` {what}",
-                self.place, self.class, self.path
+                self.location, self.class, self.path
             ),
-            "a cross-encoder is a `Transformer` with its head inside, or one with `Pooling`, `Dense` and \
-             `LayerNorm` behind it, the last of which is a `Dense` that writes `scores`",
+            "a cross-encoder is a `Transformer` with a classification head, or a `Transformer` followed by \
+             `Pooling`, `Dense` and `LayerNorm`, the last a `Dense` that writes `scores`",
         )
     }
 
@@ -119,23 +113,23 @@ impl Module {
         let name = format!("{}/config.json", self.path);
         Object::read(files, &name)?.ok_or_else(|| {
             ModelError::new(
-                format!("{} is missing", files.place(&name)),
-                "download all files of the model, those in folders too",
+                format!("{} is missing", files.location(&name)),
+                "download all files of the model, subfolders included",
             )
         })
     }
 }
 
-/// What `modules.json` lists, a Transformer first; `None` when there is no such file.
+/// The modules in `modules.json`, a Transformer first; `None` if the file does not exist.
 fn modules(files: &Files) -> Result<Option<Vec<Module>>, ModelError> {
     let Some(value) = read_value(files, MODULES)? else {
         return Ok(None);
     };
-    let place = files.place(MODULES);
+    let location = files.location(MODULES);
     let Some(entries) = value.as_array().filter(|m| !m.is_empty()) else {
         return Err(ModelError::new(
-            format!("{place}: there is no list of modules"),
-            "take the file from the place the model was published at",
+            format!("{location} is not a list of modules"),
+            "download the file again from where the model was published",
         ));
     };
     let modules: Vec<Module> = entries
@@ -143,7 +137,7 @@ fn modules(files: &Files) -> Result<Option<Vec<Module>>, ModelError> {
         .map(|entry| {
             let field = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or("");
             Module {
-                place: place.clone(),
+                location: location.clone(),
                 class: field("type").to_owned(),
                 path: field("path").to_owned(),
             }
@@ -155,28 +149,26 @@ fn modules(files: &Files) -> Result<Option<Vec<Module>>, ModelError> {
             _ => module.name() != "Transformer" && is_file_name(&module.path),
         };
         if !known {
-            return Err(module.refused("is not supported"));
+            return Err(module.unsupported("is not supported"));
         }
     }
     Ok(Some(modules))
 }
 
-/// The settings of the modules behind the Transformer.
-pub fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
+/// Configuration files of the modules after the Transformer.
+pub(super) fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
     let modules = modules(files)?.unwrap_or_default();
-    let behind = modules.iter().skip(1);
-    Ok(behind
-        .map(|module| format!("{}/config.json", module.path))
-        .collect())
+    let config = |module: &Module| format!("{}/config.json", module.path);
+    Ok(modules.iter().skip(1).map(config).collect())
 }
 
-/// The modules behind the Transformer, each of which has to read what the one before it wrote.
+/// The modules after the Transformer, each of which must read the output of the one before it.
 fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
     let [first, rest @ ..] = modules else {
-        unreachable!("the caller saw a module");
+        unreachable!("the caller passes at least one module");
     };
     if first.name() != "Pooling" {
-        return Err(first.refused("is not supported in this place"));
+        return Err(first.unsupported("is not supported in this position"));
     }
     let mut head = Head {
         pooling: pooling(&first.config(files)?)?,
@@ -186,10 +178,10 @@ fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
     let mut scored = false;
     for module in rest {
         if scored {
-            return Err(module.refused("comes after the scores"));
+            return Err(module.unsupported("comes after the scores"));
         }
         let step = match module.name() {
-            // It does nothing when a model is used.
+            // Only used in training.
             "Dropout" => continue,
             "Dense" => {
                 let config = module.config(files)?;
@@ -201,20 +193,19 @@ fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
                 bias: true,
                 epsilon: NORM_EPSILON,
             }),
-            _ => return Err(module.refused("is not supported")),
+            _ => return Err(module.unsupported("is not supported")),
         };
         head.steps.push(step);
         head.folders.push(module.path.clone());
     }
     match (scored, modules.last()) {
-        (false, Some(last)) => Err(last.refused("is the last, and none writes `scores`")),
+        (false, Some(last)) => Err(last.unsupported("is the last, and none writes `scores`")),
         _ => Ok(head),
     }
 }
 
 fn pooling(config: &Object) -> Result<Vec<Pooling>, ModelError> {
-    /// The names of today, those of the flags before, and what they mean, in the order in which
-    /// flags are laid side by side.
+    /// Current name and former flag of each mode, in the order in which flags are concatenated.
     const MODES: [(&str, &str, Pooling); 6] = [
         ("cls", "pooling_mode_cls_token", Pooling::First),
         ("max", "pooling_mode_max_tokens", Pooling::Max),
@@ -232,12 +223,12 @@ fn pooling(config: &Object) -> Result<Vec<Pooling>, ModelError> {
         ("lasttoken", "pooling_mode_lasttoken", Pooling::Last),
     ];
     if config.flag("include_prompt")? == Some(false) {
-        return Err(config.bad("include_prompt", "is false, which is not supported"));
+        return Err(config.invalid("include_prompt", "is false, which is not supported"));
     }
     let named = match config.value("pooling_mode") {
         Some(Value::String(name)) => vec![name.as_str()],
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-        Some(_) => return Err(config.bad("pooling_mode", "is neither a name nor a list")),
+        Some(_) => return Err(config.invalid("pooling_mode", "is neither a name nor a list")),
         None => {
             let mut named = Vec::new();
             for (name, flag, _) in MODES {
@@ -245,23 +236,26 @@ fn pooling(config: &Object) -> Result<Vec<Pooling>, ModelError> {
                     named.push(name);
                 }
             }
-            match named.is_empty() {
-                true => vec!["mean"],
-                false => named,
+            if named.is_empty() {
+                named.push("mean");
             }
+            named
         }
     };
     let mode = |name: &&str| {
         let known = MODES.iter().find(|(mode, ..)| mode == name);
-        known
-            .map(|&(.., pooling)| pooling)
-            .ok_or_else(|| config.bad("pooling_mode", &format!("is `{name}`, which is not known")))
+        known.map(|&(.., pooling)| pooling).ok_or_else(|| {
+            config.invalid(
+                "pooling_mode",
+                &format!("is `{name}`, which is not supported"),
+            )
+        })
     };
     let modes: Vec<Pooling> = named.iter().map(mode).collect::<Result<_, _>>()?;
-    match modes.is_empty() {
-        true => Err(config.bad("pooling_mode", "names nothing")),
-        false => Ok(modes),
+    if modes.is_empty() {
+        return Err(config.invalid("pooling_mode", "is empty"));
     }
+    Ok(modes)
 }
 
 fn dense(config: &Object, path: &str) -> Result<Dense, ModelError> {
@@ -273,9 +267,9 @@ fn dense(config: &Object, path: &str) -> Result<Dense, ModelError> {
         // The module's default.
         None => HeadAct::Tanh,
         Some(function) => HeadAct::from_torch_path(function).ok_or_else(|| {
-            config.bad(
+            config.invalid(
                 "activation_function",
-                &format!("is `{function}`, which is not known"),
+                &format!("is `{function}`, which is not supported"),
             )
         })?,
     };
@@ -294,28 +288,29 @@ fn dense(config: &Object, path: &str) -> Result<Dense, ModelError> {
     })
 }
 
-/// Refuses a field that is there and has another value.
+/// Rejects a field with another value.
 fn expect(config: &Object, field: &str, value: &str) -> Result<(), ModelError> {
     match config.text(field)? {
         Some(other) if other != value => {
-            Err(config.bad(field, &format!("is `{other}`; only `{value}` is served")))
+            Err(config.invalid(field, &format!("is `{other}`; only `{value}` is supported")))
         }
         _ => Ok(()),
     }
 }
 
-/// Refuses settings of the Transformer module that change how a pair is read.
+/// Rejects settings of the Transformer module that change the encoding of pairs.
 fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
-    let wanted = match modular {
-        true => "feature-extraction",
-        false => "sequence-classification",
+    let expected = if modular {
+        "feature-extraction"
+    } else {
+        "sequence-classification"
     };
     if let Some(task) = module.text("transformer_task")?
-        && task != wanted
+        && task != expected
     {
-        return Err(module.bad(
+        return Err(module.invalid(
             "transformer_task",
-            &format!("is `{task}`; with these modules only `{wanted}` is served"),
+            &format!("is `{task}`; with these modules only `{expected}` is supported"),
         ));
     }
     if modular {
@@ -324,9 +319,9 @@ fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
     if let Some(modalities) = module.object("modality_config")?
         && let Some(other) = modalities.names().find(|name| *name != "text")
     {
-        return Err(module.bad(
+        return Err(module.invalid(
             "modality_config",
-            &format!("has `{other}`; only `text` is served"),
+            &format!("has `{other}`; only `text` is supported"),
         ));
     }
     for field in ["query_expansion", "config_kwargs", "config_args"] {
@@ -334,7 +329,7 @@ fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
             .value(field)
             .is_some_and(|v| v.as_object().is_none_or(|o| !o.is_empty()))
         {
-            return Err(module.bad(field, "is set, which is not supported"));
+            return Err(module.invalid(field, "is set, which is not supported"));
         }
     }
     if let Some(processing) = module.object("processing_kwargs")? {
@@ -352,7 +347,7 @@ fn check_processing(processing: &Object) -> Result<(), ModelError> {
             .names()
             .find(|kw| name != "text" || *kw != "max_length");
         if let Some(other) = other {
-            return Err(kwargs.bad(other, "is set, which is not supported"));
+            return Err(kwargs.invalid(other, "is set, which is not supported"));
         }
     }
     Ok(())

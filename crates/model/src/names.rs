@@ -1,4 +1,4 @@
-//! Names that a hub or a user gives, checked before any of them becomes part of a path or an address.
+//! Names from a hub or a user, validated before they become part of a path or a URL.
 
 use std::fmt;
 use std::path::{Component, Path};
@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use crate::ModelError;
 
-/// The revision that counts where none is named.
+/// The default revision.
 pub const MAIN: &str = "main";
-/// Far longer than any name that a hub gives away.
+/// Longest owner or model name; hubs allow less.
 const MAX_PART: usize = 96;
 
 /// A model on a hub: `owner/name`, or `owner/name@revision`.
@@ -30,30 +30,30 @@ impl ModelId {
         self.revision.as_deref().unwrap_or(MAIN)
     }
 
-    /// Whether a revision was named.
-    pub fn names_revision(&self) -> bool {
+    /// Whether a revision was given.
+    pub fn has_revision(&self) -> bool {
         self.revision.is_some()
     }
 
-    /// The folder of the model in a cache.
+    /// The folder of the model in the cache.
     pub fn folder(&self) -> String {
         format!("models--{}--{}", self.owner, self.name)
     }
 
-    /// The model that the folder of a cache is for.
-    pub fn of_folder(folder: &str) -> Option<Self> {
+    /// Parses a folder name of the cache.
+    pub fn from_folder(folder: &str) -> Option<Self> {
         let (owner, name) = folder.strip_prefix("models--")?.split_once("--")?;
         format!("{owner}/{name}").parse().ok()
     }
 
-    /// The model that a directory of a cache is a snapshot of.
-    pub fn of_snapshot(dir: &Path) -> Option<Self> {
+    /// Parses the path of a snapshot in the cache.
+    pub fn from_snapshot(dir: &Path) -> Option<Self> {
         let snapshots = dir.parent()?;
         let commit = dir.file_name()?.to_str()?;
         if !is_commit(commit) || snapshots.file_name()? != "snapshots" {
             return None;
         }
-        Self::of_folder(snapshots.parent()?.file_name()?.to_str()?)
+        Self::from_folder(snapshots.parent()?.file_name()?.to_str()?)
     }
 }
 
@@ -77,17 +77,15 @@ impl FromStr for ModelId {
         let refuse = |what: &str| {
             ModelError::new(
                 format!("`{text}` {what}"),
-                "write a model of a hub as `owner/name` or `owner/name@revision`, and a directory as `./DIR` or its full path",
+                "write a hub model as `owner/name` or `owner/name@revision`, and a directory as `./DIR` or its absolute path",
             )
         };
-        let Some((owner, name)) = path.split_once('/') else {
-            return Err(refuse("is neither a directory nor the name of a model"));
-        };
-        if !is_part(owner) || !is_part(name) {
-            return Err(refuse("is neither a directory nor the name of a model"));
-        }
+        let (owner, name) = path
+            .split_once('/')
+            .filter(|(owner, name)| is_part(owner) && is_part(name))
+            .ok_or_else(|| refuse("is neither a directory nor a model name"))?;
         if revision.is_some_and(|revision| !is_revision(revision)) {
-            return Err(refuse("has a revision that cannot be one"));
+            return Err(refuse("has an invalid revision"));
         }
         Ok(Self {
             owner: owner.to_owned(),
@@ -97,7 +95,7 @@ impl FromStr for ModelId {
     }
 }
 
-/// Whether `text` can be the name of an owner or a model. `--` parts the two in a cache.
+/// Whether `text` can name an owner or a model. `--` separates the two in the cache.
 fn is_part(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let edge = |c: char| c == '-' || c == '.';
@@ -109,25 +107,25 @@ fn is_part(text: &str) -> bool {
         && !text.contains("..")
 }
 
-/// Whether `text` can be a branch, a tag or a commit, and a path below `refs/`.
+/// Whether `text` can be a branch, a tag or a commit; it becomes a path below `refs/`.
 fn is_revision(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+/".contains(c);
     text.len() <= 250 && text.chars().all(plain) && is_inner_path(text)
 }
 
-/// Whether `text` names one commit for ever.
+/// Whether `text` is a full commit hash.
 pub fn is_commit(text: &str) -> bool {
     is_hex(text, 40)
 }
 
-/// Whether `text` is a hash of so many digits, as hubs write them.
+/// Whether `text` is a lower-case hash of so many digits.
 pub fn is_hex(text: &str, digits: usize) -> bool {
     let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     text.len() == digits && text.bytes().all(digit)
 }
 
-/// Whether `name` is a path that stays below the folder it is put into: relative, of ordinary
-/// components, and read alike by everybody.
+/// Whether `name` is a relative path of ordinary components, which cannot leave its folder on any
+/// platform.
 pub fn is_inner_path(name: &str) -> bool {
     let ordinary = |part: &str| {
         let mut components = Path::new(part).components();
@@ -137,21 +135,9 @@ pub fn is_inner_path(name: &str) -> bool {
     !name.contains('\\') && !name.chars().any(char::is_control) && name.split('/').all(ordinary)
 }
 
-/// Refuses a path that leaves its folder; `place` says who gives it.
-///
-/// # Errors
-/// [`ModelError`] that names both.
-pub fn check_inner_path(name: &str, place: &str) -> Result<(), ModelError> {
-    match is_inner_path(name) {
-        true => Ok(()),
-        false => Err(ModelError::new(
-            format!(
-                "{place} names the file `{}`, which is no path within a model",
-                name.escape_debug()
-            ),
-            "do not use this model: such a name can only be meant to write or read elsewhere",
-        )),
-    }
+/// Whether `name` is a file name without folders.
+pub fn is_file_name(name: &str) -> bool {
+    !name.contains('/') && is_inner_path(name)
 }
 
 #[cfg(test)]
@@ -176,11 +162,11 @@ mod tests {
         }
         let id: ModelId = "a/b-c_d.e".parse().unwrap();
         assert_eq!(id.folder(), "models--a--b-c_d.e");
-        assert_eq!(ModelId::of_folder(&id.folder()), Some(id));
+        assert_eq!(ModelId::from_folder(&id.folder()), Some(id));
     }
 
     #[test]
-    fn what_could_leave_the_cache_is_no_name() {
+    fn names_that_could_leave_the_cache_are_rejected() {
         for text in [
             "",
             "a",
@@ -213,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_leave_their_folder_are_told() {
+    fn paths_that_leave_their_folder_are_rejected() {
         for inner in [
             "config.json",
             "onnx/model.onnx",
@@ -245,7 +231,6 @@ mod tests {
             "a\nb",
         ] {
             assert!(!is_inner_path(outer), "{outer:?}");
-            assert!(check_inner_path(outer, "the hub").is_err());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Directories that can be served, and those that cannot.
+//! Supported and unsupported model directories.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use rerankd_core::Activation;
 const SIGMOID: &str = "torch.nn.modules.activation.Sigmoid";
 const IDENTITY: &str = "torch.nn.modules.linear.Identity";
 
-/// A model directory in the making: files of JSON, and the shape of the head's tensor.
+/// A model directory: JSON files, and the shape of the head's tensor.
 struct Saved {
     files: Vec<(&'static str, Value)>,
     head: Option<(&'static str, Vec<usize>)>,
@@ -33,7 +33,7 @@ impl Saved {
         }
     }
 
-    /// As sentence-transformers 6 saves BERT with modules behind it; only `model.safetensors` has tensors.
+    /// BERT with modules, as saved by sentence-transformers 6; only `model.safetensors` has tensors.
     fn modular() -> Self {
         let module = |name: &str, path: &str| json!({"type": format!("sentence_transformers.{name}"), "path": path});
         let mut saved = Self::bert()
@@ -73,7 +73,7 @@ impl Saved {
         saved
     }
 
-    /// As sentence-transformers 6 saves it.
+    /// As saved by sentence-transformers 6.
     fn cross_encoder(mut self) -> Self {
         self.files.extend([
             (
@@ -94,7 +94,7 @@ impl Saved {
         self
     }
 
-    /// Sets one field of a file, which is made if there is none.
+    /// Sets a field of a file, which is created if needed.
     fn with(mut self, file: &'static str, field: &str, value: Value) -> Self {
         if !self.files.iter().any(|(name, _)| *name == file) {
             self.files.push((file, json!({})));
@@ -133,7 +133,7 @@ impl Saved {
         Model::open(self.write().path()).unwrap().manifest
     }
 
-    /// The error must say all of `what`.
+    /// The error must contain all of `what`.
     fn refused(&self, what: &[&str]) {
         let error = Model::open(self.write().path()).unwrap_err().to_string();
         for part in what {
@@ -166,7 +166,7 @@ fn a_plain_checkpoint_is_read() {
             pad_token_id: 0,
             hidden_act: HiddenAct::Gelu,
             first_position: 0,
-            uncounted: None,
+            skipped_token: None,
             form: LayerForm::PostNorm,
             tensors: manifest.encoder.tensors.clone(),
         }
@@ -192,13 +192,13 @@ fn relatives_of_roberta_share_its_graph() {
 }
 
 #[test]
-fn the_kind_is_told_by_the_class_where_there_is_no_model_type() {
+fn without_a_model_type_the_class_decides() {
     let saved = Saved::roberta().with("config.json", "model_type", Value::Null);
     assert_eq!(saved.open().architecture, "roberta");
 }
 
 #[test]
-fn the_maximum_length_is_the_first_that_is_stored() {
+fn the_first_maximum_length_takes_precedence() {
     const TOKENIZER: &str = "tokenizer_config.json";
     const MODULE: &str = "sentence_bert_config.json";
     let bert = |limit: Value| Saved::bert().with(TOKENIZER, "model_max_length", limit);
@@ -247,7 +247,7 @@ fn the_maximum_length_is_the_first_that_is_stored() {
 }
 
 #[test]
-fn the_activation_is_the_first_that_is_named() {
+fn the_first_activation_takes_precedence() {
     const NEW: &str = "config_sentence_transformers.json";
     const OLD: &str = "sbert_ce_default_activation_function";
     let saved = Saved::bert().with("config.json", OLD, json!(IDENTITY));
@@ -297,7 +297,7 @@ fn unknown_activations_are_refused() {
 }
 
 #[test]
-fn labels_have_the_names_and_number_that_transformers_gives_them() {
+fn labels_match_transformers() {
     let saved = |head: usize| Saved {
         head: Some(("classifier.weight", vec![head, 8])),
         ..Saved::bert()
@@ -342,12 +342,12 @@ fn the_default_prompt_is_resolved() {
         assert_eq!(saved.open().prompt, None);
     }
     let saved = saved.with(FILE, "default_prompt_name", json!("other"));
-    saved.refused(&["`default_prompt_name` is `other`, which is not among `prompts`"]);
+    saved.refused(&["`default_prompt_name` is `other`, which is not in `prompts`"]);
     assert_eq!(saved.without("modules.json").open().prompt, None);
 }
 
 #[test]
-fn the_tokenizer_class_decides_what_overrules_the_file() {
+fn the_tokenizer_class_overrides_the_file() {
     const FILE: &str = "tokenizer_config.json";
     let class = |saved: Saved| saved.open().tokenizer.class;
     let bert = |lowercase| TokenizerClass::Bert {
@@ -388,7 +388,7 @@ fn the_tokenizer_class_decides_what_overrules_the_file() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_files_are_named() {
     Saved::bert()
         .without("config.json")
         .refused(&["config.json` is missing"]);
@@ -425,7 +425,7 @@ fn architectures_that_cannot_be_built_are_refused() {
     Saved::bert()
         .with("config.json", "model_type", json!("deberta-v2"))
         .refused(&[
-            "`deberta-v2` cannot be served",
+            "`deberta-v2` is not supported",
             "`XLMRobertaForSequenceClassification`",
         ]);
     Saved::bert()
@@ -435,7 +435,7 @@ fn architectures_that_cannot_be_built_are_refused() {
             "architectures",
             json!(["XLNetForSequenceClassification"]),
         )
-        .refused(&["`XLNetForSequenceClassification` cannot be served"]);
+        .refused(&["`XLNetForSequenceClassification` is not supported"]);
     Saved::bert()
         .with("config.json", "model_type", Value::Null)
         .with("config.json", "architectures", Value::Null)
@@ -459,7 +459,7 @@ fn architectures_that_cannot_be_built_are_refused() {
 }
 
 #[test]
-fn other_modules_are_refused_by_name() {
+fn unsupported_modules_are_named() {
     let module = |class: &str, path: &str| json!({"type": class, "path": path});
     let transformer = module("sentence_transformers.models.Transformer", "");
     for (modules, what) in [
@@ -478,8 +478,8 @@ fn other_modules_are_refused_by_name() {
             json!([module("mine.Transformer", "")]),
             "`mine.Transformer`",
         ),
-        (json!([]), "no list of modules"),
-        (json!({}), "no list of modules"),
+        (json!([]), "is not a list of modules"),
+        (json!({}), "is not a list of modules"),
     ] {
         let mut saved = Saved::bert();
         saved.files.push(("modules.json", modules));
@@ -488,7 +488,7 @@ fn other_modules_are_refused_by_name() {
 }
 
 #[test]
-fn modules_that_do_not_fit_together_are_refused() {
+fn inconsistent_modules_are_rejected() {
     const DENSE: &str = "2_Dense/config.json";
     let module = |name: &str, path: &str| json!({"type": format!("sentence_transformers.models.{name}"), "path": path});
     let behind = |modules: &[Value]| {
@@ -500,7 +500,7 @@ fn modules_that_do_not_fit_together_are_refused() {
     for (modules, what) in [
         (
             vec![dense.clone()],
-            "`Dense` at path `2_Dense` is not supported in this place",
+            "`Dense` at path `2_Dense` is not supported in this position",
         ),
         (vec![pooling.clone()], "none writes `scores`"),
         (
@@ -521,7 +521,7 @@ fn modules_that_do_not_fit_together_are_refused() {
         ),
         (
             vec![module("LogitScore", "1_LogitScore")],
-            "`sentence_transformers.models.LogitScore`: this is a language model",
+            "`sentence_transformers.models.LogitScore`: causal language models",
         ),
     ] {
         let what = what.replace("`Dense` at", "`sentence_transformers.models.Dense` at");
@@ -569,7 +569,7 @@ fn modules_that_do_not_fit_together_are_refused() {
         "1_Pooling/config.json",
         "pooling_mode",
         json!([]),
-        "names nothing",
+        "is empty",
     );
     refused(
         "sentence_bert_config.json",
@@ -580,7 +580,7 @@ fn modules_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
-fn settings_that_change_how_a_pair_is_read_are_refused() {
+fn unsupported_transformer_settings_are_rejected() {
     for (field, value) in [
         ("transformer_task", json!("text-generation")),
         ("modality_config", json!({"message": {}})),
@@ -612,7 +612,7 @@ fn modernbert() -> Saved {
 }
 
 #[test]
-fn layers_with_gates_are_read_in_both_forms() {
+fn modernbert_is_read_in_both_formats() {
     let gated = |saved: Saved| match saved.open().encoder.form {
         LayerForm::PreNormGated(gated) => gated,
         other => panic!("{other:?}"),
@@ -665,7 +665,7 @@ fn layers_with_gates_are_read_in_both_forms() {
 }
 
 #[test]
-fn layers_with_gates_that_are_not_understood_are_refused() {
+fn invalid_modernbert_settings_are_rejected() {
     for (field, value, what) in [
         (
             "rope_scaling",
@@ -705,33 +705,29 @@ fn layers_with_gates_that_are_not_understood_are_refused() {
 #[test]
 fn impossible_sizes_are_refused() {
     for (field, value, what) in [
-        ("hidden_size", json!(0), "must be a whole number above 0"),
-        ("hidden_size", json!(-8), "must be a whole number above 0"),
-        ("hidden_size", json!(8.5), "must be a whole number above 0"),
+        ("hidden_size", json!(0), "must be a positive integer"),
+        ("hidden_size", json!(-8), "must be a positive integer"),
+        ("hidden_size", json!(8.5), "must be a positive integer"),
         (
             "hidden_size",
             json!("8"),
             "is a string; it must be a number",
         ),
         ("hidden_size", Value::Null, "is missing"),
-        ("hidden_size", json!(u64::MAX), "the most that is served is"),
-        (
-            "num_hidden_layers",
-            json!(1e30),
-            "the most that is served is",
-        ),
+        ("hidden_size", json!(u64::MAX), "the maximum is"),
+        ("num_hidden_layers", json!(1e30), "the maximum is"),
         (
             "num_attention_heads",
             json!(3),
             "does not divide `hidden_size` 8",
         ),
-        (
-            "type_vocab_size",
-            json!(257),
-            "the most that is served is 256",
-        ),
+        ("type_vocab_size", json!(257), "the maximum is 256"),
         ("layer_norm_eps", json!(0), "must be between 0 and 1"),
-        ("pad_token_id", json!(30), "not below `vocab_size` 30"),
+        (
+            "pad_token_id",
+            json!(30),
+            "must be a token id below `vocab_size` 30",
+        ),
         ("pad_token_id", json!(-1), "must be a token id"),
         (
             "architectures",
@@ -759,8 +755,13 @@ fn files_that_are_not_json_are_refused() {
     let dir = Saved::bert().write();
     let pointer = "version https://git-lfs.github.com/spec/v1";
     fs::write(dir.path().join("config.json"), pointer).unwrap();
-    let error = Model::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("config.json` is not JSON"), "{error}");
+    let error = Model::open(dir.path()).unwrap_err();
+    assert!(
+        error.message().contains("config.json` is not JSON"),
+        "{error}"
+    );
+    let source = error.source().expect("a cause");
+    assert!(source.is::<serde_json::Error>(), "{source:?}");
 }
 
 #[test]

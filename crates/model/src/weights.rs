@@ -1,35 +1,36 @@
-//! Tensors of a safetensors model, read one at a time.
+//! Reads tensors from safetensors files, one at a time.
 //!
-//! Nothing is mapped or held: each tensor is read from its file when it is asked for. A header is
-//! believed only as far as the file's size bears it out, so that a broken or hostile file is an
-//! error and never a panic or a huge allocation.
+//! Nothing is memory-mapped or cached: each tensor is read on demand. Headers are checked against the file
+//! size, so that a damaged or hostile file causes an error, not a panic or a huge allocation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::json::Object;
+use super::names::is_file_name;
 use super::{Files, ModelError, open_file, unreadable};
 
-/// The header's length, at the start of a file.
+/// Bytes of the header length at the start of a file.
 const PREFIX: u64 = 8;
-/// The longest header that the format allows.
+/// The format's limit on the header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
-/// Bytes that are read and widened at a time; a multiple of every element size.
+/// Bytes read and converted at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 18;
 
-const DAMAGED: &str = "download the file again; it is damaged or was only partly downloaded";
+const DAMAGED: &str = "download the file again; it is damaged or incomplete";
+const MISMATCH: &str = "check that `config.json` and the weights belong together";
 
-/// The tensors of a model by name.
+/// The tensors of a model, by name.
 #[derive(Debug)]
 pub struct Weights {
-    /// How messages name the file, or the index of the files.
-    place: String,
+    /// The file, or the index of the files, for messages.
+    location: String,
     shards: Vec<Shard>,
     tensors: HashMap<String, Tensor>,
 }
@@ -37,18 +38,18 @@ pub struct Weights {
 /// One safetensors file.
 #[derive(Debug)]
 struct Shard {
-    place: String,
+    location: String,
     source: Source,
 }
 
-/// Where the bytes of a file are.
+/// The content of a file.
 #[derive(Debug)]
 pub(super) enum Source {
     File(File),
     Memory(&'static [u8]),
 }
 
-/// Where a tensor is; checked against the file's size.
+/// Location of a tensor, checked against the file size.
 #[derive(Debug)]
 struct Tensor {
     shard: usize,
@@ -56,53 +57,59 @@ struct Tensor {
     shape: Vec<usize>,
     /// Offset of the first byte in the file.
     start: u64,
-    /// Number of elements; together they fill exactly the bytes that the header gives them.
+    /// Number of elements.
     elements: usize,
 }
 
 impl Weights {
-    /// Opens one `.safetensors` file and checks its header.
+    /// Opens a `.safetensors` file and checks its header.
     ///
     /// # Errors
-    /// [`ModelError`] when the file cannot be read, or its header does not fit it.
+    /// [`ModelError`] if the file cannot be read or its header is invalid.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(format!("`{}`", path.display()));
-        weights.add(Shard::open(path)?, modern_name)?;
+        weights.add(Shard::open(path)?, canonical_name)?;
         Ok(weights)
     }
 
-    /// Reads tensors out of the content of a `.safetensors` file; messages call it `place`.
+    /// Reads tensors from the content of a `.safetensors` file, called `location` in messages.
     ///
     /// # Errors
-    /// [`ModelError`] when the header does not fit the content.
-    pub fn from_static(bytes: &'static [u8], place: impl Into<String>) -> Result<Self, ModelError> {
-        let place = place.into();
-        let mut weights = Self::empty(place.clone());
+    /// [`ModelError`] if the header is invalid.
+    pub fn from_static(
+        bytes: &'static [u8],
+        location: impl Into<String>,
+    ) -> Result<Self, ModelError> {
+        let location = location.into();
+        let mut weights = Self::empty(location.clone());
         let shard = Shard {
-            place,
+            location,
             source: Source::Memory(bytes),
         };
-        weights.add(shard, modern_name)?;
+        weights.add(shard, canonical_name)?;
         Ok(weights)
     }
 
-    /// Opens the files that `index`, a file in `dir`, spreads the tensors over.
+    /// Opens the shards listed in `index`, a file in `dir`.
     ///
     /// # Errors
-    /// [`ModelError`] when one of the files is missing or broken, lies outside `dir`, or lacks a
-    /// tensor that the index promises.
+    /// [`ModelError`] if a shard is missing, invalid or outside `dir`, or lacks a tensor that the index
+    /// assigns to it.
     pub fn open_sharded(dir: &Path, index: &str) -> Result<Self, ModelError> {
         let files = Files::Directory(dir.to_owned());
-        let mut weights = Self::empty(files.place(index));
+        let mut weights = Self::empty(files.location(index));
         let shards = read_index(&files, index)?;
         for (file, tensors) in &shards {
-            weights.add(Shard::open(&dir.join(file))?, modern_name)?;
+            weights.add(Shard::open(&dir.join(file))?, canonical_name)?;
             for tensor in tensors {
-                if !weights.tensors.contains_key(modern_name(tensor).as_str()) {
+                if !weights
+                    .tensors
+                    .contains_key(canonical_name(tensor).as_str())
+                {
                     return Err(ModelError::new(
                         format!(
-                            "{} says that `{file}` holds `{tensor}`, but it does not",
-                            weights.place
+                            "{} assigns `{tensor}` to `{file}`, which does not contain it",
+                            weights.location
                         ),
                         DAMAGED,
                     ));
@@ -112,81 +119,83 @@ impl Weights {
         Ok(weights)
     }
 
-    /// How messages name the file, or the index of the files.
-    pub fn place(&self) -> &str {
-        &self.place
+    /// The file, or the index of the files, for messages.
+    pub fn location(&self) -> &str {
+        &self.location
     }
 
-    /// The shape of a tensor, `None` when there is no such tensor.
+    /// The shape of a tensor; `None` if it does not exist.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
-    /// Number of parameters in all tensors.
+    /// Number of parameters.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|t| t.elements).sum()
     }
 
-    /// Reads a tensor of the given shape, row by row, widened to `f32`.
+    /// Reads a tensor of the given shape, row-major, converted to `f32`.
     ///
     /// # Errors
-    /// [`ModelError`] when there is no such tensor, it has another shape, its elements are not
-    /// F32, F16 or BF16, or the file cannot be read.
+    /// [`ModelError`] if the tensor does not exist, has another shape or element type, holds a value that is
+    /// not finite, or cannot be read.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(ModelError::new(
-                format!("{}: there is no tensor `{name}`", self.place),
-                "check that `config.json` and the weights belong together",
+                format!("{}: there is no tensor `{name}`", self.location),
+                MISMATCH,
             ));
         };
         if tensor.shape != shape {
             return Err(ModelError::new(
                 format!(
-                    "{}: `{name}` has the shape {:?}; `config.json` makes it {shape:?}",
-                    self.place, tensor.shape
+                    "{}: `{name}` has the shape {:?}; `config.json` requires {shape:?}",
+                    self.location, tensor.shape
                 ),
-                "check that `config.json` and the weights belong together",
+                MISMATCH,
             ));
         }
         let shard = &self.shards[tensor.shard];
-        let numbers = match tensor.dtype {
-            Dtype::F32 => shard.widen(tensor, f32::from_le_bytes),
-            Dtype::F16 => shard.widen(tensor, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => shard.widen(tensor, |b| bf16::from_le_bytes(b).to_f32()),
+        let values = match tensor.dtype {
+            Dtype::F32 => shard.convert(tensor, f32::from_le_bytes),
+            Dtype::F16 => shard.convert(tensor, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => shard.convert(tensor, |b| bf16::from_le_bytes(b).to_f32()),
             other => Err(ModelError::new(
-                format!("{}: `{name}` is stored as {other:?}", shard.place),
+                format!("{}: `{name}` is stored as {other:?}", shard.location),
                 "save the model in F32, F16 or BF16",
             )),
         }?;
-        // Eight-bit weights would hide such a number; in 32 bits it would spoil every score.
-        if let Some(index) = numbers.iter().position(|number| !number.is_finite()) {
+        // int8 quantization would hide it; in fp32 it would make every score NaN.
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return Err(ModelError::new(
                 format!(
-                    "{}: `{name}` holds {} at {index}",
-                    shard.place, numbers[index]
+                    "{}: `{name}` is {} at index {index}",
+                    shard.location, values[index]
                 ),
-                "the weights are damaged; save or fetch them again",
+                "the weights are damaged; save or download them again",
             ));
         }
-        Ok(numbers)
+        Ok(values)
     }
 
-    fn empty(place: String) -> Self {
+    fn empty(location: String) -> Self {
         Self {
-            place,
+            location,
             shards: Vec::new(),
             tensors: HashMap::new(),
         }
     }
 
-    /// Adds what another file holds, each of its tensors under `folder/name`.
+    /// Adds the tensors of another file as `folder/name`.
     pub(super) fn add_folder(
         &mut self,
         folder: &str,
         source: Source,
-        place: String,
+        location: String,
     ) -> Result<(), ModelError> {
-        self.add(Shard { place, source }, |name| format!("{folder}/{name}"))
+        self.add(Shard { location, source }, |name| {
+            format!("{folder}/{name}")
+        })
     }
 
     fn add(&mut self, shard: Shard, rename: impl Fn(&str) -> String) -> Result<(), ModelError> {
@@ -208,51 +217,50 @@ impl Weights {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self, ModelError> {
-        let place = format!("`{}`", path.display());
+        let location = format!("`{}`", path.display());
         let Some(file) = open_file(path)? else {
             return Err(ModelError::new(
-                format!("{place} is missing"),
+                format!("{location} is missing"),
                 "download all files of the model",
             ));
         };
         Ok(Self {
-            place,
+            location,
             source: Source::File(file),
         })
     }
 
-    /// Reads and checks the header; returns where the data starts and what lies there.
+    /// Reads and checks the header; returns the offset of the data and the tensors.
     fn header(&self) -> Result<(u64, Metadata), ModelError> {
         let size = self.size()?;
         let mut prefix = [0; PREFIX as usize];
         if size < PREFIX {
-            return Err(self.damaged(&format!("has {size} bytes, too few for a header")));
+            return Err(self.damaged(&format!("is too short for a header ({size} bytes)")));
         }
         self.read_at(&mut prefix, 0)?;
         let length = u64::from_le_bytes(prefix);
         if length > MAX_HEADER.min(size - PREFIX) {
             return Err(self.damaged(&format!(
-                "has {size} bytes but says that its header has {length}"
+                "has {size} bytes but declares a header of {length} bytes"
             )));
         }
         let mut header = vec![0; length as usize];
         self.read_at(&mut header, PREFIX)?;
-        // Reading it also checks that the tensors lie end to end and that each has exactly the
-        // bytes that its shape and type need.
+        // Parsing also checks that tensors are contiguous and match their shapes and types.
         let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| self.damaged(&format!("has a broken header: {error}")))?;
+            .map_err(|error| self.damaged("has an invalid header").caused_by(error))?;
         let start = PREFIX + length;
         let data = metadata.data_len() as u64;
         if size - start != data {
             return Err(self.damaged(&format!(
-                "has {} bytes of tensors; its header says {data}",
+                "has {} bytes of tensors; its header declares {data}",
                 size - start
             )));
         }
         Ok((start, metadata))
     }
 
-    fn widen<const N: usize>(
+    fn convert<const N: usize>(
         &self,
         tensor: &Tensor,
         convert: impl Fn([u8; N]) -> f32,
@@ -276,7 +284,7 @@ impl Shard {
             Source::Memory(bytes) => Ok(bytes.len() as u64),
             Source::File(file) => match file.metadata() {
                 Ok(metadata) => Ok(metadata.len()),
-                Err(error) => Err(self.unreadable(&error)),
+                Err(error) => Err(self.unreadable(error)),
             },
         }
     }
@@ -295,59 +303,49 @@ impl Shard {
                 }
             }
         };
-        result.map_err(|error| self.unreadable(&error))
+        result.map_err(|error| self.unreadable(error))
     }
 
     fn damaged(&self, what: &str) -> ModelError {
-        ModelError::new(format!("{} {what}", self.place), DAMAGED)
+        ModelError::new(format!("{} {what}", self.location), DAMAGED)
     }
 
-    fn unreadable(&self, error: &std::io::Error) -> ModelError {
-        unreadable(Path::new(self.place.trim_matches('`')), error)
+    fn unreadable(&self, error: std::io::Error) -> ModelError {
+        unreadable(Path::new(self.location.trim_matches('`')), error)
     }
 }
 
-/// The files that an index names.
+/// The shards listed in an index.
 ///
 /// # Errors
-/// As [`Weights::open_sharded`], of the index alone.
+/// [`ModelError`] if the index is missing or invalid.
 pub fn shard_names(files: &Files, index: &str) -> Result<Vec<String>, ModelError> {
     Ok(read_index(files, index)?.into_keys().collect())
 }
 
-/// The files that an index names, each with its tensors.
+/// The shards listed in an index, each with its tensors.
 fn read_index(files: &Files, index: &str) -> Result<BTreeMap<String, Vec<String>>, ModelError> {
     let object = Object::read(files, index)?
-        .ok_or_else(|| ModelError::new(format!("{} is missing", files.place(index)), DAMAGED))?;
+        .ok_or_else(|| ModelError::new(format!("{} is missing", files.location(index)), DAMAGED))?;
     let map = object
         .object("weight_map")?
-        .ok_or_else(|| object.bad("weight_map", "is missing"))?;
+        .ok_or_else(|| object.invalid("weight_map", "is missing"))?;
     let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for tensor in map.names() {
         let file = map.text(tensor)?.unwrap_or("");
         if !is_file_name(file) {
-            return Err(map.bad(
-                tensor,
-                &format!("is in `{file}`, which is not the name of a file beside the index"),
-            ));
+            return Err(map.invalid(tensor, &format!("is in `{file}`, which is not a file name")));
         }
         shards.entry(file.into()).or_default().push(tensor.into());
     }
     if shards.is_empty() {
-        return Err(object.bad("weight_map", "is empty"));
+        return Err(object.invalid("weight_map", "is empty"));
     }
     Ok(shards)
 }
 
-/// Whether `name` stays in its directory: one ordinary component, no root and no `..`.
-pub fn is_file_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    matches!(components.next(), Some(Component::Normal(part)) if part == name)
-        && components.next().is_none()
-}
-
-/// Checkpoints converted from TensorFlow call the parameters of LayerNorm gamma and beta.
-fn modern_name(name: &str) -> String {
+/// Checkpoints converted from TensorFlow name the parameters of LayerNorm gamma and beta.
+fn canonical_name(name: &str) -> String {
     for (old, new) in [
         ("LayerNorm.gamma", "LayerNorm.weight"),
         ("LayerNorm.beta", "LayerNorm.bias"),

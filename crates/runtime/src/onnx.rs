@@ -36,7 +36,7 @@ pub struct Layout {
     pub positions: usize,
     /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
     /// padding token, where a text spells it out.
-    pub uncounted: Option<u32>,
+    pub skipped_token: Option<u32>,
 }
 
 impl Layout {
@@ -46,7 +46,7 @@ impl Layout {
         Self {
             first_position: encoder.first_position,
             positions: encoder.max_positions,
-            uncounted: encoder.uncounted,
+            skipped_token: encoder.skipped_token,
         }
     }
 }
@@ -208,7 +208,7 @@ impl PackedInputs {
             inputs.cls_index.push(first as i64);
             let mut next = layout.first_position;
             for token in first..first + length {
-                let position = if layout.uncounted == Some(batch.ids()[token]) {
+                let position = if layout.skipped_token == Some(batch.ids()[token]) {
                     layout.first_position - 1
                 } else {
                     next += 1;
@@ -245,7 +245,7 @@ mod tests {
         let layout = Layout {
             first_position: 2,
             positions: 10,
-            uncounted: Some(1),
+            skipped_token: Some(1),
         };
         assert_eq!(
             PackedInputs::new(&batch, layout),

@@ -1,4 +1,4 @@
-//! How good a model is, by data with known answers.
+//! Evaluates the quality of a model on labeled data.
 
 pub mod correlation;
 pub mod data;
@@ -11,16 +11,19 @@ pub mod reranking;
 use rerankd_engine::bulk::EngineError;
 use rerankd_engine::load::LoadError;
 
-/// Why nothing could be evaluated, in words for the person at the terminal.
+/// The evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// The data cannot be used.
+    /// The data are invalid; the message says where.
     #[error("{0}")]
     Data(String),
+    /// The results cannot be plotted.
+    #[error("cannot plot the results: {0}")]
+    Plot(#[from] plot::PlotError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The model failed.
+    /// The model fails.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }

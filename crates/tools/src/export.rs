@@ -1,4 +1,4 @@
-//! A model as an ONNX file in standard operators, for other programs.
+//! Exports a model to an ONNX file with standard operators, for other programs.
 
 use std::fs;
 use std::io::{self, Write};
@@ -6,58 +6,56 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use rerankd_model::graph::onnx::{ModelProto, StringStringEntryProto};
-use rerankd_model::graph::standard::{self, NoStandardForm, Positions};
+use rerankd_model::graph::standard::{self, Positions, UnsupportedOperator};
 use rerankd_model::graph::{self, Precision, Rows};
+use rerankd_model::onnx::{EXTERNAL, ModelProto, StringStringEntryProto};
 use rerankd_model::{Model, ModelError};
 use rerankd_runtime::onnx::Layout;
 
-/// Where the file lies in a directory: where programs of Hugging Face look for it.
-const PLACE: &str = "onnx/model.onnx";
-/// A protobuf message ends at 2 GiB; weights of more than this go to a file of their own.
+/// Path of the file within a directory, where Hugging Face libraries look for it.
+const PATH: &str = "onnx/model.onnx";
+/// Protobuf messages are limited to 2 GiB; weights of a larger model are stored in a separate file.
 const LARGEST: usize = (1 << 31) - (1 << 24);
-/// Weights in a file of their own begin at a multiple of this, so that it can be mapped.
+/// Alignment of weights in a separate file, so that it can be mapped to memory.
 const ALIGNMENT: usize = 64;
-/// `TensorProto.DataLocation.EXTERNAL`.
-const EXTERNAL: i32 = 1;
 
-/// Why a model was not written.
+/// The export failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Its weights cannot be read.
+    /// The model cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Its graph cannot be written in standard operators.
+    /// The model has no graph of standard operators.
     #[error("{0}\nhint: export it with `optimum-cli export onnx --task text-classification`")]
-    Form(#[from] NoStandardForm),
+    Form(#[from] UnsupportedOperator),
     /// There is something already.
     #[error("`{}` exists\nhint: name another place, or remove it", .0.display())]
     Exists(PathBuf),
     /// A file cannot be written.
-    #[error("`{}` cannot be written: {error}", path.display())]
+    #[error("cannot write `{}`: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
-        error: io::Error,
+        /// The cause.
+        source: io::Error,
     },
 }
 
-/// What was written.
+/// The files of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// Each file, the ONNX file first.
+    /// The files, the ONNX file first.
     pub files: Vec<PathBuf>,
-    /// Bytes of all of them.
+    /// Their total size.
     pub bytes: u64,
 }
 
-/// Writes `model` to `out`: one file where the name ends in `.onnx`, else a directory that holds
-/// `onnx/model.onnx` and the `companions` of the model, which is what a server such as Text Embeddings
-/// Inference is given.
+/// Writes `model` to `out`: one file if its extension is `.onnx`, else a directory with
+/// `onnx/model.onnx` and the `companions` (configuration and tokenizer), as servers such as Text
+/// Embeddings Inference expect it.
 ///
 /// # Errors
-/// [`ExportError`]; nothing that existed is overwritten.
+/// [`ExportError`]. No existing file is overwritten.
 pub fn export(
     model: &Model,
     companions: &[(String, Vec<u8>)],
@@ -67,7 +65,7 @@ pub fn export(
     export_with(model, companions, out, precision, LARGEST)
 }
 
-/// As [`export`], with weights of more than `largest` bytes in a file of their own.
+/// As [`export`], with the weights of a model of more than `largest` bytes in a separate file.
 ///
 /// # Errors
 /// As [`export`].
@@ -79,23 +77,21 @@ pub fn export_with(
     largest: usize,
 ) -> Result<Written, ExportError> {
     let alone = out.extension().is_some_and(|extension| extension == "onnx");
-    let path = match alone {
-        true => out.to_owned(),
-        false => out.join(PLACE),
+    let path = if alone {
+        out.to_owned()
+    } else {
+        out.join(PATH)
     };
     let graph = graph::build(model, Rows::FirstOfEach, Precision::Fp32Nodes)?;
     let layout = Layout::of(&model.manifest);
     let positions = Positions {
         first: layout.first_position,
         of_segment: layout.positions,
-        uncounted: layout.uncounted,
+        skipped_token: layout.skipped_token,
         segments: model.manifest.tokenizer.uses_type_ids,
     };
     let mut file = standard::padded(graph, positions, precision)?;
-    let data = match file.encoded_len() > largest {
-        true => Some(move_weights(&mut file, &path)),
-        false => None,
-    };
+    let data = (file.encoded_len() > largest).then(|| move_weights(&mut file, &path));
     let mut files = vec![(path.clone(), file.encode_to_vec())];
     files.extend(data);
     if !alone {
@@ -107,9 +103,9 @@ pub fn export_with(
     }
     let mut bytes = 0;
     for (path, content) in &files {
-        write(path, content).map_err(|error| ExportError::Write {
+        write(path, content).map_err(|source| ExportError::Write {
             path: path.clone(),
-            error,
+            source,
         })?;
         bytes += content.len() as u64;
     }
@@ -119,7 +115,7 @@ pub fn export_with(
     })
 }
 
-/// Never over what came to be meanwhile.
+/// Creates a file and its directory. Fails if the file exists.
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -129,7 +125,7 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Takes the weights out of a file: the file beside it that they go to, and its content.
+/// Moves the weights out of `file`. Returns the path and the content of the file for them.
 fn move_weights(file: &mut ModelProto, path: &Path) -> (PathBuf, Vec<u8>) {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push("_data");
@@ -140,17 +136,17 @@ fn move_weights(file: &mut ModelProto, path: &Path) -> (PathBuf, Vec<u8>) {
         .iter_mut()
         .flat_map(|graph| &mut graph.initializer);
     for constant in constants {
-        // Shapes and other small ones are read while the graph is looked at.
-        let large = |bytes: &mut Vec<u8>| bytes.len() >= 1024;
-        let Some(bytes) = constant.raw_data.take_if(large) else {
+        // Shapes and other small constants must be in the graph for shape inference.
+        if constant.raw_data.len() < 1024 {
             continue;
-        };
+        }
+        let bytes = std::mem::take(&mut constant.raw_data);
         data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
         let entry = |key: &str, value: String| StringStringEntryProto {
             key: key.into(),
             value,
         };
-        constant.data_location = Some(EXTERNAL);
+        constant.data_location = EXTERNAL;
         constant.external_data = vec![
             entry("location", location.clone()),
             entry("offset", data.len().to_string()),

@@ -1,9 +1,9 @@
-//! A file of pairs to a file of scores, of any size: in bounded memory, and able to go on after a
-//! kill without losing or repeating a row.
+//! Scores the pairs in a file of any size, in bounded memory. An interrupted job can be resumed, and no
+//! row is lost or repeated.
 //!
-//! Rows are read in chunks, scored by a [`Line`](rerankd_engine::bulk::Line) and written in their order. Now
-//! and then what is written is made safe and the [journal] says how far that is. Whoever
-//! goes on cuts off what came after the last entry, and reads on behind the rows that it counts.
+//! Rows are read in chunks, scored by a [`Line`](rerankd_engine::bulk::Line) and written in order. At
+//! intervals, the output is committed to disk, and a checkpoint is appended to the [journal]. A resumed
+//! job truncates the output to the last checkpoint, and skips the rows that it counts.
 
 mod appended;
 mod delimited;
@@ -19,38 +19,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::appended::Appended;
-use self::journal::{Journal, Mark};
+use self::appended::AppendFile;
+use self::journal::{Checkpoint, Journal};
 use self::rejects::Rejects;
 use rerankd_core::{Pair, Scale};
 use rerankd_engine::bulk::{Engine, EngineError, Outcome, RowError};
 use rerankd_engine::load::LoadError;
 
-/// Rows of one chunk: enough to plan batches over, little enough to write often.
+/// Maximum number of rows in a chunk: enough to plan batches, and few enough to write often.
 const CHUNK_ROWS: usize = 512;
-/// Bytes of text of one chunk, where rows are long.
+/// Text in bytes after which a chunk of long rows ends.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Longest row. It bounds the memory of a job, and finds the quote that was never closed.
+/// Longest row. It bounds the memory of a job, and detects a missing closing quote.
 const MAX_ROW_BYTES: usize = 16 << 20;
 
-/// How input and output are written. They are the same: to convert is another tool's work.
+/// Format of both input and output. Conversion is left to other tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Comma-separated, with a header.
     Csv,
     /// Tab-separated, with a header.
     Tsv,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Jsonl,
     /// Apache Parquet.
     Parquet,
 }
 
 impl Format {
-    /// Every name that [`Format::named`] reads.
+    /// Names of the formats.
     pub const NAMES: [&str; 4] = ["csv", "tsv", "jsonl", "parquet"];
 
-    /// The format of this name.
+    /// The format with this name.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
             "csv" => Self::Csv,
@@ -61,7 +61,7 @@ impl Format {
         })
     }
 
-    /// The format that the name of a file ends with.
+    /// The format of a file by its extension.
     pub fn of(path: &Path) -> Option<Self> {
         Self::named(&path.extension()?.to_str()?.to_lowercase())
     }
@@ -77,7 +77,7 @@ impl Format {
     }
 }
 
-/// Where rows come from, or scores go to.
+/// The input or output of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The standard input or output.
@@ -87,7 +87,7 @@ pub enum End {
 }
 
 impl End {
-    /// The file, if it is one.
+    /// The path, if this is a file.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Standard => None,
@@ -96,59 +96,59 @@ impl End {
     }
 }
 
-/// What is to be done.
+/// A scoring job.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// Where rows come from.
+    /// Rows to score.
     pub input: End,
-    /// Where scores go.
+    /// Rows with their scores.
     pub output: End,
-    /// Where rows without a score go; `None` for the standard error.
+    /// File for rows that could not be scored; `None` for the standard error.
     pub rejects: Option<PathBuf>,
-    /// How both are written.
+    /// Format of input and output.
     pub format: Format,
-    /// Names of columns.
+    /// Names of the columns.
     pub fields: Fields,
-    /// Which scores.
+    /// Logits or scores.
     pub scale: Scale,
-    /// Throw away what an earlier job left.
+    /// Whether to overwrite an existing output.
     pub overwrite: bool,
-    /// How often what is done is made safe.
+    /// Interval between commits.
     pub commit_every: Duration,
 }
 
-/// Names of the columns of a row.
+/// Names of the columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fields {
-    /// The first text.
+    /// Column of the query.
     pub query: String,
-    /// The second text.
+    /// Column of the document.
     pub document: String,
-    /// The score, which is added.
+    /// Column to add for the score.
     pub score: String,
 }
 
-/// What a job came to.
+/// Row counts of a finished job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// Rows with a score.
+    /// Scored rows.
     pub scored: u64,
-    /// Rows without one.
+    /// Rows that could not be scored.
     pub rejected: u64,
-    /// Rows that an earlier run had done, of both kinds.
+    /// Rows of either kind from an earlier run.
     pub resumed: u64,
 }
 
-/// Why a job ended early. What it had made safe stays.
+/// A job failed. The output up to the last commit is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// Input, output or settings cannot be used; the text says what to change.
+    /// Input, output or settings are invalid; the message says what to change.
     #[error("{0}")]
     Unusable(String),
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The model fails whatever it is given.
+    /// The model fails.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -159,15 +159,15 @@ impl JobError {
     }
 }
 
-/// Some rows of the input, in order.
+/// Consecutive rows of the input.
 struct Chunk {
-    /// Number of the first of them, from 1.
+    /// Number of the first row, from 1.
     first: u64,
-    /// Bytes of the input that have been read with these.
+    /// Bytes of the input up to the last row.
     input_bytes: u64,
-    /// Texts of each row, or why it has none.
+    /// The pair of each row, or why it has none.
     pairs: Vec<Result<Pair, RowError>>,
-    /// What else is needed to write them.
+    /// The rows as they were read.
     rows: Rows,
 }
 
@@ -183,8 +183,8 @@ enum Rows {
 }
 
 impl Rows {
-    /// What is kept of a row that has no score.
-    fn shown(&self, index: usize) -> serde_json::Value {
+    /// A row as JSON, for the file of rejected rows.
+    fn to_json(&self, index: usize) -> serde_json::Value {
         match self {
             Self::Cells(rows) => rows[index]
                 .iter()
@@ -205,75 +205,76 @@ trait Source {
     /// The next rows; `None` at the end.
     fn read(&mut self) -> Result<Option<Chunk>, JobError>;
 
-    /// Passes over `rows` rows that were done before.
+    /// Skips `rows` rows of an earlier run.
     fn skip(&mut self, rows: u64) -> Result<(), JobError>;
 }
 
 /// Writes rows with their scores.
 trait Sink {
-    /// Writes those rows of a chunk that have a score.
+    /// Writes the scored rows of a chunk.
     fn write(&mut self, rows: &Rows, outcomes: &[Outcome]) -> Result<(), JobError>;
 
-    /// Makes safe what was written. Returns how much that is, as [`Mark::output`] has it.
+    /// Commits the output to disk. Returns its size, as in [`Checkpoint::output`].
     fn commit(&mut self) -> Result<u64, JobError>;
 
-    /// Puts the output where it belongs, after the last commit. May be done again.
-    fn finish(&mut self) -> Result<(), JobError>;
+    /// Moves the output into place after the last commit. Can be repeated.
+    fn finish(&mut self) -> Result<(), JobError> {
+        Ok(())
+    }
 
-    /// Takes away what only a resumed job would need.
-    fn clean(&mut self) -> Result<(), JobError>;
+    /// Removes temporary files that only a resumed job would need.
+    fn clean(&mut self) -> Result<(), JobError> {
+        Ok(())
+    }
 }
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
-    /// Rows that have been read and written.
+    /// Completed rows.
     pub rows: u64,
-    /// Bytes of the input up to there.
+    /// Bytes of the input up to the last of them.
     pub input_bytes: u64,
 }
 
-/// Does a job with `engine`, and tells `progress` how far it is. Goes on where an earlier one with
-/// the same output was stopped.
+/// Runs a job, or resumes it if an earlier run was interrupted, and reports to `progress`.
 ///
 /// # Errors
-/// [`JobError`]; what was made safe stays, and the same command goes on from there.
+/// [`JobError`]. The output up to the last commit is kept, and the job can be resumed from there.
 pub fn run(
     job: &Job,
     engine: &Engine,
     mut progress: impl FnMut(Done),
 ) -> Result<Summary, JobError> {
-    let (mut journal, mark) = Journal::open(job, engine.info())?;
-    let (mut source, mut sink) = ends(job, &engine.info().labels, mark)?;
-    let mut rejects = Rejects::open(job.rejects.as_deref(), mark.rejects)?;
-    source.skip(mark.rows)?;
-    let mut rows = mark.rows;
+    let (mut journal, checkpoint) = Journal::open(job, engine.info())?;
+    let (mut source, mut sink) = open(job, &engine.info().labels, checkpoint)?;
+    let mut rejects = Rejects::open(job.rejects.as_deref(), checkpoint.rejects)?;
+    source.skip(checkpoint.rows)?;
+    let mut rows = checkpoint.rows;
     progress(Done {
         rows,
         input_bytes: 0,
     });
     let mut summary = Summary {
-        resumed: mark.rows,
+        resumed: checkpoint.rows,
         ..Summary::default()
     };
     let mut line = engine.line(job.scale);
     let mut ended = false;
     let mut last_commit = Instant::now();
     loop {
-        let done = match ended {
-            true if line.is_empty() => break,
-            true => line.pop()?,
-            false => match source.read()? {
-                Some(chunk) => {
-                    let pairs = chunk.pairs.iter().filter_map(|pair| pair.as_ref().ok());
-                    let pairs = pairs.cloned().collect();
-                    line.push(chunk, pairs)?
-                }
-                None => {
-                    ended = true;
-                    continue;
-                }
-            },
+        let done = if ended {
+            if line.is_empty() {
+                break;
+            }
+            line.pop()?
+        } else if let Some(chunk) = source.read()? {
+            let pairs = chunk.pairs.iter().filter_map(|pair| pair.as_ref().ok());
+            let pairs = pairs.cloned().collect();
+            line.push(chunk, pairs)?
+        } else {
+            ended = true;
+            continue;
         };
         let Some((chunk, scored)) = done else {
             continue;
@@ -301,25 +302,25 @@ pub fn run(
     Ok(summary)
 }
 
-/// Makes the output safe, and only then says so in the journal.
+/// Commits the output to disk, then appends a checkpoint to the journal.
 fn commit(
     rows: u64,
     sink: &mut dyn Sink,
     rejects: &mut Rejects,
     journal: &mut Journal,
 ) -> Result<(), JobError> {
-    let mark = Mark {
+    let checkpoint = Checkpoint {
         rows,
         output: sink.commit()?,
         rejects: rejects.commit()?,
     };
-    journal.write(mark)
+    journal.write(checkpoint)
 }
 
-/// One outcome for each row of a chunk: those that were scored, between those that were not sent.
+/// An outcome for each row of a chunk: the scores of its pairs, and the errors of the other rows.
 fn merged(chunk: &Chunk, scored: Vec<Outcome>) -> Vec<Outcome> {
     let mut scored = scored.into_iter();
-    let missing = || Err(RowError("the model gave no score".into()));
+    let missing = || Err(RowError("the model returned no score".into()));
     chunk
         .pairs
         .iter()
@@ -330,7 +331,7 @@ fn merged(chunk: &Chunk, scored: Vec<Outcome>) -> Vec<Outcome> {
         .collect()
 }
 
-/// Names of the columns that are added: one, or one a label.
+/// Names of the score columns: one, or one per label.
 fn score_columns(fields: &Fields, labels: &[String]) -> Vec<String> {
     match labels {
         [_] => vec![fields.score.clone()],
@@ -341,14 +342,13 @@ fn score_columns(fields: &Fields, labels: &[String]) -> Vec<String> {
     }
 }
 
-/// Where rows come from and where they go.
-type Ends = (Box<dyn Source>, Box<dyn Sink>);
+type Opened = (Box<dyn Source>, Box<dyn Sink>);
 
-/// Both ends of a job, the output cut to what `mark` says is safe.
-fn ends(job: &Job, labels: &[String], mark: Mark) -> Result<Ends, JobError> {
+/// Opens input and output, and truncates the output to the checkpoint.
+fn open(job: &Job, labels: &[String], checkpoint: Checkpoint) -> Result<Opened, JobError> {
     let columns = score_columns(&job.fields, labels);
     if job.format == Format::Parquet {
-        return columnar(job, &columns, mark);
+        return columnar(job, &columns, checkpoint);
     }
     let input: Box<dyn Read> = match &job.input {
         End::Standard => Box::new(io::stdin().lock()),
@@ -358,42 +358,41 @@ fn ends(job: &Job, labels: &[String], mark: Mark) -> Result<Ends, JobError> {
         Format::Csv => b',',
         Format::Tsv => b'\t',
         _ => {
-            let output = Appended::open(job.output.path(), mark.output)?;
+            let output = AppendFile::open(job.output.path(), checkpoint.output)?;
             let score = job.fields.score.clone();
             return Ok((
-                Box::new(lines::Lines::new(input, &job.fields)),
-                Box::new(lines::Scored::new(output, score)),
+                Box::new(lines::Reader::new(input, &job.fields)),
+                Box::new(lines::Writer::new(output, score)),
             ));
         }
     };
-    // The header is read first: a wrong name must not leave an output behind.
-    let source = delimited::Cells::new(input, delimiter, &job.fields)?;
-    let output = Appended::open(job.output.path(), mark.output)?;
-    let sink = delimited::Scored::new(output, delimiter, source.header(), &columns)?;
+    // The header is read first, so that a wrong column name leaves no output behind.
+    let source = delimited::Reader::new(input, delimiter, &job.fields)?;
+    let output = AppendFile::open(job.output.path(), checkpoint.output)?;
+    let sink = delimited::Writer::new(output, delimiter, source.header(), &columns)?;
     Ok((Box::new(source), Box::new(sink)))
 }
 
 #[cfg(feature = "parquet")]
-fn columnar(job: &Job, columns: &[String], mark: Mark) -> Result<Ends, JobError> {
+fn columnar(job: &Job, columns: &[String], checkpoint: Checkpoint) -> Result<Opened, JobError> {
     let (Some(input), Some(output)) = (job.input.path(), job.output.path()) else {
         return Err(JobError::Unusable(
-            "Parquet cannot be streamed; hint: name files for `--input` and `--output`".into(),
+            "Parquet cannot be streamed; hint: use files for `--input` and `--output`".into(),
         ));
     };
-    let source = parquet::Columns::open(input, &job.fields)?;
-    let sink = parquet::Parts::open(output, source.schema(), columns, mark)?;
+    let source = parquet::Reader::open(input, &job.fields)?;
+    let sink = parquet::Writer::open(output, source.schema(), columns, checkpoint)?;
     Ok((Box::new(source), Box::new(sink)))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn columnar(_: &Job, _: &[String], _: Mark) -> Result<Ends, JobError> {
+fn columnar(_: &Job, _: &[String], _: Checkpoint) -> Result<Opened, JobError> {
     Err(JobError::Unusable(
-        "this build does not read Parquet; hint: build it with `--features parquet`".into(),
+        "this build does not support Parquet; hint: build it with `--features parquet`".into(),
     ))
 }
 
-/// Makes pairs of texts. Rows that follow one another often have the same query; it is kept once,
-/// and the encoder reads it once.
+/// Makes pairs of texts. Consecutive rows often have the same query, which is stored and tokenized once.
 #[derive(Default)]
 struct Pairing {
     last: Option<Arc<str>>,
@@ -413,21 +412,21 @@ impl Pairing {
     }
 }
 
-/// A score as text: the shortest that reads back as the same number.
+/// The shortest text that parses to the same score.
 fn number(score: f32) -> String {
-    // Through a `Value` it would be an `f64`, and get digits that it does not have.
+    // As a `Value` it would be an `f64` with digits that the score does not have.
     serde_json::to_string(&score).unwrap_or_default()
 }
 
 fn too_short(rows: u64) -> JobError {
     JobError::Unusable(format!(
-        "the input ends before the {rows} rows that were done; hint: `--overwrite` starts anew"
+        "the input has fewer than the {rows} rows of an earlier run; hint: `--overwrite` starts over"
     ))
 }
 
 fn name_taken(name: &str) -> JobError {
     JobError::Unusable(format!(
-        "the input has a column `{name}` already; hint: `--score-field` gives the new one another name"
+        "the input already has a column `{name}`; hint: `--score-field` sets another name"
     ))
 }
 
@@ -436,7 +435,7 @@ mod tests {
     use super::number;
 
     #[test]
-    fn a_score_has_the_digits_of_an_f32_and_no_more() {
+    fn a_score_has_no_more_digits_than_an_f32() {
         for (score, text) in [(0.1, "0.1"), (1.0, "1.0"), (-3.25, "-3.25"), (1e-9, "1e-9")] {
             assert_eq!(number(score), text);
             assert_eq!(number(score).parse::<f32>().unwrap(), score);

@@ -1,4 +1,4 @@
-//! Whether scores here are those of another machine, or of sentence-transformers: golden scores.
+//! Compares scores with reference scores, such as those of another machine or of sentence-transformers.
 
 use std::path::Path;
 
@@ -8,22 +8,22 @@ use rerankd_core::{Pair, Scale};
 use rerankd_engine::bulk::{Engine, EngineError};
 use rerankd_engine::load::LoadError;
 
-/// How far a score may be off where neither file nor user say.
+/// Default of the maximum absolute difference.
 pub const DEFAULT_TOLERANCE: f64 = 1e-4;
 
-/// Golden scores: `pairs` with `logits`, `scores`, or both. Other keys are not read.
+/// Reference scores: `pairs` with `logits`, `scores`, or both. Other keys are ignored.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Golden {
     pairs: Vec<[Text; 2]>,
-    /// Before the activation: a number a pair, or a list of one a label.
+    /// Before the activation: a number per pair, or a list of one per label.
     logits: Option<Vec<Row>>,
-    /// Behind the model's own activation.
+    /// After the activation of the model.
     scores: Option<Vec<Row>>,
-    /// How far one may be off.
+    /// Maximum absolute difference.
     pub tolerance: Option<f64>,
 }
 
-/// A text, a long one as what is repeated how often.
+/// A text, or a long text as a repetition.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Text {
@@ -38,18 +38,18 @@ enum Row {
     Many(Vec<f64>),
 }
 
-/// Longest text that is written as a repetition.
+/// Longest repetition.
 const MAX_TEXT_BYTES: usize = 1 << 20;
 
-/// Why nothing was compared.
+/// The comparison failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The golden scores cannot be used.
+    /// The reference scores are invalid.
     #[error("`{path}`: {reason}")]
     Golden {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         reason: String,
     },
     /// The model cannot be loaded.
@@ -60,28 +60,28 @@ pub enum VerifyError {
     Engine(#[from] EngineError),
 }
 
-/// What the comparison of one kind of scores came to.
+/// The differences of one kind of scores.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compared {
     /// `logits` or `scores`.
     pub what: &'static str,
-    /// Every number, in order.
+    /// One for each number, in order.
     pub differences: Vec<Difference>,
 }
 
-/// One number and what it should be.
+/// A number and its reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Difference {
-    /// Position of its pair.
+    /// Index of the pair.
     pub pair: usize,
-    /// The golden one.
+    /// The reference.
     pub golden: f64,
-    /// The one that was computed here.
+    /// The number that was computed here.
     pub ours: f64,
 }
 
 impl Difference {
-    /// How far it is off.
+    /// The absolute difference.
     pub fn size(&self) -> f64 {
         (self.ours - self.golden).abs()
     }
@@ -94,7 +94,7 @@ impl Compared {
         differences.max_by(|a, b| a.size().total_cmp(&b.size()))
     }
 
-    /// Those beyond `tolerance`. A number that is none is beyond every tolerance.
+    /// Differences beyond `tolerance`. NaN is beyond every tolerance.
     pub fn beyond(&self, tolerance: f64) -> impl Iterator<Item = &Difference> {
         let within = move |d: &&Difference| d.size() <= tolerance;
         self.differences.iter().filter(move |d| !within(d))
@@ -102,10 +102,10 @@ impl Compared {
 }
 
 impl Golden {
-    /// Reads a file of golden scores.
+    /// Reads a file of reference scores.
     ///
     /// # Errors
-    /// [`VerifyError::Golden`], naming what is wrong with it.
+    /// [`VerifyError::Golden`] when the file is invalid.
     pub fn read(path: &Path) -> Result<Self, VerifyError> {
         let wrong = |reason: String| VerifyError::Golden {
             path: path.display().to_string(),
@@ -113,18 +113,18 @@ impl Golden {
         };
         let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
         let golden: Self = serde_json::from_slice(&text).map_err(|error| {
-            // The parser's own words may quote a text.
+            // The message of the parser may quote a text.
             wrong(format!(
-                "not golden scores, at line {}; hint: `{{\"pairs\": [[query, document], …], \
+                "not reference scores, at line {}; hint: `{{\"pairs\": [[query, document], …], \
                  \"logits\": […]}}`",
                 error.line()
             ))
         })?;
         if golden.pairs.is_empty() {
-            return Err(wrong("there is no pair in it".to_owned()));
+            return Err(wrong("has no pairs".to_owned()));
         }
         if golden.logits.is_none() && golden.scores.is_none() {
-            return Err(wrong("it has neither `logits` nor `scores`".to_owned()));
+            return Err(wrong("has neither `logits` nor `scores`".to_owned()));
         }
         for (name, rows) in [("logits", &golden.logits), ("scores", &golden.scores)] {
             let count = rows.as_ref().map_or(golden.pairs.len(), Vec::len);
@@ -152,11 +152,11 @@ impl Golden {
         self.pairs.len()
     }
 
-    /// Scores every pair with `engine` and compares.
+    /// Scores every pair with `engine`, and compares the scores.
     ///
     /// # Errors
-    /// [`VerifyError::Engine`] when the model fails, [`VerifyError::Golden`] when it has another
-    /// number of labels.
+    /// [`VerifyError::Engine`] when the model fails, [`VerifyError::Golden`] when it has another number
+    /// of labels.
     pub fn compare(&self, path: &Path, engine: &Engine) -> Result<Vec<Compared>, VerifyError> {
         let pairs: Vec<Pair> = self
             .pairs
@@ -177,7 +177,7 @@ impl Golden {
                 return Err(VerifyError::Golden {
                     path: path.display().to_string(),
                     reason: format!(
-                        "`{what}` has {} numbers a pair; the model gives {labels}",
+                        "`{what}` has {} numbers per pair; the model returns {labels}",
                         row.values().len()
                     ),
                 });

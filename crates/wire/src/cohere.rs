@@ -6,19 +6,22 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{
+    Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
+};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
-use super::document::{Document, DocumentForm, Echo, Item, RankFields};
+use super::answer::{DocumentForm, RankingAnswer};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::document::{Document, Echo, Item, RankFields};
 use super::error::{Problem, Reply, missing};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, Schemas, example};
 use super::usage::Usage;
-use rerankd_core::{Fit, Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions};
 
 /// Cohere's first version, which Jina, Xinference and many servers speak too.
 pub static V1: Dialect = Dialect {
@@ -98,10 +101,10 @@ impl RerankRequest for CohereRequest {
         )?;
         let options = ScoreOptions {
             scale: Scale::Unit,
-            fit: Fit {
+            truncation: TruncationOptions {
                 max_chunks: self.max_chunks_per_doc,
                 max_document_tokens: self.max_tokens_per_doc,
-                ..Fit::default()
+                ..TruncationOptions::default()
             },
             ..ScoreOptions::default()
         };
@@ -201,7 +204,7 @@ impl Meta {
         let truncated = &answer.ranking.truncated;
         Self {
             api_version: ApiVersion {
-                version: match answer.context.dialect.name {
+                version: match answer.context.dialect {
                     "cohere_v1" => "1",
                     _ => "2",
                 },

@@ -1,69 +1,15 @@
 //! Telling which dialect a body is in, by its keys alone.
 //!
-//! Each key of a [`Signature`] is sent by the clients of one dialect and by nobody else on a shared
+//! Each key of a [`crate::dialect::Signature`] is sent by the clients of one dialect and by nobody else on a shared
 //! path. Values do not matter, not even null.
 
 use std::fmt;
 
+use rerankd_core::RerankError;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::dialect::Endpoint;
-use super::read::{BYTE_ORDER_MARK, next_known};
-use rerankd_core::RerankError;
-
-/// The keys that tell the bodies of an operation.
-#[derive(Debug, Clone, Copy)]
-pub struct Signature {
-    /// One of these is enough.
-    pub any: &'static [&'static str],
-    /// Or all of these.
-    pub all: &'static [&'static str],
-    /// A body with one of these is another's.
-    pub none: &'static [&'static str],
-    /// A body with one of these as well is refused.
-    pub conflicts: &'static [&'static str],
-}
-
-impl Signature {
-    /// No body is told by its keys.
-    pub const NONE: Self = Self {
-        any: &[],
-        all: &[],
-        none: &[],
-        conflicts: &[],
-    };
-
-    /// A body with one of these keys.
-    pub const fn any(any: &'static [&'static str]) -> Self {
-        Self { any, ..Self::NONE }
-    }
-
-    /// Whether some body is told by its keys.
-    pub fn tells(&self) -> bool {
-        !self.any.is_empty() || !self.all.is_empty()
-    }
-
-    fn keys(&self) -> impl Iterator<Item = &'static str> {
-        let lists = [self.any, self.all, self.none, self.conflicts];
-        lists.into_iter().flatten().copied()
-    }
-
-    /// Whether a body with the keys `found` is meant.
-    ///
-    /// # Errors
-    /// When it is in two dialects at once.
-    fn matches(&self, found: &[&str]) -> Result<bool, RerankError> {
-        let among = |keys: &[&'static str]| keys.iter().copied().find(|key| found.contains(key));
-        let own = among(self.any);
-        if let (Some(own), Some(other)) = (own, among(self.conflicts)) {
-            return Err(RerankError::invalid(format!(
-                "the body has both `{own}` and `{other}`; send one of them"
-            )));
-        }
-        let all = !self.all.is_empty() && self.all.iter().all(|key| found.contains(key));
-        Ok((own.is_some() || all) && among(self.none).is_none())
-    }
-}
+use crate::dialect::Endpoint;
+use crate::read::{BYTE_ORDER_MARK, next_known};
 
 /// The operation that `body` asks for: the first of `candidates` whose signature it has, else the
 /// first of all.
@@ -138,7 +84,7 @@ impl<'de> Visitor<'de> for Collect<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dialect::{endpoints, sharing};
+    use crate::registry::{endpoints, sharing};
 
     /// The name of the operation that a body asks for at `path`.
     fn operation(path: &str, body: &str) -> Result<&'static str, RerankError> {

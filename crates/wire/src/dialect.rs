@@ -3,38 +3,16 @@
 use std::fmt;
 
 use bytes::Bytes;
-use serde::Serialize;
-
-use super::detect::Signature;
-use super::document::DocumentForm;
-use super::error::{Problem, Reply, to_json};
-use super::read::{self, Read};
-use super::schema::{Form, Schemas};
-use super::tei::Token;
-use super::{
-    cohere, infinity, llamacpp, mixedbread, native, nvidia, open_inference, tei, vllm, voyage,
-    weaviate,
-};
 use rerankd_core::{
-    Limits, Pair, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
     SchedulingHints,
 };
+use serde::Serialize;
 
-/// Every dialect. On a path that several share, the first one that a body matches reads it.
-pub static ALL: [&Dialect; 12] = [
-    &tei::TEI,
-    &mixedbread::MIXEDBREAD,
-    &weaviate::WEAVIATE,
-    &voyage::VOYAGE,
-    &vllm::VLLM,
-    &infinity::INFINITY,
-    &native::NATIVE,
-    &cohere::V1,
-    &cohere::V2,
-    &llamacpp::LLAMA_CPP,
-    &nvidia::NVIDIA,
-    &open_inference::OPEN_INFERENCE,
-];
+use crate::answer::{Context, RankingAnswer, Token};
+use crate::error::{Problem, Reply, to_json};
+use crate::read::{self, Read};
+use crate::schema::{Form, Schemas};
 
 /// A wire format.
 pub struct Dialect {
@@ -126,6 +104,60 @@ impl Operation {
     }
 }
 
+/// The keys that tell the bodies of an operation.
+#[derive(Debug, Clone, Copy)]
+pub struct Signature {
+    /// One of these is enough.
+    pub any: &'static [&'static str],
+    /// Or all of these.
+    pub all: &'static [&'static str],
+    /// A body with one of these is another's.
+    pub none: &'static [&'static str],
+    /// A body with one of these as well is refused.
+    pub conflicts: &'static [&'static str],
+}
+
+impl Signature {
+    /// No body is told by its keys.
+    pub const NONE: Self = Self {
+        any: &[],
+        all: &[],
+        none: &[],
+        conflicts: &[],
+    };
+
+    /// A body with one of these keys.
+    pub const fn any(any: &'static [&'static str]) -> Self {
+        Self { any, ..Self::NONE }
+    }
+
+    /// Whether some body is told by its keys.
+    pub fn tells(&self) -> bool {
+        !self.any.is_empty() || !self.all.is_empty()
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static str> {
+        let lists = [self.any, self.all, self.none, self.conflicts];
+        lists.into_iter().flatten().copied()
+    }
+
+    /// Whether a body with the keys `found` is meant.
+    ///
+    /// # Errors
+    /// When it is in two dialects at once.
+    pub(crate) fn matches(&self, found: &[&str]) -> Result<bool, RerankError> {
+        let among = |keys: &[&'static str]| keys.iter().copied().find(|key| found.contains(key));
+        let own = among(self.any);
+        if let (Some(own), Some(other)) = (own, among(self.conflicts)) {
+            return Err(RerankError::invalid(format!(
+                "the body has both `{own}` and `{other}`; send one of them"
+            )));
+        }
+        let all = !self.all.is_empty() && self.all.iter().all(|key| found.contains(key));
+        Ok((own.is_some() || all) && among(self.none).is_none())
+    }
+}
+
 /// A path of an operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Path {
@@ -155,22 +187,6 @@ pub struct Endpoint {
     pub dialect: &'static Dialect,
     /// The operation.
     pub operation: &'static Operation,
-}
-
-/// Every operation of every dialect, in the order in which bodies are matched.
-pub fn endpoints() -> impl Iterator<Item = Endpoint> {
-    ALL.into_iter().flat_map(|dialect| {
-        let operations = dialect.operations.iter();
-        operations.map(move |operation| Endpoint { dialect, operation })
-    })
-}
-
-/// The operations that are asked for at a path of `own`, that one first.
-pub fn sharing(own: Endpoint, path: &Path) -> Vec<Endpoint> {
-    let is_other = |other: &Endpoint| !std::ptr::eq(other.operation, own.operation);
-    let shared = endpoints().filter(|other| path.shared_with.contains(&other.operation.kind));
-    let told = shared.filter(|other| other.operation.signature.tells());
-    std::iter::once(own).chain(told.filter(is_other)).collect()
 }
 
 /// A request's body.
@@ -239,34 +255,6 @@ pub enum Work {
     },
 }
 
-/// What an answer tells besides its result.
-#[derive(Debug, Clone, Copy)]
-pub struct Context<'a> {
-    /// The dialect that it is written in.
-    pub dialect: &'static Dialect,
-    /// Names the request.
-    pub id: &'a str,
-    /// Name of the model.
-    pub model: &'a str,
-    /// Names of its scores.
-    pub labels: &'a [String],
-    /// When the answer was made, in seconds since 1970.
-    pub created: u64,
-    /// How a document is repeated where the dialect leaves it open.
-    pub document_form: DocumentForm,
-}
-
-/// A ranking on its way into an answer.
-#[derive(Debug, Clone, Copy)]
-pub struct RankingAnswer<'a> {
-    /// What else it tells.
-    pub context: &'a Context<'a>,
-    /// Texts in the order of the request.
-    pub pairs: &'a [Pair],
-    /// Their order and scores.
-    pub ranking: &'a Ranking,
-}
-
 /// How one dialect asks for a reranking and reads the answer.
 pub(crate) trait RerankRequest: Read + 'static {
     /// What the answer repeats of the request.
@@ -319,25 +307,5 @@ pub(crate) fn with_priority(priority: Priority) -> SchedulingHints {
     SchedulingHints {
         priority,
         ..SchedulingHints::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn no_two_operations_claim_a_path_and_no_two_dialects_a_name() {
-        let (mut paths, mut names) = (BTreeSet::new(), BTreeSet::new());
-        for Endpoint { operation, .. } in endpoints() {
-            assert!(names.insert(operation.name), "{}", operation.name);
-            for path in operation.paths {
-                assert!(paths.insert(path.path), "{}", path.path);
-            }
-        }
-        let dialects: BTreeSet<&str> = ALL.iter().map(|dialect| dialect.name).collect();
-        assert_eq!(dialects.len(), ALL.len());
     }
 }

@@ -1,31 +1,17 @@
 //! Documents that may be objects, and what comes back of them.
 
+use rerankd_core::{Limits, RerankError, Texts};
 use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess};
 use serde_json::value::RawValue;
-use strum::{EnumString, IntoStaticStr, VariantNames};
 use utoipa::ToSchema;
 
-use super::dialect::RankingAnswer;
+use super::answer::{DocumentForm, RankingAnswer};
 use super::read::list::List;
 use super::read::{Path, Place, Read, Reader, next_known, unexpected};
-use rerankd_core::{Limits, RerankError, Texts};
 
 /// Most fields of one document that are ranked together: more than any schema for search has.
 const MAX_RANK_FIELDS: usize = 64;
-
-/// How an answer repeats a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
-#[strum(serialize_all = "lowercase")]
-pub enum DocumentForm {
-    /// `{"text": "…"}`.
-    #[default]
-    Object,
-    /// `"…"`.
-    String,
-    /// Not at all.
-    Omit,
-}
 
 /// A document as its client sent it. An object stays JSON: it comes back as it is, and is never
 /// larger in memory than in the body.

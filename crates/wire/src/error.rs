@@ -1,9 +1,8 @@
 //! Failures on their way to a client.
 
 use http::StatusCode;
-use serde::Serialize;
-
 use rerankd_core::{ErrorCode, RerankError};
+use serde::Serialize;
 
 /// A request that failed, as a dialect is told of it.
 #[derive(Debug, Clone, Copy)]

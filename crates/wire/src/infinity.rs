@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
-use super::document::{DocumentForm, Echo};
+use super::answer::{DocumentForm, RankingAnswer};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::document::Echo;
 use super::error::{Problem, Reply, missing};
 use super::read::list::{List, TextObject};
 use super::read::request;
@@ -16,7 +17,6 @@ use super::read::scalar::ModelName;
 use super::schema::{Form, example};
 use super::usage::Usage;
 use super::vllm::VllmError;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
 
 /// `infinity`, of michaelfeil.
 pub static INFINITY: Dialect = Dialect {

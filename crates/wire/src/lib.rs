@@ -1,15 +1,17 @@
 //! Wire formats, without a transport: bytes to commands, and results to bytes.
 //!
 //! Each dialect is one file: the types of its requests and answers, how a request becomes a command,
-//! and the body of its errors. A dialect translates and decides nothing. [`dialect::ALL`] lists them;
+//! and the body of its errors. A dialect translates and decides nothing. [`registry::ALL`] lists them;
 //! a new one is a file here, its line there, its cases in `tests/compat` and a section of
 //! `docs/clients.md`.
 
+pub mod answer;
 pub mod detect;
 pub mod dialect;
 mod document;
 mod error;
 mod read;
+pub mod registry;
 pub mod schema;
 mod usage;
 
@@ -25,11 +27,10 @@ mod vllm;
 mod voyage;
 mod weaviate;
 
-pub use self::dialect::{Body, Context, Dialect, Endpoint, Kind, Operation, Served, Work};
-pub use self::document::DocumentForm;
+pub use self::answer::{Context, DocumentForm, Token};
+pub use self::dialect::{Body, Dialect, Endpoint, Kind, Operation, Served, Work};
 pub use self::error::{Problem, Reply, to_json};
 pub use self::infinity::INFINITY;
 pub use self::native::{NATIVE, NativeError};
 pub use self::open_inference::OPEN_INFERENCE;
-pub use self::tei::Token;
 pub use self::vllm::VLLM;

@@ -3,11 +3,13 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::RankingAnswer;
 use super::cohere::{RankedDocument, results};
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
 use super::read::list::{List, TextObject};
@@ -15,7 +17,6 @@ use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions};
 
 /// The server of llama.cpp.
 pub static LLAMA_CPP: Dialect = Dialect {

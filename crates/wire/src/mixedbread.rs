@@ -2,12 +2,13 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, RankingAnswer, RerankRequest, rerank};
-use super::document::{Document, DocumentForm, Echo, Item, RankFields};
+use super::answer::{DocumentForm, RankingAnswer};
+use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
+use super::document::{Document, Echo, Item, RankFields};
 use super::error::missing;
 use super::native::{self, NativeError};
 use super::read::list::List;
@@ -15,7 +16,6 @@ use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
 
 /// Mixedbread, whose client keeps whatever JSON an error has.
 pub static MIXEDBREAD: Dialect = Dialect {

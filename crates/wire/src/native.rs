@@ -5,13 +5,17 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{
+    Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
+    ScoreOptions, TruncationOptions, TruncationPolicy, TruncationSide, TruncationStrategy,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::answer::{Context, RankingAnswer};
 use super::cohere::{RankedDocument, results};
 use super::dialect::{
-    Body, Context, Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, Served, Work,
-    rerank, with_priority,
+    Body, Dialect, Kind, Operation, Path, RerankRequest, Served, Work, rerank, with_priority,
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
@@ -21,10 +25,6 @@ use super::read::scalar::ModelName;
 use super::read::{self, request};
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{
-    Fit, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
-    ScoreOptions, Side, Strategy, Truncate,
-};
 
 /// The server's own.
 pub static NATIVE: Dialect = Dialect {
@@ -80,9 +80,9 @@ request! {
         /// Whether texts that are too long are cut; otherwise they are refused.
         truncate?: bool as Option<bool>,
         /// Which text gives way when a pair is too long; the server's choice without.
-        truncation_strategy?: Strategy as Option<StrategyName>,
+        truncation_strategy?: TruncationStrategy as Option<StrategyName>,
         /// Which end is cut; the tokenizer's choice without.
-        truncation_direction?: Side as Option<SideName>,
+        truncation_direction?: TruncationSide as Option<SideName>,
         /// Tokens of a document that are read.
         max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
         /// Parts a long document may be read in; it is as good as its best. Without, one.
@@ -157,17 +157,17 @@ impl RerankRequest for NativeRequest {
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let fit = Fit {
+        let truncation = TruncationOptions {
             strategy: self.truncation_strategy,
             side: self.truncation_direction,
             max_document_tokens: self.max_tokens_per_doc,
             max_chunks: self.max_chunks_per_doc,
-            ..Fit::default()
+            ..TruncationOptions::default()
         };
         let options = ScoreOptions {
             scale: scale(self.raw_scores, None)?,
-            truncate: Truncate::allowed(self.truncate),
-            fit,
+            truncate: TruncationPolicy::from_flag(self.truncate),
+            truncation,
         };
         let query = self.query.ok_or_else(|| missing("query"))?;
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
@@ -204,7 +204,7 @@ impl PredictRequest {
     fn into_command(self, limits: &Limits) -> Result<PredictCommand, RerankError> {
         let options = ScoreOptions {
             scale: scale(self.raw_scores, self.softmax)?,
-            truncate: Truncate::allowed(self.truncate),
+            truncate: TruncationPolicy::from_flag(self.truncate),
             ..ScoreOptions::default()
         };
         let pairs = self.pairs.ok_or_else(|| missing("pairs"))?;

@@ -2,10 +2,12 @@
 //!
 //! Its clients read logits, best first, and cut the list themselves.
 
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::answer::RankingAnswer;
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
 use super::error::missing;
 use super::native::{self, DocumentSchema, NativeError};
 use super::read::list::{List, TextObject};
@@ -13,7 +15,6 @@ use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
 
 /// NVIDIA's ranking, whose clients show the status of an error and keep its text.
 pub static NVIDIA: Dialect = Dialect {
@@ -45,7 +46,7 @@ request! {
         /// The texts that are ranked.
         passages: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
-        truncate?: Truncate as Option<TruncateName>,
+        truncate?: TruncationPolicy as Option<TruncateName>,
     }
 }
 

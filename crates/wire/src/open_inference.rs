@@ -6,16 +6,17 @@
 
 use std::sync::Arc;
 
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::dialect::{Body, Context, Dialect, Kind, Operation, Path, Served, Work};
+use super::answer::Context;
+use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
 use super::read::list::List;
 use super::read::tensor::{InferParameters, OutputName, Tensor};
 use super::read::{self, request};
 use super::schema::{Form, example};
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
 
 /// The Open Inference Protocol, version 2, of KServe and Triton.
 pub static OPEN_INFERENCE: Dialect = Dialect {

@@ -14,12 +14,11 @@ pub mod tensor;
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 
+use rerankd_core::{Limits, RerankError};
 use serde::de::{
     DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 use serde_json::error::Category;
-
-use rerankd_core::{Limits, RerankError};
 
 /// What Windows tools begin files with.
 pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();

@@ -6,21 +6,21 @@ mod tokenize;
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{
+    ErrorCode, Limits, RerankCommand, RerankError, Scale, ScoreOptions, TieOrder,
+    TruncationOptions, TruncationPolicy, TruncationSide,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::predict::{PredictBody, PredictRequest};
-pub use self::tokenize::Token;
 use self::tokenize::{DecodeRequest, TokenizeRequest};
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::answer::{RankingAnswer, Token};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
 use super::error::{Problem, Reply, missing};
 use super::read::list::List;
 use super::read::request;
 use super::schema::{Form, example, list, reference};
-use rerankd_core::{
-    ErrorCode, Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side, Ties, Truncate,
-};
 
 /// Most bytes of a body whose tokens are shown. Every token comes back with its text and place, some
 /// thirty times what was sent, and none of it waits in the queue of the model: it is for looking at
@@ -113,7 +113,7 @@ request! {
         /// Whether texts that are too long are cut; otherwise they are refused.
         truncate?: bool as Option<bool>,
         /// Which end is cut.
-        truncation_direction?: Side as Option<Direction>,
+        truncation_direction?: TruncationSide as Option<Direction>,
         /// Logits instead of scores between 0 and 1.
         raw_scores?: bool as Option<bool>,
         /// Whether each result repeats its text.
@@ -156,7 +156,7 @@ impl RerankRequest for TeiRequest {
         let texts = self.texts.ok_or_else(|| missing("texts"))?;
         let texts = texts.texts("texts", limits)?;
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
-            .with_ties(Ties::LastFirst);
+            .with_ties(TieOrder::ReverseOrder);
         let return_text = self.return_text.unwrap_or(false);
         Ok((command, Kept { return_text }))
     }
@@ -177,13 +177,17 @@ impl RerankRequest for TeiRequest {
 }
 
 /// What TEI's requests say about scores and long texts.
-fn options(raw: Option<bool>, truncate: Option<bool>, side: Option<Side>) -> ScoreOptions {
+fn options(
+    raw: Option<bool>,
+    truncate: Option<bool>,
+    side: Option<TruncationSide>,
+) -> ScoreOptions {
     ScoreOptions {
         scale: Scale::unit_or_raw(raw),
-        truncate: Truncate::allowed(truncate),
-        fit: Fit {
+        truncate: TruncationPolicy::from_flag(truncate),
+        truncation: TruncationOptions {
             side,
-            ..Fit::default()
+            ..TruncationOptions::default()
         },
     }
 }

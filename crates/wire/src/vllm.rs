@@ -5,19 +5,21 @@ mod score;
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{
+    Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::score::{ScoreBody, ScoreRequest};
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
+use super::answer::RankingAnswer;
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Content, Contents};
 use super::read::request;
 use super::read::scalar::{ModelName, Whole};
 use super::schema::{Form, example};
 use super::usage::Usage;
-use rerankd_core::{Fit, Limits, RerankCommand, RerankError, Scale, ScoreOptions, Side};
 
 /// vLLM.
 pub static VLLM: Dialect = Dialect {
@@ -76,7 +78,7 @@ request! {
         /// Most tokens of a pair; -1 is as many as the model reads.
         truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
         /// Which end is cut.
-        truncation_side?: Side as Option<SideName>,
+        truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the query; 0 is no limit.
         max_tokens_per_query?: Whole<0> as Option<u64>,
         /// Most tokens of each document; 0 is no limit.
@@ -136,7 +138,7 @@ enum SideName {
 /// What vLLM's requests say about scores and long texts; 0 and -1 are no limit.
 struct Options {
     use_activation: Option<bool>,
-    side: Option<Side>,
+    side: Option<TruncationSide>,
     max_tokens: Option<Whole<-1>>,
     max_query_tokens: Option<Whole<0>>,
     max_document_tokens: Option<Whole<0>>,
@@ -149,12 +151,12 @@ impl Options {
                 Some(false) => Scale::Raw,
                 _ => Scale::Activated,
             },
-            fit: Fit {
+            truncation: TruncationOptions {
                 side: self.side,
                 max_tokens: token_limit(self.max_tokens),
                 max_query_tokens: token_limit(self.max_query_tokens),
                 max_document_tokens: token_limit(self.max_document_tokens),
-                ..Fit::default()
+                ..TruncationOptions::default()
             },
             ..ScoreOptions::default()
         }

@@ -3,18 +3,18 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
+use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, Path, RankingAnswer, RerankRequest, rerank};
-use super::document::{Document, DocumentForm, Echo};
+use super::answer::{DocumentForm, RankingAnswer};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::document::{Document, Echo};
 use super::error::{Problem, Reply, missing};
 use super::read::list::{List, TextObject};
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, Truncate};
 
 /// Voyage AI.
 pub static VOYAGE: Dialect = Dialect {
@@ -65,7 +65,7 @@ impl RerankRequest for VoyageRequest {
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions {
             scale: Scale::Unit,
-            truncate: Truncate::allowed(self.truncation),
+            truncate: TruncationPolicy::from_flag(self.truncation),
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_k, options, limits)?;

@@ -2,16 +2,16 @@
 //!
 //! Weaviate pairs scores with its objects by position, so they come in the order of the request.
 
+use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::detect::Signature;
-use super::dialect::{Dialect, Kind, Operation, RankingAnswer, RerankRequest, rerank};
+use super::answer::RankingAnswer;
+use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
 use super::error::{Problem, Reply, missing};
 use super::read::list::{List, TextObject};
 use super::read::request;
 use super::schema::{Form, example};
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
 
 /// The container that Weaviate's `reranker-transformers` module calls.
 pub static WEAVIATE: Dialect = Dialect {

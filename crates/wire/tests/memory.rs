@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use rerankd_core::Limits;
-use rerankd_wire::dialect::{Endpoint, endpoints};
+use rerankd_wire::Endpoint;
+use rerankd_wire::registry::endpoints;
 use rerankd_wire::schema::Schemas;
 use rerankd_wire::{Body, Served};
 
@@ -15,7 +16,7 @@ const BODY_BYTES: usize = 256 * 1024;
 /// Few, so that what a request may hold for good counts little.
 const MAX_DOCUMENTS: usize = 100;
 
-/// `start`, as many of `item` as fit, and `end`.
+/// `start`, as many `item`s as fit, and `end`.
 fn filled(start: &str, item: &str, end: &str) -> String {
     let count = (BODY_BYTES - start.len() - end.len()) / item.len();
     format!("{start}{}{end}", item.repeat(count))

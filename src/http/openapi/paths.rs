@@ -1,13 +1,13 @@
 //! Every route: what it takes, and all that it can answer.
 
-use serde_json::{Map, Value, json};
-
-use crate::http::admin;
-use crate::http::route::{self, Handler, REFUSALS, Route};
 use rerankd_wire::dialect::Endpoint;
 use rerankd_wire::open_inference::{Model, OpenInferenceError, Ready, Server};
 use rerankd_wire::schema::{Form, Schemas, reference};
 use rerankd_wire::{Kind, NativeError};
+use serde_json::{Map, Value, json};
+
+use crate::http::admin;
+use crate::http::route::{self, Handler, REFUSALS, Route};
 
 /// All paths; what they name is added to `schemas`.
 pub fn all(schemas: &mut Schemas) -> Value {

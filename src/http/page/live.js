@@ -164,11 +164,11 @@ export class Live {
   #samples = [];
   #timer = 0;
   #limits = {};
-  #unauthorised;
+  #unauthorized;
 
-  /** `unauthorised` is called where the server wants a key. */
-  constructor(unauthorised) {
-    this.#unauthorised = unauthorised;
+  /** `unauthorized` is called where the server requires an API key. */
+  constructor(unauthorized) {
+    this.#unauthorized = unauthorized;
     document.addEventListener("visibilitychange", () => this.now());
   }
 
@@ -188,7 +188,7 @@ export class Live {
     try {
       const response = await ask("metrics", { headers: { accept: "text/plain" } });
       if (response.status === 401) {
-        this.#unauthorised();
+        this.#unauthorized();
         this.#off("`/metrics` wants an API key.");
         return;
       }

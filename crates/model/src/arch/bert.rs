@@ -13,7 +13,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     }],
     encoder: |config, kind| EncoderConfig::read(config, kind, &BERT_FIELDS, BERT_TENSORS),
     head: |_, encoder, labels| {
-        Ok(Head::of_first_token([
+        Ok(Head::on_first_token([
             Dense::new("bert.pooler.dense", encoder.hidden_size).then(HeadAct::Tanh),
             Dense::new("classifier", labels),
         ]))

@@ -1,5 +1,5 @@
-//! `DistilBertForSequenceClassification`: BERT without token types, other names for everything, and a
-//! head of two dense layers with ReLU between them.
+//! `DistilBertForSequenceClassification`: BERT without token types, with other tensor names, and a head of two
+//! dense layers with ReLU.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Fields, Kind, Tensors};
 use crate::head::{Dense, Head, HeadAct};
@@ -38,13 +38,13 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     }],
     encoder: |config, kind| {
         Ok(EncoderConfig {
-            // Not a setting there.
+            // Not configurable.
             layer_norm_eps: 1e-12,
             ..EncoderConfig::read(config, kind, &FIELDS, TENSORS)?
         })
     },
     head: |_, encoder, labels| {
-        Ok(Head::of_first_token([
+        Ok(Head::on_first_token([
             Dense::new("pre_classifier", encoder.hidden_size).then(HeadAct::Relu),
             Dense::new("classifier", labels),
         ]))

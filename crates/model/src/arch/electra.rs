@@ -1,5 +1,5 @@
-//! `ElectraForSequenceClassification`: BERT with embeddings that may be narrower than its layers, and a
-//! head of two dense layers with GELU between them.
+//! `ElectraForSequenceClassification`: BERT with embeddings that may be narrower than the layers, and a head
+//! of two dense layers with GELU.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, MAX_WIDTH, Tensors};
 use crate::head::{Dense, Head, HeadAct};
@@ -23,8 +23,8 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         })
     },
     head: |_, encoder, labels| {
-        Ok(Head::of_first_token([
-            // Whatever `hidden_act` says.
+        Ok(Head::on_first_token([
+            // GELU regardless of `hidden_act`.
             Dense::new("classifier.dense", encoder.hidden_size).then(HeadAct::Gelu),
             Dense::new("classifier.out_proj", labels),
         ]))

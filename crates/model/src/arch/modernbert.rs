@@ -40,16 +40,16 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     kinds: &[Kind {
         model_type: "modernbert",
         class: "ModernBertForSequenceClassification",
-        // Whatever class is named: published models name wrong ones.
+        // Regardless of the class: published models name wrong ones.
         tokenizer: "TokenizersBackend",
         pad_token_id: 50283,
     }],
     encoder: |config, kind| {
         let encoder = EncoderConfig::read(config, kind, &FIELDS, TENSORS)?;
         if !(encoder.hidden_size / encoder.heads).is_multiple_of(2) {
-            return Err(config.bad(
+            return Err(config.invalid(
                 "num_attention_heads",
-                "leaves heads of an odd size; rotary embeddings need an even one",
+                "gives an odd head size; rotary embeddings need an even one",
             ));
         }
         let gated = gated(config, encoder.layers)?;
@@ -63,7 +63,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
             None | Some("cls") => Pooling::First,
             Some("mean") => Pooling::Mean,
             Some(other) => {
-                return Err(config.bad(
+                return Err(config.invalid(
                     "classifier_pooling",
                     &format!("is `{other}`; it must be `cls` or `mean`"),
                 ));
@@ -71,9 +71,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         };
         let name = config.text("classifier_activation")?.unwrap_or("gelu");
         let activation = HeadAct::from_name(name).ok_or_else(|| {
-            config.bad(
+            config.invalid(
                 "classifier_activation",
-                &format!("is `{name}`, which is not known"),
+                &format!("is `{name}`, which is not supported"),
             )
         })?;
         let dense = Dense {
@@ -114,14 +114,14 @@ fn flag(config: &Object, field: &str) -> Result<bool, ModelError> {
     Ok(config.flag(field)?.unwrap_or(false))
 }
 
-/// Which layers attend to what is near only: as listed, or all but every n-th.
+/// Which layers have local attention: as listed, or all but every n-th.
 fn local(config: &Object, layers: usize) -> Result<Vec<bool>, ModelError> {
     let Some(types) = config.list("layer_types")? else {
         let every = config.size_or("global_attn_every_n_layers", 3, MAX_LAYERS)?;
         return Ok((0..layers).map(|layer| layer % every != 0).collect());
     };
     if types.len() != layers {
-        return Err(config.bad(
+        return Err(config.invalid(
             "layer_types",
             &format!("has {} entries for {layers} layers", types.len()),
         ));
@@ -129,18 +129,18 @@ fn local(config: &Object, layers: usize) -> Result<Vec<bool>, ModelError> {
     let local = |kind: &serde_json::Value| match kind.as_str() {
         Some(LOCAL) => Ok(true),
         Some(GLOBAL) => Ok(false),
-        _ => Err(config.bad(
+        _ => Err(config.invalid(
             "layer_types",
-            &format!("has {kind}; known are `{GLOBAL}` and `{LOCAL}`"),
+            &format!("has {kind}; supported are `{GLOBAL}` and `{LOCAL}`"),
         )),
     };
     types.iter().map(local).collect()
 }
 
-/// The base of a kind of layer's angles, in the form of today or in the one before.
-fn theta(config: &Object, kind: &str, old: &str, default: f64) -> Result<f32, ModelError> {
+/// Base of the rotary embeddings of a layer type, from the current field or the legacy one.
+fn theta(config: &Object, kind: &str, legacy: &str, default: f64) -> Result<f32, ModelError> {
     if config.value("rope_scaling").is_some() {
-        return Err(config.bad("rope_scaling", "is set, which is not supported"));
+        return Err(config.invalid("rope_scaling", "is set, which is not supported"));
     }
     let mut theta = None;
     if let Some(all) = config.object("rope_parameters")?
@@ -149,19 +149,19 @@ fn theta(config: &Object, kind: &str, old: &str, default: f64) -> Result<f32, Mo
         if let Some(form) = parameters.text("rope_type")?
             && form != "default"
         {
-            return Err(parameters.bad(
+            return Err(parameters.invalid(
                 "rope_type",
-                &format!("is `{form}`; only `default` is served"),
+                &format!("is `{form}`; only `default` is supported"),
             ));
         }
         theta = parameters.number("rope_theta")?;
     }
     let theta = match theta {
         Some(theta) => theta,
-        None => config.number(old)?.unwrap_or(default),
+        None => config.number(legacy)?.unwrap_or(default),
     };
-    match theta.is_finite() && theta > 1.0 {
-        true => Ok(theta as f32),
-        false => Err(config.bad(old, &format!("is {theta}; it must be above 1"))),
+    if theta.is_finite() && theta > 1.0 {
+        return Ok(theta as f32);
     }
+    Err(config.invalid(legacy, &format!("is {theta}; it must be above 1")))
 }

@@ -1,4 +1,4 @@
-//! `MPNetForSequenceClassification`: positions numbered as RoBERTa's, and a relative position bias in attention.
+//! `MPNetForSequenceClassification`: positions as in RoBERTa, and a relative position bias in attention.
 
 use super::{
     Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, LayerForm, RelativeBias, Tensors,
@@ -16,15 +16,14 @@ const TENSORS: Tensors = Tensors {
     ..BERT_TENSORS
 };
 
-/// Positions begin behind it, whatever `pad_token_id` says.
+/// Positions start after it, regardless of `pad_token_id`.
 const PADDING: u32 = 1;
-/// Rows of the bias that are used, whatever `relative_attention_num_buckets` says: half of them for
-/// each direction.
+/// Rows of the bias in use, regardless of `relative_attention_num_buckets`: half for each direction.
 const BUCKETS: usize = 32;
-/// From here on all distances share a row.
+/// All distances from here on share a row.
 const REACH: i64 = 128;
 
-/// The row of a distance: near ones have their own, those farther away share them by their logarithm.
+/// The row of a distance: exact for near tokens, logarithmic for distant ones.
 fn bucket(distance: i64) -> usize {
     const HALF: usize = BUCKETS / 2;
     const EXACT: usize = HALF / 2;
@@ -33,7 +32,7 @@ fn bucket(distance: i64) -> usize {
     if away < EXACT {
         return direction + away;
     }
-    // In 32 bits, as torch computes it.
+    // In f32, as torch computes it.
     let log = (away as f32 / EXACT as f32).ln();
     let span = (REACH as f64 / EXACT as f64).ln() as f32;
     let shared = (log / span * (HALF - EXACT) as f32) as usize;
@@ -51,7 +50,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     encoder: |config, kind| {
         let buckets = config.size_or("relative_attention_num_buckets", BUCKETS, 1 << 16)?;
         if buckets < BUCKETS {
-            return Err(config.bad(
+            return Err(config.invalid(
                 "relative_attention_num_buckets",
                 &format!("is {buckets}; {BUCKETS} are used"),
             ));
@@ -64,10 +63,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
             }),
             ..EncoderConfig::read(config, kind, &BERT_FIELDS, TENSORS)?
         };
-        encoder.numbered_past(config, PADDING)
+        encoder.with_positions_after(config, PADDING)
     },
     head: |_, encoder, labels| {
-        Ok(Head::of_first_token([
+        Ok(Head::on_first_token([
             Dense::new("classifier.dense", encoder.hidden_size).then(HeadAct::Tanh),
             Dense::new("classifier.out_proj", labels),
         ]))
@@ -80,7 +79,7 @@ mod tests {
 
     #[test]
     fn distances_share_rows_as_in_the_reference() {
-        // Where rows begin, by `relative_position_bucket` of transformers 5.23 for 0 to 200 tokens ahead.
+        // First distance of each row, by `relative_position_bucket` of transformers 5.23 for 0 to 200.
         let starts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
         for away in 0..=200 {
             let row = starts.iter().filter(|&&start| start <= away).count() - 1;

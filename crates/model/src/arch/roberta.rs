@@ -1,5 +1,5 @@
-//! `RobertaForSequenceClassification` and its kin (XLM-RoBERTa, CamemBERT): positions from
-//! `pad_token_id + 1`, and a head of two dense layers with tanh between them.
+//! RoBERTa, XLM-RoBERTa and CamemBERT `ForSequenceClassification`: positions from `pad_token_id + 1`, and a head
+//! of two dense layers with tanh.
 
 use super::{Architecture, BERT_FIELDS, BERT_TENSORS, EncoderConfig, Kind, Tensors};
 use crate::head::{Dense, Head, HeadAct};
@@ -39,10 +39,10 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         };
         let encoder = EncoderConfig::read(config, kind, &BERT_FIELDS, tensors)?;
         let padding = encoder.pad_token_id;
-        encoder.numbered_past(config, padding)
+        encoder.with_positions_after(config, padding)
     },
     head: |_, encoder, labels| {
-        Ok(Head::of_first_token([
+        Ok(Head::on_first_token([
             Dense::new("classifier.dense", encoder.hidden_size).then(HeadAct::Tanh),
             Dense::new("classifier.out_proj", labels),
         ]))

@@ -1,31 +1,32 @@
-//! Where a text may be cut so that the tokens of its start are the first tokens of the whole text.
+//! Finds positions at which a text can be cut so that the tokens of its prefix are the first tokens of the
+//! whole text.
 //!
-//! `tokenizers` normalizes and splits a whole text before the first token is known. For the tokenizers
-//! that [`Cuts::of`] accepts, a cut between the characters `a` and `b` is safe because
+//! `tokenizers` normalizes and pre-tokenizes a whole text before it produces the first token. For the
+//! tokenizers that [`Cuts::of`] accepts, a cut between the characters `a` and `b` is safe because
 //!
-//! - no added token and no string that the normalizer replaces lies across the cut, as none of them
-//!   occurs around it, and `a` is not whitespace, so that neither a token that strips whitespace around
-//!   it nor a run of whitespace reaches across;
+//! - no added token and no string that the normalizer replaces spans the cut, as none occurs around it,
+//!   and `a` is not whitespace, so that neither a token that strips whitespace nor a run of whitespace
+//!   spans it;
 //! - `b` is a starter that never composes with what precedes it, in no Unicode normalization form, and
-//!   begins a grapheme cluster after `a`, so that the normalized start is a prefix of the normalized
+//!   starts a grapheme cluster after `a`, so that the normalized prefix is a prefix of the normalized
 //!   text;
-//! - the pre-tokenizers decide from left to right and look at most two characters ahead (the contraction
-//!   `'re` of byte-level BPE), so that all words of the start but the last one, or the last two where the
-//!   last is that short, are words of the whole text, and the last one is the beginning of a word.
+//! - the pre-tokenizers work from left to right with at most two characters of lookahead (the contraction
+//!   `'re` of byte-level BPE), so that all words of the prefix but the last one, or the last two if the
+//!   last is that short, are words of the whole text, and the last one is the start of a word.
 
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
-/// The safe cuts of one tokenizer.
+/// Finds safe cuts for a tokenizer.
 #[derive(Debug)]
 pub(super) struct Cuts {
-    /// Strings that must not lie across a cut.
+    /// Strings that must not span a cut.
     unbroken: Vec<String>,
     /// Length of the longest of them, in bytes.
     longest: usize,
 }
 
 impl Cuts {
-    /// `None` when the tokenizer has a step that may look at a whole text.
+    /// `None` if the tokenizer has a step that may depend on the whole text.
     pub fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let mut unbroken = Vec::new();
         for token in tokenizer
@@ -37,7 +38,7 @@ impl Cuts {
             if token.normalized && !is_normalized_from_itself(tokenizer.get_normalizer(), content) {
                 return None;
             }
-            // A cut is never behind whitespace.
+            // A cut never follows whitespace.
             if content.chars().all(char::is_whitespace) {
                 continue;
             }
@@ -79,7 +80,7 @@ impl Cuts {
         None
     }
 
-    /// Whether one of the strings that must stay whole occurs around `cut`.
+    /// Whether an unbroken string occurs around `cut`.
     fn breaks(&self, text: &str, cut: usize) -> bool {
         let start = cut.saturating_sub(self.longest);
         let end = text.len().min(cut + self.longest);
@@ -91,8 +92,8 @@ impl Cuts {
     }
 }
 
-/// Whether a normalized text has `token` only where the text itself has it. This is uncertain where the
-/// normalizer maps other characters to ASCII.
+/// Whether a normalized text contains `token` only where the text itself does. Unknown if the normalizer
+/// maps other characters to ASCII.
 fn is_normalized_from_itself(normalizer: Option<&NormalizerWrapper>, token: &str) -> bool {
     match normalizer {
         None => true,
@@ -102,9 +103,9 @@ fn is_normalized_from_itself(normalizer: Option<&NormalizerWrapper>, token: &str
     }
 }
 
-/// Whether a normalizer changes a text piece by piece, the pieces being starters with what composes with
-/// them, or grapheme clusters. Strings that it replaces are added to `unbroken`. `maps` says whether an
-/// earlier step may make such a string of other characters.
+/// Whether a normalizer works on each starter with its combining characters, or on each grapheme cluster,
+/// separately. Adds strings that it replaces to `unbroken`. `maps` is whether an earlier step may produce
+/// such a string from other characters.
 fn normalizer_is_local(
     normalizer: &NormalizerWrapper,
     unbroken: &mut Vec<String>,
@@ -135,7 +136,7 @@ fn normalizer_is_local(
     }
 }
 
-/// What a `Replace` step looks for.
+/// The pattern of a `Replace` step.
 enum Replaced {
     /// Runs of whitespace.
     Whitespace,
@@ -157,8 +158,8 @@ fn replaced(normalizer: &NormalizerWrapper) -> Option<Replaced> {
     plain.then(|| Replaced::Plain(string.to_owned()))
 }
 
-/// Whether printable characters and single blanks between them stay, but for their case. This is
-/// not certain of a precompiled map, which comes with the model.
+/// Whether printable ASCII and single spaces are kept, except for case. A precompiled map, which is part of
+/// the model, may change them.
 fn keeps_ascii(normalizer: &NormalizerWrapper) -> bool {
     let text: String = ('!'..='~').flat_map(|c| [c, ' ']).collect();
     let text = text.trim_end();
@@ -177,8 +178,8 @@ fn pre_tokenizer_is_local(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     }
 }
 
-/// Whether a cut may follow `c`: it is not whitespace, is not mapped to any, and does not join the
-/// grapheme cluster or the syllable of what follows.
+/// Whether a cut may follow `c`: it is not whitespace, is not mapped to whitespace, and does not join the next
+/// grapheme cluster or syllable.
 fn ends(c: char) -> bool {
     let joins_next = matches!(c,
         '\u{1100}'..='\u{11ff}' | '\u{a960}'..='\u{a97f}' // Hangul jamo
@@ -187,14 +188,13 @@ fn ends(c: char) -> bool {
     c.is_ascii_graphic() || (c.is_alphanumeric() && !joins_next)
 }
 
-/// Whether a cut may precede `c`: an ASCII character, or a letter of a script in which letters never
-/// compose with, and never join the grapheme cluster of, what precedes them.
+/// Whether a cut may precede `c`: ASCII, or a letter of a script whose letters never compose with or join
+/// the preceding grapheme cluster.
 fn starts(c: char) -> bool {
     c.is_ascii() || is_han(c) || is_letter(c)
 }
 
-/// Ideographs that BERT's normalizer takes for words of their own, without those that are normalized to
-/// another.
+/// Ideographs that BERT's normalizer splits into separate words, except those normalized to another.
 pub(super) fn is_han(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{20000}'..='\u{2a6df}')
 }
@@ -251,14 +251,14 @@ mod tests {
         text.get().to_owned()
     }
 
-    /// Every character that may follow a cut is normalized alike whatever is in front of it.
+    /// Characters that may follow a cut are normalized independently of what precedes them.
     #[test]
-    fn characters_behind_a_cut_do_not_change_with_what_precedes() {
+    fn characters_after_a_cut_are_normalized_independently() {
         let before = [
             "a", "Z", "7", "é", "Σ", "ς", "文", "か", "カ", "각", "가", "ก", "ا", "א", "ß", "क",
             "ﬁ", "Ａ", "¼", "İ", "ǅ", "\u{fdfa}",
         ];
-        // Ideographs are alike: some of them stand for all.
+        // A sample of the ideographs, which behave alike.
         let one_of_many = |c: char| !is_han(c) || u32::from(c).is_multiple_of(61);
         let behind: Vec<char> = ('\0'..='\u{2a6df}')
             .filter(|&c| starts(c) && one_of_many(c))
@@ -272,7 +272,7 @@ mod tests {
             for text in before {
                 assert!(text.chars().all(ends));
                 let first = normalized(&normalizer, text);
-                // Each behind the text, so that they are local among each other as well.
+                // Each after the text, so that they are independent of each other as well.
                 let whole: String = behind
                     .iter()
                     .flat_map(|c| [text.into(), c.to_string()])

@@ -1,30 +1,29 @@
-//! The first tokens of a word of which only the start is known.
+//! Determines the first tokens of a word from its prefix.
 //!
-//! Byte-pair merges and the best path of a unigram model share a property: if the tokens of a word have a
-//! boundary at `m`, those before `m` are the tokens of the word's first `m` bytes alone. No merge crosses
-//! a boundary that is there in the end, so the merges on its left are the same with and without what
-//! follows; and a best path to the end through `m` contains the best path to `m`. A word that starts with
-//! `start` has a boundary at the end of `start`, or a token lies across that end, which begins with the
-//! last bytes of `start`. So there are few places where the last boundary within `start` can be, and
-//! what the tokens up to each of them have in common is certain.
+//! BPE and unigram models share a property: if the tokens of a word have a boundary at `m`, those before `m`
+//! are the tokens of the first `m` bytes alone. No BPE merge crosses a final boundary, so the merges to its
+//! left do not depend on what follows; and a best unigram path through `m` contains the best path to `m`. A
+//! word with the prefix `start` either has a boundary at the end of `start`, or a token that spans the end
+//! and begins with the last bytes of `start`. So the last boundary within `start` has few possible
+//! positions, and the common prefix of the tokens up to each of them is certain.
 
 use tokenizers::{Model, ModelWrapper};
 
-/// Possible last boundaries that are looked at before the word counts as undecided.
+/// Maximum candidates for the last boundary; with more, the word is undecided.
 const MAX_BOUNDARIES: usize = 32;
 
-/// The vocabulary of a model whose tokens are found from left to right.
+/// The vocabulary of a BPE or unigram model.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    /// Sorted, so that those with a common start lie together.
+    /// Sorted, so that tokens with a common prefix are adjacent.
     sorted: Vec<Box<str>>,
-    /// Bytes of the longest.
+    /// Bytes of the longest token.
     longest: usize,
 }
 
 impl Pieces {
-    /// `None` for models without the property above: those that draw tokens at random, or whose tokens
-    /// depend on the end of a word.
+    /// `None` for models without the property above: those with random segmentation, or whose tokens depend
+    /// on the end of a word.
     pub fn of(model: &ModelWrapper) -> Option<Self> {
         let empty = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
         let decided = match model {
@@ -48,16 +47,16 @@ impl Pieces {
         Some(Self { sorted, longest })
     }
 
-    /// Whether `length` bytes of a word are worth a look for its first `limit` tokens. Where so many did
-    /// not decide them, characters that the model does not know make one long token, and more would not.
+    /// Whether a prefix of `length` bytes can decide the first `limit` tokens. Longer prefixes are not tried:
+    /// the word probably has unknown characters, which form one long token.
     pub fn may_decide(&self, length: usize, limit: usize) -> bool {
         length <= 4 * self.longest.saturating_mul(limit.saturating_add(2))
     }
 
-    /// The ids that every word that starts with `start` begins with. At least one more follows.
+    /// The first ids of every word with the prefix `start`; at least one more follows.
     ///
     /// # Errors
-    /// As the model.
+    /// If the model fails.
     pub fn certain(&self, model: &ModelWrapper, start: &str) -> tokenizers::Result<Vec<u32>> {
         let earliest = start.len().saturating_sub(self.longest);
         let ends = start[..]
@@ -76,7 +75,7 @@ impl Pieces {
         let mut certain: Option<Vec<u32>> = None;
         for end in ends {
             let tokens = model.tokenize(&start[..end])?;
-            // Unknown characters that follow are merged into an unknown token at the end.
+            // Following unknown characters would extend an unknown token at the end.
             let ids = tokens[..tokens.len().saturating_sub(1)]
                 .iter()
                 .map(|token| token.id);
@@ -91,7 +90,7 @@ impl Pieces {
         Ok(certain.unwrap_or_default())
     }
 
-    /// Whether a piece begins with `start` and is longer.
+    /// Whether `start` is a proper prefix of a token.
     fn continues(&self, start: &str) -> bool {
         let at = self.sorted.partition_point(|piece| **piece <= *start);
         self.sorted

@@ -1,22 +1,21 @@
-//! Shortening words that WordPiece does not look into.
+//! Shortens words beyond the limit of WordPiece.
 //!
-//! A word of more than `max_input_chars_per_word` characters is one unknown token, whatever its letters
-//! are. Letters from the middle of such a word can be left out without a change to any token.
+//! A word longer than `max_input_chars_per_word` is one unknown token, regardless of its letters, so that
+//! letters in its middle can be dropped without changing any token.
 
 use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
 use super::cut::is_letter;
 
-/// Shortens long runs of letters, for one tokenizer.
+/// Shortens long runs of letters for a tokenizer.
 #[derive(Debug)]
 pub(super) struct Squeezer {
-    /// Letters that stay at each end of a run.
+    /// Letters to keep at each end of a run.
     keep: usize,
 }
 
 impl Squeezer {
-    /// `None` for tokenizers whose long words have tokens of their own, or whose words may end within a
-    /// run of letters.
+    /// `None` if long words are not unknown tokens, or words may end within a run of letters.
     pub fn of(tokenizer: &Tokenizer) -> Option<Self> {
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
             return None;
@@ -31,7 +30,7 @@ impl Squeezer {
         if !local || !words {
             return None;
         }
-        // An added token is found, or not found, in what stays as in the whole.
+        // The rest contains an added token if and only if the whole run does.
         let tokens = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         let chars = |token: &str| token.chars().count();
         let mut longest = 0;
@@ -46,8 +45,8 @@ impl Squeezer {
         })
     }
 
-    /// Appends `text` from `position` on to `short`, runs of letters shortened, until `short` has
-    /// `target` bytes. Returns the position reached; it is within no run.
+    /// Appends `text` from `position` on to `short`, with runs of letters shortened, until `short` has
+    /// `target` bytes. Returns the position reached, which is not within a run.
     pub fn extend(
         &self,
         text: &str,
@@ -92,7 +91,7 @@ impl Squeezer {
     }
 }
 
-/// Bytes of the run of letters, and marks on them, that `text` begins with.
+/// Bytes of the run of letters, with their combining marks, at the start of `text`.
 fn run(text: &str) -> usize {
     let ascii = text.bytes().position(|b| !b.is_ascii_alphanumeric());
     let Some(ascii) = ascii else {
@@ -104,7 +103,7 @@ fn run(text: &str) -> usize {
     let in_run = |c: char| is_inside(c) || is_mark(c);
     let rest = text[ascii..].find(|c| !in_run(c));
     let run = rest.map_or(text.len(), |rest| ascii + rest);
-    // A run begins with a letter: a mark belongs to what precedes it.
+    // A run starts with a letter, as a mark belongs to the preceding character.
     if text.chars().next().is_some_and(is_inside) {
         run
     } else {
@@ -112,7 +111,7 @@ fn run(text: &str) -> usize {
     }
 }
 
-/// Characters that no normalizer known here removes or splits, and no pre-tokenizer separates.
+/// Characters that no supported normalizer removes or splits, and no supported pre-tokenizer separates.
 fn is_inside(c: char) -> bool {
     c.is_ascii_digit() || is_letter(c) || matches!(c, '\u{1f300}'..='\u{1f64f}')
 }
@@ -141,7 +140,7 @@ mod tests {
         PreTokenizer,
     };
 
-    /// Each character that may be left out makes at least one character of the word around it.
+    /// Each character that may be dropped yields at least one character of its word.
     #[test]
     fn letters_are_kept_by_every_normalizer_and_separate_no_words() {
         let inside: Vec<char> = ('\0'..='\u{1ffff}').filter(|&c| is_inside(c)).collect();

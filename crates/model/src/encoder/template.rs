@@ -1,22 +1,22 @@
-//! The special tokens of a pair, read off the tokenizer's own post-processor.
+//! The template of a pair's special tokens, derived from the tokenizer's post-processor.
 
 use tokenizers::{Encoding as Tokens, Token, Tokenizer};
 
 use crate::ModelError;
 use rerankd_core::Encoding;
 
-/// Stand for the two texts while the template is read; no vocabulary is that large.
+// Sentinels for the two texts; no vocabulary is that large.
 const QUERY: u32 = u32::MAX;
 const DOCUMENT: u32 = u32::MAX - 1;
 
-/// Tokens that are the same for every pair.
+/// Special tokens.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Fixed {
     ids: Vec<u32>,
     type_ids: Vec<u8>,
 }
 
-/// What stands before, between and after the two texts of a pair, and their types.
+/// Special tokens before, between and after the two texts of a pair, and the token types of the texts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PairTemplate {
     prefix: Fixed,
@@ -27,11 +27,10 @@ pub(super) struct PairTemplate {
 }
 
 impl PairTemplate {
-    /// Reads the template by post-processing a pair of one token each. The tokenizer must not
-    /// pad or truncate.
+    /// Derives the template by post-processing a pair of sentinels. The tokenizer must not pad or truncate.
     ///
     /// # Errors
-    /// [`ModelError`] when the post-processor does anything but put tokens around the two texts.
+    /// [`ModelError`] if the post-processor does anything but insert tokens around the two texts.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self, ModelError> {
         let sentinel = |id, type_id| {
             let token = Token::new(id, String::new(), (0, 0));
@@ -46,11 +45,11 @@ impl PairTemplate {
             .iter()
             .map(|&t| u8::try_from(t))
             .collect::<Result<_, _>>()
-            .map_err(|_| unsupported("a token type is above 255"))?;
+            .map_err(|_| unsupported("it uses a token type above 255"))?;
         let query = only(ids, QUERY)?;
         let document = only(ids, DOCUMENT)?;
         if document < query {
-            return Err(unsupported("the document comes before the query"));
+            return Err(unsupported("it puts the document before the query"));
         }
         let fixed = |range: std::ops::Range<usize>| Fixed {
             ids: ids[range.clone()].to_vec(),
@@ -65,8 +64,8 @@ impl PairTemplate {
         })
     }
 
-    /// Makes every token one of type 0, for models that are not told the types.
-    pub fn forget_types(&mut self) {
+    /// Sets all token types to 0, for models that do not read them.
+    pub fn clear_types(&mut self) {
         self.query_type = 0;
         self.document_type = 0;
         for fixed in [&mut self.prefix, &mut self.middle, &mut self.suffix] {
@@ -74,7 +73,7 @@ impl PairTemplate {
         }
     }
 
-    /// Number of tokens that are added to a pair.
+    /// Number of special tokens.
     pub fn special_tokens(&self) -> usize {
         self.prefix.ids.len() + self.middle.ids.len() + self.suffix.ids.len()
     }
@@ -87,7 +86,7 @@ impl PairTemplate {
             .fold(self.query_type.max(self.document_type), |a, &b| a.max(b))
     }
 
-    /// Puts a pair together.
+    /// Assembles a pair.
     pub fn assemble(&self, query: &[u32], document: &[u32]) -> Encoding {
         let length = self.special_tokens() + query.len() + document.len();
         let mut pair = Encoding {
@@ -118,13 +117,13 @@ fn only(ids: &[u32], id: u32) -> Result<usize, ModelError> {
     let mut positions = (0..ids.len()).filter(|&i| ids[i] == id);
     match (positions.next(), positions.next()) {
         (Some(position), None) => Ok(position),
-        _ => Err(unsupported("a text is left out or repeated")),
+        _ => Err(unsupported("it omits or repeats a text")),
     }
 }
 
 fn unsupported(what: &str) -> ModelError {
     ModelError::new(
-        format!("`tokenizer.json`: `post_processor` cannot be used for pairs: {what}"),
+        format!("`tokenizer.json`: `post_processor` does not support pairs: {what}"),
         "save the tokenizer again with a current version of transformers",
     )
 }

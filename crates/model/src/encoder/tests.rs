@@ -1,4 +1,4 @@
-//! The encoder against the tokenizer's own pair encoding.
+//! Compares the encoder with the tokenizer's own pair encoding.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
-use super::side::Side;
+use super::text::TextTokens;
 use super::*;
 use crate::TokenizerClass;
 
-mod fitted;
 mod start;
+mod truncating;
 
 const WORDS: [&str; 6] = ["the", "river", "run", "##ning", "##s", "a"];
 
-/// A tokenizer file, with padding and truncation baked in that must have no effect.
+/// A tokenizer file with padding and truncation, which must have no effect.
 fn file(normalizer: Value, pre_tokenizer: Value, post_processor: Value, model: Value) -> Vec<u8> {
     let special = |id: u32, content: &str, lstrip: bool| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": lstrip,
@@ -157,7 +157,7 @@ fn unigram() -> Vec<u8> {
     )
 }
 
-/// One word after another, with no special token at all.
+/// A template without special tokens.
 fn bare() -> Vec<u8> {
     bert(Value::Null)
 }
@@ -172,11 +172,11 @@ fn all() -> [(&'static str, Vec<u8>); 5] {
     ]
 }
 
-/// What the tokenizer itself makes of a pair, and how many tokens it has before truncation.
+/// The tokenizer's own encoding of a pair, and its number of tokens before truncation.
 ///
-/// The steps of its pair encoding are called one by one: with truncation switched on, `tokenizers`
-/// 0.23.0 to 0.23.2 stop tokenising early and then compare lengths that are too small, which gives
-/// the odd token to the wrong text. Versions before and after do not.
+/// The steps of the pair encoding are called one by one: with truncation, `tokenizers` 0.23.0 to 0.23.2 stop
+/// tokenizing early and then compare lengths that are too small, which gives the odd token to the wrong
+/// text. Other versions do not.
 fn expected(
     file: &[u8],
     max_length: usize,
@@ -228,13 +228,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_pair_is_what_the_tokenizer_makes_of_it(
+    fn pairs_are_encoded_like_the_tokenizer_does(
         query in text(), document in text(), max_length in 5_usize..40, from_start: bool,
     ) {
-        let direction = match from_start {
-            true => TruncationDirection::Left,
-            false => TruncationDirection::Right,
-        };
+        let direction = if from_start { TruncationDirection::Left } else { TruncationDirection::Right };
         let config = TokenizerConfig { truncate_start: Some(from_start), ..TokenizerConfig::default() };
         for (name, file) in all() {
             let encoder = PairEncoder::with_config(&file, max_length, None, &config).unwrap();
@@ -311,7 +308,7 @@ fn encode_stops_when_cancelled() {
 }
 
 #[test]
-fn the_prompt_is_text_before_the_query() {
+fn the_prompt_is_prepended_to_the_query() {
     let file = bert_classic();
     let encoder = PairEncoder::new(&file, 20, Some("run")).unwrap();
     let plain = PairEncoder::new(&file, 20, None).unwrap();
@@ -329,7 +326,7 @@ fn a_maximum_length_without_room_is_refused() {
 }
 
 #[test]
-fn templates_that_are_no_pair_are_refused() {
+fn invalid_pair_templates_are_rejected() {
     for (pair, what) in [
         (
             vec![("B", 0), ("A", 1)],
@@ -359,7 +356,7 @@ fn a_broken_tokenizer_is_refused() {
     }
 }
 
-/// The tokenizers library panics while it reads such a file.
+/// The tokenizers library panics on such a file.
 #[test]
 fn a_tokenizer_with_a_damaged_character_map_is_refused() {
     let normalizer = json!({"type": "Precompiled", "precompiled_charsmap": "~"});
@@ -375,11 +372,15 @@ fn a_tokenizer_with_a_damaged_character_map_is_refused() {
 fn document_ids(file: &[u8], config: &TokenizerConfig, document: &str) -> Vec<u32> {
     let encoder = PairEncoder::with_config(file, 100, None, config).unwrap();
     let right = TruncationDirection::Right;
-    encoder.side.tokenize(document, 100, right).unwrap().ids
+    encoder
+        .tokenizer
+        .tokenize(document, 100, right)
+        .unwrap()
+        .ids
 }
 
 #[test]
-fn settings_overrule_the_tokenizer_file() {
+fn settings_override_the_tokenizer_file() {
     let as_saved = TokenizerConfig::default();
     let cased = TokenizerConfig {
         class: TokenizerClass::Bert {
@@ -429,7 +430,7 @@ fn settings_overrule_the_tokenizer_file() {
 }
 
 #[test]
-fn token_types_can_be_forgotten() {
+fn token_types_can_be_cleared() {
     let config = TokenizerConfig {
         uses_type_ids: false,
         ..TokenizerConfig::default()
@@ -442,16 +443,16 @@ fn token_types_can_be_forgotten() {
 }
 
 #[test]
-fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
+fn a_tokenizer_that_does_not_match_the_model_is_rejected() {
     let encoder = PairEncoder::new(&bert_template(), 20, None).unwrap();
-    let tokens = encoder.side.tokenizer().get_vocab_size(true);
-    assert!(encoder.check_fit(tokens, 2).is_ok());
-    let error = encoder.check_fit(tokens - 1, 2).unwrap_err();
+    let tokens = encoder.tokenizer.inner().get_vocab_size(true);
+    assert!(encoder.check_compatible(tokens, 2).is_ok());
+    let error = encoder.check_compatible(tokens - 1, 2).unwrap_err();
     assert!(error.message().contains("`vocab_size`"), "{error}");
-    let error = encoder.check_fit(tokens, 1).unwrap_err();
+    let error = encoder.check_compatible(tokens, 1).unwrap_err();
     assert!(error.message().contains("`type_vocab_size`"), "{error}");
     let bare = PairEncoder::new(&bare(), 20, None).unwrap();
-    let error = bare.check_fit(tokens, 2).unwrap_err();
+    let error = bare.check_compatible(tokens, 2).unwrap_err();
     assert!(error.message().contains("no special tokens"), "{error}");
 }
 
@@ -471,14 +472,14 @@ fn the_odd_token_goes_to_the_text_that_is_longer_as_a_whole() {
     assert!(pair.full_length > 12);
 }
 
-/// The first tokens of `text`, told from its start alone.
-fn start(file: &[u8], text: &str) -> Option<Side> {
+/// The first tokens of `text`, from its prefix only.
+fn start(file: &[u8], text: &str) -> Option<TextTokens> {
     let encoder = PairEncoder::new(file, 12, None).unwrap();
-    encoder.side.tokenize_start(text, 12).unwrap()
+    encoder.tokenizer.tokenize_start(text, 12).unwrap()
 }
 
 #[test]
-fn a_long_text_is_told_by_its_start() {
+fn only_the_prefix_of_a_long_text_is_tokenized() {
     let long = "The river, running. ".repeat(1000);
     for (name, file) in all() {
         let encoder = PairEncoder::new(&file, 12, None).unwrap();
@@ -488,14 +489,14 @@ fn a_long_text_is_told_by_its_start() {
         // Nothing says where words end.
         let word = "a".repeat(200_000);
         let side = start(&file, &word).unwrap();
-        let whole = encoder.side.tokenizer().encode(word, false).unwrap();
+        let whole = encoder.tokenizer.inner().encode(word, false).unwrap();
         assert_eq!(side.ids, whole.get_ids()[..side.ids.len()], "{name}");
         assert_eq!(side.all, whole.len() == 1, "{name}");
     }
 }
 
 #[test]
-fn texts_are_not_cut_where_their_start_does_not_tell() {
+fn texts_are_tokenized_completely_if_their_prefix_is_not_enough() {
     let words = || json!({"type": "WhitespaceSplit"});
     let replace = json!({"type": "Replace", "pattern": {"String": "a b"}, "content": "c"});
     let (post_processor, model) = (Value::Null, wordpiece_model());
@@ -534,7 +535,10 @@ fn a_special_token_at_the_first_try_is_not_cut() {
     let (file, query) = (bert_classic(), "");
     let encoder = PairEncoder::new(&file, max_length, None).unwrap();
     let right = TruncationDirection::Right;
-    let side = encoder.side.tokenize(&document, max_length, right).unwrap();
+    let side = encoder
+        .tokenizer
+        .tokenize(&document, max_length, right)
+        .unwrap();
     assert_eq!(side.ids[10], 2);
     let pair = encoder
         .pair(&encoder.query(query).unwrap(), &document)

@@ -1,27 +1,27 @@
-//! Showing what the tokenizer makes of a text.
+//! Tokenizes and decodes single texts, for inspection.
 
 use super::{EncodeError, PairEncoder};
 
-/// One token of a text, for people who look at it.
+/// A token of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextToken {
-    /// What the model reads.
+    /// Token id.
     pub id: u32,
-    /// The part of the text it stands for, or the name of a special token.
+    /// Its part of the text, or the name of a special token.
     pub text: String,
-    /// Where that part lies in the text, in bytes; nowhere for a special token.
+    /// Byte range of that part; `None` for a special token.
     pub span: Option<(usize, usize)>,
 }
 
 impl PairEncoder {
-    /// The tokens of a single text, none of them cut.
+    /// The tokens of a text, without truncation.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn text_tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, EncodeError> {
         let tokens = self
-            .side
-            .tokenizer()
+            .tokenizer
+            .inner()
             .encode(text, special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
         let token = |index: usize| {
@@ -30,10 +30,11 @@ impl PairEncoder {
             let part = text.as_bytes().get(span.0..span.1).unwrap_or_default();
             TextToken {
                 id: tokens.get_ids()[index],
-                text: match special {
-                    true => tokens.get_tokens()[index].clone(),
-                    // One character can be several tokens, each of them some of its bytes.
-                    false => String::from_utf8_lossy(part).into_owned(),
+                text: if special {
+                    tokens.get_tokens()[index].clone()
+                } else {
+                    // A token can be part of a character.
+                    String::from_utf8_lossy(part).into_owned()
                 },
                 span: (!special).then_some(span),
             }
@@ -41,13 +42,13 @@ impl PairEncoder {
         Ok((0..tokens.len()).map(token).collect())
     }
 
-    /// The text that token ids stand for; ids of no token are passed over.
+    /// Decodes token ids; unknown ids are skipped.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot put them together.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EncodeError> {
-        self.side
-            .tokenizer()
+        self.tokenizer
+            .inner()
             .decode(ids, skip_special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }

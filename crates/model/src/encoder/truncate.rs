@@ -1,8 +1,8 @@
-//! How much of each text stays when both do not fit.
+//! Longest-first truncation.
 
-/// Shares `room` tokens between a query and a document as `longest_first` of `tokenizers` does:
-/// the longer text is cut first, and when both are longer than half, each gets half; of an odd
-/// number, the longer one gets the extra token, the document if they are equal.
+/// Divides `room` tokens between a query and a document like `longest_first` of `tokenizers`: the longer
+/// text is truncated first; if both exceed half, each gets half, and the longer one the odd token (the
+/// document if they are equal).
 ///
 /// Returns the tokens that each keeps.
 pub fn longest_first(query: usize, document: usize, room: usize) -> (usize, usize) {

@@ -1,48 +1,45 @@
-//! Puts an ONNX graph together, node by node. Knows the file format, nothing of models.
+//! Builds an ONNX graph node by node. Knows the file format, nothing about models.
 
 use half::f16;
 use prost::Message;
 
-use super::onnx::{
-    AttributeProto, AttributeType, DataType, DimensionProto, GraphProto, ModelProto, NodeProto,
+use super::operator;
+use crate::onnx::{
+    AttributeProto, DataType, DimensionProto, EXTERNAL, GraphProto, ModelProto, NodeProto,
     OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto,
     TypeProto, ValueInfoProto,
 };
-use super::operator;
 
-/// ONNX Runtime's own operators.
+/// Domain of ONNX Runtime's contrib operators.
 pub const CONTRIB: &str = "com.microsoft";
-/// The standard operators.
+/// Domain of the standard operators.
 pub const STANDARD: &str = "";
 
-/// First IR version whose initializers are constants unless they are also inputs.
-const IR_VERSION: i64 = 8;
+/// The IR version that operator set 17 was released with.
+pub(super) const IR_VERSION: i64 = 8;
 pub(super) const OPSET_VERSION: i64 = 17;
-/// `TensorProto.DataLocation.EXTERNAL`.
-const EXTERNAL: i32 = 1;
 
-/// The name of a value in the graph.
+/// A value in the graph, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value(String);
 
 /// A dimension of an input or output.
 #[derive(Debug, Clone, Copy)]
 pub enum Dim {
-    /// Known when the graph is made.
+    /// Known when the graph is built.
     Fixed(usize),
-    /// Named, and known only when the graph runs.
+    /// Symbolic, known when the graph runs.
     Named(&'static str),
 }
 
-/// A constant kept outside the graph file, so that the size of a model is not bounded by what a
-/// protobuf message can hold (2 GiB).
+/// A constant stored outside the graph file, because a protobuf message is limited to 2 GiB.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight {
-    /// Name of the value it initializes.
+    /// Name of the initializer.
     pub name: String,
-    /// Its dimensions.
+    /// Dimensions.
     pub shape: Vec<usize>,
-    /// Its elements, row by row.
+    /// Elements, row-major.
     pub data: Data,
 }
 
@@ -53,14 +50,14 @@ pub enum Data {
     F32(Vec<f32>),
     /// 16-bit floats.
     F16(Vec<f16>),
-    /// 8-bit whole numbers.
+    /// 8-bit integers.
     I8(Vec<i8>),
-    /// 32-bit whole numbers.
+    /// 32-bit integers.
     I32(Vec<i32>),
 }
 
 impl Data {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
@@ -69,7 +66,7 @@ impl Data {
         }
     }
 
-    fn data_type(&self) -> DataType {
+    pub(super) fn data_type(&self) -> DataType {
         match self {
             Self::F32(_) => DataType::Float,
             Self::F16(_) => DataType::Float16,
@@ -77,23 +74,24 @@ impl Data {
             Self::I32(_) => DataType::Int32,
         }
     }
+
+    /// The elements as ONNX stores them, little-endian.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::F32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::I8(data) => data.iter().map(|&x| x as u8).collect(),
+            Self::I32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
 }
 
-/// An attribute of a node.
-#[derive(Debug, Clone, Copy)]
-pub enum Attr {
-    /// A number.
-    Float(&'static str, f32),
-    /// A whole number.
-    Int(&'static str, i64),
-}
-
-/// A finished graph and the weights it refers to.
+/// A finished graph and its weights.
 #[derive(Debug, Clone)]
 pub struct Graph {
     /// The ONNX file, without weights.
     pub model: Vec<u8>,
-    /// What to give the session beside it.
+    /// Initializers to pass to the session.
     pub weights: Vec<Weight>,
 }
 
@@ -105,14 +103,14 @@ pub struct GraphBuilder {
 }
 
 impl Value {
-    /// In place of an input that is left out.
+    /// An omitted optional input.
     pub fn missing() -> Self {
         Self(String::new())
     }
 }
 
 impl GraphBuilder {
-    /// An input that the caller feeds.
+    /// Adds a graph input.
     pub fn input(&mut self, name: &str, data_type: DataType, dims: &[Dim]) -> Value {
         self.graph
             .input
@@ -120,7 +118,7 @@ impl GraphBuilder {
         Value(name.to_owned())
     }
 
-    /// Names `value` as the output that the caller reads.
+    /// Adds `value` as a graph output called `name`.
     pub fn output(&mut self, name: &str, value: &Value, data_type: DataType, dims: &[Dim]) {
         self.graph
             .output
@@ -128,10 +126,10 @@ impl GraphBuilder {
         self.node(name, STANDARD, "Identity", &[value], &[]);
     }
 
-    /// A constant, kept outside the graph file.
+    /// Adds a constant stored outside the graph file.
     ///
     /// # Panics
-    /// When `data` does not fill `shape`: a mistake in the graph's code, not in a model.
+    /// If `data` does not match `shape`: a bug in the graph, not in a model.
     pub fn weight(&mut self, name: &str, shape: &[usize], data: Data) -> Value {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{name}");
         let weight = Weight {
@@ -144,23 +142,18 @@ impl GraphBuilder {
         Value(name.to_owned())
     }
 
-    /// A node with one output, named `name`.
+    /// Adds a node with one output, called `name`.
     pub fn node(
         &mut self,
         name: &str,
         domain: &str,
         operator: &str,
         inputs: &[&Value],
-        attributes: &[Attr],
+        attributes: &[AttributeProto],
     ) -> Value {
-        self.graph.node.push(NodeProto {
-            name: name.to_owned(),
-            input: inputs.iter().map(|v| v.0.clone()).collect(),
-            output: vec![name.to_owned()],
-            op_type: operator.into(),
-            domain: domain.into(),
-            attribute: attributes.iter().map(attribute).collect(),
-        });
+        let inputs = inputs.iter().map(|value| &value.0);
+        let node = NodeProto::new(name, domain, operator, inputs, attributes);
+        self.graph.node.push(node);
         Value(name.to_owned())
     }
 
@@ -182,6 +175,7 @@ impl GraphBuilder {
                 opset(CONTRIB, 1),
                 opset(operator::DOMAIN, 1),
             ],
+            ..ModelProto::default()
         };
         Graph {
             model: model.encode_to_vec(),
@@ -190,55 +184,31 @@ impl GraphBuilder {
     }
 }
 
-/// What stands in the graph file for a weight that is kept outside.
+/// The initializer for a weight stored outside the graph file.
 pub(super) fn placeholder(weight: &Weight) -> TensorProto {
     TensorProto {
-        dims: dims(&weight.shape),
+        dims: weight.shape.iter().map(|&dim| dim as i64).collect(),
         data_type: weight.data.data_type() as i32,
         name: weight.name.clone(),
-        // Never read: the session is given the data under this name. ONNX Runtime only checks that
-        // the path exists.
+        // Never read: the session gets the data by name. ONNX Runtime only checks that the path exists.
         external_data: vec![StringStringEntryProto {
             key: "location".into(),
             value: ".".into(),
         }],
-        data_location: Some(EXTERNAL),
+        data_location: EXTERNAL,
         ..TensorProto::default()
     }
 }
 
-pub(super) fn attribute(attr: &Attr) -> AttributeProto {
-    match *attr {
-        Attr::Float(name, value) => AttributeProto {
-            name: name.into(),
-            f: Some(value),
-            r#type: AttributeType::Float as i32,
-            ..AttributeProto::default()
-        },
-        Attr::Int(name, value) => AttributeProto {
-            name: name.into(),
-            i: Some(value),
-            r#type: AttributeType::Int as i32,
-            ..AttributeProto::default()
-        },
-    }
-}
-
-fn dims(shape: &[usize]) -> Vec<i64> {
-    shape.iter().map(|&d| d as i64).collect()
-}
-
 impl From<Dim> for DimensionProto {
     fn from(dim: Dim) -> Self {
-        match dim {
-            Dim::Fixed(size) => Self {
-                dim_value: Some(size as i64),
-                dim_param: None,
-            },
-            Dim::Named(name) => Self {
-                dim_value: None,
-                dim_param: Some(name.into()),
-            },
+        let (dim_value, dim_param) = match dim {
+            Dim::Fixed(size) => (Some(size as i64), None),
+            Dim::Named(name) => (None, Some(name.into())),
+        };
+        Self {
+            dim_value,
+            dim_param,
         }
     }
 }

@@ -1,73 +1,60 @@
-//! From the packed graph that processors run to the one that a GPU runs.
+//! Lowers the CPU graph of packed (unpadded) batches to a CUDA graph.
 //!
-//! Both come of one description of an architecture: the graph is built as for a processor, and what a
-//! GPU does otherwise is written over it here.
-//! - Attention becomes ONNX Runtime's `PackedMultiHeadAttention`, which knows the sequences of a
-//!   packed batch by [`TOKEN_OFFSET`] and [`CUMULATIVE`]. Batches are packed already, so neither
-//!   `RemovePadding` nor `RestorePadding` is needed.
-//! - Queries, keys and values are one product with its columns in the order that the operator reads,
-//!   so that nothing is split. It takes as many queries as keys: in the last layer, queries of all
-//!   tokens are computed and the rows that are read are picked after it.
-//! - In 16 bits, the encoder computes in 16 and the head in 32: logits keep the digits that tell
-//!   documents apart.
+//! - Attention becomes ONNX Runtime's `PackedMultiHeadAttention`, which takes variable-length sequences
+//!   as [`TOKEN_OFFSET`] and [`CUMULATIVE`]. Batches are packed already, so neither `RemovePadding` nor
+//!   `RestorePadding` is needed.
+//! - The QKV projection is one matrix product with its columns interleaved by head, as the operator
+//!   expects, so nothing is split. The operator needs as many queries as keys: the last layer computes
+//!   the queries of all tokens and gathers the `[CLS]` rows afterwards.
+//! - In fp16, the encoder computes in fp16 and the head in fp32, so that close logits stay distinct.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
 use prost::Message;
 
-use super::builder::{
-    Attr, CONTRIB, Data, Dim, Graph, STANDARD, Weight, attribute, placeholder, value_info,
-};
-use super::onnx::{DataType, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::builder::{CONTRIB, Data, Dim, Graph, STANDARD, Weight, placeholder, value_info};
 use super::{io, operator};
 use crate::ModelError;
+use crate::onnx::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 
-/// Cell of each token in a padded batch, `[sequences, longest]`, 32-bit: first those of all tokens in
-/// their order, then the cells that no token has.
+/// Input: index of each token in a padded batch, `[sequences, longest]`, 32-bit. The tokens come first, in
+/// order, then the padding.
 pub const TOKEN_OFFSET: &str = "token_offset";
-/// Tokens before each sequence, and of all, `[sequences + 1]`, 32-bit.
+/// Input: cumulative sequence lengths, `[sequences + 1]`, 32-bit.
 pub const CUMULATIVE: &str = "cumulative_lengths";
 
-/// Numbers that the encoder computes with.
+/// Floating-point type of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Floats {
-    /// 32 bits.
+    /// fp32.
     Single,
-    /// 16 bits, with sums in 32.
+    /// fp16, accumulated in fp32.
     Half,
 }
 
-/// The operator after the last of which the head begins.
+/// The head starts after the last of these.
 const NORM: &str = "SkipLayerNormalization";
 
-/// Writes `graph`, of a processor and in 32 bits, for a GPU.
+/// Lowers `graph`, built in fp32 for the CPU.
 ///
 /// # Errors
-/// [`ModelError`] when it holds an operator that has no counterpart there, or a weight that 16 bits
-/// cannot hold.
+/// [`ModelError`] if an operator has no CUDA counterpart, or a weight overflows fp16.
 pub fn lower(graph: Graph, floats: Floats) -> Result<Graph, ModelError> {
-    let mut model = decode(&graph);
-    let Some(proto) = model.graph.take() else {
-        return Err(unknown("graph"));
-    };
+    let mut model = ModelProto::decode(&graph.model[..]).expect("the builder encoded it");
+    let proto = model.graph.take().expect("the builder adds a graph");
     let mut lowering = Lowering::new(graph.weights);
     for node in proto.node {
         match (node.domain.as_str(), node.op_type.as_str()) {
             (operator::DOMAIN, operator::PACKED_ATTENTION) => lowering.attention(&node)?,
-            (operator::DOMAIN, other) => return Err(unknown(other)),
+            (operator::DOMAIN, other) => return Err(unsupported(other)),
             _ => lowering.nodes.push(node),
         }
     }
     if floats == Floats::Half {
         lowering.halve()?;
     }
-    let wanted: Vec<String> = proto
-        .output
-        .iter()
-        .map(|value| value.name.clone())
-        .collect();
-    lowering.keep_what_is_read(&wanted);
+    lowering.eliminate_dead_nodes(proto.output.iter().map(|value| value.name.clone()));
     let mut input = proto.input;
     for (name, dims) in [
         (
@@ -78,7 +65,7 @@ pub fn lower(graph: Graph, floats: Floats) -> Result<Graph, ModelError> {
     ] {
         input.push(value_info(name, DataType::Int32, dims.iter().copied()));
     }
-    let read = lowering.read();
+    let read: BTreeSet<&String> = lowering.nodes.iter().flat_map(|n| &n.input).collect();
     input.retain(|value| read.contains(&value.name));
     let weights: Vec<Weight> = lowering.weights.into_values().collect();
     let mut initializer: Vec<TensorProto> = weights.iter().map(placeholder).collect();
@@ -95,15 +82,9 @@ pub fn lower(graph: Graph, floats: Floats) -> Result<Graph, ModelError> {
     })
 }
 
-fn decode(graph: &Graph) -> ModelProto {
-    ModelProto::decode(&graph.model[..]).expect("the builder wrote it")
-}
-
-fn unknown(operator: &str) -> ModelError {
+fn unsupported(operator: &str) -> ModelError {
     ModelError::new(
-        format!(
-            "the graph of this model needs `{operator}`, which this server cannot run on a GPU"
-        ),
+        format!("the graph of this model needs `{operator}`, which is not supported on a GPU"),
         "serve it with `--device cpu`",
     )
 }
@@ -111,11 +92,11 @@ fn unknown(operator: &str) -> ModelError {
 struct Lowering {
     nodes: Vec<NodeProto>,
     weights: BTreeMap<String, Weight>,
-    /// Small constants that stand in the graph file itself.
+    /// Small constants, stored in the graph file.
     shapes: Vec<TensorProto>,
 }
 
-/// Columns of a weight, `[rows, stride]`.
+/// Some columns of a weight, `[rows, stride]`.
 struct Columns<'a> {
     data: &'a [f32],
     stride: usize,
@@ -132,52 +113,51 @@ impl Lowering {
         }
     }
 
-    /// The node that gives `value`.
+    /// The node that computes `value`.
     fn producer(&self, value: &str) -> Result<&NodeProto, ModelError> {
         let gives = |node: &&NodeProto| node.output.iter().any(|output| output == value);
         let found = self.nodes.iter().find(gives);
-        found.ok_or_else(|| unknown(operator::PACKED_ATTENTION))
+        found.ok_or_else(|| unsupported(operator::PACKED_ATTENTION))
     }
 
-    /// The rows and the weight that `value` is the product of.
+    /// The input and the weight of the matrix product `value`.
     fn product(&self, value: &str) -> Result<(String, &Weight), ModelError> {
         let node = self.producer(value)?;
         match (node.op_type.as_str(), &node.input[..]) {
             ("MatMul", [rows, weight]) if self.weights.contains_key(weight) => {
                 Ok((rows.clone(), &self.weights[weight]))
             }
-            _ => Err(unknown(operator::PACKED_ATTENTION)),
+            _ => Err(unsupported(operator::PACKED_ATTENTION)),
         }
     }
 
     /// See [`operator::PACKED_ATTENTION`].
     fn attention(&mut self, node: &NodeProto) -> Result<(), ModelError> {
-        let bad = || unknown(operator::PACKED_ATTENTION);
+        let bad = || unsupported(operator::PACKED_ATTENTION);
         let [query, keys, bias, _lengths] = &node.input[..] else {
             return Err(bad());
         };
-        // Queries that see a part of their sequence are not what the operator does.
-        if node.attribute.iter().any(|a| a.name == operator::WINDOW) {
+        // The operator has no sliding window.
+        if node.int(operator::WINDOW).is_some() {
             return Err(bad());
         }
-        let heads = node.attribute.iter().find(|a| a.name == operator::HEADS);
-        let heads = heads.and_then(|a| a.i).ok_or_else(bad)? as usize;
+        let heads = node.int(operator::HEADS).ok_or_else(bad)? as usize;
         let name = &node.name;
         let query_bias = floats(self.weights.get(bias).ok_or_else(bad)?)?;
         let width = query_bias.len();
-        // Keys and values have none: see the builder of the encoder.
+        // Keys and values have no bias: see `EncoderGraph::attention_output_bias`.
         let mut joined_bias = query_bias.to_vec();
         joined_bias.resize(3 * width, 0.0);
 
-        let every = query == keys;
+        let all_tokens = query == keys;
         let (hidden, key_weight) = self.product(keys)?;
         let key_stride = key_weight.shape[1];
         let key_data = floats(key_weight)?;
-        let (query_data, query_stride) = if every {
+        let (query_data, query_stride) = if all_tokens {
             (key_data, key_stride)
         } else {
-            let (picked, weight) = self.product(query)?;
-            let gather = self.producer(&picked)?;
+            let (gathered, weight) = self.product(query)?;
+            let gather = self.producer(&gathered)?;
             if gather.op_type != "Gather" || gather.input[..] != [&hidden[..], io::CLS_INDEX] {
                 return Err(bad());
             }
@@ -209,7 +189,7 @@ impl Lowering {
             &[&hidden, &part("qkv.weight")],
             &[],
         );
-        // Zero keeps the number of tokens.
+        // 0 copies the dimension.
         self.shape(part("shape"), &[0, heads as i64, 3, (width / heads) as i64]);
         self.push(
             &part("by_head"),
@@ -218,7 +198,11 @@ impl Lowering {
             &[&part("qkv"), &part("shape")],
             &[],
         );
-        let context = if every { name.clone() } else { part("of_all") };
+        let context = if all_tokens {
+            name.clone()
+        } else {
+            part("all_tokens")
+        };
         self.push(
             &context,
             CONTRIB,
@@ -231,22 +215,22 @@ impl Lowering {
                 TOKEN_OFFSET,
                 CUMULATIVE,
             ],
-            // Queries are divided by the root of the size of a head already.
+            // Queries are scaled already.
             &[
-                Attr::Int("num_heads", heads as i64),
-                Attr::Float("scale", 1.0),
+                AttributeProto::int("num_heads", heads as i64),
+                AttributeProto::float("scale", 1.0),
             ],
         );
-        if !every {
+        if !all_tokens {
             self.push(name, STANDARD, "Gather", &[&context, io::CLS_INDEX], &[]);
         }
         Ok(())
     }
 
-    /// Gives the encoder weights of 16 bits, and the head what it reads in 32.
+    /// Converts the encoder's weights to fp16, and its outputs to fp32 where the head reads them.
     fn halve(&mut self) -> Result<(), ModelError> {
         let last = self.nodes.iter().rposition(|node| node.op_type == NORM);
-        let head = last.ok_or_else(|| unknown("no normalisation"))? + 1;
+        let head = last.ok_or_else(|| unsupported("no LayerNorm"))? + 1;
         let encoder = &self.nodes[..head];
         let read: BTreeSet<&String> = encoder.iter().flat_map(|node| &node.input).collect();
         for (name, weight) in &mut self.weights {
@@ -257,15 +241,15 @@ impl Lowering {
                 weight.data = Data::F16(halves(name, data)?);
             }
         }
-        let given: BTreeSet<String> = encoder.iter().flat_map(|n| n.output.clone()).collect();
+        let outputs: BTreeSet<String> = encoder.iter().flat_map(|n| n.output.clone()).collect();
         let rest = self.nodes.split_off(head);
         let mut widened: BTreeSet<String> = BTreeSet::new();
         for mut node in rest {
             for input in &mut node.input {
-                if given.contains(input) {
-                    let wide = format!("{input}.wide");
+                if outputs.contains(input) {
+                    let wide = format!("{input}.fp32");
                     if widened.insert(input.clone()) {
-                        let to = Attr::Int("to", DataType::Float as i64);
+                        let to = AttributeProto::int("to", DataType::Float as i64);
                         self.push(&wide, STANDARD, "Cast", &[input], &[to]);
                     }
                     *input = wide;
@@ -276,9 +260,9 @@ impl Lowering {
         Ok(())
     }
 
-    /// Drops nodes, weights and constants that lead to none of the values `wanted`.
-    fn keep_what_is_read(&mut self, wanted: &[String]) {
-        let mut read: BTreeSet<String> = wanted.iter().cloned().collect();
+    /// Drops nodes, weights and constants that no graph output depends on.
+    fn eliminate_dead_nodes(&mut self, outputs: impl Iterator<Item = String>) {
+        let mut read: BTreeSet<String> = outputs.collect();
         let mut kept = Vec::new();
         for node in self.nodes.drain(..).rev() {
             if node.output.iter().any(|output| read.contains(output)) {
@@ -292,15 +276,6 @@ impl Lowering {
         self.shapes.retain(|shape| read.contains(&shape.name));
     }
 
-    /// Every value that a node reads.
-    fn read(&self) -> BTreeSet<String> {
-        let inputs = self
-            .nodes
-            .iter()
-            .flat_map(|node| node.input.iter().cloned());
-        inputs.collect()
-    }
-
     fn weight(&mut self, name: String, shape: Vec<usize>, data: Vec<f32>) {
         let weight = Weight {
             name: name.clone(),
@@ -311,35 +286,32 @@ impl Lowering {
     }
 
     fn shape(&mut self, name: String, dims: &[i64]) {
-        self.shapes.push(TensorProto {
-            dims: vec![dims.len() as i64],
-            data_type: DataType::Int64 as i32,
-            name,
-            raw_data: Some(dims.iter().flat_map(|dim| dim.to_le_bytes()).collect()),
-            ..TensorProto::default()
-        });
+        let bytes = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        let shape = TensorProto::inline(&name, &[dims.len()], DataType::Int64, bytes);
+        self.shapes.push(shape);
     }
 
-    fn push(&mut self, name: &str, domain: &str, operator: &str, inputs: &[&str], attr: &[Attr]) {
-        self.nodes.push(NodeProto {
-            input: inputs.iter().map(|&input| input.to_owned()).collect(),
-            output: vec![name.to_owned()],
-            name: name.to_owned(),
-            op_type: operator.to_owned(),
-            attribute: attr.iter().map(attribute).collect(),
-            domain: domain.to_owned(),
-        });
+    fn push(
+        &mut self,
+        name: &str,
+        domain: &str,
+        operator: &str,
+        inputs: &[&str],
+        attr: &[AttributeProto],
+    ) {
+        let node = NodeProto::new(name, domain, operator, inputs.iter().copied(), attr);
+        self.nodes.push(node);
     }
 }
 
 fn floats(weight: &Weight) -> Result<&[f32], ModelError> {
     match &weight.data {
         Data::F32(data) => Ok(data),
-        _ => Err(unknown(operator::PACKED_ATTENTION)),
+        _ => Err(unsupported(operator::PACKED_ATTENTION)),
     }
 }
 
-/// Queries, keys and values of `width` columns each, side by side for each head.
+/// Queries, keys and values of `width` columns each, interleaved by head.
 fn interleaved(parts: [Columns<'_>; 3], width: usize, heads: usize) -> Vec<f32> {
     let rows = parts[0].data.len() / parts[0].stride;
     let size = width / heads;
@@ -355,15 +327,14 @@ fn interleaved(parts: [Columns<'_>; 3], width: usize, heads: usize) -> Vec<f32> 
     joined
 }
 
-/// `data` in 16 bits. What is too small becomes less exact, as in every such model; what is too large
-/// would become infinite.
+/// Converts to fp16. Small values lose precision; values that overflow are an error.
 fn halves(name: &str, data: &[f32]) -> Result<Vec<f16>, ModelError> {
     let halves: Vec<f16> = data.iter().map(|&number| f16::from_f32(number)).collect();
-    match halves.iter().all(|number| number.is_finite()) {
-        true => Ok(halves),
-        false => Err(ModelError::new(
-            format!("`{name}` holds numbers that 16 bits cannot"),
-            "serve it with `--precision fp32`",
-        )),
+    if halves.iter().all(|number| number.is_finite()) {
+        return Ok(halves);
     }
+    Err(ModelError::new(
+        format!("`{name}` has values that overflow fp16"),
+        "serve it with `--precision fp32`",
+    ))
 }

@@ -1,9 +1,8 @@
-//! The transformer encoder of BERT and its descendants, packed, with its last layer computed only where
-//! it is read.
+//! Graph of post-norm encoders (BERT and its descendants), and parts shared with other encoders.
 
-use super::builder::{Attr, CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
-use super::onnx::DataType;
+use super::builder::{CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::{Precision, Rows, io, operator};
+use crate::onnx::{AttributeProto, DataType};
 use crate::{EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias};
 use rerankd_kernels::quantize::{self, Quantized};
 use rerankd_kernels::strips::strips;
@@ -19,7 +18,7 @@ pub(super) struct EncoderGraph<'a> {
     pub(super) last_layer: Rows,
     precision: Precision,
     pub(super) inputs: Inputs,
-    /// The relative position bias, where there is one.
+    /// The relative position bias, if any.
     relative_bias: Option<Value>,
 }
 
@@ -63,8 +62,7 @@ impl<'a> EncoderGraph<'a> {
         self.inputs.lengths.clone()
     }
 
-    /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
-    /// for.
+    /// Embeddings and all layers: the final hidden states of `last_layer`.
     pub(super) fn encode(&mut self) -> Result<Value, ModelError> {
         match &self.config.form {
             LayerForm::PostNorm => {}
@@ -85,7 +83,7 @@ impl<'a> EncoderGraph<'a> {
         Ok(hidden)
     }
 
-    /// `x W^T + b` with the bias inside, for few rows: `[rows, out]`.
+    /// `x W^T + b` as one node, for few rows: `[rows, out]`.
     pub(super) fn dense(
         &mut self,
         name: &str,
@@ -104,7 +102,7 @@ impl<'a> EncoderGraph<'a> {
         Ok(self.graph.node(name, STANDARD, "Gemm", &inputs, &[]))
     }
 
-    /// `LayerNorm(x)`, with nothing added.
+    /// `LayerNorm(x)`.
     pub(super) fn plain_norm(
         &mut self,
         name: &str,
@@ -123,7 +121,10 @@ impl<'a> EncoderGraph<'a> {
             STANDARD,
             "LayerNormalization",
             &inputs.iter().collect::<Vec<_>>(),
-            &[Attr::Int("axis", -1), Attr::Float("epsilon", epsilon)],
+            &[
+                AttributeProto::int("axis", -1),
+                AttributeProto::float("epsilon", epsilon),
+            ],
         ))
     }
 
@@ -187,11 +188,14 @@ impl<'a> EncoderGraph<'a> {
                 &gamma,
                 &beta,
             ],
-            &[Attr::Float(operator::EPSILON, self.config.layer_norm_eps)],
+            &[AttributeProto::float(
+                operator::EPSILON,
+                self.config.layer_norm_eps,
+            )],
         ))
     }
 
-    /// One row for each segment and position, so that both cost a single look-up.
+    /// One row per segment and position, so that both take a single lookup.
     fn position_table(&mut self) -> Result<Value, ModelError> {
         let EncoderConfig {
             embedding_size: size,
@@ -227,11 +231,11 @@ impl<'a> EncoderGraph<'a> {
 
     fn layer(&mut self, index: usize, hidden: &Value, rows: Rows) -> Result<Value, ModelError> {
         if self.precision != Precision::Fp32Nodes {
-            return self.whole_layer(index, hidden, rows);
+            return self.fused_layer(index, hidden, rows);
         }
         let tensors = &self.config.tensors;
         let base = tensors.layer(index);
-        // What the layer's output is computed for, and added to.
+        // The rows of the output.
         let residual = match rows {
             Rows::All => hidden.clone(),
             Rows::FirstOfEach => self.first_of_each(&format!("{base}.first"), hidden),
@@ -260,8 +264,8 @@ impl<'a> EncoderGraph<'a> {
         self.layer_norm(&norm, size, &contracted, &attended, Some(&bias))
     }
 
-    /// A whole layer as one node.
-    fn whole_layer(
+    /// A layer as one custom operator.
+    fn fused_layer(
         &mut self,
         index: usize,
         hidden: &Value,
@@ -276,35 +280,25 @@ impl<'a> EncoderGraph<'a> {
         let weights = &self.model.weights;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let scale = self.query_scale();
-        let scaled = |mut numbers: Vec<f32>| {
-            numbers.iter_mut().for_each(|number| *number *= scale);
-            numbers
-        };
-        let query = scaled(self.matrix(&part(tensors.query), size, size)?);
-        let query_bias = format!("{}.bias", part(tensors.query));
-        let query_bias = scaled(weights.read(&query_bias, &[size])?);
+        let mut inputs = vec![hidden.clone(), self.lengths()];
+
+        let name = part(tensors.query);
+        let query = self.scaled(self.matrix(&name, size, size)?);
+        let bias = self.scaled(weights.read(&format!("{name}.bias"), &[size])?);
+        inputs.extend(self.product(&name, size, &[&query], bias));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
-        let projection = part(tensors.output);
-        let projected = self.matrix(&projection, size, size)?;
-        let projection_bias = self.attention_output_bias(&base)?;
-        let up = format!("{base}.{}", tensors.up);
-        let upward = self.matrix(&up, inner, size)?;
-        let up_bias = weights.read(&format!("{up}.bias"), &[inner])?;
-        let down = format!("{base}.{}", tensors.down);
-        let downward = self.matrix(&down, size, inner)?;
-        let down_bias = weights.read(&format!("{down}.bias"), &[size])?;
-
-        let mut inputs = vec![hidden.clone(), self.inputs.lengths.clone()];
-        let mut matrix = |name: &str, input: usize, matrices: &[&[f32]], bias: Vec<f32>| {
-            inputs.extend(self.product(name, input, matrices, bias));
-        };
-        matrix(&part(tensors.query), size, &[&query], query_bias);
-        matrix(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]);
-        matrix(&projection, size, &[&projected], projection_bias);
-        matrix(&up, size, &[&upward], up_bias);
-        matrix(&down, inner, &[&downward], down_bias);
+        inputs.extend(self.product(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]));
+        let name = part(tensors.output);
+        let matrix = self.matrix(&name, size, size)?;
+        let bias = self.attention_output_bias(&base)?;
+        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        for (name, out, input) in [(tensors.up, inner, size), (tensors.down, size, inner)] {
+            let name = part(name);
+            let matrix = self.matrix(&name, out, input)?;
+            let bias = weights.read(&format!("{name}.bias"), &[out])?;
+            inputs.extend(self.product(&name, input, &[&matrix], bias));
+        }
         for norm in [tensors.attention_norm, tensors.output_norm] {
             for part in ["weight", "bias"] {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
@@ -323,25 +317,26 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// The attributes of a whole layer, whichever its form.
-    pub(super) fn layer_attributes(&self, rows: Rows) -> Vec<Attr> {
+    /// Attributes of a fused layer.
+    pub(super) fn layer_attributes(&self, rows: Rows) -> Vec<AttributeProto> {
         let first_of_each = i64::from(rows == Rows::FirstOfEach);
         vec![
-            Attr::Int(operator::HEADS, self.config.heads as i64),
-            Attr::Int(operator::ACTIVATION, activation(self.config.hidden_act)),
-            Attr::Int(operator::FIRST_OF_EACH, first_of_each),
-            Attr::Float(operator::EPSILON, self.config.layer_norm_eps),
+            AttributeProto::int(operator::HEADS, self.config.heads as i64),
+            AttributeProto::int(operator::ACTIVATION, activation(self.config.hidden_act)),
+            AttributeProto::int(operator::FIRST_OF_EACH, first_of_each),
+            AttributeProto::float(operator::EPSILON, self.config.layer_norm_eps),
         ]
     }
 
-    /// What queries are multiplied by, so that attention need not.
-    pub(super) fn query_scale(&self) -> f32 {
+    /// Folds the attention scale into the query projection.
+    pub(super) fn scaled(&self, mut values: Vec<f32>) -> Vec<f32> {
         let size = self.config.hidden_size / self.config.heads;
-        (size as f32).sqrt().recip()
+        let scale = (size as f32).sqrt().recip();
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
     }
 
-    /// Matrices `[out, input]` side by side, as the operator of a whole layer takes them in this
-    /// precision.
+    /// Concatenated matrices `[out, input]` and a bias, as inputs of a fused layer.
     pub(super) fn product(
         &mut self,
         name: &str,
@@ -349,53 +344,30 @@ impl<'a> EncoderGraph<'a> {
         matrices: &[&[f32]],
         bias: Vec<f32>,
     ) -> Vec<Value> {
-        match self.precision {
-            Precision::Int8 => self.quantized(name, input, matrices, bias).to_vec(),
-            _ => self.strips(name, input, matrices, bias).to_vec(),
-        }
-    }
-
-    /// Matrices `[out, input]` side by side in eight bits, as a [`operator::QUANTIZED_LAYER`] takes
-    /// them.
-    fn quantized(
-        &mut self,
-        name: &str,
-        input: usize,
-        matrices: &[&[f32]],
-        bias: Vec<f32>,
-    ) -> [Value; 4] {
-        let Quantized {
-            strips,
-            scales,
-            sums,
-        } = Quantized::new(matrices, input);
-        let mut weight = |part: &str, count: usize, data: Data| {
-            self.graph.weight(&format!("{name}.{part}"), &[count], data)
+        let parts = if self.precision == Precision::Int8 {
+            let Quantized {
+                strips,
+                scales,
+                sums,
+            } = Quantized::new(matrices, input);
+            vec![
+                ("strips", Data::I8(strips)),
+                ("scales", Data::F32(scales)),
+                ("sums", Data::I32(sums)),
+                ("bias", Data::F32(bias)),
+            ]
+        } else {
+            let strips = strips(matrices, input);
+            vec![("strips", Data::F32(strips)), ("bias", Data::F32(bias))]
         };
-        [
-            weight("strips", strips.len(), Data::I8(strips)),
-            weight("scales", scales.len(), Data::F32(scales)),
-            weight("sums", sums.len(), Data::I32(sums)),
-            weight("bias", bias.len(), Data::F32(bias)),
-        ]
+        let graph = &mut self.graph;
+        let weight = |(part, data): (&str, Data)| {
+            graph.weight(&format!("{name}.{part}"), &[data.len()], data)
+        };
+        parts.into_iter().map(weight).collect()
     }
 
-    /// Matrices `[out, input]` side by side, as a [`operator::LAYER`] takes them.
-    fn strips(
-        &mut self,
-        name: &str,
-        input: usize,
-        matrices: &[&[f32]],
-        bias: Vec<f32>,
-    ) -> [Value; 2] {
-        let strips = strips(matrices, input);
-        [
-            self.floats(&format!("{name}.strips"), &[strips.len()], strips),
-            self.floats(&format!("{name}.bias"), &[bias.len()], bias),
-        ]
-    }
-
-    /// Self-attention of `queries` over all tokens of their sequence: one row for each query.
+    /// Self-attention of `queries` over all tokens of their sequence: one row per query.
     fn attention(
         &mut self,
         base: &str,
@@ -410,9 +382,7 @@ impl<'a> EncoderGraph<'a> {
             ..
         } = *self.config;
         let part = |name: &str| format!("{base}.{name}");
-        let scale = self.query_scale();
-        let mut query = self.matrix(&part(tensors.query), size, size)?;
-        query.iter_mut().for_each(|weight| *weight *= scale);
+        let query = self.scaled(self.matrix(&part(tensors.query), size, size)?);
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
         let (query, keys) = match rows {
@@ -426,8 +396,7 @@ impl<'a> EncoderGraph<'a> {
             ),
         };
         let name = format!("{}.bias", part(tensors.query));
-        let mut bias = self.model.weights.read(&name, &[size])?;
-        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let bias = self.scaled(self.model.weights.read(&name, &[size])?);
         let bias = self.floats(&name, &[size], bias);
         let mut inputs = vec![query, keys, bias, self.lengths()];
         inputs.extend(self.position_inputs());
@@ -436,7 +405,7 @@ impl<'a> EncoderGraph<'a> {
             operator::DOMAIN,
             operator::PACKED_ATTENTION,
             &inputs.iter().collect::<Vec<_>>(),
-            &[Attr::Int(operator::HEADS, heads as i64)],
+            &[AttributeProto::int(operator::HEADS, heads as i64)],
         ))
     }
 
@@ -448,7 +417,7 @@ impl<'a> EncoderGraph<'a> {
         }
     }
 
-    /// The relative position bias of each distance, `[heads, 2 * reach + 1]`.
+    /// The relative position bias by distance, `[heads, 2 * reach + 1]`.
     fn relative_bias(&mut self, bias: &RelativeBias) -> Result<Value, ModelError> {
         let EncoderConfig {
             heads, ref tensors, ..
@@ -463,10 +432,10 @@ impl<'a> EncoderGraph<'a> {
         Ok(self.floats(&name, &shape, by_distance))
     }
 
-    /// The bias of attention's output projection and, projected like every value, that of the
-    /// values: attention weights sum to one, so it passes through them unchanged.
+    /// The bias of the attention output projection, with the value bias folded in: attention weights sum to
+    /// one, so attention passes the value bias through unchanged.
     ///
-    /// The bias of the keys is read nowhere: it adds the same to all scores of a query.
+    /// The key bias is dropped: it adds the same to all scores of a query, and softmax cancels it.
     fn attention_output_bias(&self, base: &str) -> Result<Vec<f32>, ModelError> {
         let EncoderConfig {
             hidden_size: size,
@@ -507,7 +476,7 @@ impl<'a> EncoderGraph<'a> {
         })
     }
 
-    /// `LayerNorm(x + residual + bias)` in one pass.
+    /// `LayerNorm(x + residual + bias)` as one node.
     fn layer_norm(
         &mut self,
         name: &str,
@@ -525,11 +494,11 @@ impl<'a> EncoderGraph<'a> {
             CONTRIB,
             "SkipLayerNormalization",
             &inputs,
-            &[Attr::Float("epsilon", self.config.layer_norm_eps)],
+            &[AttributeProto::float("epsilon", self.config.layer_norm_eps)],
         ))
     }
 
-    /// `x W^T` without bias, for matrices `[out, input]` side by side: `[rows, sum of outs]`.
+    /// `x W^T` for concatenated matrices `[out, input]`: `[rows, sum of outs]`.
     pub(super) fn linear(
         &mut self,
         name: &str,
@@ -542,7 +511,7 @@ impl<'a> EncoderGraph<'a> {
             .node(name, STANDARD, "MatMul", &[x, &weight], &[])
     }
 
-    /// Matrices `[out, input]`, transposed and side by side: `[input, sum of outs]`.
+    /// Concatenated matrices `[out, input]`, transposed: `[input, sum of outs]`.
     pub(super) fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
         let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
         let mut joined = vec![0.0; input * width];
@@ -557,7 +526,7 @@ impl<'a> EncoderGraph<'a> {
         self.floats(&format!("{name}.weight^T"), &[input, width], joined)
     }
 
-    /// The weights of a dense layer as they are stored, `[out, input]`.
+    /// The weights of a dense layer, `[out, input]`.
     pub(super) fn matrix(
         &self,
         name: &str,
@@ -576,6 +545,20 @@ impl<'a> EncoderGraph<'a> {
     pub(super) fn vector(&mut self, name: &str, size: usize) -> Result<Value, ModelError> {
         let data = self.model.weights.read(name, &[size])?;
         Ok(self.floats(name, &[size], data))
+    }
+
+    /// As [`Self::vector`], or filled with `default` if the model has no such tensor.
+    pub(super) fn vector_or(
+        &mut self,
+        name: &str,
+        size: usize,
+        exists: bool,
+        default: f32,
+    ) -> Result<Value, ModelError> {
+        if exists {
+            return self.vector(name, size);
+        }
+        Ok(self.floats(name, &[size], vec![default; size]))
     }
 
     pub(super) fn first_of_each(&mut self, name: &str, hidden: &Value) -> Value {

@@ -1,5 +1,5 @@
-//! Reads what has to be known of an ONNX file before it is run: which operators it uses, what it keeps
-//! in other files, and the weights that its sessions can share.
+//! Inspects an ONNX file before it is run: its operators, its external data, and the weights that sessions
+//! can share.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -8,16 +8,15 @@ use std::path::{Path, PathBuf};
 
 use prost::bytes::Bytes;
 
-use super::onnx::DataType;
 use super::{Data, Weight};
 use crate::ModelError;
-use crate::onnx::{OnnxModel, Part, Tensor};
+use crate::onnx::{DataType, GraphItem, ModelProto, TensorProto};
 
-/// Constants with fewer numbers are not worth sharing.
-const SHARED_FROM: usize = 1024;
-const FLOAT16: i32 = 10;
-const BFLOAT16: i32 = 16;
-/// Operators that compute with whole numbers of eight bits.
+/// Smaller constants are not shared.
+const MIN_SHARED_ELEMENTS: usize = 1024;
+const FLOAT16: i32 = DataType::Float16 as i32;
+const BFLOAT16: i32 = DataType::Bfloat16 as i32;
+/// Operators with int8 arithmetic.
 const INT8_OPERATORS: [&str; 9] = [
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -29,49 +28,57 @@ const INT8_OPERATORS: [&str; 9] = [
     "QLinearMatMul",
     "QuantizeLinear",
 ];
-/// Operators that take one scale for all rows that they are given.
-const MEASURING_OPERATORS: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
+/// Operators that quantize with one dynamic scale for all rows.
+const DYNAMIC_OPERATORS: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
 
-/// What was read of an ONNX file.
+/// An inspected ONNX file.
 #[derive(Debug)]
 pub struct OnnxFile {
-    /// The file itself.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Large constants, for all sessions to share.
+    /// Large constants, shared by all sessions.
     pub weights: Vec<Weight>,
-    /// Numbers in all constants.
+    /// Number of parameters.
     pub parameters: usize,
     operators: BTreeSet<String>,
     has_halves: bool,
 }
 
 impl OnnxFile {
-    /// Reads the file at `path`, and the constants that lie beside it.
+    /// Reads the file at `path` and its external data.
     ///
     /// # Errors
-    /// [`ModelError`] when it is not an ONNX file, or keeps weights in a file that is missing, too short or
-    /// outside the folder of the model.
+    /// [`ModelError`] if it is not an ONNX file, or its external data is missing, too short or outside the
+    /// folder of the file.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let model = OnnxModel::read(path)?;
+        let model = ModelProto::read(path)?;
         for location in model.external_files(path)? {
-            check_there(path, &location)?;
+            check_exists(path, &location)?;
         }
-        let mut found = Found::default();
-        model.visit(&mut |part| found.take(&part));
         let mut file = Self {
             path: path.to_owned(),
             weights: Vec::new(),
-            parameters: found.parameters,
-            operators: found.operators,
-            has_halves: found.has_halves,
+            parameters: 0,
+            operators: BTreeSet::new(),
+            has_halves: false,
         };
-        for tensor in model.into_constants() {
-            file.weights.extend(shared(tensor, path)?);
+        model.visit(&mut |item| match item {
+            GraphItem::Node(node) => {
+                file.operators.insert(node.op_type.clone());
+            }
+            GraphItem::Tensor(tensor) => {
+                let elements = tensor.elements().unwrap_or(0);
+                file.parameters = file.parameters.saturating_add(elements);
+                file.has_halves |= matches!(tensor.data_type, FLOAT16 | BFLOAT16);
+            }
+        });
+        for tensor in model.graph.into_iter().flat_map(|graph| graph.initializer) {
+            file.weights.extend(shared_weight(tensor, path)?);
         }
         Ok(file)
     }
 
-    /// The arithmetic of its matrix products, as far as its operators tell.
+    /// The precision of its matrix products, inferred from its operators.
     pub fn precision(&self) -> &'static str {
         let quantized = |name: &&str| self.operators.contains(*name);
         if self.operators.contains("MatMulNBits") {
@@ -85,97 +92,76 @@ impl OnnxFile {
         }
     }
 
-    /// Whether what it computes for a sequence depends on what shares its batch: it quantizes all rows by
-    /// the largest number among them.
+    /// Whether scores depend on the other sequences of a batch, because all rows are quantized with one
+    /// dynamic scale.
     pub fn mixes_sequences(&self) -> bool {
-        let measuring = |name: &&str| self.operators.contains(*name);
-        MEASURING_OPERATORS.iter().any(measuring)
+        let dynamic = |name: &&str| self.operators.contains(*name);
+        DYNAMIC_OPERATORS.iter().any(dynamic)
     }
 }
 
-/// What is collected over all graphs of a file.
-#[derive(Default)]
-struct Found {
-    operators: BTreeSet<String>,
-    parameters: usize,
-    has_halves: bool,
-}
-
-impl Found {
-    fn take(&mut self, part: &Part<'_>) {
-        match part {
-            Part::Node(node) => {
-                self.operators.insert(node.op_type.clone());
-            }
-            Part::Tensor(tensor) => {
-                let elements = tensor.elements().unwrap_or(0);
-                self.parameters = self.parameters.saturating_add(elements);
-                self.has_halves |= matches!(tensor.data_type, FLOAT16 | BFLOAT16);
-            }
-        }
+fn check_exists(path: &Path, location: &str) -> Result<(), ModelError> {
+    let data = external_path(path, location);
+    if data.is_file() {
+        return Ok(());
     }
+    Err(ModelError::new(
+        format!(
+            "`{}` is missing, the external data of `{}`",
+            data.display(),
+            path.display()
+        ),
+        "download that file too",
+    ))
 }
 
-/// Refuses a file that keeps weights where nothing is.
-fn check_there(path: &Path, location: &str) -> Result<(), ModelError> {
-    let beside = beside(path, location);
-    match beside.is_file() {
-        true => Ok(()),
-        false => Err(ModelError::new(
-            format!(
-                "`{}` is missing, where `{}` keeps its weights",
-                beside.display(),
-                path.display()
-            ),
-            "download that file too",
-        )),
-    }
-}
-
-fn beside(path: &Path, location: &str) -> PathBuf {
+fn external_path(path: &Path, location: &str) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).join(location)
 }
 
-/// The weight as sessions can share it; `None` for one that is small, or not of a type or form that is
-/// worth it.
-fn shared(tensor: Tensor, path: &Path) -> Result<Option<Weight>, ModelError> {
+/// A weight that sessions can share; `None` if it is small, of another type, or stored element by element.
+fn shared_weight(tensor: TensorProto, path: &Path) -> Result<Option<Weight>, ModelError> {
     let elements = tensor.elements().unwrap_or(0);
     let float = tensor.data_type == DataType::Float as i32;
-    if elements < SHARED_FROM || !(float || tensor.data_type == DataType::Int8 as i32) {
+    if elements < MIN_SHARED_ELEMENTS || !(float || tensor.data_type == DataType::Int8 as i32) {
         return Ok(None);
     }
     let Some(size) = elements.checked_mul(if float { 4 } else { 1 }) else {
         return Ok(None);
     };
-    let bytes = match tensor.is_external() {
-        true => Bytes::from(read_external(&tensor, path, size)?),
-        false => tensor.raw_data,
+    let bytes = if tensor.is_external() {
+        Bytes::from(read_external(&tensor, path, size)?)
+    } else {
+        tensor.raw_data
     };
     if bytes.len() != size {
-        // Numbers that are written one by one; ONNX Runtime reads those.
+        // Stored in a typed field such as `float_data`, which ONNX Runtime reads.
         return Ok(None);
     }
+    let data = if float {
+        let (values, _) = bytes.as_chunks();
+        Data::F32(
+            values
+                .iter()
+                .map(|&value| f32::from_le_bytes(value))
+                .collect(),
+        )
+    } else {
+        Data::I8(bytes.into_iter().map(|byte| byte as i8).collect())
+    };
     Ok(Some(Weight {
         name: tensor.name,
         shape: tensor.dims.iter().map(|&dim| dim as usize).collect(),
-        data: match float {
-            true => Data::F32(
-                bytes
-                    .chunks_exact(4)
-                    .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-                    .collect(),
-            ),
-            false => Data::I8(bytes.into_iter().map(|byte| byte as i8).collect()),
-        },
+        data,
     }))
 }
 
-fn read_external(tensor: &Tensor, path: &Path, size: usize) -> Result<Vec<u8>, ModelError> {
-    let file = beside(path, tensor.external("location").unwrap_or(""));
+fn read_external(tensor: &TensorProto, path: &Path, size: usize) -> Result<Vec<u8>, ModelError> {
+    let file = external_path(path, tensor.external("location").unwrap_or(""));
     let damaged = |why: String| {
         ModelError::new(
             format!("`{}`, tensor `{}`: {why}", file.display(), tensor.name),
-            "download the file again; it is shorter than the ONNX file says, or of another model",
+            "download the file again; it is incomplete or belongs to another model",
         )
     };
     let number = |key: &str| match tensor.external(key) {
@@ -190,19 +176,19 @@ fn read_external(tensor: &Tensor, path: &Path, size: usize) -> Result<Vec<u8>, M
         && length != size as u64
     {
         return Err(damaged(format!(
-            "it has {length} bytes, and its shape makes it {size}"
+            "it has {length} bytes, but its shape requires {size}"
         )));
     }
-    let io = |error: std::io::Error| damaged(error.to_string());
+    let io = |error: std::io::Error| damaged("cannot be read".to_owned()).caused_by(error);
     let mut source = File::open(&file).map_err(io)?;
-    // Before anything is allocated for what the ONNX file claims.
-    let there = source.metadata().map_err(io)?.len();
+    // Checked before the allocation, which a damaged file could make huge.
+    let available = source.metadata().map_err(io)?.len();
     if offset
         .checked_add(size as u64)
-        .is_none_or(|end| end > there)
+        .is_none_or(|end| end > available)
     {
         return Err(damaged(format!(
-            "it ends behind the {there} bytes of the file"
+            "it ends after the end of the file ({available} bytes)"
         )));
     }
     source.seek(SeekFrom::Start(offset)).map_err(io)?;

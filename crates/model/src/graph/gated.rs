@@ -1,33 +1,36 @@
-//! The graph of pre-norm gated layers, unpadded: LayerNorm before each part, rotary position embeddings, global
-//! or sliding-window attention, and a gated feed-forward network.
+//! Graph of pre-norm layers: rotary position embeddings, global or sliding-window attention, and a gated
+//! feed-forward network (GeGLU).
 
-use super::builder::{Attr, CONTRIB, STANDARD, Value};
+use super::builder::{CONTRIB, STANDARD, Value};
 use super::encoder::EncoderGraph;
 use super::{Precision, Rows, operator};
+use crate::onnx::AttributeProto;
 use crate::{EncoderConfig, HiddenAct, ModelError, PreNormGated};
 
-/// Tables of cosines and sines.
+/// Tables of cosines and sines, by layer type.
 struct Rotary {
     global: Value,
     local: Value,
 }
 
 impl Rotary {
-    /// The table of a layer; its window becomes an attribute.
-    fn of(&self, gated: &PreNormGated, index: usize, attributes: &mut Vec<Attr>) -> Value {
-        match gated.local[index] {
-            true => {
-                attributes.push(Attr::Int(operator::WINDOW, gated.window as i64));
-                self.local.clone()
-            }
-            false => self.global.clone(),
+    /// The table of a layer; adds the window to `attributes`.
+    fn of(
+        &self,
+        gated: &PreNormGated,
+        index: usize,
+        attributes: &mut Vec<AttributeProto>,
+    ) -> Value {
+        if !gated.local[index] {
+            return self.global.clone();
         }
+        attributes.push(AttributeProto::int(operator::WINDOW, gated.window as i64));
+        self.local.clone()
     }
 }
 
 impl EncoderGraph<'_> {
-    /// Embeddings and all layers: the last hidden states, of the rows that the last layer is computed
-    /// for.
+    /// Embeddings and all layers: the final hidden states of `last_layer`.
     pub(super) fn encode_gated(&mut self, gated: &PreNormGated) -> Result<Value, ModelError> {
         let rotary = Rotary {
             global: self.rotary("rotary.global", gated.global_theta),
@@ -71,7 +74,7 @@ impl EncoderGraph<'_> {
         rotary: &Rotary,
     ) -> Result<Value, ModelError> {
         if self.precision() != Precision::Fp32Nodes {
-            return self.whole_gated_layer(gated, index, hidden, rows, rotary);
+            return self.fused_gated_layer(gated, index, hidden, rows, rotary);
         }
         let EncoderConfig {
             hidden_size: size,
@@ -106,8 +109,8 @@ impl EncoderGraph<'_> {
         Ok(self.add(&base, &contracted, &attended))
     }
 
-    /// A whole layer as one node.
-    fn whole_gated_layer(
+    /// A layer as one custom operator.
+    fn fused_gated_layer(
         &mut self,
         gated: &PreNormGated,
         index: usize,
@@ -121,61 +124,44 @@ impl EncoderGraph<'_> {
             ref tensors,
             ..
         } = self.config;
-        let weights = &self.model().weights;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let bias = |name: &str, there: bool, size: usize| match there {
-            true => weights.read(&format!("{name}.bias"), &[size]),
-            false => Ok(vec![0.0; size]),
-        };
-        let asking = part(tensors.query);
-        let scale = self.query_scale();
-        let mut matrix = self.matrix(&asking, 3 * size, size)?;
-        let mut query_bias = bias(&asking, gated.attention_bias, 3 * size)?;
-        let key_bias = query_bias.split_off(size);
-        let (query, keys) = matrix.split_at_mut(size * size);
-        query.iter_mut().for_each(|weight| *weight *= scale);
-        query_bias.iter_mut().for_each(|weight| *weight *= scale);
-        let output = part(tensors.output);
-        let projection = self.matrix(&output, size, size)?;
-        let projection_bias = bias(&output, gated.attention_bias, size)?;
-        let up = part(tensors.up);
-        let expanding = self.matrix(&up, 2 * inner, size)?;
-        let (input, gate) = expanding.split_at(inner * size);
-        let mut input_bias = bias(&up, gated.feed_forward_bias, 2 * inner)?;
-        let gate_bias = input_bias.split_off(inner);
-        let down = part(tensors.down);
-        let contracting = self.matrix(&down, size, inner)?;
-        let down_bias = bias(&down, gated.feed_forward_bias, size)?;
-
         let mut inputs = vec![hidden.clone(), self.lengths()];
-        let mut matrix = |name: String, input: usize, matrix: &[f32], bias: Vec<f32>| {
-            inputs.extend(self.product(&name, input, &[matrix], bias));
-        };
-        matrix(format!("{asking}.query"), size, query, query_bias);
-        matrix(format!("{asking}.kv"), size, keys, key_bias);
-        matrix(output, size, &projection, projection_bias);
-        matrix(format!("{up}.input"), size, input, input_bias);
-        matrix(format!("{up}.gate"), size, gate, gate_bias);
-        matrix(down, inner, &contracting, down_bias);
-        for (name, there) in [
+
+        let qkv = part(tensors.query);
+        let mut query = self.matrix(&qkv, 3 * size, size)?;
+        let keys = query.split_off(size * size);
+        let mut bias = self.bias(&qkv, 3 * size, gated.attention_bias)?;
+        let key_bias = bias.split_off(size);
+        let (query, bias) = (self.scaled(query), self.scaled(bias));
+        inputs.extend(self.product(&format!("{qkv}.query"), size, &[&query], bias));
+        inputs.extend(self.product(&format!("{qkv}.kv"), size, &[&keys], key_bias));
+        let name = part(tensors.output);
+        let matrix = self.matrix(&name, size, size)?;
+        let bias = self.bias(&name, size, gated.attention_bias)?;
+        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        let name = part(tensors.up);
+        let matrix = self.matrix(&name, 2 * inner, size)?;
+        let (up, gate) = matrix.split_at(inner * size);
+        let mut bias = self.bias(&name, 2 * inner, gated.feed_forward_bias)?;
+        let gate_bias = bias.split_off(inner);
+        inputs.extend(self.product(&format!("{name}.input"), size, &[up], bias));
+        inputs.extend(self.product(&format!("{name}.gate"), size, &[gate], gate_bias));
+        let name = part(tensors.down);
+        let matrix = self.matrix(&name, size, inner)?;
+        let bias = self.bias(&name, size, gated.feed_forward_bias)?;
+        inputs.extend(self.product(&name, inner, &[&matrix], bias));
+        // The first layer has no attention norm; its operator does not read these inputs.
+        for (name, exists) in [
             (tensors.attention_norm, index > 0),
             (tensors.output_norm, true),
         ] {
-            let name = part(name);
-            let gamma = match there {
-                true => self.vector(&format!("{name}.weight"), size)?,
-                // Never read.
-                false => self.floats(&format!("{name}.weight"), &[size], vec![1.0; size]),
-            };
-            let beta = match there && gated.norm_bias {
-                true => self.vector(&format!("{name}.bias"), size)?,
-                false => self.floats(&format!("{name}.bias"), &[size], vec![0.0; size]),
-            };
-            inputs.extend([gamma, beta]);
+            let (gamma, beta) = (part(name) + ".weight", part(name) + ".bias");
+            inputs.push(self.vector_or(&gamma, size, exists, 1.0)?);
+            inputs.push(self.vector_or(&beta, size, exists && gated.norm_bias, 0.0)?);
         }
         let mut attributes = self.layer_attributes(rows);
-        attributes.push(Attr::Int(operator::NORMED, i64::from(index == 0)));
+        attributes.push(AttributeProto::int(operator::NORMED, i64::from(index == 0)));
         inputs.push(rotary.of(gated, index, &mut attributes));
         Ok(self.graph.node(
             &base,
@@ -189,7 +175,7 @@ impl EncoderGraph<'_> {
         ))
     }
 
-    /// Attention with rotary position embeddings: a row for each query.
+    /// Attention with rotary position embeddings: one row per query.
     fn rotary_attention(
         &mut self,
         gated: &PreNormGated,
@@ -206,37 +192,25 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let base = tensors.layer(index);
         let name = format!("{base}.{}", tensors.query);
-        let scale = self.query_scale();
-        let mut matrix = self.matrix(&name, 3 * size, size)?;
-        let (query, keys) = matrix.split_at_mut(size * size);
-        query.iter_mut().for_each(|weight| *weight *= scale);
-        // A rotated bias of the keys differs by position, so softmax does not ignore it.
-        let mut bias = match gated.attention_bias {
-            true => {
-                let name = format!("{name}.bias");
-                self.model().weights.read(&name, &[3 * size])?
-            }
-            false => vec![0.0; 3 * size],
-        };
+        let mut query = self.matrix(&name, 3 * size, size)?;
+        let keys = query.split_off(size * size);
+        // A rotated key bias depends on the position, so softmax does not cancel it.
+        let mut bias = self.bias(&name, 3 * size, gated.attention_bias)?;
         let key_bias = bias.split_off(size);
-        bias.iter_mut().for_each(|weight| *weight *= scale);
+        let (query, bias) = (self.scaled(query), self.scaled(bias));
         let bias = self.floats(&format!("{name}.query_bias"), &[size], bias);
         let kv = format!("{name}.kv");
-        let keys_of = |graph: &mut Self| {
-            let keys = graph.linear(&kv, normed, size, &[keys]);
-            if !gated.attention_bias {
-                return keys;
-            }
-            let bias = graph.floats(&format!("{kv}.bias"), &[2 * size], key_bias.clone());
-            graph.add(&format!("{kv}.biased"), &keys, &bias)
-        };
-        let keys = keys_of(self);
-        let asking = match rows {
+        let mut keys = self.linear(&kv, normed, size, &[&keys]);
+        if gated.attention_bias {
+            let bias = self.floats(&format!("{kv}.bias"), &[2 * size], key_bias);
+            keys = self.add(&format!("{kv}.biased"), &keys, &bias);
+        }
+        let queries = match rows {
             Rows::All => normed.clone(),
             Rows::FirstOfEach => self.first_of_each(&format!("{name}.first"), normed),
         };
-        let query = self.linear(&name, &asking, size, &[query]);
-        let mut attributes = vec![Attr::Int(operator::HEADS, heads as i64)];
+        let query = self.linear(&name, &queries, size, &[&query]);
+        let mut attributes = vec![AttributeProto::int(operator::HEADS, heads as i64)];
         let table = rotary.of(gated, index, &mut attributes);
         let lengths = self.lengths();
         Ok(self.graph.node(
@@ -248,7 +222,7 @@ impl EncoderGraph<'_> {
         ))
     }
 
-    /// `activation(x A) * (x B)`, where a matrix has `A` above `B`.
+    /// `activation(x A) * (x B)`, where the matrix is `A` stacked on `B`.
     fn gated_product(
         &mut self,
         gated: &PreNormGated,
@@ -259,26 +233,18 @@ impl EncoderGraph<'_> {
         let size = self.config.hidden_size;
         let matrix = self.matrix(name, 2 * inner, size)?;
         let (input, gate) = matrix.split_at(inner * size);
-        let bias = match gated.feed_forward_bias {
-            true => {
-                let name = format!("{name}.bias");
-                Some(self.model().weights.read(&name, &[2 * inner])?)
-            }
-            false => None,
-        };
-        let part = |graph: &mut Self, name: String, matrix: &[f32], bias: Option<&[f32]>| {
-            let product = graph.linear(&name, x, size, &[matrix]);
-            match bias {
-                Some(bias) => {
-                    let bias = graph.floats(&format!("{name}.bias"), &[inner], bias.to_vec());
-                    graph.add(&format!("{name}.biased"), &product, &bias)
+        let mut bias = self.bias(name, 2 * inner, gated.feed_forward_bias)?;
+        let gate_bias = bias.split_off(inner);
+        let [input, gate] =
+            [("input", input, bias), ("gate", gate, gate_bias)].map(|(part, matrix, bias)| {
+                let name = format!("{name}.{part}");
+                let product = self.linear(&name, x, size, &[matrix]);
+                if !gated.feed_forward_bias {
+                    return product;
                 }
-                None => product,
-            }
-        };
-        let half = |range| bias.as_ref().map(|bias: &Vec<f32>| &bias[range]);
-        let input = part(self, format!("{name}.input"), input, half(0..inner));
-        let gate = part(self, format!("{name}.gate"), gate, half(inner..2 * inner));
+                let bias = self.floats(&format!("{name}.bias"), &[inner], bias);
+                self.add(&format!("{name}.biased"), &product, &bias)
+            });
         let (domain, operator) = match self.config.hidden_act {
             HiddenAct::Gelu => (CONTRIB, "Gelu"),
             HiddenAct::GeluTanh => (CONTRIB, "FastGelu"),
@@ -294,7 +260,7 @@ impl EncoderGraph<'_> {
             .node(&name, STANDARD, "Mul", &[&activated, &gate], &[]))
     }
 
-    /// Cosines, then sines, of each position, `[positions, size of a head]`.
+    /// Cosines, then sines, of each position, `[positions, head size]`.
     fn rotary(&mut self, name: &str, theta: f32) -> Value {
         let EncoderConfig {
             hidden_size,
@@ -303,13 +269,13 @@ impl EncoderGraph<'_> {
             ..
         } = *self.config;
         let size = hidden_size / heads;
-        // In 32 bits, as the reference computes angles.
+        // In f32, as the reference implementation.
         let frequencies: Vec<f32> = (0..size / 2)
             .map(|i| 1.0 / theta.powf((2 * i) as f32 / size as f32))
             .collect();
         let mut table = Vec::with_capacity(max_positions * size);
-        for place in 0..max_positions {
-            let angles = frequencies.iter().map(|f| f64::from(place as f32 * f));
+        for position in 0..max_positions {
+            let angles = frequencies.iter().map(|f| f64::from(position as f32 * f));
             table.extend(angles.clone().map(|angle| angle.cos() as f32));
             table.extend(angles.map(|angle| angle.sin() as f32));
         }
@@ -323,6 +289,15 @@ impl EncoderGraph<'_> {
             ..
         } = *self.config;
         self.plain_norm(name, x, hidden_size, gated.norm_bias, layer_norm_eps)
+    }
+
+    /// The bias of a dense layer, or zeros.
+    fn bias(&self, name: &str, size: usize, exists: bool) -> Result<Vec<f32>, ModelError> {
+        if exists {
+            self.model().weights.read(&format!("{name}.bias"), &[size])
+        } else {
+            Ok(vec![0.0; size])
+        }
     }
 
     fn biased(

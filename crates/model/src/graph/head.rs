@@ -1,19 +1,20 @@
-//! The head: from hidden states to logits.
+//! Graph of the classification head: from hidden states to logits.
 
-use super::builder::{Attr, CONTRIB, STANDARD, Value};
+use super::builder::{CONTRIB, STANDARD, Value};
 use super::encoder::EncoderGraph;
 use super::{Rows, operator};
 use crate::ModelError;
 use crate::head::{Dense, HeadAct, HeadStep, Norm, Pooling, Residual};
+use crate::onnx::AttributeProto;
 
-/// A row for each sequence, and how wide it is.
+/// One row per sequence, `[sequences, width]`.
 pub(super) struct Pooled {
     rows: Value,
     width: usize,
 }
 
 impl EncoderGraph<'_> {
-    /// One row for each sequence, of hidden states that are there for `rows`.
+    /// Pools hidden states, which are those of `rows`.
     pub(super) fn pooled(&mut self, hidden: &Value, rows: Rows) -> Pooled {
         let model = self.model();
         let modes = &model.manifest.head.pooling;
@@ -33,7 +34,7 @@ impl EncoderGraph<'_> {
                 STANDARD,
                 "Concat",
                 &parts.iter().collect::<Vec<_>>(),
-                &[Attr::Int("axis", 1)],
+                &[AttributeProto::int("axis", 1)],
             ),
         };
         Pooled { rows, width }
@@ -54,11 +55,11 @@ impl EncoderGraph<'_> {
             operator::DOMAIN,
             operator::PACKED_POOLING,
             &[hidden, &lengths],
-            &[Attr::Int(operator::MODE, mode)],
+            &[AttributeProto::int(operator::MODE, mode)],
         )
     }
 
-    /// All layers of the head: `[sequences, labels]`.
+    /// The layers of the head: `[sequences, labels]`.
     pub(super) fn head(&mut self, pooled: Pooled) -> Result<Value, ModelError> {
         let Pooled {
             mut rows,
@@ -104,14 +105,12 @@ impl EncoderGraph<'_> {
             HeadAct::Sigmoid | HeadAct::Silu => (STANDARD, "Sigmoid"),
         };
         let activated = self.graph.node(&name, domain, operator, &[&x], &[]);
-        match activation {
-            HeadAct::Silu => {
-                let name = format!("{name}.silu");
-                self.graph
-                    .node(&name, STANDARD, "Mul", &[&x, &activated], &[])
-            }
-            _ => activated,
+        if activation != HeadAct::Silu {
+            return activated;
         }
+        let name = format!("{name}.silu");
+        self.graph
+            .node(&name, STANDARD, "Mul", &[&x, &activated], &[])
     }
 
     fn head_norm(&mut self, norm: &Norm, x: &Value, width: usize) -> Result<Value, ModelError> {

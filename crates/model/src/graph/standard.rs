@@ -1,7 +1,7 @@
-//! A packed graph in standard operators, on padded rows: what any program with ONNX Runtime can load.
+//! Rewrites a packed graph to standard ONNX operators on padded batches, for export.
 //!
-//! The steps stay those of the packed graph. Rows of all sequences lie end to end, padding included, and
-//! what is not a standard operator is put together from such: attention masks the padding.
+//! The nodes stay those of the packed graph, on all rows, padding included. Custom operators are expanded to
+//! standard ones; attention masks the padding.
 
 mod attention;
 mod pooling;
@@ -10,56 +10,56 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-use super::builder::{CONTRIB, Dim, STANDARD, value_info};
-use super::onnx::{
-    AttributeProto, AttributeType, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    TensorProto, ValueInfoProto,
-};
+use super::builder::{CONTRIB, Dim, IR_VERSION, OPSET_VERSION, STANDARD, value_info};
 use super::{Data, Graph, Precision, Weight, io, operator};
+use crate::onnx::{
+    AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    ValueInfoProto,
+};
 use rerankd_kernels::quantize;
 
-/// Names of the inputs that are not those of the packed graph.
+// Inputs that the packed graph does not have.
 const ATTENTION_MASK: &str = "attention_mask";
 const TOKEN_TYPE_IDS: &str = "token_type_ids";
-/// What is added to the scores of padding, whose weights then are 0.
+/// Added to the attention scores of padding, so that its weights are 0.
 const MASKED: f32 = -1e9;
-/// The zero of weights of eight bits without a sign. With a sign, some processors would saturate.
+/// Zero point of uint8 weights. int8 weights would saturate on some CPUs.
 const WEIGHT_ZERO: u8 = 128;
 
-/// What the rows of a model look like to its position table.
+/// How tokens map to rows of the model's position table.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions {
     /// Position of a sequence's first token.
     pub first: usize,
     /// Rows of the table for each segment.
     pub of_segment: usize,
-    /// A token that takes the place before the first and is not counted.
-    pub uncounted: Option<u32>,
-    /// Whether the model tells segments apart.
+    /// A token that takes the position before the first, and that positions skip.
+    pub skipped_token: Option<u32>,
+    /// Whether the model has token types.
     pub segments: bool,
 }
 
-/// A packed graph uses an operator for which no standard ones are known.
+/// The packed graph has an operator that cannot be expanded to standard operators.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the operator `{0}` of its graph has no standard form yet")]
-pub struct NoStandardForm(String);
+#[error("the operator `{0}` of its graph cannot be exported")]
+pub struct UnsupportedOperator(String);
 
-/// Writes the packed graph of fp32 in standard operators, with its weights inside, in fp32 or with matrix
-/// products and word embeddings in eight bits. Inputs: `input_ids`, `attention_mask` and, where there are
-/// segments, `token_type_ids`, `[batch, sequence]`, 64-bit. Output: `logits`, `[batch, labels]`.
+/// Rewrites an fp32 packed graph, weights included, in fp32 or with int8 matrix products and word embeddings.
+/// Inputs: `input_ids`, `attention_mask` and, if the model has token types, `token_type_ids`,
+/// `[batch, sequence]`, 64-bit. Output: `logits`, `[batch, labels]`.
 ///
 /// # Errors
-/// [`NoStandardForm`].
+/// [`UnsupportedOperator`].
 ///
 /// # Panics
-/// When the graph was not made by this crate's builder.
+/// If the graph was not made by this crate's builder.
 pub fn padded(
     graph: Graph,
     positions: Positions,
     precision: Precision,
-) -> Result<ModelProto, NoStandardForm> {
-    let model = ModelProto::decode(&graph.model[..]).expect("a graph that was written here");
-    let packed = model.graph.expect("the builder writes one");
+) -> Result<ModelProto, UnsupportedOperator> {
+    let model = ModelProto::decode(&graph.model[..]).expect("the builder encoded it");
+    let packed = model.graph.expect("the builder adds a graph");
     let weights = graph.weights.into_iter();
     let mut rewriter = Rewriter {
         nodes: Vec::new(),
@@ -80,15 +80,15 @@ pub fn padded(
 struct Rewriter {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
-    /// Weights that no node was written for yet, and those that were.
+    /// Weights that are not in `constants` yet.
     weights: HashMap<String, Weight>,
-    /// What values of the packed graph are called here, where it is something else.
+    /// Renamed values of the packed graph.
     names: HashMap<String, String>,
     precision: Precision,
 }
 
 impl Rewriter {
-    /// What the packed graph is fed, made of padded rows.
+    /// Computes the inputs of the packed graph from padded rows.
     fn inputs(&mut self, positions: Positions) {
         let row = self.longs("row", &[1], &[-1]);
         let zero = self.longs("zero", &[], &[0]);
@@ -103,7 +103,7 @@ impl Rewriter {
 
         // Positions, from the first token of each row.
         let before = positions.first as i64 - 1;
-        let position = match positions.uncounted {
+        let position = match positions.skipped_token {
             Some(padding) => {
                 let padding = self.longs("padding", &[], &[i64::from(padding)]);
                 let before = self.longs("before", &[], &[before]);
@@ -126,13 +126,12 @@ impl Rewriter {
                 )
             }
         };
-        let position = match positions.segments {
-            true => {
-                let of_segment = self.longs("of_segment", &[], &[positions.of_segment as i64]);
-                self.op("segment", "Mul", &[TOKEN_TYPE_IDS, &of_segment], &[]);
-                self.op("segment_position", "Add", &["segment", &position], &[])
-            }
-            false => position,
+        let position = if positions.segments {
+            let of_segment = self.longs("of_segment", &[], &[positions.of_segment as i64]);
+            self.op("segment", "Mul", &[TOKEN_TYPE_IDS, &of_segment], &[]);
+            self.op("segment_position", "Add", &["segment", &position], &[])
+        } else {
+            position
         };
         self.op("packed_ids", "Reshape", &[io::INPUT_IDS, &row], &[]);
         self.op("packed_positions", "Reshape", &[&position, &row], &[]);
@@ -160,7 +159,7 @@ impl Rewriter {
         self.op("mask", "Unsqueeze", &["mask_row", &inner], &[]);
     }
 
-    fn node(&mut self, mut node: NodeProto) -> Result<(), NoStandardForm> {
+    fn node(&mut self, mut node: NodeProto) -> Result<(), UnsupportedOperator> {
         for input in &mut node.input {
             if let Some(name) = self.names.get(input.as_str()) {
                 input.clone_from(name);
@@ -178,9 +177,9 @@ impl Rewriter {
             }
             (STANDARD, _) => self.nodes.push(node),
             (CONTRIB, "SkipLayerNormalization") => {
-                let sum = self.op(&part(name, "sum"), "Add", &inputs[..2], &[]);
+                let sum = self.part(name, "sum", "Add", &inputs[..2], &[]);
                 let sum = match inputs.get(4) {
-                    Some(bias) => self.op(&part(name, "biased"), "Add", &[&sum, bias], &[]),
+                    Some(bias) => self.part(name, "biased", "Add", &[&sum, bias], &[]),
                     None => sum,
                 };
                 let mut attributes = node.attribute.clone();
@@ -194,20 +193,20 @@ impl Rewriter {
                 );
             }
             (CONTRIB, "BiasGelu") => {
-                let sum = self.op(&part(name, "biased"), "Add", &inputs[..], &[]);
+                let sum = self.part(name, "biased", "Add", &inputs[..], &[]);
                 self.gelu(name, &sum);
             }
             (CONTRIB, "Gelu") => self.gelu(name, inputs[0]),
             (CONTRIB, "FastGelu") => {
                 let x = match inputs[..] {
-                    [x, bias] => self.op(&part(name, "biased"), "Add", &[x, bias], &[]),
+                    [x, bias] => self.part(name, "biased", "Add", &[x, bias], &[]),
                     _ => inputs[0].to_owned(),
                 };
                 self.tanh_gelu(name, &x);
             }
             (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node),
             (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node),
-            (_, other) => return Err(NoStandardForm(other.to_owned())),
+            (_, other) => return Err(UnsupportedOperator(other.to_owned())),
         }
         Ok(())
     }
@@ -215,8 +214,8 @@ impl Rewriter {
     /// `x / 2 * (1 + erf(x / sqrt(2)))`.
     fn gelu(&mut self, name: &str, x: &str) {
         let root = self.floats("sqrt_two", &[], &[std::f32::consts::SQRT_2]);
-        let scaled = self.op(&part(name, "scaled"), "Div", &[x, &root], &[]);
-        let gate = self.op(&part(name, "erf"), "Erf", &[&scaled], &[]);
+        let scaled = self.part(name, "scaled", "Div", &[x, &root], &[]);
+        let gate = self.part(name, "erf", "Erf", &[&scaled], &[]);
         self.gated(name, x, &gate);
     }
 
@@ -226,11 +225,11 @@ impl Rewriter {
         let small = self.floats("gelu_cubic", &[], &[0.044_715]);
         let scale = (2.0 / std::f32::consts::PI).sqrt();
         let scale = self.floats("gelu_scale", &[], &[scale]);
-        let cube = self.op(&part(name, "cube"), "Pow", &[x, &three], &[]);
-        let cube = self.op(&part(name, "cubic"), "Mul", &[&cube, &small], &[]);
-        let sum = self.op(&part(name, "inner"), "Add", &[x, &cube], &[]);
-        let sum = self.op(&part(name, "scaled"), "Mul", &[&sum, &scale], &[]);
-        let gate = self.op(&part(name, "tanh"), "Tanh", &[&sum], &[]);
+        let cube = self.part(name, "cube", "Pow", &[x, &three], &[]);
+        let cube = self.part(name, "cubic", "Mul", &[&cube, &small], &[]);
+        let sum = self.part(name, "inner", "Add", &[x, &cube], &[]);
+        let sum = self.part(name, "scaled", "Mul", &[&sum, &scale], &[]);
+        let gate = self.part(name, "tanh", "Tanh", &[&sum], &[]);
         self.gated(name, x, &gate);
     }
 
@@ -238,70 +237,63 @@ impl Rewriter {
     fn gated(&mut self, name: &str, x: &str, gate: &str) {
         let unit = self.floats("unit", &[], &[1.0]);
         let half = self.floats("half", &[], &[0.5]);
-        let gate = self.op(&part(name, "gate"), "Add", &[gate, &unit], &[]);
-        let product = self.op(&part(name, "product"), "Mul", &[x, &gate], &[]);
+        let gate = self.part(name, "gate", "Add", &[gate, &unit], &[]);
+        let product = self.part(name, "product", "Mul", &[x, &gate], &[]);
         self.op(name, "Mul", &[&product, &half], &[]);
     }
 
-    /// `x W` with both in eight bits: `W` by a scale for each output, each row of `x` by its own scale from
-    /// its own least number. The operator that measures rows takes all of them together, and the widest row
-    /// would cost the others their digits: this keeps rows apart, with what it takes off each row put back by
-    /// the sums of the columns.
+    /// `x W` in int8: `W` with one scale per output channel, `x` quantized dynamically with a scale and a zero
+    /// point per row. `DynamicQuantizeLinear` has one scale per tensor, so an outlier row would cost all
+    /// others precision. The zero points are corrected by the column sums of `W`.
     fn quantized_product(&mut self, name: &str, x: &str, weight: &str) {
-        let [numbers, scales, sums] = ["numbers", "scales", "sums"].map(|p| part(weight, p));
+        let [values, scales, sums] = ["values", "scales", "sums"].map(|p| part(weight, p));
         let zero = self.constant("weight_zero", &[], DataType::Uint8, vec![WEIGHT_ZERO]);
         let least = self.constant("row_zero", &[], DataType::Uint8, vec![0]);
         if let Some(weight) = self.weights.remove(weight) {
-            let columns = by_column(&weight);
+            let columns = quantize_columns(&weight);
             self.floats(&scales, &[columns.scales.len()], &columns.scales);
             self.floats(&sums, &[columns.sums.len()], &columns.sums);
-            self.constant(&numbers, &weight.shape, DataType::Uint8, columns.numbers);
+            self.constant(&values, &weight.shape, DataType::Uint8, columns.values);
         }
         let steps = self.floats("row_steps", &[], &[f32::from(u8::MAX)]);
         let tiny = self.floats("row_tiny", &[], &[1e-30]);
         let along = [ints("axes", &[-1]), int("keepdims", 1)];
-        let named = |what: &str| part(name, what);
-        let low = self.op(&named("low"), "ReduceMin", &[x], &along);
-        let high = self.op(&named("high"), "ReduceMax", &[x], &along);
-        let span = self.op(&named("span"), "Sub", &[&high, &low], &[]);
-        let span = self.op(&named("wide"), "Max", &[&span, &tiny], &[]);
-        let scale = self.op(&named("scale"), "Div", &[&span, &steps], &[]);
-        let above = self.op(&named("above"), "Sub", &[x, &low], &[]);
-        let number = self.op(&named("exact"), "Div", &[&above, &scale], &[]);
-        let number = self.op(&named("round"), "Round", &[&number], &[]);
-        let number = self.op(&named("number"), "Cast", &[&number], &[to(DataType::Uint8)]);
-        let inputs = &[&*number, &numbers, &least, &zero];
-        let sum = self.op(&named("sum"), "MatMulInteger", inputs, &[]);
-        let sum = self.op(&named("float"), "Cast", &[&sum], &[to(DataType::Float)]);
-        let sum = self.op(&named("by_row"), "Mul", &[&sum, &scale], &[]);
-        let sum = self.op(&named("by_column"), "Mul", &[&sum, &scales], &[]);
-        let taken = self.op(&named("taken"), "Mul", &[&low, &sums], &[]);
+        let low = self.part(name, "low", "ReduceMin", &[x], &along);
+        let high = self.part(name, "high", "ReduceMax", &[x], &along);
+        let span = self.part(name, "span", "Sub", &[&high, &low], &[]);
+        let span = self.part(name, "wide", "Max", &[&span, &tiny], &[]);
+        let scale = self.part(name, "scale", "Div", &[&span, &steps], &[]);
+        let above = self.part(name, "above", "Sub", &[x, &low], &[]);
+        let number = self.part(name, "exact", "Div", &[&above, &scale], &[]);
+        let number = self.part(name, "round", "Round", &[&number], &[]);
+        let number = self.part(name, "number", "Cast", &[&number], &[to(DataType::Uint8)]);
+        let inputs = &[&*number, &values, &least, &zero];
+        let sum = self.part(name, "sum", "MatMulInteger", inputs, &[]);
+        let sum = self.part(name, "float", "Cast", &[&sum], &[to(DataType::Float)]);
+        let sum = self.part(name, "by_row", "Mul", &[&sum, &scale], &[]);
+        let sum = self.part(name, "by_column", "Mul", &[&sum, &scales], &[]);
+        let taken = self.part(name, "taken", "Mul", &[&low, &sums], &[]);
         self.op(name, "Add", &[&sum, &taken], &[]);
     }
 
-    /// Rows of a table in eight bits, each by its own scale.
+    /// Gathers rows of an int8 table with one scale per row.
     fn quantized_words(&mut self, name: &str, table: &str, ids: &str) {
-        let (numbers, scales) = (part(table, "numbers"), part(table, "scales"));
+        let (values, scales) = (part(table, "values"), part(table, "scales"));
         if let Some(weight) = self.weights.remove(table)
             && let Data::F32(data) = &weight.data
         {
             let (bytes, by) = quantize::by_row(data, weight.shape[1]);
             let bytes = bytes.into_iter().map(|byte| byte as u8).collect();
-            self.constant(&numbers, &weight.shape, DataType::Int8, bytes);
+            self.constant(&values, &weight.shape, DataType::Int8, bytes);
             self.floats(&scales, &[by.len(), 1], &by);
         }
-        let row = self.op(&part(name, "number"), "Gather", &[&numbers, ids], &[]);
-        let row = self.op(
-            &part(name, "float"),
-            "Cast",
-            &[&row],
-            &[to(DataType::Float)],
-        );
-        let scale = self.op(&part(name, "scale"), "Gather", &[&scales, ids], &[]);
+        let row = self.part(name, "number", "Gather", &[&values, ids], &[]);
+        let row = self.part(name, "float", "Cast", &[&row], &[to(DataType::Float)]);
+        let scale = self.part(name, "scale", "Gather", &[&scales, ids], &[]);
         self.op(name, "Mul", &[&row, &scale], &[]);
     }
 
-    /// Adds a standard node of one output, which is called like it.
+    /// Adds a standard node with one output, called `name`.
     fn op(
         &mut self,
         name: &str,
@@ -309,15 +301,22 @@ impl Rewriter {
         inputs: &[&str],
         attributes: &[AttributeProto],
     ) -> String {
-        self.nodes.push(NodeProto {
-            name: name.to_owned(),
-            input: inputs.iter().map(|&input| input.to_owned()).collect(),
-            output: vec![name.to_owned()],
-            op_type: operator.into(),
-            attribute: attributes.to_vec(),
-            ..NodeProto::default()
-        });
+        let inputs = inputs.iter().copied();
+        let node = NodeProto::new(name, STANDARD, operator, inputs, attributes);
+        self.nodes.push(node);
         name.to_owned()
+    }
+
+    /// Adds a standard node that is part of the value `name`, called `name.part`.
+    fn part(
+        &mut self,
+        name: &str,
+        part_name: &str,
+        operator: &str,
+        inputs: &[&str],
+        attributes: &[AttributeProto],
+    ) -> String {
+        self.op(&part(name, part_name), operator, inputs, attributes)
     }
 
     fn longs(&mut self, name: &str, shape: &[usize], numbers: &[i64]) -> String {
@@ -330,16 +329,11 @@ impl Rewriter {
         self.constant(name, shape, DataType::Float, bytes)
     }
 
-    /// Adds a constant, unless there is one of this name, which then is the same.
+    /// Adds a constant, unless it exists already.
     fn constant(&mut self, name: &str, shape: &[usize], kind: DataType, bytes: Vec<u8>) -> String {
         if self.constants.iter().all(|constant| constant.name != name) {
-            self.constants.push(TensorProto {
-                dims: shape.iter().map(|&dim| dim as i64).collect(),
-                data_type: kind as i32,
-                name: name.to_owned(),
-                raw_data: Some(bytes),
-                ..TensorProto::default()
-            });
+            let constant = TensorProto::inline(name, shape, kind, bytes);
+            self.constants.push(constant);
         }
         name.to_owned()
     }
@@ -350,31 +344,13 @@ impl Rewriter {
         outputs: &[ValueInfoProto],
         positions: Positions,
     ) -> ModelProto {
-        // In the order in which nodes want them, so that a file is the same every time.
-        let used: Vec<String> = self
-            .nodes
-            .iter()
-            .flat_map(|node| node.input.clone())
-            .collect();
-        for name in used {
-            let Some(weight) = self.weights.remove(&name) else {
-                continue;
-            };
-            match weight.data {
-                Data::F32(data) => self.floats(&name, &weight.shape, &data),
-                Data::F16(data) => {
-                    let bytes = data.iter().flat_map(|n| n.to_le_bytes()).collect();
-                    self.constant(&name, &weight.shape, DataType::Float16, bytes)
-                }
-                Data::I8(data) => {
-                    let bytes = data.into_iter().map(|byte| byte as u8).collect();
-                    self.constant(&name, &weight.shape, DataType::Int8, bytes)
-                }
-                Data::I32(data) => {
-                    let bytes = data.iter().flat_map(|n| n.to_le_bytes()).collect();
-                    self.constant(&name, &weight.shape, DataType::Int32, bytes)
-                }
-            };
+        // In the order of the nodes, so that exports are reproducible.
+        for name in self.nodes.iter().flat_map(|node| &node.input) {
+            if let Some(Weight { shape, data, .. }) = self.weights.remove(name) {
+                let (kind, bytes) = (data.data_type(), data.to_bytes());
+                let constant = TensorProto::inline(name, &shape, kind, bytes);
+                self.constants.push(constant);
+            }
         }
         let mut inputs = vec![io::INPUT_IDS, ATTENTION_MASK];
         if positions.segments {
@@ -387,7 +363,7 @@ impl Rewriter {
         let labels = labels.unwrap_or_else(|| Dim::Named("labels").into());
         let batch = Dim::Named("batch_size");
         ModelProto {
-            ir_version: 8,
+            ir_version: IR_VERSION,
             producer_name: env!("CARGO_PKG_NAME").into(),
             graph: Some(GraphProto {
                 node: self.nodes,
@@ -405,28 +381,30 @@ impl Rewriter {
                     DataType::Float,
                     [batch.into(), labels],
                 )],
+                ..GraphProto::default()
             }),
             opset_import: vec![OperatorSetIdProto {
                 domain: STANDARD.into(),
-                version: super::builder::OPSET_VERSION,
+                version: OPSET_VERSION,
             }],
+            ..ModelProto::default()
         }
     }
 }
 
-/// A matrix in eight bits.
+/// A matrix quantized per column.
 struct Columns {
-    /// Without a sign, row by row as they lie.
-    numbers: Vec<u8>,
-    /// What each column was divided by.
+    /// uint8, row-major.
+    values: Vec<u8>,
+    /// Scale of each column.
     scales: Vec<f32>,
-    /// The sum of each column, of what its numbers stand for.
+    /// Sum of each column, dequantized.
     sums: Vec<f32>,
 }
 
-fn by_column(weight: &Weight) -> Columns {
+fn quantize_columns(weight: &Weight) -> Columns {
     let Data::F32(data) = &weight.data else {
-        unreachable!("graphs of fp32 have no other matrices");
+        unreachable!("an fp32 graph has fp32 matrices only");
     };
     let columns = weight.shape[1];
     let mut largest = vec![0.0_f32; columns];
@@ -443,12 +421,12 @@ fn by_column(weight: &Weight) -> Columns {
         })
         .collect();
     let mut sums = vec![0_i32; columns];
-    let mut numbers = Vec::with_capacity(data.len());
+    let mut values = Vec::with_capacity(data.len());
     for row in data.chunks_exact(columns) {
         for ((x, scale), sum) in row.iter().zip(&scales).zip(&mut sums) {
             let number = (x / scale).round();
             *sum += number as i32;
-            numbers.push((number + f32::from(WEIGHT_ZERO)) as u8);
+            values.push((number + f32::from(WEIGHT_ZERO)) as u8);
         }
     }
     let sums = sums
@@ -457,7 +435,7 @@ fn by_column(weight: &Weight) -> Columns {
         .map(|(&sum, scale)| sum as f32 * scale);
     Columns {
         sums: sums.collect(),
-        numbers,
+        values,
         scales,
     }
 }
@@ -466,28 +444,12 @@ fn part(name: &str, part: &str) -> String {
     format!("{name}.{part}")
 }
 
-/// An integer attribute of a node.
-fn int_attribute(node: &NodeProto, name: &str) -> Option<i64> {
-    let attribute = node.attribute.iter().find(|a| a.name == name);
-    attribute.and_then(|attribute| attribute.i)
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto::int(name, value)
 }
 
-fn int(name: &str, number: i64) -> AttributeProto {
-    AttributeProto {
-        name: name.into(),
-        i: Some(number),
-        r#type: AttributeType::Int as i32,
-        ..AttributeProto::default()
-    }
-}
-
-fn ints(name: &str, numbers: &[i64]) -> AttributeProto {
-    AttributeProto {
-        name: name.into(),
-        ints: numbers.to_vec(),
-        r#type: AttributeType::Ints as i32,
-        ..AttributeProto::default()
-    }
+fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto::ints(name, values)
 }
 
 fn to(kind: DataType) -> AttributeProto {

@@ -87,37 +87,37 @@ fn tensors_longer_than_a_chunk_are_read_whole() {
 }
 
 #[test]
-fn wrong_requests_name_tensor_and_shapes() {
+fn errors_name_tensor_and_shapes() {
     let weights = Weights::from_static(leak(file()), "`model.safetensors`").unwrap();
     let message = |name, shape: &[usize]| weights.read(name, shape).unwrap_err().to_string();
     assert!(
-        message("half", &[4]).contains("`half` has the shape [2, 2]; `config.json` makes it [4]")
+        message("half", &[4]).contains("`half` has the shape [2, 2]; `config.json` requires [4]")
     );
     assert!(message("x", &[4]).contains("`model.safetensors`: there is no tensor `x`"));
     assert!(message("integers", &[2, 2]).contains("`integers` is stored as I32"));
 }
 
 #[test]
-fn lying_headers_are_refused() {
+fn invalid_headers_are_rejected() {
     let tensor = |offsets: &str, shape: &str| {
         format!(r#"{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
     let huge = "[18446744073709551615,18446744073709551615]";
     for (bytes, what) in [
-        (vec![], "too few for a header"),
-        (vec![1; 7], "too few for a header"),
-        (u64::MAX.to_le_bytes().to_vec(), "says that its header has"),
-        (1_u64.to_le_bytes().to_vec(), "says that its header has"),
-        (with_header("not json", 0), "broken header"),
-        (with_header("[]", 0), "broken header"),
+        (vec![], "too short for a header"),
+        (vec![1; 7], "too short for a header"),
+        (u64::MAX.to_le_bytes().to_vec(), "but declares a header of"),
+        (1_u64.to_le_bytes().to_vec(), "but declares a header of"),
+        (with_header("not json", 0), "invalid header"),
+        (with_header("[]", 0), "invalid header"),
         (with_header(&tensor("[0,4]", "[1]"), 3), "bytes of tensors"),
         (with_header(&tensor("[0,4]", "[1]"), 5), "bytes of tensors"),
-        (with_header(&tensor("[0,4]", "[2]"), 4), "broken header"),
-        (with_header(&tensor("[4,0]", "[1]"), 4), "broken header"),
-        (with_header(&tensor("[4,8]", "[1]"), 8), "broken header"),
-        (with_header(&tensor("[0,4]", huge), 4), "broken header"),
-        (with_header(&tensor(huge, "[1]"), 4), "broken header"),
-        (with_header(&tensor("[0,-4]", "[1]"), 4), "broken header"),
+        (with_header(&tensor("[0,4]", "[2]"), 4), "invalid header"),
+        (with_header(&tensor("[4,0]", "[1]"), 4), "invalid header"),
+        (with_header(&tensor("[4,8]", "[1]"), 8), "invalid header"),
+        (with_header(&tensor("[0,4]", huge), 4), "invalid header"),
+        (with_header(&tensor(huge, "[1]"), 4), "invalid header"),
+        (with_header(&tensor("[0,-4]", "[1]"), 4), "invalid header"),
     ] {
         let error = Weights::from_static(leak(bytes), "file").unwrap_err();
         assert!(error.message().contains(what), "{error}");
@@ -131,7 +131,9 @@ fn a_file_cut_after_opening_is_an_error() {
     let weights = Weights::open(&path).unwrap();
     fs::write(&path, &file()[..100]).unwrap();
     let error = weights.read("half", &[2, 2]).unwrap_err();
-    assert!(error.message().contains("cannot be read"), "{error}");
+    assert!(error.message().contains("cannot read"), "{error}");
+    let source = std::error::Error::source(&error).expect("a cause");
+    assert!(source.is::<std::io::Error>(), "{source:?}");
 }
 
 proptest! {
@@ -182,21 +184,24 @@ fn bad_indexes_are_refused() {
         (json!({"weight_map": []}), "it must be an object"),
         (
             json!({"weight_map": {"t": "../one.safetensors"}}),
-            "not the name of a file",
+            "which is not a file name",
         ),
         (
             json!({"weight_map": {"t": "/one.safetensors"}}),
-            "not the name of a file",
+            "which is not a file name",
         ),
         (
             json!({"weight_map": {"t": "./one.safetensors"}}),
-            "not the name of a file",
+            "which is not a file name",
         ),
-        (json!({"weight_map": {"t": ".."}}), "not the name of a file"),
-        (json!({"weight_map": {"t": ""}}), "not the name of a file"),
+        (
+            json!({"weight_map": {"t": ".."}}),
+            "which is not a file name",
+        ),
+        (json!({"weight_map": {"t": ""}}), "which is not a file name"),
         (
             json!({"weight_map": {"t": "a/b"}}),
-            "not the name of a file",
+            "which is not a file name",
         ),
         (
             json!({"weight_map": {"t": "two.safetensors"}}),
@@ -204,7 +209,7 @@ fn bad_indexes_are_refused() {
         ),
         (
             json!({"weight_map": {"t": "one.safetensors"}}),
-            "but it does not",
+            "which does not contain it",
         ),
     ] {
         let dir = written(&[

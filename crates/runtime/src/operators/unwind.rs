@@ -95,9 +95,9 @@ mod tests {
     use ort::operator::OperatorDomain;
     use ort::session::Session;
     use ort::value::{TensorElementType, TensorRef};
-    use rerankd_model::graph::builder::{Attr, Dim, GraphBuilder};
-    use rerankd_model::graph::onnx::DataType;
+    use rerankd_model::graph::builder::{Dim, GraphBuilder};
     use rerankd_model::graph::operator::DOMAIN;
+    use rerankd_model::onnx::{AttributeProto, DataType};
 
     /// Panics when its kernel is created with `fail` set, and when its input is negative.
     struct Panics;
@@ -144,7 +144,7 @@ mod tests {
         let mut graph = GraphBuilder::default();
         let shape = [Dim::Fixed(1), Dim::Fixed(1)];
         let x = graph.input("x", DataType::Float, &shape);
-        let attributes = [Attr::Int("fail", i64::from(fail))];
+        let attributes = [AttributeProto::int("fail", i64::from(fail))];
         let y = graph.node("panics", DOMAIN, "Panics", &[&x], &attributes);
         graph.output("y", &y, DataType::Float, &shape);
         let domain = register(OperatorDomain::new(DOMAIN)?, Panics)?;

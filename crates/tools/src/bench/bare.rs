@@ -1,5 +1,5 @@
-//! The model alone: sessions that are handed batch after batch, with no queue and no HTTP. What a
-//! server gives away is told by comparing with this.
+//! Measures the model alone: sessions with prepared batches, without queue and HTTP. It is the baseline
+//! for the overhead of a server.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -10,24 +10,37 @@ use super::text::{Request, Texts};
 use rerankd_core::{Batch, Encoding};
 use rerankd_core::{Limits, RerankCommand, ScoreOptions};
 use rerankd_model::encoder::{EncodeError, PairEncoder};
-use rerankd_runtime::Scorer;
+use rerankd_runtime::{ScoreError, Scorer};
 
-/// Requests that are tokenised before the clock starts; sessions go through them over and over.
+/// Number of requests that are tokenized before the measurement. Sessions score them repeatedly.
 const REQUESTS: u64 = 32;
 
-/// Batches of the pairs of so many requests at a time as `clients` says, neighbours in length
-/// together, up to `max_tokens` each. Shuffled, so that those that fit into a short measurement are
-/// like all.
+/// The sessions could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BareError {
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// A session failed.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+    /// The thread of a session panicked.
+    #[error("a session panicked")]
+    Panicked,
+}
+
+/// Batches of up to `max_tokens` tokens, each from the requests of one wave of `clients`, with pairs of
+/// similar length together. Shuffled, so that a short measurement has batches of all lengths.
 ///
 /// # Errors
-/// When the tokenizer failed.
+/// When the tokenizer fails.
 pub fn batches(
     encoder: &PairEncoder,
     texts: &Texts,
     clients: usize,
     max_tokens: usize,
 ) -> Result<Vec<Batch>, EncodeError> {
-    let go_on = AtomicBool::new(false);
+    let canceled = AtomicBool::new(false);
     let requests: Vec<Request> = (0..REQUESTS).map(|number| texts.request(number)).collect();
     let mut batches = Vec::new();
     for wave in requests.chunks(clients) {
@@ -39,8 +52,8 @@ pub fn batches(
             let (query, documents) = (request.query.clone(), request.documents.clone());
             let options = ScoreOptions::default();
             let command = RerankCommand::new(query, documents, None, options, &limits)
-                .expect("a request has documents, and there is no limit");
-            let pairs = encoder.encode(command.pairs(), &go_on)?;
+                .expect("requests have documents, and there is no limit");
+            let pairs = encoder.encode(command.pairs(), &canceled)?;
             encodings.extend(pairs.into_iter().map(|pair| pair.encoding));
         }
         encodings.sort_by_key(|encoding| std::cmp::Reverse(encoding.len()));
@@ -50,7 +63,7 @@ pub fn batches(
     Ok(batches)
 }
 
-/// Neighbours, as many as fit into `max_tokens`, one at least.
+/// Consecutive encodings of up to `max_tokens` in total, and at least one.
 fn group(encodings: &[Encoding], max_tokens: usize) -> impl Iterator<Item = &[Encoding]> {
     let mut rest = encodings;
     std::iter::from_fn(move || {
@@ -66,15 +79,15 @@ fn group(encodings: &[Encoding], max_tokens: usize) -> impl Iterator<Item = &[En
     })
 }
 
-/// Runs `sessions` side by side on `batches`, over and over.
+/// Runs `sessions` in parallel on `batches`, repeatedly.
 ///
 /// # Errors
-/// The first failure of a session, in words.
+/// When a session fails.
 pub fn run(
     sessions: &mut [Box<dyn Scorer>],
     batches: &[Batch],
     times: Times,
-) -> Result<Summary, String> {
+) -> Result<Summary, BareError> {
     let window = times.window();
     let origin = Instant::now();
     let next = AtomicUsize::new(0);
@@ -83,7 +96,7 @@ pub fn run(
         while origin.elapsed() < window.end {
             let batch = &batches[next.fetch_add(1, Ordering::Relaxed) % batches.len()];
             let sent = origin.elapsed();
-            session.score(batch).map_err(|error| error.to_string())?;
+            session.score(batch)?;
             let tokens = batch.tokens() as u64;
             samples.push(Sample {
                 intended: sent,
@@ -96,7 +109,7 @@ pub fn run(
                 tokens,
             });
         }
-        Ok::<_, String>(samples)
+        Ok::<_, BareError>(samples)
     };
     let mut samples = Vec::new();
     std::thread::scope(|scope| {
@@ -105,9 +118,9 @@ pub fn run(
             .map(|session| scope.spawn(|| worker(session)))
             .collect();
         for worker in workers {
-            samples.extend(worker.join().map_err(|_| "a session panicked")??);
+            samples.extend(worker.join().map_err(|_| BareError::Panicked)??);
         }
-        Ok::<_, String>(())
+        Ok::<_, BareError>(())
     })?;
     Ok(Summary::of(&samples, window))
 }
@@ -125,31 +138,31 @@ mod tests {
     }
 
     #[test]
-    fn groups_keep_the_limit_and_lose_nothing() {
+    fn groups_keep_the_limit_and_hold_every_encoding() {
         let encodings = encodings(&[90, 60, 40, 30, 30, 10]);
         let lengths: Vec<Vec<usize>> = group(&encodings, 100)
             .map(|group| group.iter().map(Encoding::len).collect())
             .collect();
         assert_eq!(lengths, [vec![90], vec![60, 40], vec![30, 30, 10]]);
         let long: Vec<usize> = group(&encodings, 5).map(<[_]>::len).collect();
-        assert_eq!(long, [1; 6], "a sequence that is longer goes alone");
+        assert_eq!(long, [1; 6], "a longer sequence is a group of its own");
         assert_eq!(group(&[], 5).count(), 0);
     }
 
-    /// Notes nothing and takes no time to speak of.
+    /// Scores without work, and fails on batches of nine.
     struct Idle;
 
     impl Scorer for Idle {
-        fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, rerankd_runtime::ScoreError> {
+        fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
             match batch.sequences() {
-                9 => Err(rerankd_runtime::ScoreError("nine".to_owned())),
+                9 => Err(ScoreError("nine".to_owned())),
                 sequences => Ok(vec![0.0; sequences]),
             }
         }
     }
 
     #[test]
-    fn every_session_works_and_a_failure_is_told() {
+    fn every_session_works_and_a_failure_is_returned() {
         let times = Times {
             warm_up: std::time::Duration::ZERO,
             duration: std::time::Duration::from_millis(100),
@@ -161,6 +174,7 @@ mod tests {
         let ratio = summary.tokens_per_second.unwrap() / summary.pairs_per_second;
         assert!((ratio - 3.5).abs() < 1e-6);
         let bad = [Batch::pack(&encodings(&[1; 9]))];
-        assert_eq!(run(&mut sessions, &bad, times).unwrap_err(), "nine");
+        let error = run(&mut sessions, &bad, times).unwrap_err();
+        assert_eq!(error.to_string(), "nine");
     }
 }

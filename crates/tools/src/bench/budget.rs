@@ -1,12 +1,12 @@
-//! How many documents a request can hold and still be answered in time. Pure.
+//! Searches for the number of documents within a target latency. Pure.
 
-/// Requests that decide about one number of documents.
+/// Number of requests for each number of documents.
 pub const TRIALS: u64 = 20;
-/// How many of them may be late: nineteen of twenty in time is a 95th percentile in time.
+/// How many of them may be late, which puts the 95th percentile within the target.
 pub const LATE: u64 = TRIALS / 20;
 
-/// Narrows down the largest number of documents that is answered in time: doubles until one is too
-/// large, then halves what is left.
+/// Searches for the largest number of documents that is in time: doubles it until it is late, then
+/// bisects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Search {
     /// Largest number known to be in time; 0 at first.
@@ -26,7 +26,7 @@ impl Search {
         }
     }
 
-    /// The number to try next; `None` when the answer is known to a twentieth.
+    /// The number to try next; `None` once the result is known to 5 %.
     pub fn next(&self) -> Option<usize> {
         match self.late {
             None if self.in_time >= self.max => None,
@@ -38,7 +38,7 @@ impl Search {
         }
     }
 
-    /// Takes in whether `documents` were answered in time.
+    /// Records whether `documents` were answered in time.
     pub fn learn(&mut self, documents: usize, in_time: bool) {
         if in_time {
             self.in_time = self.in_time.max(documents);
@@ -47,12 +47,12 @@ impl Search {
         }
     }
 
-    /// The largest number that was seen to be in time; 0 when a single document is late.
+    /// The largest number that was in time; 0 if a single document is late.
     pub fn best(&self) -> usize {
         self.in_time
     }
 
-    /// Whether more might be in time than was tried.
+    /// Whether no number was late, so that more might be in time.
     pub fn open_ended(&self) -> bool {
         self.late.is_none()
     }
@@ -89,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_answer_is_never_too_large_and_near(limit in 0_usize..1000) {
+        fn the_result_is_close_and_never_too_large(limit in 0_usize..1000) {
             let (search, tries) = find(limit, 1000);
             prop_assert!(search.best() <= limit);
             prop_assert!(limit - search.best() <= limit / 20 + 1);

@@ -1,4 +1,4 @@
-//! Sending requests: as fast as some clients get answers, or at a rate whatever the answers do.
+//! Load generation: a number of clients (closed loop), or a request rate (open loop).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,16 +12,20 @@ use super::record::{Outcome, Sample, Window};
 use super::target::Target;
 use super::text::Texts;
 
-/// Requests of an open loop that may be unanswered at a time; their sockets are limited. One that
-/// has to wait for its turn still counts from when it should have been sent.
+/// Maximum number of unanswered requests of an open loop, because sockets are limited. The latency of a
+/// request that waits for others still counts from when it was due.
 const MAX_IN_FLIGHT: usize = 4096;
+/// Pause of a client after a failed request, unless the response names another one.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// Shortest and longest pause that a response can ask for: no client spins or sleeps through the run.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
-/// What has happened so far, for whoever shows it.
+/// Number of requests so far, for a progress bar.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Requests that were answered.
+    /// Answered requests.
     pub answered: AtomicU64,
-    /// Requests that ended otherwise.
+    /// Refused, failed and lost requests.
     pub refused: AtomicU64,
 }
 
@@ -35,20 +39,28 @@ impl Progress {
     }
 }
 
-/// What to send, to whom.
+/// Requests and where they are sent.
 #[derive(Debug, Clone)]
 pub struct Load<T> {
-    /// Who is measured.
+    /// The server or engine to measure.
     pub target: T,
-    /// What is asked.
+    /// The requests.
     pub texts: Texts,
-    /// Told of every end.
+    /// Counts every request.
     pub progress: Arc<Progress>,
 }
 
 impl<T: Target> Load<T> {
-    /// Sends the request of this number when `intended` comes, and tells how it went. Times count
-    /// from `origin`.
+    /// The same load with other texts of the same kind.
+    #[must_use]
+    pub fn apart(&self, by: u64) -> Self {
+        Self {
+            texts: self.texts.clone().apart(by),
+            ..self.clone()
+        }
+    }
+
+    /// Sends the request of this number at `intended`. Times count from `origin`.
     async fn one(&self, number: u64, origin: Instant, intended: Option<Instant>) -> Sample {
         let request = self.texts.request(number);
         let (pairs, tokens) = (request.documents.len() as u64, request.tokens);
@@ -75,13 +87,26 @@ impl<T: Target> Load<T> {
         self.one(number, Instant::now(), None).await
     }
 
-    /// `clients` that each send a request when the one before was answered, until `window` is over.
+    /// Requests one after the other for `duration`, and at least `requests` of them.
+    pub async fn sequential(&self, requests: usize, duration: Duration) -> Vec<Sample> {
+        let origin = Instant::now();
+        let mut samples = Vec::new();
+        while samples.len() < requests || origin.elapsed() < duration {
+            let sample = self.one(samples.len() as u64, origin, None).await;
+            tokio::time::sleep(pause(&sample.outcome)).await;
+            samples.push(sample);
+        }
+        samples
+    }
+
+    /// `clients` that each wait for a response before they send the next request, until the end of
+    /// `window`.
     pub async fn closed(&self, clients: usize, window: Window) -> Vec<Sample> {
         self.until(clients, move |elapsed| elapsed >= window.end)
             .await
     }
 
-    /// The same, until `over` says so of the time since the start.
+    /// The same, until `over` is true for the time since the start.
     pub async fn until(
         &self,
         clients: usize,
@@ -97,11 +122,11 @@ impl<T: Target> Load<T> {
                 while !over(origin.elapsed()) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let sample = load.one(number, origin, None).await;
-                    // A server that is gone would be asked without end.
-                    let lost = matches!(sample.outcome, Outcome::Lost(_));
+                    let wake = Instant::now() + pause(&sample.outcome);
                     samples.push(sample);
-                    if lost {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    // In short steps, so that a long pause does not outlast the run.
+                    while Instant::now() < wake && !over(origin.elapsed()) {
+                        sleep_until(wake.min(Instant::now() + BACKOFF)).await;
                     }
                 }
                 samples
@@ -110,15 +135,14 @@ impl<T: Target> Load<T> {
         tasks.join_all().await.into_iter().flatten().collect()
     }
 
-    /// Requests at the times of `arrivals`, whether or not earlier ones were answered. Ends with the
-    /// last answer.
+    /// Requests at the times of `arrivals`, regardless of earlier responses. Ends with the last response.
     pub async fn open(&self, arrivals: &[Duration]) -> Vec<Sample> {
         let origin = Instant::now();
         let turns = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let mut tasks = JoinSet::new();
         for (number, arrival) in (0_u64..).zip(arrivals) {
             let intended = origin + *arrival;
-            // A little ahead, so that the request is made when it has to leave.
+            // Slightly ahead, so that the request is ready when it is due.
             sleep_until(intended.checked_sub(AHEAD).unwrap_or(origin)).await;
             let turn = turns.clone().acquire_owned().await;
             let load = self.clone();
@@ -131,33 +155,45 @@ impl<T: Target> Load<T> {
     }
 }
 
-/// How long before its time a request of an open loop is made.
+/// How long a client waits after a request.
+fn pause(outcome: &Outcome) -> Duration {
+    let (shortest, longest) = RETRY_AFTER;
+    match outcome {
+        Outcome::Answered { .. } => Duration::ZERO,
+        Outcome::Status {
+            retry_after: Some(wait),
+            ..
+        } => (*wait).clamp(shortest, longest),
+        Outcome::Status { .. } | Outcome::Lost(_) => BACKOFF,
+    }
+}
+
+/// How long before it is due a request of an open loop is prepared.
 const AHEAD: Duration = Duration::from_millis(5);
 
-/// A stop for clients that run beside others.
+/// Stops clients that run beside others.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Lets each client finish its request and end.
+    /// Ends each client after its current request.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was said.
+    /// Whether [`Stop::stop`] was called.
     pub fn stopped(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Times of arrivals at `rate` a second, independent of each other, until `end`: what many clients
-/// who know nothing of each other make.
+/// Arrival times of a Poisson process of `rate` requests per second until `end`: many independent clients.
 pub fn poisson(rate: f64, end: Duration, seed: u64) -> Vec<Duration> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut time = 0.0;
     let mut arrivals = Vec::new();
     loop {
-        // Of a number above zero, so that no gap is endless.
+        // The logarithm of zero would be an infinite gap.
         time -= (1.0 - random.f64()).ln() / rate;
         if time >= end.as_secs_f64() {
             return arrivals;
@@ -174,7 +210,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Answers one request after the other, each after `takes`; the clock is paused in tests.
+    /// Answers requests one by one, each after `takes`. The clock is paused in tests.
     #[derive(Clone)]
     struct Slow {
         takes: Duration,
@@ -205,11 +241,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_closed_loop_measures_what_the_server_does() {
+    async fn a_closed_loop_measures_the_throughput() {
         let window = Window::new(SECOND, SECOND * 4);
         let load = load(SECOND / 10);
         let summary = Summary::of(&load.closed(3, window).await, window);
-        // Ten a second; with three clients each waits for two others.
+        // Ten per second; each of three clients waits for two others.
         assert!((summary.pairs_per_second - 20.0).abs() < 0.7, "{summary:?}");
         assert!((summary.latency_ms.p50 - 300.0).abs() < 4.0, "{summary:?}");
         assert!(load.progress.answered.load(Ordering::Relaxed) >= 50);
@@ -217,7 +253,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_open_loop_does_not_wait_for_answers() {
-        // One a second is answered, two a second arrive: the wait grows, and is seen.
+        // One per second is answered, two per second arrive: the latency grows.
         let arrivals: Vec<_> = (0..20).map(|n| SECOND / 2 * n).collect();
         let mut samples = load(SECOND).open(&arrivals).await;
         samples.sort_by_key(|sample| sample.intended);
@@ -227,6 +263,56 @@ mod tests {
         }
         let last = samples.iter().map(|s| s.done - s.intended).max().unwrap();
         assert!((last.as_secs_f64() - 10.5).abs() < 0.1, "{last:?}");
+    }
+
+    /// Refuses every request at once.
+    #[derive(Clone)]
+    struct Refusing(Option<Duration>);
+
+    impl Target for Refusing {
+        type Ready = ();
+
+        fn prepare(&self, _: Request) {}
+
+        async fn send(&self, (): ()) -> Outcome {
+            Outcome::Status {
+                status: 429,
+                reason: "overloaded".to_owned(),
+                retry_after: self.0,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_wait_as_long_as_a_refusal_says_within_bounds() {
+        for (retry_after, expected) in [
+            (Some(SECOND * 2), 5),
+            (Some(SECOND * 3600), 2),
+            (Some(Duration::ZERO), 1000),
+            (None, 100),
+        ] {
+            let load = Load {
+                target: Refusing(retry_after),
+                texts: load(SECOND).texts,
+                progress: Arc::default(),
+            };
+            let start = Instant::now();
+            let window = Window::new(Duration::ZERO, SECOND * 10);
+            let refused = load.closed(1, window).await.len();
+            // The timer of a paused clock counts in milliseconds, and rounds up.
+            assert!(
+                refused <= expected && refused * 10 >= expected * 9,
+                "{retry_after:?}: {refused}"
+            );
+            assert!(start.elapsed() <= SECOND * 10 + BACKOFF);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sequential_requests_go_on_until_there_are_enough() {
+        let load = load(SECOND);
+        assert_eq!(load.sequential(3, SECOND / 2).await.len(), 3);
+        assert_eq!(load.sequential(1, SECOND * 9 / 2).await.len(), 5);
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,7 +343,7 @@ mod tests {
         let count = gaps.len() as f64;
         let mean = gaps.iter().sum::<f64>() / count;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / count;
-        // Of an exponential distribution the deviation is the mean.
+        // The standard deviation of an exponential distribution is its mean.
         assert!((variance.sqrt() / mean - 1.0).abs() < 0.05);
         assert_eq!(arrivals, poisson(50.0, SECOND * 200, 3));
     }

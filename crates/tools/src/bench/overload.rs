@@ -1,4 +1,4 @@
-//! What becomes of requests when far more arrive than can be answered. Pure.
+//! Goodput and refusals under a load beyond the capacity. Pure.
 
 use std::time::Duration;
 
@@ -6,30 +6,30 @@ use serde::Serialize;
 
 use super::record::{Outcome, Sample, Summary, Window};
 
-/// Slowest refusal that is still of use: a client can go elsewhere at once.
+/// Longest refusal (p99.9): a client can try another server at once.
 const REFUSAL_LIMIT_MS: f64 = 20.0;
-/// Least part of the capacity that has to remain.
+/// Lowest goodput, as a fraction of the capacity.
 const GOODPUT_LIMIT: f64 = 0.95;
 
-/// The figures of an overload.
+/// The results of an overload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Overload {
-    /// Documents a second that are scored when just enough is asked.
+    /// Scored documents per second without overload.
     pub capacity_pairs_per_second: f64,
-    /// Requests a second that were sent.
+    /// Requests sent per second.
     pub offered_requests_per_second: f64,
-    /// What became of them.
+    /// Their results.
     pub outcome: Summary,
-    /// Documents scored a second, from the first request to the last answer.
+    /// Scored documents per second, from the first request to the last response.
     pub goodput_pairs_per_second: f64,
-    /// The same by the capacity.
+    /// The same, as a fraction of the capacity.
     pub goodput: f64,
-    /// Whether there was nothing but answers and 429, refusals were quick, and goodput remained.
+    /// Whether there was no error except 429, refusals were fast, and goodput was high.
     pub kept: bool,
 }
 
 impl Overload {
-    /// Puts the figures together.
+    /// Compares `samples`, sent at `rate` requests per second within `window`, with the capacity.
     pub fn of(capacity: &Summary, rate: f64, samples: &[Sample], window: Window) -> Self {
         let outcome = Summary::of(samples, window);
         let answered = || {
@@ -37,7 +37,7 @@ impl Overload {
             samples.iter().filter(answered)
         };
         let pairs: u64 = answered().map(|sample| sample.pairs).sum();
-        // What was taken late is answered after the window; the time for it has to count too.
+        // Requests that were accepted late are answered after the window, and that time counts too.
         let busy = answered()
             .map(|sample| sample.done)
             .max()
@@ -46,9 +46,10 @@ impl Overload {
             Duration::ZERO => 0.0,
             busy => pairs as f64 / busy.max(window.end).as_secs_f64(),
         };
-        let goodput = match capacity.pairs_per_second > 0.0 {
-            true => goodput_pairs_per_second / capacity.pairs_per_second,
-            false => 0.0,
+        let goodput = if capacity.pairs_per_second > 0.0 {
+            goodput_pairs_per_second / capacity.pairs_per_second
+        } else {
+            0.0
         };
         Self {
             capacity_pairs_per_second: capacity.pairs_per_second,
@@ -80,6 +81,7 @@ mod tests {
                 _ => Outcome::Status {
                     status,
                     reason: String::new(),
+                    retry_after: None,
                 },
             },
             pairs: 10,
@@ -89,7 +91,7 @@ mod tests {
 
     fn judge(samples: &[Sample]) -> Overload {
         let window = Window::new(Duration::ZERO, SECOND * 10);
-        // Ten pairs a second is the capacity.
+        // The capacity is ten pairs per second.
         let capacity: Vec<Sample> = (0..10).map(|n| sample(n, SECOND, 200)).collect();
         Overload::of(&Summary::of(&capacity, window), 10.0, samples, window)
     }
@@ -101,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn answers_and_quick_refusals_are_what_is_wanted() {
+    fn answers_and_fast_refusals_pass() {
         let overload = judge(&good());
         assert!(overload.kept, "{overload:?}");
         assert!((overload.goodput - 1.0).abs() < 1e-9);
     }
 
     #[test]
-    fn anything_else_is_found() {
+    fn anything_else_fails() {
         for bad in [
             vec![sample(1, SECOND / 1000, 503)],
             // Refused late.

@@ -1,4 +1,4 @@
-//! From what happened to each request to the figures of a measurement. Pure.
+//! Summarizes requests to latencies, throughput and status counts. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Longest latency that is told from longer ones: an hour, in microseconds.
+/// Highest latency of the histogram: an hour, in microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
 
 /// How a request ended.
@@ -14,27 +14,29 @@ const LONGEST_US: u64 = 3_600_000_000;
 pub enum Outcome {
     /// Answered.
     Answered {
-        /// Tokens, where the answer says how many.
+        /// Number of tokens, if the response has it.
         tokens: Option<u64>,
     },
-    /// Refused or failed by the server.
+    /// Answered with an error status.
     Status {
-        /// Of the answer.
+        /// The HTTP status.
         status: u16,
-        /// The server's name for the reason, where it gave one.
+        /// The `error_type` of the response; empty if it has none.
         reason: String,
+        /// When to retry, if the response says so.
+        retry_after: Option<Duration>,
     },
-    /// No answer came, for this reason.
+    /// No response, for this reason.
     Lost(String),
 }
 
 impl Outcome {
-    /// What outcomes are counted by.
+    /// The key that outcomes are counted by.
     fn key(&self) -> String {
         match self {
             Self::Answered { .. } => "200".to_owned(),
-            Self::Status { status, reason } if reason.is_empty() => status.to_string(),
-            Self::Status { status, reason } => format!("{status} {reason}"),
+            Self::Status { status, reason, .. } if reason.is_empty() => status.to_string(),
+            Self::Status { status, reason, .. } => format!("{status} {reason}"),
             Self::Lost(reason) => format!("lost: {reason}"),
         }
     }
@@ -43,40 +45,41 @@ impl Outcome {
 /// One request. Times count from the start of the measurement.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// When it should have been sent.
+    /// When it was due.
     pub intended: Duration,
     /// When it was sent.
     pub sent: Duration,
-    /// When its end was known.
+    /// When it ended.
     pub done: Duration,
     /// How it ended.
     pub outcome: Outcome,
-    /// Documents it asked for.
+    /// Number of documents.
     pub pairs: u64,
-    /// Tokens as made, where they are known.
+    /// Number of tokens as generated; 0 if unknown.
     pub tokens: u64,
 }
 
 impl Sample {
-    /// From when it should have been sent: a client that was held up by the server did wait.
+    /// From when it was due, so that a client delayed by the server counts the delay.
     fn latency(&self) -> Duration {
         self.done.saturating_sub(self.intended)
     }
 
-    /// The part of the request's time that lies within `window`, 0 to 1.
+    /// The fraction of the request's time within `window`, 0 to 1.
     fn share(&self, window: Window) -> f64 {
         let begin = self.sent.max(window.begin);
         let end = self.done.min(window.end);
         let inside = end.saturating_sub(begin).as_secs_f64();
         let whole = self.done.saturating_sub(self.sent).as_secs_f64();
-        match whole > 0.0 {
-            true => inside / whole,
-            false => f64::from(u8::from(window.holds(self.done))),
+        if whole > 0.0 {
+            inside / whole
+        } else {
+            f64::from(u8::from(window.holds(self.done)))
         }
     }
 }
 
-/// The time that counts: after the warm-up, before the end.
+/// The measured interval, which follows the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// End of the warm-up.
@@ -103,74 +106,74 @@ impl Window {
     }
 }
 
-/// Percentiles of some latencies, in milliseconds.
+/// Percentiles of latencies, in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Latency {
-    /// How many.
+    /// Number of latencies.
     pub count: u64,
-    /// Half were at most this.
+    /// Median.
     pub p50: f64,
-    /// Nine of ten.
+    /// 90th percentile.
     pub p90: f64,
-    /// Nineteen of twenty.
+    /// 95th percentile.
     pub p95: f64,
-    /// 99 of 100.
+    /// 99th percentile.
     pub p99: f64,
-    /// 999 of 1000.
+    /// 99.9th percentile.
     pub p99_9: f64,
-    /// All.
+    /// Maximum.
     pub max: f64,
-    /// Their sum by their count.
+    /// Mean.
     pub mean: f64,
 }
 
 impl Latency {
-    /// The percentiles of `latencies`, to three digits.
+    /// The percentiles of `latencies`, to three significant digits.
     pub fn of(latencies: impl IntoIterator<Item = Duration>) -> Self {
-        let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_US, 3)
-            .expect("an hour in microseconds is within its limits");
+        let mut histogram =
+            Histogram::<u64>::new_with_bounds(1, LONGEST_US, 3).expect("valid bounds");
         for latency in latencies {
             histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
         }
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        match histogram.is_empty() {
-            true => Self::default(),
-            false => Self {
-                count: histogram.len(),
-                p50: at(0.5),
-                p90: at(0.9),
-                p95: at(0.95),
-                p99: at(0.99),
-                p99_9: at(0.999),
-                max: at(1.0),
-                mean: histogram.mean() / 1000.0,
-            },
+        if histogram.is_empty() {
+            return Self::default();
+        }
+        Self {
+            count: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p95: at(0.95),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: at(1.0),
+            mean: histogram.mean() / 1000.0,
         }
     }
 }
 
-/// The figures of one measurement.
+/// The results of one measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Length of the measurement, in seconds.
+    /// Duration of the measurement.
     pub seconds: f64,
-    /// How the requests ended that were meant for the window.
+    /// Number of requests that were due within the window, by status and reason.
     pub statuses: BTreeMap<String, u64>,
-    /// Of answered requests, from when each should have been sent.
+    /// Latency of answered requests, from when each was due.
     pub latency_ms: Latency,
-    /// Of requests that the server refused with 429.
+    /// Latency of requests that were refused with 429.
     pub refusal_ms: Latency,
-    /// Requests answered a second.
+    /// Answered requests per second.
     pub requests_per_second: f64,
-    /// Documents scored a second.
+    /// Scored documents per second.
     pub pairs_per_second: f64,
-    /// Tokens scored a second, where the answers or the texts tell them.
+    /// Scored tokens per second, if the responses or the texts have their number.
     pub tokens_per_second: Option<f64>,
 }
 
 impl Summary {
-    /// Latencies are of the requests that should have been sent within `window`. Throughput is the
-    /// work done within it: a request that crosses an end counts by the part of its time inside.
+    /// Latencies are of the requests that were due within `window`. Throughput is the work done within
+    /// it: a request that crosses a boundary counts by the fraction of its time inside.
     pub fn of(samples: &[Sample], window: Window) -> Self {
         let within = || {
             samples
@@ -183,16 +186,16 @@ impl Summary {
         }
         let (mut requests, mut pairs, mut tokens) = (0.0, 0.0, Some(0.0));
         for sample in samples {
-            let Outcome::Answered { tokens: told } = sample.outcome else {
+            let Outcome::Answered { tokens: counted } = sample.outcome else {
                 continue;
             };
             let share = sample.share(window);
-            let told = told.or((sample.tokens > 0).then_some(sample.tokens));
+            let counted = counted.or((sample.tokens > 0).then_some(sample.tokens));
             requests += share;
             pairs += share * sample.pairs as f64;
             tokens = tokens
-                .zip(told)
-                .map(|(sum, told)| sum + share * told as f64);
+                .zip(counted)
+                .map(|(sum, counted)| sum + share * counted as f64);
         }
         let answered = |sample: &&Sample| matches!(sample.outcome, Outcome::Answered { .. });
         let refused =
@@ -209,16 +212,28 @@ impl Summary {
         }
     }
 
-    /// Requests that were answered.
+    /// Number of requests.
+    pub fn requests(&self) -> u64 {
+        self.statuses.values().sum()
+    }
+
+    /// Number of answered requests.
     pub fn answered(&self) -> u64 {
         self.statuses.get("200").copied().unwrap_or(0)
     }
 
-    /// Requests that ended otherwise than with an answer or with 429.
+    /// Number of requests that were refused with 429.
+    pub fn refused(&self) -> u64 {
+        let refused = self
+            .statuses
+            .iter()
+            .filter(|(key, _)| key.starts_with("429"));
+        refused.map(|(_, count)| count).sum()
+    }
+
+    /// Number of requests that were neither answered nor refused.
     pub fn failed(&self) -> u64 {
-        let allowed = |key: &str| key == "200" || key.starts_with("429");
-        let failed = self.statuses.iter().filter(|(key, _)| !allowed(key));
-        failed.map(|(_, count)| count).sum()
+        self.requests() - self.answered() - self.refused()
     }
 }
 
@@ -247,6 +262,7 @@ mod tests {
         Outcome::Status {
             status,
             reason: reason.to_owned(),
+            retry_after: None,
         }
     }
 
@@ -255,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_counts_from_when_a_request_should_have_been_sent() {
+    fn latency_counts_from_when_a_request_was_due() {
         let mut late = answered(900, 1000);
         late.intended = MS * 100;
         let summary = Summary::of(&[late], Window::new(Duration::ZERO, MS * 1000));
@@ -263,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_counts_by_the_part_of_its_time_that_lies_inside() {
+    fn a_request_counts_by_the_fraction_of_its_time_within_the_window() {
         let window = Window::new(MS * 1000, MS * 1000);
         // All of one, half of another, a quarter of a third, and nothing of what came before.
         let samples = [
@@ -279,12 +295,12 @@ mod tests {
         assert_eq!(
             summary.answered(),
             2,
-            "those sent before it are not its own"
+            "requests sent before the window do not count"
         );
     }
 
     #[test]
-    fn tokens_of_an_answer_come_before_those_that_were_made() {
+    fn tokens_of_a_response_take_precedence_over_those_of_the_texts() {
         let samples = [sample(0, 500, Outcome::Answered { tokens: Some(80) })];
         let window = Window::new(Duration::ZERO, MS * 1000);
         let summary = Summary::of(&samples, window);
@@ -295,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_counted_by_reason_and_timed_apart() {
+    fn refusals_are_counted_by_reason_and_timed_separately() {
         let samples = [
             answered(0, 500),
             sample(10, 12, refused(429, "overloaded")),
@@ -313,7 +329,8 @@ mod tests {
             "lost: connection refused",
         ];
         assert_eq!(keys, expected);
-        assert_eq!((summary.answered(), summary.failed()), (1, 2));
+        assert_eq!((summary.requests(), summary.answered()), (5, 1));
+        assert_eq!((summary.refused(), summary.failed()), (2, 2));
         assert_eq!(summary.refusal_ms.count, 2);
         assert!(summary.refusal_ms.max < 4.1);
         assert!(

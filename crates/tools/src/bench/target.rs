@@ -1,4 +1,4 @@
-//! Who is measured: a server over HTTP, or the engine in this process.
+//! Targets of a benchmark: a server over HTTP, or the engine in this process.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::http::uri::InvalidUri;
 use hyper::{Method, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,40 +17,42 @@ use serde_json::{Value, json};
 
 use super::record::Outcome;
 use super::text::Request;
-use rerankd_core::{Limits, RerankCommand, ScoreOptions};
+use rerankd_core::{Limits, RerankCommand, ScoreOptions, Secret};
 use rerankd_engine::service::Reranker;
 
-/// Longest answer that is read.
-const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// Where Text Embeddings Inference says how many tokens it read.
+/// Longest response.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+/// The token count of Text Embeddings Inference.
 const TOKENS_HEADER: &str = "x-compute-tokens";
-/// Longest an answer may take.
+/// `Retry-After` in milliseconds, which this server sends as well.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A form of a request, ready to be sent.
+/// A server or engine to measure.
 pub trait Target: Clone + Send + Sync + 'static {
-    /// A request in the form that the target takes, so that making it costs nothing while time counts.
+    /// A request that is ready to be sent. It is prepared before its latency counts.
     type Ready: Send + 'static;
 
-    /// Brings a request into that form.
+    /// Prepares a request.
     fn prepare(&self, request: Request) -> Self::Ready;
 
-    /// Sends it and waits for its end.
+    /// Sends a prepared request and waits for the response.
     fn send(&self, ready: Self::Ready) -> impl Future<Output = Outcome> + Send;
 }
 
-/// Names of fields in a body.
+/// API of `/rerank`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dialect {
-    /// `documents`, as this server names them.
+    /// That of this server, with `documents`.
     #[default]
     Native,
-    /// `texts`, as Text Embeddings Inference names them.
+    /// That of Text Embeddings Inference, with `texts`.
     Tei,
 }
 
 impl Dialect {
-    /// Every dialect with its name.
+    /// Every dialect and its name.
     pub const ALL: [(&str, Self); 2] = [("native", Self::Native), ("tei", Self::Tei)];
 
     fn body(self, request: &Request) -> Value {
@@ -59,100 +63,145 @@ impl Dialect {
     }
 }
 
-/// A server that is asked over HTTP, by as many connections as there are requests at a time.
+/// Why a server cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The URL has no scheme `http` or no host.
+    #[error("must be `http://HOST:PORT`; TLS is not supported")]
+    Url,
+    /// The URL is malformed.
+    #[error("{0}; must be `http://HOST:PORT`")]
+    InvalidUrl(#[from] InvalidUri),
+    /// The key cannot be sent in a header.
+    #[error("the API key has characters that a header cannot hold")]
+    Key,
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(String),
+    /// The response ended early.
+    #[error("the response is incomplete: {0}")]
+    Incomplete(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The response took too long.
+    #[error("no response within {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// The server requires another API key, or any.
+    #[error("status {0}: the server requires an API key; hint: `--key-file FILE` sends one")]
+    Unauthorized(u16),
+    /// `/info` has an error status.
+    #[error("`/info` returned status {0}")]
+    InfoStatus(u16),
+    /// `/info` is not JSON.
+    #[error("`/info` did not return JSON")]
+    InfoBody(#[source] serde_json::Error),
+}
+
+/// A server that is measured over HTTP, with one connection for each concurrent request.
 #[derive(Debug, Clone)]
 pub struct Server {
     client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
+    info: Uri,
     rerank: Uri,
+    headers: HeaderMap,
     dialect: Dialect,
 }
 
 impl Server {
-    /// The server at `url`, such as `http://127.0.0.1:8080`.
+    /// The server at `url`, such as `http://127.0.0.1:8080`. Requests carry the API key, if there is one.
     ///
     /// # Errors
-    /// When this is no such address, in words.
-    pub fn new(url: &str, dialect: Dialect) -> Result<Self, String> {
-        let hint = "write it as `http://HOST:PORT`; a proxy's encryption cannot be measured";
-        let base = url.trim_end_matches('/').to_owned();
-        let parsed: Uri = base.parse().map_err(|error| format!("{error}; {hint}"))?;
+    /// When the URL or the key is malformed.
+    pub fn new(url: &str, dialect: Dialect, key: Option<&Secret>) -> Result<Self, ServerError> {
+        let base = url.trim_end_matches('/');
+        let parsed: Uri = base.parse()?;
         if parsed.scheme_str() != Some("http") || parsed.host().is_none() {
-            return Err(hint.to_owned());
+            return Err(ServerError::Url);
         }
-        let rerank = format!("{base}/rerank").parse();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = key {
+            let value = HeaderValue::from_str(&format!("Bearer {}", key.text()));
+            let mut value = value.map_err(|_| ServerError::Key)?;
+            // Debug output hides it.
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
-            rerank: rerank.map_err(|error| format!("{error}; {hint}"))?,
-            base,
+            info: format!("{base}/info").parse()?,
+            rerank: format!("{base}/rerank").parse()?,
+            headers,
             dialect,
         })
     }
 
-    /// What the server says about itself.
+    /// The response of `/info`.
     ///
     /// # Errors
-    /// When it cannot be reached or answers nothing of the kind, in words.
-    pub async fn info(&self) -> Result<Value, String> {
-        let uri = format!("{}/info", self.base)
-            .parse()
-            .map_err(|_| "no such path")?;
-        let answer = self.exchange(Method::GET, uri, Bytes::new()).await?;
-        match answer.status {
-            200 => {
-                serde_json::from_slice(&answer.body).map_err(|_| "`/info` is no JSON".to_owned())
-            }
-            status => Err(format!("`/info` answers {status}")),
+    /// When the server cannot be reached, or returns an error or something other than JSON.
+    pub async fn info(&self) -> Result<Value, ServerError> {
+        let response = self.exchange(Method::GET, &self.info, Bytes::new()).await?;
+        match response.status {
+            200 => serde_json::from_slice(&response.body).map_err(ServerError::InfoBody),
+            status @ (401 | 403) => Err(ServerError::Unauthorized(status)),
+            status => Err(ServerError::InfoStatus(status)),
         }
     }
 
-    async fn exchange(&self, method: Method, uri: Uri, body: Bytes) -> Result<Answer, String> {
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(uri)
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|error| error.to_string())?;
-        let answer = async {
+    async fn exchange(
+        &self,
+        method: Method,
+        uri: &Uri,
+        body: Bytes,
+    ) -> Result<Response, ServerError> {
+        let mut request = hyper::Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        let response = async {
             let response = self.client.request(request).await.map_err(|error| {
                 // The outer error only says that the client failed.
-                error.source().map_or_else(|| error.to_string(), deepest)
+                let cause = error.source().map_or_else(|| error.to_string(), root_cause);
+                ServerError::Connection(cause)
             })?;
-            let tokens = response.headers().get(TOKENS_HEADER);
-            let tokens = tokens.and_then(|tokens| tokens.to_str().ok()?.parse().ok());
+            let number = |name: &str| response.headers().get(name)?.to_str().ok()?.parse().ok();
+            let tokens = number(TOKENS_HEADER);
+            let retry_after = number(RETRY_AFTER_MS)
+                .map(Duration::from_millis)
+                .or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs));
             let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+            let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
                 .collect()
                 .await
-                .map_err(|error| format!("the answer broke off: {error}"))?
+                .map_err(ServerError::Incomplete)?
                 .to_bytes();
-            Ok(Answer {
+            Ok(Response {
                 status,
                 tokens,
+                retry_after,
                 body,
             })
         };
-        match tokio::time::timeout(TIMEOUT, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
-        }
+        tokio::time::timeout(TIMEOUT, response)
+            .await
+            .unwrap_or(Err(ServerError::Timeout))
     }
 }
 
-/// What of an answer is of use.
-struct Answer {
+/// The parts of a response that a benchmark needs.
+struct Response {
     status: u16,
-    /// From its head.
+    /// From a header.
     tokens: Option<u64>,
+    retry_after: Option<Duration>,
     body: Bytes,
 }
 
-/// The first cause of an error, which says most.
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+/// The innermost error, which is the most specific.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     match error.source() {
-        Some(source) => deepest(source),
+        Some(source) => root_cause(source),
         None => error.to_string(),
     }
 }
@@ -165,28 +214,28 @@ impl Target for Server {
     }
 
     async fn send(&self, body: Bytes) -> Outcome {
-        match self.exchange(Method::POST, self.rerank.clone(), body).await {
-            Ok(answer) => outcome(&answer),
-            Err(reason) => Outcome::Lost(reason),
+        match self.exchange(Method::POST, &self.rerank, body).await {
+            Ok(response) => outcome(&response),
+            Err(error) => Outcome::Lost(error.to_string()),
         }
     }
 }
 
-/// Reads what the figures need off an answer.
-fn outcome(answer: &Answer) -> Outcome {
-    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    match answer.status {
+fn outcome(response: &Response) -> Outcome {
+    let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    match response.status {
         200 => Outcome::Answered {
-            tokens: body["usage"]["total_tokens"].as_u64().or(answer.tokens),
+            tokens: body["usage"]["total_tokens"].as_u64().or(response.tokens),
         },
         status => Outcome::Status {
             status,
             reason: body["error_type"].as_str().unwrap_or_default().to_owned(),
+            retry_after: response.retry_after,
         },
     }
 }
 
-/// The engine that the server runs, without the server.
+/// The engine of the server, without HTTP.
 #[derive(Clone)]
 pub struct Engine(pub Arc<Reranker>);
 
@@ -199,7 +248,7 @@ impl Target for Engine {
         };
         let options = ScoreOptions::default();
         RerankCommand::new(request.query, request.documents, None, options, &limits)
-            .expect("a request has documents, and there is no limit")
+            .expect("requests have documents, and there is no limit")
     }
 
     async fn send(&self, command: RerankCommand) -> Outcome {
@@ -212,6 +261,7 @@ impl Target for Engine {
                 Outcome::Status {
                     status,
                     reason: reason.to_owned(),
+                    retry_after: error.retry_after(),
                 }
             }
         }
@@ -223,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dialects_differ_in_names() {
+    fn dialects_differ_in_field_names() {
         let request = Request {
             query: "q".to_owned(),
             documents: vec!["d".to_owned()],
@@ -235,11 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_read_off_answers() {
+    fn outcomes_come_from_the_response() {
         let of = |status, tokens, body: &'static str| {
-            outcome(&Answer {
+            outcome(&Response {
                 status,
                 tokens,
+                retry_after: Some(Duration::from_secs(2)),
                 body: Bytes::from_static(body.as_bytes()),
             })
         };
@@ -251,6 +302,7 @@ mod tests {
         let refused = |status, reason: &str| Outcome::Status {
             status,
             reason: reason.to_owned(),
+            retry_after: Some(Duration::from_secs(2)),
         };
         let overloaded = r#"{"error":"e","error_type":"overloaded"}"#;
         assert_eq!(of(429, None, overloaded), refused(429, "overloaded"));
@@ -258,25 +310,79 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_other_kinds_are_refused() {
-        assert!(Server::new("http://127.0.0.1:1/", Dialect::Native).is_ok());
+    fn other_urls_are_refused() {
+        assert!(Server::new("http://127.0.0.1:1/", Dialect::Native, None).is_ok());
         for url in ["127.0.0.1:8080", "https://127.0.0.1", "/rerank", "http://"] {
-            let message = Server::new(url, Dialect::Native).unwrap_err();
+            let error = Server::new(url, Dialect::Native, None).unwrap_err();
+            let message = error.to_string();
             assert!(message.contains("http://HOST:PORT"), "{url}: {message}");
         }
     }
 
     #[tokio::test]
-    async fn a_server_that_is_not_there_is_a_lost_request() {
+    async fn a_refused_connection_is_a_lost_request() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let server = Server::new(&format!("http://{address}"), Dialect::Native).unwrap();
+        let server = Server::new(&format!("http://{address}"), Dialect::Native, None).unwrap();
         let outcome = server.send(Bytes::from_static(b"{}")).await;
         let Outcome::Lost(reason) = outcome else {
             panic!("{outcome:?}");
         };
         assert!(reason.to_lowercase().contains("refused"), "{reason}");
         assert!(server.info().await.is_err());
+    }
+
+    /// Answers one connection with `response`; returns the head of the request.
+    async fn answer_once(response: &'static str) -> (String, tokio::task::JoinHandle<String>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![];
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(response.as_bytes()).await.unwrap();
+            String::from_utf8(head).unwrap()
+        });
+        (url, served)
+    }
+
+    #[tokio::test]
+    async fn a_request_carries_the_key_and_a_refusal_says_when_to_retry() {
+        let (url, served) = answer_once(
+            "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3\r\ncontent-length: 0\r\n\r\n",
+        )
+        .await;
+        let key = Secret::new("a-secret-key");
+        let server = Server::new(&url, Dialect::Native, Some(&key)).unwrap();
+        let outcome = server.send(Bytes::new()).await;
+        let Outcome::Status { retry_after, .. } = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(retry_after, Some(Duration::from_secs(3)));
+        let head = served.await.unwrap();
+        assert!(
+            head.contains("authorization: Bearer a-secret-key"),
+            "{head}"
+        );
+        assert!(!format!("{server:?}").contains("a-secret-key"));
+    }
+
+    #[tokio::test]
+    async fn milliseconds_take_precedence_over_seconds() {
+        let (url, _served) = answer_once(
+            "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3\r\nretry-after-ms: 2400\r\n\
+             content-length: 0\r\n\r\n",
+        )
+        .await;
+        let server = Server::new(&url, Dialect::Native, None).unwrap();
+        let outcome = server.send(Bytes::new()).await;
+        let Outcome::Status { retry_after, .. } = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(retry_after, Some(Duration::from_millis(2400)));
     }
 }

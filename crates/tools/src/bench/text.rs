@@ -1,8 +1,8 @@
-//! Requests made up from a seed, so that a measurement needs no data and can be repeated.
+//! Synthetic requests from a seed, so that a measurement needs no data and is reproducible.
 //!
-//! Every word of the built-in texts is one token of BERT's English vocabulary, so that lengths can be
-//! told without a tokenizer. Lengths follow those of real collections: sentence pairs of STS-B, and
-//! abstracts with the long tail that they have.
+//! Every word of the synthetic texts is one token of BERT's English vocabulary, so that token counts are
+//! known without a tokenizer. Lengths follow those of real collections: sentence pairs of STS-B, and
+//! abstracts with their long tail.
 
 use std::io;
 use std::path::Path;
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 /// Special tokens around a pair.
 const SPECIAL_TOKENS: usize = 3;
-/// Longest pair of a built-in text; what is longer would be cut by most models.
+/// Longest pair of synthetic texts; most models would truncate longer ones.
 const MAX_PAIR_TOKENS: usize = 512;
-/// Words of a sentence, more or less.
+/// Approximate number of words of a sentence.
 const SENTENCE_WORDS: usize = 12;
-/// Frequent words first: small numbers are drawn more often.
+/// Frequent words first, because low indices are drawn more often.
 const WORDS: &str = "\
 the of and to in a is that for it as was with be by on not he his but at are this have from \
 or had an they which one you were all her she there would their we him been has when who \
@@ -57,14 +57,14 @@ election party president minister council court police prison school college uni
 hospital church museum library hotel restaurant station airport port garden park beach \
 island coast valley desert planet star moon sun earth sky cloud storm fire smoke ice";
 
-/// What one request asks.
+/// A rerank request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// What documents are judged against.
+    /// The query.
     pub query: String,
-    /// What is to be ordered.
+    /// The documents to rerank.
     pub documents: Vec<String>,
-    /// Tokens of all pairs as made; 0 where that is not known.
+    /// Number of tokens of all pairs; 0 if unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tokens: u64,
 }
@@ -73,13 +73,13 @@ fn is_zero(tokens: &u64) -> bool {
     *tokens == 0
 }
 
-/// Kinds of built-in texts.
+/// Kinds of synthetic texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Sentences: about 23 tokens a pair.
+    /// Sentences: about 23 tokens per pair.
     Short,
-    /// Abstracts: 224 tokens a pair on average, with a long tail.
+    /// Abstracts: 224 tokens per pair on average, with a long tail.
     Passage,
     /// Sentences and abstracts, shuffled.
     Mixed,
@@ -88,7 +88,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind with its name.
+    /// Every kind and its name.
     pub const ALL: [(&str, Self); 4] = [
         ("short", Self::Short),
         ("passage", Self::Passage),
@@ -96,7 +96,7 @@ impl Kind {
         ("long", Self::Long),
     ];
 
-    /// Documents of one request where nobody says how many.
+    /// Default number of documents per request.
     pub fn documents(self) -> usize {
         match self {
             Self::Short | Self::Passage | Self::Mixed => 32,
@@ -104,7 +104,7 @@ impl Kind {
         }
     }
 
-    /// Fewest and most tokens of a query.
+    /// Minimum and maximum number of tokens of a query.
     fn query_tokens(self) -> std::ops::RangeInclusive<usize> {
         match self {
             Self::Short | Self::Mixed => 6..=14,
@@ -125,9 +125,9 @@ impl FromStr for Kind {
 /// Where requests come from.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// Made up.
+    /// Synthetic.
     BuiltIn(Kind),
-    /// Read from a file, in turn.
+    /// From a file, in order and repeatedly.
     File(Vec<Request>),
 }
 
@@ -137,35 +137,44 @@ pub struct Texts {
     source: Source,
     seed: u64,
     documents: Option<usize>,
+    words: Option<usize>,
     different: Option<u64>,
 }
 
 impl Texts {
-    /// Requests of `source`, which differ for another `seed`.
+    /// Requests of `source`. Each `seed` gives others.
     pub fn new(source: Source, seed: u64) -> Self {
         Self {
             source,
             seed,
             documents: None,
+            words: None,
             different: None,
         }
     }
 
-    /// The same with `documents` a request, instead of what the source says.
+    /// The same with `documents` per request instead of the default of the source.
     #[must_use]
     pub fn with_documents(mut self, documents: Option<usize>) -> Self {
         self.documents = documents;
         self
     }
 
-    /// The same with only so many different requests, over and over.
+    /// The same with synthetic documents of `words` words each instead of the lengths of their kind.
+    #[must_use]
+    pub fn with_words(mut self, words: Option<usize>) -> Self {
+        self.words = words;
+        self
+    }
+
+    /// The same with only `different` distinct requests, repeatedly.
     #[must_use]
     pub fn with_different(mut self, different: Option<u64>) -> Self {
         self.different = different;
         self
     }
 
-    /// The same kind of texts, but none of the same requests.
+    /// Other requests of the same kind.
     #[must_use]
     pub fn apart(mut self, by: u64) -> Self {
         self.seed = self
@@ -182,17 +191,17 @@ impl Texts {
         match &self.source {
             Source::BuiltIn(kind) => {
                 let documents = self.documents.unwrap_or(kind.documents());
-                built_in(*kind, documents, self.seed, number)
+                built_in(*kind, documents, self.words, self.seed, number)
             }
             Source::File(requests) => from_file(requests, self.documents, self.seed, number),
         }
     }
 }
 
-/// Reads one request a line: `{"query": "...", "documents": ["..."]}`.
+/// Reads a file with one request per line: `{"query": "...", "documents": ["..."]}`.
 ///
 /// # Errors
-/// When the file cannot be read, is empty, or a line is no request; the message names the line.
+/// When the file cannot be read, is empty, or a line is not a request; the message names the line.
 pub fn read(path: &Path) -> io::Result<Vec<Request>> {
     let text = std::fs::read_to_string(path)?;
     let lines = text
@@ -204,27 +213,25 @@ pub fn read(path: &Path) -> io::Result<Vec<Request>> {
             let request: Request = serde_json::from_str(line).map_err(|error| {
                 let column = error.column();
                 io::Error::other(format!(
-                    "line {} is no request (column {column}); hint: a line is \
+                    "line {} is not a request (column {column}); hint: a line is \
                      `{{\"query\": \"...\", \"documents\": [\"...\"]}}`",
                     number + 1
                 ))
             })?;
-            match request.documents.is_empty() {
-                true => Err(io::Error::other(format!(
-                    "line {} has no documents",
-                    number + 1
-                ))),
-                false => Ok(request),
+            if request.documents.is_empty() {
+                let line = number + 1;
+                return Err(io::Error::other(format!("line {line} has no documents")));
             }
+            Ok(request)
         })
         .collect::<io::Result<_>>()?;
-    match requests.is_empty() {
-        true => Err(io::Error::other("the file has no line")),
-        false => Ok(requests),
+    if requests.is_empty() {
+        return Err(io::Error::other("the file has no requests"));
     }
+    Ok(requests)
 }
 
-/// A line of the file, or its query with as many documents of the file as were asked for.
+/// A line of the file, or its query with `documents` documents from this line on.
 fn from_file(requests: &[Request], documents: Option<usize>, seed: u64, number: u64) -> Request {
     let lines = requests.len() as u64;
     let line = usize::try_from((seed.wrapping_add(number)) % lines).expect("below a length");
@@ -242,11 +249,30 @@ fn from_file(requests: &[Request], documents: Option<usize>, seed: u64, number: 
     }
 }
 
-fn built_in(kind: Kind, documents: usize, seed: u64, number: u64) -> Request {
+fn built_in(
+    kind: Kind,
+    documents: usize,
+    doc_words: Option<usize>,
+    seed: u64,
+    number: u64,
+) -> Request {
     let mut random = fastrand::Rng::with_seed(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
     let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
     let query_tokens = random.usize(kind.query_tokens());
     let query = text(query_tokens, &words, &mut random);
+    if let Some(count) = doc_words {
+        let pair = (query_tokens + count + SPECIAL_TOKENS).min(MAX_PAIR_TOKENS);
+        return Request {
+            tokens: (documents * pair) as u64,
+            documents: (0..documents)
+                .map(|_| {
+                    let drawn: Vec<&str> = (0..count).map(|_| word(&words, &mut random)).collect();
+                    drawn.join(" ")
+                })
+                .collect(),
+            query,
+        };
+    }
     let mut lengths: Vec<usize> = (0..documents)
         .map(|index| {
             let drawn = match kind {
@@ -273,30 +299,36 @@ fn built_in(kind: Kind, documents: usize, seed: u64, number: u64) -> Request {
     }
 }
 
-/// Tokens of a sentence.
+/// Number of tokens of a sentence.
 fn sentence(random: &mut fastrand::Rng) -> usize {
     log_normal(2.18, 0.49, random).max(3)
 }
 
-/// Tokens of an abstract.
+/// Number of tokens of an abstract.
 fn abstracts(random: &mut fastrand::Rng) -> usize {
     log_normal(5.18, 0.54, random).max(28)
 }
 
-/// A whole number whose logarithm has this mean and deviation.
+/// An integer whose logarithm has this mean and standard deviation.
 fn log_normal(mean: f64, deviation: f64, random: &mut fastrand::Rng) -> usize {
-    // Box and Muller; the logarithm must not see a zero.
+    // The Box-Muller transform; the logarithm of zero would be infinite.
     let radius = (-2.0 * (1.0 - random.f64()).ln()).sqrt();
     let normal = radius * (std::f64::consts::TAU * random.f64()).cos();
     (mean + deviation * normal).exp().round() as usize
 }
 
-/// Words and full stops, one token each.
+/// A word; frequent ones are drawn more often.
+fn word<'a>(words: &[&'a str], random: &mut fastrand::Rng) -> &'a str {
+    let skew = random.f64() * random.f64();
+    words[(skew * words.len() as f64) as usize]
+}
+
+/// Words and periods, one token each.
 fn text(tokens: usize, words: &[&str], random: &mut fastrand::Rng) -> String {
     let mut text = String::with_capacity(tokens * 6);
     let mut since_stop = 0;
     for place in 0..tokens {
-        // Never two stops in a row, and none at the start.
+        // Never two periods in a row, and none at the start.
         if since_stop > SENTENCE_WORDS / 2
             && (place + 1 == tokens || random.usize(..SENTENCE_WORDS / 2) == 0)
         {
@@ -307,10 +339,7 @@ fn text(tokens: usize, words: &[&str], random: &mut fastrand::Rng) -> String {
         if place > 0 {
             text.push(' ');
         }
-        // The square makes frequent words frequent.
-        let skew = random.f64() * random.f64();
-        let index = (skew * words.len() as f64) as usize;
-        text.push_str(words[index]);
+        text.push_str(word(words, random));
         since_stop += 1;
     }
     text
@@ -364,7 +393,7 @@ mod tests {
 
     #[cfg(feature = "embedded-model")]
     #[test]
-    fn tokens_are_those_of_the_tokenizer() {
+    fn token_counts_are_those_of_the_tokenizer() {
         use rerankd_core::{Limits, RerankCommand, ScoreOptions};
         use rerankd_model::Model;
         use rerankd_model::encoder::PairEncoder;
@@ -384,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_same_requests_and_another_seed_others() {
+    fn requests_are_reproducible_by_seed() {
         let texts = |seed| Texts::new(Source::BuiltIn(Kind::Mixed), seed);
         assert_eq!(texts(1).request(4), texts(1).request(4));
         assert_ne!(texts(1).request(4), texts(1).request(5));
@@ -404,7 +433,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_in_turn_and_its_documents_make_up_any_number() {
+    fn the_number_of_words_can_be_given() {
+        let texts = Texts::new(Source::BuiltIn(Kind::Passage), 1).with_documents(Some(3));
+        let request = texts.clone().with_words(Some(400)).request(0);
+        let words = request.documents.iter().map(|text| text.split(' ').count());
+        assert_eq!(words.collect::<Vec<_>>(), [400; 3]);
+        assert!((3 * 415..=3 * 433).contains(&request.tokens), "{request:?}");
+        let long = texts.with_words(Some(900)).request(0);
+        assert_eq!(long.tokens, 3 * MAX_PAIR_TOKENS as u64, "truncated");
+    }
+
+    #[test]
+    fn a_file_gives_its_requests_in_order_and_any_number_of_documents() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("requests.jsonl");
         std::fs::write(
@@ -422,18 +462,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_no_requests_is_refused_by_line() {
+    fn an_error_in_a_file_names_the_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("requests.jsonl");
         for (text, expected) in [
-            ("", "no line"),
+            ("", "no requests"),
             (
                 "{\"query\": \"q\", \"documents\": []}",
                 "line 1 has no documents",
             ),
             (
                 "{\"query\": \"q\", \"documents\": [\"d\"]}\nx",
-                "line 2 is no request",
+                "line 2 is not a request",
             ),
         ] {
             std::fs::write(&path, text).unwrap();
@@ -443,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_can_be_read_again() {
+    fn printed_requests_can_be_read_again() {
         let request = Texts::new(Source::BuiltIn(Kind::Short), 1).request(0);
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);

@@ -1,5 +1,4 @@
-//! Whether scores rise and fall with those that people gave: the figures of
-//! `CrossEncoderCorrelationEvaluator`.
+//! Correlation of scores with human judgments, as in `CrossEncoderCorrelationEvaluator`.
 
 use super::data::GoldPair;
 use super::metric::{pearson, spearman};
@@ -7,14 +6,14 @@ use super::metric::{pearson, spearman};
 /// Correlations of scores with gold scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Correlation {
-    /// Pearson's; `None` where the scores do not vary.
+    /// Pearson's; `None` if the scores do not vary.
     pub pearson: Option<f64>,
-    /// Spearman's; `None` where the scores do not vary.
+    /// Spearman's; `None` if the scores do not vary.
     pub spearman: Option<f64>,
 }
 
 impl Correlation {
-    /// Of `scores`, one for each of `pairs`.
+    /// The correlations of `scores`, one for each of `pairs`.
     pub fn of(pairs: &[GoldPair], scores: &[f64]) -> Self {
         let gold: Vec<f64> = pairs.iter().map(|pair| pair.score).collect();
         Self {

@@ -1,4 +1,4 @@
-//! Reads what people evaluate on: pairs with a score, texts, judgements, runs of a first stage.
+//! Reads evaluation data: labeled pairs, texts, relevance judgments and runs.
 //!
 //! Errors name the file and the line, and never quote a text.
 
@@ -11,22 +11,22 @@ use serde_json::{Map, Value};
 
 use super::EvalError;
 
-/// Two texts and how much people think they have in common.
+/// A labeled pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldPair {
     /// The first text.
     pub first: String,
     /// The second text.
     pub second: String,
-    /// The score, on whatever scale: correlations do not depend on it.
+    /// The score, on any scale: correlations do not depend on it.
     pub score: f64,
 }
 
-/// Relevance of documents for queries: query id, then document id. Ordered, so that every run of an
-/// evaluation adds up in the same order.
+/// Relevance of documents, by query id and document id. Sorted, so that every evaluation adds up in the
+/// same order.
 pub type Qrels = BTreeMap<String, HashMap<String, i64>>;
 
-/// Documents that a first stage found for queries, with its scores.
+/// First-stage results: document ids and scores, by query id.
 pub type Run = HashMap<String, Vec<(String, f64)>>;
 
 /// Texts with ids, in the order of their file.
@@ -36,13 +36,13 @@ pub struct Texts {
     pub items: Vec<(String, String)>,
 }
 
-/// Reads pairs with a score: JSONL where the name ends so, else CSV.
+/// Reads labeled pairs: JSONL, TSV or CSV, by extension.
 ///
-/// `fields` name the two texts and the score. A CSV file without a header has them as its first three
-/// columns, as STS Benchmark does.
+/// `fields` are the names of the two texts and the score. In a CSV file without a header, they are the
+/// first three columns, as in STS Benchmark.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line cannot be read, or there is none.
+/// [`EvalError::Data`] when a line is invalid, or the file has no pairs.
 pub fn read_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalError> {
     let pairs = if is_json(path) {
         json_pairs(path, fields)?
@@ -50,7 +50,7 @@ pub fn read_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, Ev
         csv_pairs(path, fields)?
     };
     if pairs.is_empty() {
-        return Err(whole(path, "there is no pair in it"));
+        return Err(whole(path, "has no pairs"));
     }
     Ok(pairs)
 }
@@ -128,10 +128,10 @@ fn csv_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalErr
     Ok(pairs)
 }
 
-/// Reads JSONL with an id (`id` or `_id`) and texts; those of several `fields` are joined by a blank.
+/// Reads JSONL with an id (`id` or `_id`) and a text, joined by spaces from `fields`.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line cannot be read, or an id comes twice.
+/// [`EvalError::Data`] when a line is invalid, or an id is repeated.
 pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
     let mut items = Vec::new();
     let mut seen = HashSet::new();
@@ -142,7 +142,7 @@ pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
             .and_then(id)
             .ok_or_else(|| at.error("`id` is neither a string nor an integer"))?;
         if !seen.insert(id.clone()) {
-            return Err(at.error(&format!("the id `{id}` was there before")));
+            return Err(at.error(&format!("the id `{id}` is repeated")));
         }
         let parts: Vec<String> = fields
             .iter()
@@ -155,11 +155,11 @@ pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
     Ok(Texts { items })
 }
 
-/// Reads judgements: `query 0 document relevance` as TREC has them, or `query document relevance`,
+/// Reads relevance judgments: `query 0 document relevance`, as in TREC, or `query document relevance`,
 /// with or without a header.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line cannot be read, or there is none.
+/// [`EvalError::Data`] when a line is invalid, or the file has no judgments.
 pub fn read_qrels(path: &Path) -> Result<Qrels, EvalError> {
     let mut qrels = Qrels::new();
     each_line(path, |at, line| {
@@ -170,7 +170,7 @@ pub fn read_qrels(path: &Path) -> Result<Qrels, EvalError> {
             }
             _ => {
                 return Err(at.error(
-                    "not a judgement; hint: `query 0 document relevance`, or `query document relevance`",
+                    "not a judgment; hint: `query 0 document relevance`, or `query document relevance`",
                 ));
             }
         };
@@ -186,16 +186,16 @@ pub fn read_qrels(path: &Path) -> Result<Qrels, EvalError> {
         Ok(())
     })?;
     if qrels.is_empty() {
-        return Err(whole(path, "there is no judgement in it"));
+        return Err(whole(path, "has no judgments"));
     }
     Ok(qrels)
 }
 
-/// Reads a run in TREC's format: `query Q0 document rank score tag`. The scores order it, the ranks
-/// are not looked at, as in `trec_eval`.
+/// Reads a run in TREC's format: `query Q0 document rank score tag`. Results are sorted by score, and
+/// ranks are ignored, as in `trec_eval`.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line cannot be read, or a document comes twice for a query.
+/// [`EvalError::Data`] when a line is invalid, or a document is repeated for a query.
 pub fn read_run(path: &Path) -> Result<Run, EvalError> {
     let mut run = Run::new();
     let mut seen = HashSet::new();
@@ -208,7 +208,7 @@ pub fn read_run(path: &Path) -> Result<Run, EvalError> {
         let score = score.ok_or_else(|| at.error("the score is not a finite number"))?;
         if !seen.insert((query.to_owned(), document.to_owned())) {
             return Err(at.error(&format!(
-                "the document `{document}` was there before for the query `{query}`"
+                "the document `{document}` is repeated for the query `{query}`"
             )));
         }
         let results = run.entry(query.to_owned()).or_default();
@@ -218,7 +218,7 @@ pub fn read_run(path: &Path) -> Result<Run, EvalError> {
     Ok(run)
 }
 
-/// A line of a file, for messages.
+/// A line of a file, for error messages.
 struct At<'a> {
     path: &'a Path,
     line: u64,

@@ -1,10 +1,10 @@
-//! What a reranker is given: documents that BM25 finds, where the user brings no run.
+//! First-stage retrieval with BM25, the default if there is no run.
 
 use bm25::{DefaultTokenizer, Embedder, EmbedderBuilder, Language, LanguageMode, Scorer};
 
 use super::metric::best_first;
 
-/// BM25 over a corpus of English texts: stop words left out, the rest stemmed.
+/// BM25 over an English corpus, with stop words removed and stemming.
 pub struct Bm25<'a> {
     ids: Vec<&'a str>,
     embedder: Embedder<u32, DefaultTokenizer>,
@@ -12,7 +12,7 @@ pub struct Bm25<'a> {
 }
 
 impl<'a> Bm25<'a> {
-    /// Reads `corpus`, a list of ids and texts.
+    /// Indexes `corpus`, a list of ids and texts.
     pub fn new(corpus: &'a [(String, String)]) -> Self {
         let texts: Vec<&str> = corpus.iter().map(|(_, text)| text.as_str()).collect();
         let language = LanguageMode::Fixed(Language::English);
@@ -28,7 +28,7 @@ impl<'a> Bm25<'a> {
         }
     }
 
-    /// Numbers and scores of the `depth` best documents that share a word with `query`.
+    /// Indices and scores of the top `depth` documents that share a word with `query`.
     pub fn search(&self, query: &str, depth: usize) -> Vec<(usize, f64)> {
         let mut found: Vec<(usize, f64)> = self
             .scorer
@@ -36,7 +36,7 @@ impl<'a> Bm25<'a> {
             .into_iter()
             .map(|found| (found.id, f64::from(found.score)))
             .collect();
-        // The crate leaves the order of equal scores to chance.
+        // The crate returns equal scores in random order.
         found.sort_by(|a, b| best_first((a.1, self.ids[a.0]), (b.1, self.ids[b.0])));
         found.truncate(depth);
         found

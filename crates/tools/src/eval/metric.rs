@@ -1,16 +1,16 @@
-//! How good scores are, as numbers. Pure functions on `f64`.
+//! Correlation and ranking metrics. Pure.
 //!
-//! Rankings are measured as `trec_eval` does: the gain of a document is its relevance, and what the
-//! judges call relevant counts whether it was found or not.
+//! Ranking metrics follow `trec_eval`: the gain of a document is its relevance, and all relevant
+//! documents count, whether or not they are in the ranking.
 
 use std::cmp::Ordering;
 
-/// Pearson's correlation of two lists of equal length. `None` where one of them does not vary, or
-/// there are fewer than two values: a correlation is not defined then.
+/// Pearson's correlation of two lists of equal length. `None` if it is undefined: one of them does not
+/// vary, or has fewer than two values.
 pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
     debug_assert_eq!(x.len(), y.len());
-    let (x, x_norm) = centred(x)?;
-    let (y, y_norm) = centred(y)?;
+    let (x, x_norm) = centered(x)?;
+    let (y, y_norm) = centered(y)?;
     let product: f64 = x
         .iter()
         .zip(&y)
@@ -19,23 +19,23 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
     Some(product.clamp(-1.0, 1.0))
 }
 
-/// The values less their mean, and their length as a vector.
-fn centred(values: &[f64]) -> Option<(Vec<f64>, f64)> {
+/// The values minus their mean, and the norm of the result.
+fn centered(values: &[f64]) -> Option<(Vec<f64>, f64)> {
     let first = values.first()?;
     if values.iter().all(|value| value == first) || values.iter().any(|value| !value.is_finite()) {
         return None;
     }
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let centred: Vec<f64> = values.iter().map(|value| value - mean).collect();
-    // Scaled first, so that no square overflows or vanishes.
-    let largest = centred.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+    let centered: Vec<f64> = values.iter().map(|value| value - mean).collect();
+    // Scaled first, so that no square overflows or underflows.
+    let largest = centered.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
     let norm = largest
-        * centred
+        * centered
             .iter()
             .map(|v| (v / largest).powi(2))
             .sum::<f64>()
             .sqrt();
-    (norm > 0.0 && norm.is_finite()).then_some((centred, norm))
+    (norm > 0.0 && norm.is_finite()).then_some((centered, norm))
 }
 
 /// Spearman's rank correlation: Pearson's of the ranks. `None` as for [`pearson`].
@@ -46,7 +46,7 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     pearson(&ranks(x), &ranks(y))
 }
 
-/// The rank of each value from 1 up, the smallest first; equal values share the mean of their ranks.
+/// The rank of each value, from 1 for the smallest; equal values have the mean of their ranks.
 pub fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
@@ -68,31 +68,27 @@ pub fn largest_difference(x: &[f64], y: &[f64]) -> f64 {
     differences.fold(0.0, f64::max)
 }
 
-/// One query's ranking as its judges see it.
+/// The relevances of one query's ranking.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judged {
-    /// Relevance of each document, in the order of the ranking; 0 where nobody judged it.
+    /// Relevance of each document in the order of the ranking; 0 without a judgment.
     ranked: Vec<u32>,
-    /// Every relevance above 0 that was given, the highest first, found or not.
+    /// Every relevance above 0, in descending order, whether or not the document is in the ranking.
     ideal: Vec<u32>,
-    /// Least relevance that counts as relevant where there are only two kinds.
+    /// Minimum relevance for binary metrics.
     relevant_from: u32,
 }
 
 impl Judged {
-    /// A ranking of documents with relevances `ranked`, of a query for which the judges gave
-    /// `judgements` in all. Negative ones are 0, as in `trec_eval`.
+    /// A ranking with the relevances `ranked`, of a query with the relevances `judgments` in total.
+    /// Negative relevances count as 0, as in `trec_eval`.
     pub fn new(
         ranked: impl IntoIterator<Item = i64>,
-        judgements: impl IntoIterator<Item = i64>,
+        judgments: impl IntoIterator<Item = i64>,
         relevant_from: u32,
     ) -> Self {
         let gain = |relevance: i64| u32::try_from(relevance.max(0)).unwrap_or(u32::MAX);
-        let mut ideal: Vec<u32> = judgements
-            .into_iter()
-            .map(gain)
-            .filter(|&g| g > 0)
-            .collect();
+        let mut ideal: Vec<u32> = judgments.into_iter().map(gain).filter(|&g| g > 0).collect();
         ideal.sort_unstable_by(|a, b| b.cmp(a));
         Self {
             ranked: ranked.into_iter().map(gain).collect(),
@@ -101,8 +97,8 @@ impl Judged {
         }
     }
 
-    /// Normalised discounted cumulative gain of the first `k`: gain `rel / log2(rank + 1)`, over
-    /// that of the best order of all that was judged. 0 where nothing is relevant.
+    /// Normalized discounted cumulative gain of the first `k`: the sum of `rel / log2(rank + 1)`,
+    /// divided by that of the ideal ranking. 0 if nothing is relevant.
     pub fn ndcg(&self, k: usize) -> f64 {
         let ideal = discounted(&self.ideal, k);
         if ideal == 0.0 {
@@ -111,14 +107,14 @@ impl Judged {
         discounted(&self.ranked, k) / ideal
     }
 
-    /// One over the rank of the first relevant document, 0 where it is not among the first `k`.
+    /// The reciprocal rank of the first relevant document; 0 if it is not among the first `k`.
     pub fn reciprocal_rank(&self, k: usize) -> f64 {
         let first = self.ranked.iter().take(k).position(|&g| self.relevant(g));
         first.map_or(0.0, |index| 1.0 / (index + 1) as f64)
     }
 
-    /// Average precision: the mean, over all relevant documents, of the precision at their rank; 0
-    /// for one that was not found.
+    /// Average precision: the mean over all relevant documents of the precision at their rank, which is
+    /// 0 for a document that is not in the ranking.
     pub fn average_precision(&self) -> f64 {
         let mut found = 0;
         let mut sum = 0.0;
@@ -131,7 +127,7 @@ impl Judged {
         share(sum, self.relevant_count())
     }
 
-    /// The part of all relevant documents that is among the first `k`.
+    /// The fraction of relevant documents among the first `k`.
     pub fn recall(&self, k: usize) -> f64 {
         let found = self.ranked.iter().take(k).filter(|&&g| self.relevant(g));
         share(found.count() as f64, self.relevant_count())
@@ -180,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_vary_has_no_correlation() {
+    fn constant_values_have_no_correlation() {
         for (x, y) in [
             (vec![], vec![]),
             (vec![1.0], vec![2.0]),

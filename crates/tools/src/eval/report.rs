@@ -1,46 +1,46 @@
-//! What an evaluation found, for people and for programs.
+//! Reports of evaluations, as a table and as JSON.
 
 use std::fmt::Write;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// Everything one evaluation found, with what it was done on.
+/// The setup of an evaluation and its results.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Report {
     /// `correlation` or `reranking`.
     pub task: &'static str,
     /// Name of the model.
     pub model: String,
-    /// Numbers in the model.
+    /// Number of parameters of the model.
     pub parameters: usize,
-    /// Threads that scored.
+    /// Number of compute threads.
     pub threads: usize,
     /// Version of this program.
     pub version: &'static str,
-    /// The data: name of a file or a setting, and its value.
+    /// Files and settings: name and value.
     pub data: Vec<(String, String)>,
-    /// Pairs that were scored for each row, but for the first stage.
+    /// Number of pairs scored for each precision.
     pub pairs: usize,
-    /// Figures of each arithmetic, and of the first stage.
+    /// Figures of each precision, and of the first stage.
     pub rows: Vec<Row>,
-    /// How far the arithmetics agree with one another.
+    /// Agreement between precisions.
     pub agreement: Vec<Agreement>,
 }
 
-/// Figures of one way of scoring.
+/// Figures of one precision, or of the first stage.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Row {
-    /// Such as `fp32`, or `first stage`.
+    /// `fp32` or `first stage`, for example.
     pub name: String,
-    /// Names and figures, in the order of their columns.
+    /// The figures, in the order of their columns.
     pub figures: Figures,
-    /// How long scoring took; `None` for a first stage.
+    /// Duration of scoring; `None` for the first stage.
     pub seconds: Option<f64>,
-    /// Pairs scored in a second.
+    /// Scored pairs per second; `None` for the first stage.
     pub pairs_per_second: Option<f64>,
 }
 
-/// Named figures; `None` where one is not defined.
+/// Named figures; `None` if one is undefined.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Figures(pub Vec<(String, Option<f64>)>);
 
@@ -54,21 +54,21 @@ impl Serialize for Figures {
     }
 }
 
-/// How far two lists of scores of the same pairs agree.
+/// Agreement of two precisions.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Agreement {
-    /// Name of one row.
+    /// Name of the first row.
     pub a: String,
-    /// Name of another.
+    /// Name of the second row.
     pub b: String,
     /// Spearman's rank correlation of their scores.
     pub spearman: Option<f64>,
-    /// Largest difference of two scores of a pair.
+    /// Largest difference between two scores of the same pair.
     pub largest_difference: f64,
 }
 
 impl Report {
-    /// The report as text, with its figures in a table.
+    /// The report as text with a table.
     pub fn table(&self) -> String {
         let mut text = format!("{} of `{}`\n", self.task, self.model);
         for (name, value) in &self.data {
@@ -121,7 +121,7 @@ fn number(figure: Option<f64>) -> String {
     figure.map_or_else(|| "undefined".to_owned(), |figure| format!("{figure:.4}"))
 }
 
-/// Columns of equal width, the first to the left and the others to the right.
+/// Aligns columns, the first left and the others right.
 fn aligned(rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

@@ -1,4 +1,4 @@
-//! Whether relevant documents come first: rankings held against judgements.
+//! Evaluates rankings against relevance judgments.
 
 use std::collections::HashMap;
 
@@ -7,56 +7,56 @@ use super::data::{Qrels, Run, Texts};
 use super::first_stage::Bm25;
 use super::metric::{Judged, best_first};
 
-/// What is evaluated, and how.
+/// Settings of a reranking evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Ranks at which the figures cut.
+    /// Cutoff ranks of the figures.
     pub cutoffs: Vec<usize>,
-    /// Documents of one query that are reranked.
+    /// Number of first-stage documents to rerank per query.
     pub depth: usize,
-    /// Least relevance that counts as relevant where there are only two kinds.
+    /// Minimum grade that counts as relevant for binary figures.
     pub relevant_from: u32,
-    /// Whether relevant documents that the first stage missed are reranked too.
+    /// Whether to also rerank relevant documents that the first stage missed.
     pub add_relevant: bool,
 }
 
-/// Queries with their candidates, ready to be scored.
+/// Queries and their candidates.
 #[derive(Debug)]
 pub struct Task<'a> {
-    /// Every query that has a judgement, in the order of their ids.
+    /// Judged queries, sorted by id.
     pub queries: Vec<Query<'a>>,
-    /// Judged queries that are not in the file of queries.
+    /// Number of judged queries without a text.
     pub without_text: usize,
     settings: &'a Settings,
 }
 
-/// A query and what is to be ordered for it.
+/// A query and its candidates.
 #[derive(Debug)]
 pub struct Query<'a> {
     /// Its id.
     pub id: &'a str,
     /// Its text.
     pub text: &'a str,
-    /// Documents: id, text, and the score of the first stage, if that found it.
+    /// Documents to rerank.
     pub candidates: Vec<Candidate<'a>>,
-    judgements: &'a HashMap<String, i64>,
+    judgments: &'a HashMap<String, i64>,
 }
 
-/// A document that is to be reranked.
+/// A document to rerank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate<'a> {
     /// Its id.
     pub id: &'a str,
     /// Its text.
     pub text: &'a str,
-    /// What the first stage thought of it; `None` where it missed it.
+    /// Its first-stage score; `None` if the first stage missed it.
     pub first_stage: Option<f64>,
 }
 
-/// Means over queries. The lists have one figure a cutoff.
+/// Means over queries. Lists have one figure per cutoff.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figures {
-    /// Normalised discounted cumulative gain.
+    /// Normalized discounted cumulative gain.
     pub ndcg: Vec<f64>,
     /// Mean reciprocal rank.
     pub mrr: Vec<f64>,
@@ -67,12 +67,11 @@ pub struct Figures {
 }
 
 impl<'a> Task<'a> {
-    /// Finds candidates: those of `run`, or else of BM25 over `corpus`.
-    ///
-    /// A query without text is counted and left out: half of a collection is a common thing to have.
+    /// Candidates come from `run`, or from BM25 over `corpus` if there is none. Queries without a text
+    /// are counted and skipped, because partial collections are common.
     ///
     /// # Errors
-    /// [`EvalError::Data`] when no query is left, or a document that is to be ranked has no text.
+    /// [`EvalError::Data`] when no query is left, or a candidate has no text.
     pub fn new(
         corpus: &'a Texts,
         queries: &'a Texts,
@@ -84,7 +83,7 @@ impl<'a> Task<'a> {
         let texts = texts_by_id(queries);
         let bm25 = run.is_none().then(|| Bm25::new(&corpus.items));
         let mut found = Vec::new();
-        for (id, judgements) in qrels {
+        for (id, judgments) in qrels {
             let Some(&text) = texts.get(id.as_str()) else {
                 continue;
             };
@@ -97,7 +96,7 @@ impl<'a> Task<'a> {
                 (None, run) => results(run.and_then(|run| run.get(id)), settings.depth),
             };
             if settings.add_relevant {
-                let missed = missed(judgements, &candidates, settings.relevant_from);
+                let missed = missed(judgments, &candidates, settings.relevant_from);
                 candidates.extend(missed.into_iter().map(|id| (id, None)));
             }
             let candidates = candidates
@@ -119,13 +118,13 @@ impl<'a> Task<'a> {
                 id,
                 text,
                 candidates,
-                judgements,
+                judgments,
             });
         }
         if found.iter().all(|query| query.candidates.is_empty()) {
             return Err(EvalError::Data(
-                "no judged query has a text and a document to rank; hint: the ids of queries, corpus, \
-                 judgements and run have to be the same"
+                "no judged query has a text and a document to rank; hint: queries, corpus, judgments \
+                 and run must use the same ids"
                     .to_owned(),
             ));
         }
@@ -141,7 +140,7 @@ impl<'a> Task<'a> {
         self.queries.iter().map(|q| q.candidates.len()).sum()
     }
 
-    /// Figures of the first stage itself. What it missed has no place in its ranking.
+    /// Figures of the first stage. Documents that it missed are not in its ranking.
     pub fn first_stage(&self) -> Figures {
         self.figures(|query| {
             let scored = query.candidates.iter();
@@ -149,7 +148,7 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// Figures of `scores`, one a candidate, query by query.
+    /// Figures of `scores`, one per candidate, query by query.
     pub fn reranked(&self, scores: &[f64]) -> Figures {
         let mut rest = scores;
         self.figures(|query| {
@@ -159,7 +158,7 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// Means over all queries of rankings by score; `scored` is called for each in turn.
+    /// Means over all queries. `scored` is called for each query in order.
     fn figures<'b>(
         &'b self,
         mut scored: impl FnMut(&'b Query<'a>) -> Vec<(&'b Candidate<'a>, f64)>,
@@ -170,10 +169,10 @@ impl<'a> Task<'a> {
             .map(|query| {
                 let mut ranking = scored(query);
                 ranking.sort_by(|a, b| best_first((a.1, a.0.id), (b.1, b.0.id)));
-                let relevance = |id: &str| query.judgements.get(id).copied().unwrap_or(0);
+                let relevance = |id: &str| query.judgments.get(id).copied().unwrap_or(0);
                 Judged::new(
                     ranking.iter().map(|(candidate, _)| relevance(candidate.id)),
-                    query.judgements.values().copied(),
+                    query.judgments.values().copied(),
                     self.settings.relevant_from,
                 )
             })
@@ -203,7 +202,7 @@ fn texts_by_id(texts: &Texts) -> HashMap<&str, &str> {
         .collect()
 }
 
-/// The `depth` best results of one query.
+/// The top `depth` results of one query.
 fn results(results: Option<&Vec<(String, f64)>>, depth: usize) -> Vec<(&str, Option<f64>)> {
     let mut results: Vec<(&str, f64)> = results
         .into_iter()
@@ -216,13 +215,13 @@ fn results(results: Option<&Vec<(String, f64)>>, depth: usize) -> Vec<(&str, Opt
     results.map(|(id, score)| (id, Some(score))).collect()
 }
 
-/// Relevant documents that are not among `candidates`, in the order of their ids.
+/// Relevant documents that are not candidates, sorted by id.
 fn missed<'a>(
-    judgements: &'a HashMap<String, i64>,
+    judgments: &'a HashMap<String, i64>,
     candidates: &[(&str, Option<f64>)],
     relevant_from: u32,
 ) -> Vec<&'a str> {
-    let mut missed: Vec<&str> = judgements
+    let mut missed: Vec<&str> = judgments
         .iter()
         .filter(|&(_, &relevance)| relevance >= i64::from(relevant_from.max(1)))
         .map(|(id, _)| id.as_str())

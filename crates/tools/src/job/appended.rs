@@ -1,4 +1,4 @@
-//! An output that grows at its end, and can be cut to what is safe.
+//! An output that is appended to, and can be truncated to its last commit.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::JobError;
 
 /// A file, or the standard output.
-pub struct Appended {
+pub struct AppendFile {
     to: BufWriter<Target>,
     path: Option<PathBuf>,
     bytes: u64,
@@ -18,12 +18,12 @@ enum Target {
     File(File),
 }
 
-impl Appended {
-    /// Opens the file at `path`, made if need be, and cuts it to its first `bytes`.
+impl AppendFile {
+    /// Opens or creates the file at `path`, and truncates it to `bytes`.
     pub fn open(path: Option<&Path>, bytes: u64) -> Result<Self, JobError> {
         let target = match path {
             None => Target::Standard(io::stdout()),
-            Some(path) => Target::File(cut(path, bytes).map_err(|e| JobError::at(path, e))?),
+            Some(path) => Target::File(truncated(path, bytes).map_err(|e| JobError::at(path, e))?),
         };
         Ok(Self {
             to: BufWriter::with_capacity(1 << 16, target),
@@ -32,7 +32,7 @@ impl Appended {
         })
     }
 
-    /// Whether nothing has been written to it, now or before.
+    /// Whether the file is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -44,7 +44,7 @@ impl Appended {
         written.map_err(|error| self.error(&error))
     }
 
-    /// Makes safe what was written; returns how many bytes there are.
+    /// Commits the file to disk. Returns its size in bytes.
     pub fn commit(&mut self) -> Result<u64, JobError> {
         let synced = self.to.flush().and_then(|()| match self.to.get_ref() {
             Target::Standard(_) => Ok(()),
@@ -78,13 +78,12 @@ impl Write for Target {
     }
 }
 
-fn cut(path: &Path, bytes: u64) -> io::Result<File> {
+fn truncated(path: &Path, bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create(true).open(path)?;
-    let there = file.metadata()?.len();
-    if there < bytes {
+    let size = file.metadata()?.len();
+    if size < bytes {
         return Err(io::Error::other(format!(
-            "it has {there} bytes and the journal beside it counts {bytes}; hint: `--overwrite` starts \
-             anew"
+            "has {size} bytes, but its journal counts {bytes}; hint: `--overwrite` starts over"
         )));
     }
     file.set_len(bytes)?;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use csv::{ByteRecord, StringRecord};
 
-use super::appended::Appended;
+use super::appended::AppendFile;
 use super::{
     CHUNK_BYTES, CHUNK_ROWS, Chunk, Fields, JobError, MAX_ROW_BYTES, Pairing, Rows, Sink, Source,
     number,
@@ -15,9 +15,9 @@ use rerankd_core::Pair;
 use rerankd_engine::bulk::{Outcome, RowError};
 
 /// Reads rows.
-pub struct Cells {
+pub struct Reader {
     reader: csv::Reader<Bounded>,
-    /// Bytes read since the last row was whole.
+    /// Bytes read since the end of the last row.
     since: Rc<Cell<usize>>,
     header: StringRecord,
     query: usize,
@@ -26,7 +26,7 @@ pub struct Cells {
     pairing: Pairing,
 }
 
-/// Ends a row that has no end: the quote that was never closed.
+/// Limits the length of a row, which a missing closing quote would make endless.
 struct Bounded {
     input: Box<dyn Read>,
     since: Rc<Cell<usize>>,
@@ -38,14 +38,14 @@ impl Read for Bounded {
         self.since.set(self.since.get() + read);
         if self.since.get() > MAX_ROW_BYTES {
             return Err(io::Error::other(format!(
-                "a row is longer than {MAX_ROW_BYTES} bytes; hint: is there a quote that is not closed?"
+                "a row is longer than {MAX_ROW_BYTES} bytes; hint: look for a missing closing quote"
             )));
         }
         Ok(read)
     }
 }
 
-impl Cells {
+impl Reader {
     /// Reads the header.
     pub fn new(input: Box<dyn Read>, delimiter: u8, fields: &Fields) -> Result<Self, JobError> {
         let since = Rc::new(Cell::new(0));
@@ -60,11 +60,11 @@ impl Cells {
         let header = reader.headers().map_err(unreadable)?.clone();
         let column = |name: &str| {
             header.iter().position(|cell| cell == name).ok_or_else(|| {
-                let there: Vec<&str> = header.iter().collect();
+                let names: Vec<&str> = header.iter().collect();
                 JobError::Unusable(format!(
                     "the input has no column `{name}`, only `{}`; hint: `--query-field` and \
-                     `--document-field` name the columns",
-                    there.join("`, `")
+                     `--document-field` set the names",
+                    names.join("`, `")
                 ))
             })
         };
@@ -88,10 +88,7 @@ impl Cells {
 
     fn next(&mut self, row: &mut ByteRecord) -> Result<bool, JobError> {
         let more = self.reader.read_byte_record(row).map_err(|error| {
-            let JobError::Unusable(reason) = unreadable(error) else {
-                unreachable!("it is made so");
-            };
-            JobError::Unusable(format!("the input, behind row {}: {reason}", self.rows))
+            JobError::Unusable(format!("the input, after row {}: {error}", self.rows))
         })?;
         self.since.set(0);
         self.rows += u64::from(more);
@@ -101,7 +98,7 @@ impl Cells {
     fn pair(&mut self, row: &ByteRecord) -> Result<Pair, RowError> {
         if row.len() != self.header.len() {
             return Err(RowError(format!(
-                "it has {} cells; the header has {}",
+                "{} cells, but the header has {}",
                 row.len(),
                 self.header.len()
             )));
@@ -115,7 +112,7 @@ impl Cells {
     }
 }
 
-impl Source for Cells {
+impl Source for Reader {
     fn read(&mut self) -> Result<Option<Chunk>, JobError> {
         let first = self.rows + 1;
         let (mut pairs, mut rows, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -147,16 +144,16 @@ impl Source for Cells {
     }
 }
 
-/// Writes rows with their scores behind them.
-pub struct Scored {
-    output: Appended,
+/// Appends scores to rows.
+pub struct Writer {
+    output: AppendFile,
     delimiter: u8,
 }
 
-impl Scored {
-    /// Writes the header, where `output` is empty.
+impl Writer {
+    /// Writes the header if `output` is empty.
     pub fn new(
-        output: Appended,
+        output: AppendFile,
         delimiter: u8,
         header: &StringRecord,
         columns: &[String],
@@ -167,13 +164,13 @@ impl Scored {
         {
             return Err(super::name_taken(name));
         }
-        let mut scored = Self { output, delimiter };
-        if scored.output.is_empty() {
+        let mut writer = Self { output, delimiter };
+        if writer.output.is_empty() {
             let header = header.iter().map(str::as_bytes);
             let columns = columns.iter().map(String::as_bytes);
-            scored.put(|to| to.write_record(header.chain(columns)))?;
+            writer.put(|to| to.write_record(header.chain(columns)))?;
         }
-        Ok(scored)
+        Ok(writer)
     }
 
     fn put(
@@ -191,10 +188,10 @@ impl Scored {
     }
 }
 
-impl Sink for Scored {
+impl Sink for Writer {
     fn write(&mut self, rows: &Rows, outcomes: &[Outcome]) -> Result<(), JobError> {
         let Rows::Cells(rows) = rows else {
-            unreachable!("input and output have one format");
+            unreachable!("input and output have the same format");
         };
         self.put(|to| {
             for (row, outcome) in rows.iter().zip(outcomes) {
@@ -210,14 +207,6 @@ impl Sink for Scored {
 
     fn commit(&mut self) -> Result<u64, JobError> {
         self.output.commit()
-    }
-
-    fn finish(&mut self) -> Result<(), JobError> {
-        Ok(())
-    }
-
-    fn clean(&mut self) -> Result<(), JobError> {
-        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
-//! How far a job is, in a file beside its output.
+//! The journal of a job: a file next to its output, which makes it possible to resume.
 //!
-//! The first line says what the job is, every further one how much of it is safe. Lines are only
-//! added; one that a kill cut short is not read. The file is locked as long as its job runs.
+//! The first line has the settings of the job, and each further line a checkpoint. Lines are only
+//! appended, and an incomplete last line is ignored. The file is locked while its job runs.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -15,40 +15,40 @@ use super::{Job, JobError};
 use rerankd_core::Scale;
 use rerankd_engine::service::ModelInfo;
 
-/// What is safe.
+/// Sizes at a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Mark {
-    /// Rows of the input that are done.
+pub struct Checkpoint {
+    /// Completed rows of the input.
     pub rows: u64,
-    /// Bytes of the output; for Parquet, its parts.
+    /// Size of the output in bytes; for Parquet, the number of parts.
     pub output: u64,
-    /// Bytes of the file of rejected rows.
+    /// Size of the file of rejected rows in bytes.
     pub rejects: u64,
 }
 
-/// The file; none where the output is a stream, which nobody can go on with.
+/// The journal; without a file if the output is a stream, which cannot be resumed.
 #[derive(Debug)]
 pub struct Journal {
     file: Option<(PathBuf, File)>,
 }
 
 impl Journal {
-    /// Opens the journal of `job`, and says what is safe of it.
+    /// Opens the journal of `job`. Returns the last checkpoint.
     ///
     /// # Errors
-    /// [`JobError::Unusable`] when the output is of another job, or another process writes it.
-    pub fn open(job: &Job, model: &ModelInfo) -> Result<(Self, Mark), JobError> {
+    /// [`JobError::Unusable`] when the output is from another job, or another process writes to it.
+    pub fn open(job: &Job, model: &ModelInfo) -> Result<(Self, Checkpoint), JobError> {
         let Some(output) = job.output.path() else {
-            return Ok((Self { file: None }, Mark::default()));
+            return Ok((Self { file: None }, Checkpoint::default()));
         };
         let path = beside(output, ".journal");
         let setup = setup(job, model)?;
-        // It is looked at before the journal is made, which would make any output look resumable.
+        // Checked before the journal is created, with which any output would look resumable.
         let known = path.exists();
         if output.exists() && !known && !job.overwrite {
             return Err(JobError::at(
                 output,
-                "it exists, and no journal says that it is unfinished; hint: `--overwrite` replaces it",
+                "already exists, and has no journal to resume from; hint: `--overwrite` replaces it",
             ));
         }
         let mut file = OpenOptions::new()
@@ -58,42 +58,42 @@ impl Journal {
             .open(&path)
             .map_err(|error| JobError::at(&path, error))?;
         file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => JobError::at(output, "another process is writing it"),
+            TryLockError::WouldBlock => JobError::at(output, "another process is writing to it"),
             TryLockError::Error(error) => JobError::at(&path, error),
         })?;
         let mut text = String::new();
         file.read_to_string(&mut text)
             .map_err(|error| JobError::at(&path, error))?;
-        let mark = match read(&text) {
-            // A job that did nothing, such as one with a wrong name, binds nobody.
-            Some((before, mark)) if !job.overwrite && mark.rows > 0 => {
+        let checkpoint = match read(&text) {
+            // A job that completed no row, such as one with a wrong column name, need not be the same.
+            Some((before, last)) if !job.overwrite && last.rows > 0 => {
                 same(&before, &setup).map_err(|error| JobError::at(output, error))?;
-                // What a kill cut short goes, so that the next line is a line.
+                // An incomplete line is removed before the next one is appended.
                 let whole = text.rfind('\n').map_or(0, |end| end + 1) as u64;
-                file.set_len(whole).map(|()| mark)
+                file.set_len(whole).map(|()| last)
             }
-            _ => start(&mut file, &setup).map(|()| Mark::default()),
+            _ => start(&mut file, &setup).map(|()| Checkpoint::default()),
         };
-        let mark = mark.map_err(|error| JobError::at(&path, error))?;
+        let checkpoint = checkpoint.map_err(|error| JobError::at(&path, error))?;
         let file = Some((path, file));
-        Ok((Self { file }, mark))
+        Ok((Self { file }, checkpoint))
     }
 
-    /// Notes that everything up to `mark` is safe.
+    /// Appends a checkpoint.
     ///
     /// # Errors
     /// [`JobError::Unusable`] when it cannot be written.
-    pub fn write(&mut self, mark: Mark) -> Result<(), JobError> {
+    pub fn write(&mut self, checkpoint: Checkpoint) -> Result<(), JobError> {
         let Some((path, file)) = &mut self.file else {
             return Ok(());
         };
-        let line = serde_json::to_string(&mark).expect("numbers are JSON") + "\n";
+        let line = serde_json::to_string(&checkpoint).expect("numbers are JSON") + "\n";
         file.write_all(line.as_bytes())
             .and_then(|()| file.sync_data())
             .map_err(|error| JobError::at(path, error))
     }
 
-    /// Takes the file away: nothing is left to go on with.
+    /// Removes the journal of a finished job.
     ///
     /// # Errors
     /// [`JobError::Unusable`] when it cannot be removed.
@@ -107,10 +107,10 @@ impl Journal {
     }
 }
 
-/// The path with `ending` behind it.
-pub fn beside(path: &Path, ending: &str) -> PathBuf {
+/// `path` with `suffix` appended to the file name.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
-    name.push(ending);
+    name.push(suffix);
     name.into()
 }
 
@@ -122,27 +122,27 @@ fn start(file: &mut File, setup: &Map<String, Value>) -> std::io::Result<()> {
     file.sync_data()
 }
 
-/// What a journal says: its job, and the last whole line. `None` when not even the job was written.
-fn read(text: &str) -> Option<(Map<String, Value>, Mark)> {
+/// The settings and the last complete checkpoint of a journal. `None` if it has no complete settings.
+fn read(text: &str) -> Option<(Map<String, Value>, Checkpoint)> {
     let whole = &text[..=text.rfind('\n')?];
     let mut lines = whole.lines();
     let setup = serde_json::from_str(lines.next()?).ok()?;
-    let mut marks = lines.filter_map(|line| serde_json::from_str(line).ok());
-    Some((setup, marks.next_back().unwrap_or_default()))
+    let mut checkpoints = lines.filter_map(|line| serde_json::from_str(line).ok());
+    Some((setup, checkpoints.next_back().unwrap_or_default()))
 }
 
-/// All that decides what is written.
+/// The settings that determine the output.
 fn setup(job: &Job, model: &ModelInfo) -> Result<Map<String, Value>, JobError> {
     let input = match job.input.path() {
         None => Value::Null,
         Some(path) => {
-            let there = path.metadata().map_err(|error| JobError::at(path, error))?;
-            let changed = there.modified().ok();
+            let metadata = path.metadata().map_err(|error| JobError::at(path, error))?;
+            let changed = metadata.modified().ok();
             let since = changed.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             json!({
                 "path": path.display().to_string(),
-                "bytes": there.len(),
-                // A whole number: a fraction can come back from JSON as its neighbour.
+                "bytes": metadata.len(),
+                // An integer: a fraction may not survive JSON unchanged.
                 "modified_nanoseconds": since.map(|since| since.as_nanos() as u64),
             })
         }
@@ -158,23 +158,21 @@ fn setup(job: &Job, model: &ModelInfo) -> Result<Map<String, Value>, JobError> {
     });
     match setup {
         Value::Object(setup) => Ok(setup),
-        _ => unreachable!("it was written as an object"),
+        _ => unreachable!("the literal is an object"),
     }
 }
 
-/// Refuses to go on with another job than was begun.
+/// Refuses to resume a job with other settings.
 fn same(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), String> {
-    match now
+    let changed = now
         .iter()
-        .find(|(key, value)| before.get(*key) != Some(*value))
-    {
-        None => Ok(()),
-        Some((key, value)) => {
-            let before = before.get(key).cloned().unwrap_or_default();
-            Err(format!(
-                "it is unfinished, and of another job: its `{key}` was {before} and is {value}; hint: \
-                 `--overwrite` starts anew"
-            ))
-        }
-    }
+        .find(|(key, value)| before.get(*key) != Some(*value));
+    let Some((key, value)) = changed else {
+        return Ok(());
+    };
+    let before = before.get(key).cloned().unwrap_or_default();
+    Err(format!(
+        "is unfinished, from a job with other settings: `{key}` was {before} and is {value}; hint: \
+         `--overwrite` starts over"
+    ))
 }

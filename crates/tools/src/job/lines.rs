@@ -1,10 +1,10 @@
-//! JSON, one object a line.
+//! JSON lines.
 
 use std::io::{BufRead, BufReader, Read};
 
 use serde_json::{Map, Value};
 
-use super::appended::Appended;
+use super::appended::AppendFile;
 use super::{
     CHUNK_BYTES, CHUNK_ROWS, Chunk, Fields, JobError, MAX_ROW_BYTES, Pairing, Rows, Sink, Source,
     number,
@@ -12,11 +12,11 @@ use super::{
 use rerankd_core::Pair;
 use rerankd_engine::bulk::{Outcome, RowError};
 
-/// A row as it stands, and what is wrong with it as a line.
+/// A line, and whether it is valid as a line.
 type Line = (String, Result<(), RowError>);
 
-/// Reads rows. A blank line is none.
-pub struct Lines {
+/// Reads rows, and skips blank lines.
+pub struct Reader {
     input: BufReader<Box<dyn Read>>,
     fields: Fields,
     rows: u64,
@@ -24,8 +24,8 @@ pub struct Lines {
     pairing: Pairing,
 }
 
-impl Lines {
-    /// Of `input`.
+impl Reader {
+    /// Reads from `input`.
     pub fn new(input: Box<dyn Read>, fields: &Fields) -> Self {
         Self {
             input: BufReader::with_capacity(1 << 16, input),
@@ -36,32 +36,32 @@ impl Lines {
         }
     }
 
-    /// The next line that is not blank, or what is wrong with it; `None` at the end. A line that is
-    /// too long is passed over, and only its start is kept.
+    /// The next line that is not blank; `None` at the end. A line that is too long is skipped, and only
+    /// its beginning is returned.
     fn next(&mut self) -> Result<Option<Line>, JobError> {
         loop {
             let mut line = Vec::new();
             let most = MAX_ROW_BYTES as u64 + 1;
             let read = (&mut self.input).take(most).read_until(b'\n', &mut line);
-            let read = read.map_err(|e| JobError::Unusable(format!("the input: {e}")))?;
+            let read = read.map_err(unreadable)?;
             if read == 0 {
                 return Ok(None);
             }
             self.bytes += read as u64;
             let mut state = Ok(());
             if line.len() > MAX_ROW_BYTES {
-                self.pass_over_line()?;
+                self.skip_line()?;
                 line.truncate(200);
-                state = Err(RowError(format!("it is longer than {MAX_ROW_BYTES} bytes")));
+                state = Err(RowError(format!("longer than {MAX_ROW_BYTES} bytes")));
             }
             let line = match String::from_utf8(line) {
                 Ok(line) => line,
                 Err(error) => {
-                    state = state.and(Err(RowError("it is not UTF-8".into())));
+                    state = state.and(Err(RowError("not UTF-8".into())));
                     String::from_utf8_lossy(error.as_bytes()).into_owned()
                 }
             };
-            // Some editors put a mark before the first line.
+            // Some editors write a byte order mark before the first line.
             let line = line.trim_start_matches('\u{feff}').trim();
             if !line.is_empty() {
                 self.rows += 1;
@@ -70,15 +70,14 @@ impl Lines {
         }
     }
 
-    fn pass_over_line(&mut self) -> Result<(), JobError> {
+    fn skip_line(&mut self) -> Result<(), JobError> {
         loop {
-            let buffer = self.input.fill_buf();
-            let buffer = buffer.map_err(|e| JobError::Unusable(format!("the input: {e}")))?;
+            let buffer = self.input.fill_buf().map_err(unreadable)?;
             let end = buffer.iter().position(|&byte| byte == b'\n');
-            let pass = end.map_or(buffer.len(), |end| end + 1);
-            self.input.consume(pass);
-            self.bytes += pass as u64;
-            if end.is_some() || pass == 0 {
+            let skipped = end.map_or(buffer.len(), |end| end + 1);
+            self.input.consume(skipped);
+            self.bytes += skipped as u64;
+            if end.is_some() || skipped == 0 {
                 return Ok(());
             }
         }
@@ -87,15 +86,13 @@ impl Lines {
     fn pair(&mut self, line: &str) -> Result<Pair, RowError> {
         let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
             RowError(match error.classify() {
-                serde_json::error::Category::Data => "it is not a JSON object".to_owned(),
-                _ => format!("it is not JSON: wrong at column {}", error.column()),
+                serde_json::error::Category::Data => "not a JSON object".to_owned(),
+                _ => format!("not JSON: error at column {}", error.column()),
             })
         })?;
         if object.contains_key(&self.fields.score) {
-            return Err(RowError(format!(
-                "it has a `{}` already",
-                self.fields.score
-            )));
+            let name = &self.fields.score;
+            return Err(RowError(format!("already has a key `{name}`")));
         }
         let text = |name: &str| match object.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
@@ -107,7 +104,7 @@ impl Lines {
     }
 }
 
-impl Source for Lines {
+impl Source for Reader {
     fn read(&mut self) -> Result<Option<Chunk>, JobError> {
         let first = self.rows + 1;
         let (mut pairs, mut rows, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -137,15 +134,15 @@ impl Source for Lines {
     }
 }
 
-/// Writes rows as they were, with the score as their last key.
-pub struct Scored {
-    output: Appended,
+/// Writes rows unchanged, with the score as the last key.
+pub struct Writer {
+    output: AppendFile,
     key: String,
 }
 
-impl Scored {
-    /// To `output`, under the name `score`.
-    pub fn new(output: Appended, score: String) -> Self {
+impl Writer {
+    /// Writes to `output`, with the key `score`.
+    pub fn new(output: AppendFile, score: String) -> Self {
         Self {
             output,
             key: Value::from(score).to_string(),
@@ -153,10 +150,10 @@ impl Scored {
     }
 }
 
-impl Sink for Scored {
+impl Sink for Writer {
     fn write(&mut self, rows: &Rows, outcomes: &[Outcome]) -> Result<(), JobError> {
         let Rows::Lines(rows) = rows else {
-            unreachable!("input and output have one format");
+            unreachable!("input and output have the same format");
         };
         let mut text = String::new();
         for (row, outcome) in rows.iter().zip(outcomes) {
@@ -166,7 +163,7 @@ impl Sink for Scored {
                 [score] => score.clone(),
                 scores => format!("[{}]", scores.join(",")),
             };
-            // A row with a score is an object with two texts at least.
+            // A scored row is an object that is not empty.
             text.push_str(&row[..row.len() - 1]);
             text.push_str(&format!(",{}:{scores}}}\n", self.key));
         }
@@ -176,12 +173,8 @@ impl Sink for Scored {
     fn commit(&mut self) -> Result<u64, JobError> {
         self.output.commit()
     }
+}
 
-    fn finish(&mut self) -> Result<(), JobError> {
-        Ok(())
-    }
-
-    fn clean(&mut self) -> Result<(), JobError> {
-        Ok(())
-    }
+fn unreadable(error: std::io::Error) -> JobError {
+    JobError::Unusable(format!("the input: {error}"))
 }

@@ -1,5 +1,5 @@
-//! Apache Parquet. Its files cannot be added to, so what is done is kept as parts beside the output,
-//! each whole, and put together at the end.
+//! Apache Parquet. Its files cannot be appended to: each commit writes a complete part next to the
+//! output, and the parts are merged at the end.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::journal::beside;
-use super::{CHUNK_ROWS, Chunk, Fields, JobError, Mark, Pairing, Rows, Sink, Source};
+use super::{CHUNK_ROWS, Checkpoint, Chunk, Fields, JobError, Pairing, Rows, Sink, Source};
 use rerankd_core::Pair;
 use rerankd_engine::bulk::{Outcome, RowError};
 
-/// Rows that are copied at a time when parts are put together.
+/// Batch size in rows when parts are merged.
 const COPY_ROWS: usize = 8192;
 
 /// Reads rows.
-pub struct Columns {
+pub struct Reader {
     path: PathBuf,
     metadata: ArrowReaderMetadata,
     file_bytes: u64,
@@ -36,7 +36,7 @@ pub struct Columns {
     pairing: Pairing,
 }
 
-impl Columns {
+impl Reader {
     /// Reads the schema of the file at `path`.
     pub fn open(path: &Path, fields: &Fields) -> Result<Self, JobError> {
         let failed = |error: &dyn std::fmt::Display| JobError::at(path, error);
@@ -47,8 +47,8 @@ impl Columns {
         for name in [&fields.query, &fields.document] {
             let Ok(field) = metadata.schema().field_with_name(name) else {
                 return Err(failed(&format!(
-                    "there is no column `{name}`; hint: `--query-field` and `--document-field` name the \
-                     columns"
+                    "there is no column `{name}`; hint: `--query-field` and `--document-field` set the \
+                     names"
                 )));
             };
             let kind = field.data_type();
@@ -57,7 +57,7 @@ impl Columns {
                 DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
             ) {
                 return Err(failed(&format!(
-                    "the column `{name}` has no strings, but {kind}"
+                    "the column `{name}` has the type {kind}, not a string type"
                 )));
             }
         }
@@ -79,7 +79,7 @@ impl Columns {
         self.metadata.schema()
     }
 
-    /// The reader, opened behind the rows that were passed over.
+    /// The reader, which is opened after the skipped rows.
     fn reader(&mut self) -> Result<&mut ParquetRecordBatchReader, JobError> {
         if self.reader.is_none() {
             let file = File::open(&self.path).map_err(|e| JobError::at(&self.path, e))?;
@@ -92,13 +92,13 @@ impl Columns {
                 .map_err(|error| JobError::at(&self.path, error))?;
             self.reader = Some(reader);
         }
-        Ok(self.reader.as_mut().expect("it was just made"))
+        Ok(self.reader.as_mut().expect("just created"))
     }
 
     fn pairs(&mut self, batch: &RecordBatch) -> Vec<Result<Pair, RowError>> {
         let column = |name: &str| {
             let column = batch.column_by_name(name);
-            column.expect("the schema was looked at").clone()
+            column.expect("the schema has it").clone()
         };
         let (query, document) = (column(&self.fields.query), column(&self.fields.document));
         let null = |name: &str| RowError(format!("`{name}` is null"));
@@ -112,7 +112,7 @@ impl Columns {
     }
 }
 
-/// One text of a column of any kind of strings; `None` where it is null.
+/// A text in a column of any string type; `None` if it is null.
 fn text(column: &ArrayRef, row: usize) -> Option<&str> {
     if column.is_null(row) {
         return None;
@@ -125,7 +125,7 @@ fn text(column: &ArrayRef, row: usize) -> Option<&str> {
     }
 }
 
-impl Source for Columns {
+impl Source for Reader {
     fn read(&mut self) -> Result<Option<Chunk>, JobError> {
         let Some(batch) = self.reader()?.next() else {
             return Ok(None);
@@ -153,24 +153,26 @@ impl Source for Columns {
     }
 }
 
-/// Writes parts, and at the end the output.
-pub struct Parts {
+/// Writes parts, and merges them at the end.
+pub struct Writer {
     output: PathBuf,
     folder: PathBuf,
     schema: SchemaRef,
     columns: usize,
-    /// Parts that are whole.
-    whole: u64,
+    /// Number of complete parts.
+    complete: u64,
     open: Option<ArrowWriter<File>>,
 }
 
-impl Parts {
-    /// Of an output at `output`, of which the first `whole` parts are safe and the others go.
+impl Writer {
+    /// Opens the parts of `output`, and removes those after the checkpoint.
     pub fn open(
         output: &Path,
         input: &SchemaRef,
         columns: &[String],
-        Mark { output: whole, .. }: Mark,
+        Checkpoint {
+            output: complete, ..
+        }: Checkpoint,
     ) -> Result<Self, JobError> {
         if let Some(name) = columns.iter().find(|c| input.field_with_name(c).is_ok()) {
             return Err(super::name_taken(name));
@@ -179,35 +181,34 @@ impl Parts {
         let score = |name: &String| Arc::new(Field::new(name, DataType::Float32, false));
         fields.extend(columns.iter().map(score));
         let schema = Schema::new_with_metadata(fields, input.metadata().clone());
-        let parts = Self {
+        let writer = Self {
             output: output.to_owned(),
             folder: beside(output, ".parts"),
             schema: Arc::new(schema),
             columns: columns.len(),
-            whole,
+            complete,
             open: None,
         };
-        parts
-            .keep_whole()
-            .map_err(|e| JobError::at(&parts.folder, e))?;
-        Ok(parts)
+        let kept = writer.keep_complete();
+        kept.map_err(|e| JobError::at(&writer.folder, e))?;
+        Ok(writer)
     }
 
-    fn keep_whole(&self) -> std::io::Result<()> {
+    fn keep_complete(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.folder)?;
         for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
             let number = path
                 .file_stem()
                 .and_then(|stem| stem.to_str()?.parse::<u64>().ok());
-            if number.is_none_or(|number| number >= self.whole) {
+            if number.is_none_or(|number| number >= self.complete) {
                 std::fs::remove_file(path)?;
             }
         }
-        match (0..self.whole).find(|&number| !self.part(number).exists()) {
+        match (0..self.complete).find(|&number| !self.part(number).exists()) {
             None => Ok(()),
             Some(number) => Err(std::io::Error::other(format!(
-                "part {number} is gone; hint: `--overwrite` starts anew"
+                "part {number} is missing; hint: `--overwrite` starts over"
             ))),
         }
     }
@@ -230,10 +231,10 @@ fn close(writer: ArrowWriter<File>) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-impl Sink for Parts {
+impl Sink for Writer {
     fn write(&mut self, rows: &Rows, outcomes: &[Outcome]) -> Result<(), JobError> {
         let Rows::Columns(batch) = rows else {
-            unreachable!("input and output have one format");
+            unreachable!("input and output have the same format");
         };
         let failed = |error: &dyn std::fmt::Display| JobError::at(&self.output, error);
         let scored: BooleanArray = outcomes.iter().map(|o| Some(o.is_ok())).collect();
@@ -248,9 +249,9 @@ impl Sink for Parts {
         }
         let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| failed(&e))?;
         if self.open.is_none() {
-            self.open = Some(self.writer(&self.part(self.whole))?);
+            self.open = Some(self.writer(&self.part(self.complete))?);
         }
-        let writer = self.open.as_mut().expect("it was just opened");
+        let writer = self.open.as_mut().expect("just opened");
         writer
             .write(&batch)
             .map_err(|e| JobError::at(&self.folder, e))
@@ -259,15 +260,15 @@ impl Sink for Parts {
     fn commit(&mut self) -> Result<u64, JobError> {
         if let Some(writer) = self.open.take() {
             close(writer).map_err(|e| JobError::at(&self.folder, e))?;
-            self.whole += 1;
+            self.complete += 1;
         }
-        Ok(self.whole)
+        Ok(self.complete)
     }
 
     fn finish(&mut self) -> Result<(), JobError> {
         let unfinished = beside(&self.output, ".unfinished");
         let mut writer = self.writer(&unfinished)?;
-        for number in 0..self.whole {
+        for number in 0..self.complete {
             let path = self.part(number);
             let failed = |error: &dyn std::fmt::Display| JobError::at(&path, error);
             let file = File::open(&path).map_err(|e| failed(&e))?;

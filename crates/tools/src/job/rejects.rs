@@ -1,29 +1,29 @@
-//! Rows that have no score, and why.
+//! Rows that could not be scored, with the reason.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::appended::Appended;
+use super::appended::AppendFile;
 use super::{Chunk, JobError};
 use rerankd_engine::bulk::Outcome;
 
 /// A file of JSON lines, or the standard error.
 pub struct Rejects {
-    file: Option<(PathBuf, Appended)>,
+    file: Option<(PathBuf, AppendFile)>,
 }
 
 impl Rejects {
-    /// Cuts the file to its first `bytes`.
+    /// Opens the file, and truncates it to `bytes`.
     pub fn open(path: Option<&Path>, bytes: u64) -> Result<Self, JobError> {
         let file = match path {
-            Some(path) => Some((path.to_owned(), Appended::open(Some(path), bytes)?)),
+            Some(path) => Some((path.to_owned(), AppendFile::open(Some(path), bytes)?)),
             None => None,
         };
         Ok(Self { file })
     }
 
-    /// Writes the rows of a chunk that have no score; returns how many.
+    /// Writes the rows of a chunk that could not be scored. Returns their number.
     pub fn write(&mut self, chunk: &Chunk, outcomes: &[Outcome]) -> Result<u64, JobError> {
         let mut count = 0;
         for (index, outcome) in outcomes.iter().enumerate() {
@@ -34,16 +34,16 @@ impl Rejects {
                 Some((_, file)) => {
                     let reason = reason.to_string();
                     let line =
-                        json!({"row": row, "reason": reason, "input": chunk.rows.shown(index)});
+                        json!({"row": row, "reason": reason, "input": chunk.rows.to_json(index)});
                     file.write(format!("{line}\n").as_bytes())?;
                 }
-                None => eprintln!("rerankd: row {row} has no score: {reason}"),
+                None => eprintln!("rerankd: row {row} rejected: {reason}"),
             }
         }
         Ok(count)
     }
 
-    /// Makes safe what was written; returns how many bytes there are.
+    /// Commits the file to disk. Returns its size in bytes.
     pub fn commit(&mut self) -> Result<u64, JobError> {
         match &mut self.file {
             Some((_, file)) => file.commit(),
@@ -51,7 +51,7 @@ impl Rejects {
         }
     }
 
-    /// Takes the file away where it is empty.
+    /// Removes the file if it is empty.
     pub fn finish(&mut self) -> Result<(), JobError> {
         match &self.file {
             Some((path, file)) if file.is_empty() => {

@@ -1,9 +1,9 @@
 //! Lists.
 
+use rerankd_core::{Limits, RerankError, Texts};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess};
 
 use super::{Path, Place, Read, Reader, value_of};
-use rerankd_core::{Limits, RerankError, Texts};
 
 /// A list of which no more is kept than a request may have.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::num::NonZeroUsize;
 
+use rerankd_core::{Priority, TruncationPolicy, TruncationSide, TruncationStrategy};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess};
 
 use super::{Place, Read, unexpected};
-use rerankd_core::{Priority, Side, Strategy, Truncate};
 
 impl Read for String {
     const EXPECTED: &'static str = "a string";
@@ -92,16 +92,16 @@ macro_rules! names {
     };
 }
 
-names!(Side {
+names!(TruncationSide {
     "left" => Self::Left,
     "right" => Self::Right,
     "Left" => Self::Left,
     "Right" => Self::Right,
 });
 
-names!(Truncate { "END" => Self::Cut, "NONE" => Self::Refuse });
+names!(TruncationPolicy { "END" => Self::Truncate, "NONE" => Self::Reject });
 
-names!(Strategy {
+names!(TruncationStrategy {
     "longest_first" => Self::LongestFirst,
     "document_only" => Self::DocumentOnly,
 });

@@ -1,14 +1,15 @@
 //! `POST /predict`: every label of each pair.
 
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::options;
-use crate::dialect::{Body, Context, Served, Work};
+use crate::answer::Context;
+use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::pair::PredictInputs;
 use crate::read::{self, request};
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 /// Reads a prediction.
 pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
@@ -29,7 +30,7 @@ request! {
         /// Whether texts that are too long are cut; otherwise they are refused.
         truncate?: bool as Option<bool>,
         /// Which end is cut.
-        truncation_direction?: Side as Option<super::Direction>,
+        truncation_direction?: TruncationSide as Option<super::Direction>,
         /// Logits instead of scores between 0 and 1.
         raw_scores?: bool as Option<bool>,
     }

@@ -1,14 +1,14 @@
 //! `POST /tokenize` and `POST /decode`.
 
-use serde::Serialize;
+use rerankd_core::RerankError;
 use utoipa::ToSchema;
 
-use crate::dialect::{Body, Context, Served, Work};
+use crate::answer::Context;
+use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::list::OneOrMany;
 use crate::read::pair::TokenIds;
 use crate::read::{self, request};
-use rerankd_core::RerankError;
 
 /// Reads texts whose tokens are asked for.
 pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
@@ -81,28 +81,4 @@ enum TextsSchema {
 enum IdsSchema {
     One(Vec<u32>),
     Many(Vec<Vec<u32>>),
-}
-
-/// One token of a text.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = TeiToken)]
-pub struct Token {
-    id: u32,
-    text: String,
-    special: bool,
-    start: Option<usize>,
-    stop: Option<usize>,
-}
-
-impl Token {
-    /// A token that spans these characters of its text, or none where it was added around it.
-    pub fn new(id: u32, text: String, span: Option<(usize, usize)>) -> Self {
-        Self {
-            id,
-            text,
-            special: span.is_none(),
-            start: span.map(|span| span.0),
-            stop: span.map(|span| span.1),
-        }
-    }
 }

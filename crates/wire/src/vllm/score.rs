@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{ContentList, Options, SideName};
-use crate::dialect::{Body, Context, Served, Work};
+use crate::answer::Context;
+use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::content::Contents;
 use crate::read::scalar::{ModelName, Whole};
 use crate::read::{self, request};
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Side};
 
 /// Reads texts to be scored against texts.
 pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
@@ -52,7 +53,7 @@ request! {
         /// Most tokens of a pair; -1 is as many as the model reads.
         truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
         /// Which end is cut.
-        truncation_side?: Side as Option<SideName>,
+        truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the first text; 0 is no limit.
         max_tokens_per_query?: Whole<0> as Option<u64>,
         /// Most tokens of the second text; 0 is no limit.

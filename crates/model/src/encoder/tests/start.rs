@@ -1,10 +1,10 @@
-//! The first tokens of a text, told from its start, against the tokenizer's own tokens of all of it.
+//! Compares the first tokens of a text, from its prefix only, with the tokenizer's own tokens.
 
 use std::path::Path;
 
 use super::*;
 
-/// Every tokenizer at hand, by name.
+/// All tokenizers, by name.
 fn tokenizers() -> Vec<(String, PairEncoder)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut folders: Vec<_> = std::fs::read_dir(root.join("tests/reference/models"))
@@ -25,13 +25,13 @@ fn tokenizers() -> Vec<(String, PairEncoder)> {
 }
 
 fn own(encoder: &PairEncoder, text: &str) -> Vec<u32> {
-    let tokens = encoder.side.tokenizer().encode(text, false).unwrap();
+    let tokens = encoder.tokenizer.inner().encode(text, false).unwrap();
     tokens.get_ids().to_vec()
 }
 
 fn check(name: &str, encoder: &PairEncoder, text: &str, limit: usize) {
     let right = TruncationDirection::Right;
-    let side = encoder.side.tokenize(text, limit, right).unwrap();
+    let side = encoder.tokenizer.tokenize(text, limit, right).unwrap();
     let whole = own(encoder, text);
     let kept = whole.len().min(limit);
     assert_eq!(side.ids, whole[..kept], "{name} {limit} {text:?}");
@@ -130,9 +130,9 @@ proptest! {
     }
 }
 
-/// Only a start of these is read: they are decided before their end is reached.
+/// Texts of which only a prefix must be tokenized.
 #[test]
-fn long_texts_of_every_script_are_decided_by_their_start() {
+fn long_texts_of_every_script_are_decided_by_their_prefix() {
     let chinese = "今日は文文文，中国的城市。".repeat(4000);
     let hindi = "हिन्दी में लिखा गया ".repeat(4000);
     let json = "{\"k\":[1,2,3]},".repeat(4000);
@@ -143,7 +143,7 @@ fn long_texts_of_every_script_are_decided_by_their_start() {
             if own(&encoder, text).len() <= 20 {
                 continue;
             }
-            let side = encoder.side.tokenize_start(text, 20).unwrap();
+            let side = encoder.tokenizer.tokenize_start(text, 20).unwrap();
             let side = side.unwrap_or_else(|| panic!("{name} reads all of {:?}", &text[..20]));
             assert_eq!(
                 side.ids,
@@ -155,7 +155,7 @@ fn long_texts_of_every_script_are_decided_by_their_start() {
 }
 
 #[test]
-fn long_words_are_decided_by_their_start_where_their_letters_are_known() {
+fn long_words_of_known_letters_are_decided_by_their_prefix() {
     let word = "running".repeat(50_000);
     for (name, encoder) in tokenizers() {
         check(&name, &encoder, &word, 20);
@@ -166,7 +166,11 @@ fn long_words_are_decided_by_their_start_where_their_letters_are_known() {
             20,
         );
         assert!(
-            encoder.side.tokenize_start(&word, 20).unwrap().is_some(),
+            encoder
+                .tokenizer
+                .tokenize_start(&word, 20)
+                .unwrap()
+                .is_some(),
             "{name}"
         );
     }

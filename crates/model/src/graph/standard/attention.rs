@@ -1,36 +1,27 @@
-//! Attention over padded rows, with rotary embeddings, relative position bias and sliding windows.
+//! Attention on padded batches, with rotary embeddings, relative position bias and sliding windows.
 
-use super::{MASKED, Rewriter, int, int_attribute, ints, part, to};
-use crate::graph::onnx::{DataType, NodeProto};
+use super::{MASKED, Rewriter, int, ints, part, to};
 use crate::graph::operator;
+use crate::onnx::{DataType, NodeProto};
 
-/// Queries, keys, query bias and lengths come before what may be missing.
+/// Queries, keys, query bias and lengths precede the optional inputs.
 const FIXED_INPUTS: usize = 4;
 
-/// Names of one attention's own values.
-struct Names<'a>(&'a str);
-
-impl Names<'_> {
-    fn of(&self, what: &str) -> String {
-        part(self.0, what)
-    }
-}
-
 impl Rewriter {
-    /// [`operator::PACKED_ATTENTION`] over rows with padding.
+    /// Expands [`operator::PACKED_ATTENTION`].
     pub(super) fn attention(&mut self, node: &NodeProto) {
-        let names = Names(&node.output[0]);
+        let name = node.output[0].as_str();
         let [query, keys, bias] = [0, 1, 2].map(|index| node.input[index].as_str());
-        let more = |index: usize| {
+        let optional = |index: usize| {
             let name = node.input.get(FIXED_INPUTS + index)?.as_str();
             (!name.is_empty()).then_some(name)
         };
         let width = self.weights[bias].shape[0] as i64;
-        let heads = int_attribute(node, operator::HEADS).expect("attention has heads");
+        let heads = node.int(operator::HEADS).expect("attention has heads");
         let size = width / heads;
 
-        let [q, k, v] = ["q", "k", "v"].map(|what| names.of(what));
-        let asked = if query == keys {
+        let [q, k, v] = ["q", "k", "v"].map(|what| part(name, what));
+        let query = if query == keys {
             let sizes = self.longs(&format!("three_of_{width}"), &[3], &[width; 3]);
             self.split(&[query, &sizes], &[&q, &k, &v], 1);
             q.as_str()
@@ -39,155 +30,130 @@ impl Rewriter {
             self.split(&[keys, &sizes], &[&k, &v], 1);
             query
         };
-        let q = self.op(&names.of("q_biased"), "Add", &[asked, bias], &[]);
+        let q = self.part(name, "q_biased", "Add", &[query, bias], &[]);
         let [q, k, v] = [q, k, v].map(|x| self.by_head(&x, heads, size));
-        let table = more(operator::ROTARY_INPUT);
-        let distances = more(operator::BIAS_INPUT);
-        let window = int_attribute(node, operator::WINDOW);
+        let table = optional(operator::ROTARY_INPUT);
+        let distances = optional(operator::BIAS_INPUT);
+        let window = node.int(operator::WINDOW);
         if table.is_some() || distances.is_some() || window.is_some() {
-            // One query for each token of a row, or for its first.
-            self.op(&names.of("q_shape"), "Shape", &[&q], &[]);
+            // One query per token, or one per sequence.
+            self.part(name, "q_shape", "Shape", &[&q], &[]);
             let third = self.longs("third", &[1], &[2]);
-            self.op(
-                &names.of("asking"),
-                "Gather",
-                &[&names.of("q_shape"), &third],
-                &[],
-            );
+            let shape = part(name, "q_shape");
+            self.part(name, "query_length", "Gather", &[&shape, &third], &[]);
         }
         let (q, k) = match table {
             Some(table) => {
                 let second = self.longs("second", &[1], &[1]);
-                self.op(&names.of("seen"), "Gather", &["shape", &second], &[]);
+                self.part(name, "key_length", "Gather", &["shape", &second], &[]);
                 let half = self.longs(&format!("two_of_{}", size / 2), &[2], &[size / 2; 2]);
                 let mut rotated = |x: &str, rows: &str| self.rotated(x, [table, rows, &half]);
                 (
-                    rotated(&q, &names.of("asking")),
-                    rotated(&k, &names.of("seen")),
+                    rotated(&q, &part(name, "query_length")),
+                    rotated(&k, &part(name, "key_length")),
                 )
             }
             None => (q, k),
         };
         let order = [ints("perm", &[0, 1, 3, 2])];
-        let k = self.op(&names.of("k_across"), "Transpose", &[&k], &order);
-        let mut scores = self.op(&names.of("scores"), "MatMul", &[&q, &k], &[]);
+        let k = self.part(name, "k_transposed", "Transpose", &[&k], &order);
+        let mut scores = self.part(name, "scores", "MatMul", &[&q, &k], &[]);
         if distances.is_some() || window.is_some() {
-            let distance = self.distance(&names);
+            let distance = self.distance(name);
             if let Some(table) = distances {
-                let added = self.by_distance(&names, &distance, table);
-                scores = self.op(&names.of("scores_biased"), "Add", &[&scores, &added], &[]);
+                let added = self.relative_bias(name, &distance, table);
+                scores = self.part(name, "scores_biased", "Add", &[&scores, &added], &[]);
             }
             if let Some(window) = window {
-                let added = self.beyond(&names, &distance, window);
-                scores = self.op(&names.of("scores_near"), "Add", &[&scores, &added], &[]);
+                let added = self.window_mask(name, &distance, window);
+                scores = self.part(name, "scores_windowed", "Add", &[&scores, &added], &[]);
             }
         }
-        let scores = self.op(&names.of("masked"), "Add", &[&scores, "mask"], &[]);
+        let scores = self.part(name, "masked", "Add", &[&scores, "mask"], &[]);
         let last = [int("axis", -1)];
-        let weights = self.op(&names.of("weights"), "Softmax", &[&scores], &last);
-        let context = self.op(&names.of("heads"), "MatMul", &[&weights, &v], &[]);
+        let weights = self.part(name, "weights", "Softmax", &[&scores], &last);
+        let context = self.part(name, "heads", "MatMul", &[&weights, &v], &[]);
         let order = [ints("perm", &[0, 2, 1, 3])];
-        let context = self.op(&names.of("moved"), "Transpose", &[&context], &order);
+        let context = self.part(name, "transposed", "Transpose", &[&context], &order);
         let flat = self.longs(&format!("rows_{width}"), &[2], &[-1, width]);
-        self.op(names.0, "Reshape", &[&context, &flat], &[]);
+        self.op(name, "Reshape", &[&context, &flat], &[]);
     }
 
-    /// `[tokens, width]` as `[batch, heads, sequence, size]`.
+    /// Reshapes `[tokens, width]` to `[batch, heads, sequence, size]`.
     fn by_head(&mut self, x: &str, heads: i64, size: i64) -> String {
         let rest = self.longs(&format!("heads_{heads}_{size}"), &[3], &[-1, heads, size]);
         let shape = format!("by_head_{heads}_{size}");
         if !self.nodes.iter().any(|node| node.name == shape) {
             self.op(&shape, "Concat", &["batch", &rest], &[int("axis", 0)]);
         }
-        let rows = self.op(&part(x, "heads"), "Reshape", &[x, &shape], &[]);
+        let rows = self.part(x, "heads", "Reshape", &[x, &shape], &[]);
         let order = [ints("perm", &[0, 2, 1, 3])];
-        self.op(&part(x, "moved"), "Transpose", &[&rows], &order)
+        self.part(x, "transposed", "Transpose", &[&rows], &order)
     }
 
-    /// `x` with rotary position embeddings, from as many rows of the table as it has.
+    /// Applies rotary position embeddings: the first `rows` rows of `table`.
     fn rotated(&mut self, x: &str, [table, rows, halves]: [&str; 3]) -> String {
         let [cos, sin, a, b] = ["cosines", "sines", "a", "b"].map(|what| part(x, what));
         let zero = self.longs("zero_list", &[1], &[0]);
-        let table = self.op(
-            &part(x, "table"),
-            "Slice",
-            &[table, &zero, rows, &zero],
-            &[],
-        );
+        let table = self.part(x, "table", "Slice", &[table, &zero, rows, &zero], &[]);
         self.split(&[&table, halves], &[&cos, &sin], 1);
         self.split(&[x, halves], &[&a, &b], 3);
         let mut product =
-            |what: &str, half: &str, by: &str| self.op(&part(x, what), "Mul", &[half, by], &[]);
+            |what: &str, half: &str, by: &str| self.part(x, what, "Mul", &[half, by], &[]);
         let [a_cos, b_sin] = [product("a_cos", &a, &cos), product("b_sin", &b, &sin)];
         let [b_cos, a_sin] = [product("b_cos", &b, &cos), product("a_sin", &a, &sin)];
-        let a = self.op(&part(x, "a_turned"), "Sub", &[&a_cos, &b_sin], &[]);
-        let b = self.op(&part(x, "b_turned"), "Add", &[&b_cos, &a_sin], &[]);
-        self.op(&part(x, "turned"), "Concat", &[&a, &b], &[int("axis", 3)])
+        let a = self.part(x, "a_rotated", "Sub", &[&a_cos, &b_sin], &[]);
+        let b = self.part(x, "b_rotated", "Add", &[&b_cos, &a_sin], &[]);
+        self.part(x, "rotated", "Concat", &[&a, &b], &[int("axis", 3)])
     }
 
-    /// How far each key stands behind each query, `[queries, keys]`.
-    fn distance(&mut self, names: &Names<'_>) -> String {
+    /// Distance from each query to each key, `[queries, keys]`.
+    fn distance(&mut self, name: &str) -> String {
         let zero = self.longs("zero", &[], &[0]);
         let step = self.longs("step", &[], &[1]);
         let [first, second] = [0, 1].map(|axis| self.longs(&format!("axis_{axis}"), &[1], &[axis]));
-        let asking = names.of("asking");
-        let scalar = self.op(&names.of("queries"), "Squeeze", &[&asking], &[]);
-        let query = self.op(
-            &names.of("query_places"),
+        let length = part(name, "query_length");
+        let scalar = self.part(name, "queries", "Squeeze", &[&length], &[]);
+        let query = self.part(
+            name,
+            "query_positions",
             "Range",
             &[&zero, &scalar, &step],
             &[],
         );
-        let key = self.op(
-            &names.of("key_places"),
+        let key = self.part(
+            name,
+            "key_positions",
             "Range",
             &[&zero, "columns", &step],
             &[],
         );
-        let query = self.op(
-            &names.of("query_column"),
-            "Unsqueeze",
-            &[&query, &second],
-            &[],
-        );
-        let key = self.op(&names.of("key_row"), "Unsqueeze", &[&key, &first], &[]);
-        self.op(&names.of("distance"), "Sub", &[&key, &query], &[])
+        let query = self.part(name, "query_column", "Unsqueeze", &[&query, &second], &[]);
+        let key = self.part(name, "key_row", "Unsqueeze", &[&key, &first], &[]);
+        self.part(name, "distance", "Sub", &[&key, &query], &[])
     }
 
-    /// What a table `[heads, 2 * reach + 1]` adds to scores by distance, `[heads, queries, keys]`.
-    fn by_distance(&mut self, names: &Names<'_>, distance: &str, table: &str) -> String {
-        let reach = match self.weights.get(table) {
-            Some(weight) => (weight.shape[1] as i64 - 1) / 2,
-            None => unreachable!("a table of the graph is among its weights"),
-        };
+    /// Relative position bias from a table `[heads, 2 * reach + 1]`, `[heads, queries, keys]`.
+    fn relative_bias(&mut self, name: &str, distance: &str, table: &str) -> String {
+        let reach = (self.weights[table].shape[1] as i64 - 1) / 2;
         let reach_name = self.longs(&format!("reach_{reach}"), &[], &[reach]);
         let back = self.longs(&format!("reach_back_{reach}"), &[], &[-reach]);
-        let near = self.op(
-            &names.of("not_beyond"),
-            "Min",
-            &[distance, &reach_name],
-            &[],
-        );
-        let near = self.op(&names.of("not_before"), "Max", &[&near, &back], &[]);
-        let column = self.op(&names.of("column"), "Add", &[&near, &reach_name], &[]);
+        let near = self.part(name, "clamped_above", "Min", &[distance, &reach_name], &[]);
+        let near = self.part(name, "clamped", "Max", &[&near, &back], &[]);
+        let column = self.part(name, "column", "Add", &[&near, &reach_name], &[]);
         let along = [int("axis", 1)];
-        self.op(
-            &names.of("by_distance"),
-            "Gather",
-            &[table, &column],
-            &along,
-        )
+        self.part(name, "relative_bias", "Gather", &[table, &column], &along)
     }
 
-    /// [`MASKED`] for keys that are farther than `window`, and 0 for others, `[queries, keys]`.
-    fn beyond(&mut self, names: &Names<'_>, distance: &str, window: i64) -> String {
+    /// [`MASKED`] for keys outside the sliding window, else 0, `[queries, keys]`.
+    fn window_mask(&mut self, name: &str, distance: &str, window: i64) -> String {
         let window = self.longs(&format!("window_{window}"), &[], &[window]);
         let masked = self.floats("masked", &[], &[MASKED]);
-        let size = self.op(&names.of("far"), "Abs", &[distance], &[]);
-        let beyond = self.op(&names.of("beyond"), "Greater", &[&size, &window], &[]);
+        let size = self.part(name, "absolute", "Abs", &[distance], &[]);
+        let beyond = self.part(name, "beyond", "Greater", &[&size, &window], &[]);
         let float = [to(DataType::Float)];
-        let beyond = self.op(&names.of("beyond_float"), "Cast", &[&beyond], &float);
-        self.op(&names.of("beyond_mask"), "Mul", &[&beyond, &masked], &[])
+        let beyond = self.part(name, "beyond_float", "Cast", &[&beyond], &float);
+        self.part(name, "beyond_mask", "Mul", &[&beyond, &masked], &[])
     }
 
     fn split(&mut self, inputs: &[&str], outputs: &[&str], axis: i64) {

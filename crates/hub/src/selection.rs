@@ -1,17 +1,14 @@
-//! Which files of a model are needed. The one place that knows; pure.
+//! Selects the files of a model to download.
 
 use serde_json::Value;
 
-use rerankd_model::exported::PLACES;
+use rerankd_model::exported::DEFAULT_PATHS;
 use rerankd_model::modules::{MODULE_CONFIGS, MODULES};
 use rerankd_model::names::is_inner_path;
-use rerankd_model::{INDEX, SINGLE};
+use rerankd_model::{PICKLES, WEIGHTS_FILE, WEIGHTS_INDEX};
 
-/// Weights that run code when they are read.
-const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-
-/// What says how a model is built and how it reads text, beside [`MODULE_CONFIGS`]. All of it is small.
-const SETTINGS: [&str; 9] = [
+/// Small files with configuration and tokenizer, besides [`MODULE_CONFIGS`].
+const CONFIG_FILES: [&str; 9] = [
     "config.json",
     "config_sentence_transformers.json",
     MODULES,
@@ -20,34 +17,33 @@ const SETTINGS: [&str; 9] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "adapter_config.json",
-    // What newer versions keep apart.
+    // Separate in newer versions.
     "chat_template.jinja",
 ];
 
-/// What there is of the numbers of a model.
+/// The weights of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Weights {
-    /// This file of tensors.
+    /// A safetensors file.
     File(String),
-    /// The files that this index names.
+    /// Sharded safetensors, with this index.
     Index(String),
-    /// This graph that somebody made, and the files that it names.
-    Graph(String),
-    /// Only a pickle.
+    /// An ONNX file, possibly with external data.
+    Onnx(String),
+    /// Only a pickle, which is not supported.
     Pickle(String),
-    /// Nothing that is known.
+    /// None.
     None,
 }
 
-/// The settings among the files of a model.
-pub fn settings(files: &[String]) -> Vec<String> {
-    let known = |name: &str| SETTINGS.contains(&name) || MODULE_CONFIGS.contains(&name);
-    let is_one = |file: &&String| known(file);
-    files.iter().filter(is_one).cloned().collect()
+/// Configuration and tokenizer files.
+pub fn config_files(files: &[String]) -> Vec<String> {
+    let known = |name: &str| CONFIG_FILES.contains(&name) || MODULE_CONFIGS.contains(&name);
+    files.iter().filter(|file| known(file)).cloned().collect()
 }
 
-/// What the modules that `modules.json` names have in folders of their own: settings and weights.
-pub fn modules(files: &[String], modules: &Value) -> Vec<String> {
+/// Configuration and weights of modules in subfolders, for the content of `modules.json`.
+pub fn module_files(files: &[String], modules: &Value) -> Vec<String> {
     let folders: Vec<&str> = modules
         .as_array()
         .into_iter()
@@ -56,27 +52,26 @@ pub fn modules(files: &[String], modules: &Value) -> Vec<String> {
         .map(|path| path.trim_end_matches('/'))
         .filter(|path| is_inner_path(path))
         .collect();
-    let is_one = |file: &&String| {
+    let selected = |file: &&String| {
         let Some((folder, name)) = file.rsplit_once('/') else {
             return false;
         };
-        folders.contains(&folder) && (name.ends_with(".json") || name == SINGLE)
+        folders.contains(&folder) && (name.ends_with(".json") || name == WEIGHTS_FILE)
     };
-    files.iter().filter(is_one).cloned().collect()
+    files.iter().filter(selected).cloned().collect()
 }
 
-/// The weights among the files of a model. A graph that somebody made comes after safetensors, unless
-/// the model is not one that can be `built` of them.
-pub fn weights(files: &[String], built: bool) -> Weights {
+/// The weights to use: safetensors before ONNX, unless the architecture is not `supported`.
+pub fn weights(files: &[String], supported: bool) -> Weights {
     let has = |name: &str| files.iter().any(|file| file == name);
-    if built && has(SINGLE) {
-        return Weights::File(SINGLE.to_owned());
+    if supported && has(WEIGHTS_FILE) {
+        return Weights::File(WEIGHTS_FILE.to_owned());
     }
-    if built && has(INDEX) {
-        return Weights::Index(INDEX.to_owned());
+    if supported && has(WEIGHTS_INDEX) {
+        return Weights::Index(WEIGHTS_INDEX.to_owned());
     }
-    if let Some(graph) = PLACES.into_iter().find(|graph| has(graph)) {
-        return Weights::Graph(graph.to_owned());
+    if let Some(onnx) = DEFAULT_PATHS.into_iter().find(|path| has(path)) {
+        return Weights::Onnx(onnx.to_owned());
     }
     match PICKLES.into_iter().find(|pickle| has(pickle)) {
         Some(pickle) => Weights::Pickle(pickle.to_owned()),
@@ -93,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_taken_and_everything_else_is_left() {
+    fn config_files_are_selected_and_others_are_not() {
         let all = listed(&[
             ".gitattributes",
             "README.md",
@@ -107,11 +102,11 @@ mod tests {
             "1_Dense/config.json",
         ]);
         let taken = listed(&["config.json", "modules.json", "tokenizer.json"]);
-        assert_eq!(settings(&all), taken);
+        assert_eq!(config_files(&all), taken);
     }
 
     #[test]
-    fn modules_bring_their_own_folders_and_no_other() {
+    fn module_files_are_selected_only_in_listed_folders() {
         let all = listed(&[
             "1_Pooling/config.json",
             "2_Dense/config.json",
@@ -133,12 +128,12 @@ mod tests {
             "2_Dense/config.json",
             "2_Dense/model.safetensors",
         ]);
-        assert_eq!(modules(&all, &named), taken);
-        assert_eq!(modules(&all, &Value::Null), listed(&[]));
+        assert_eq!(module_files(&all, &named), taken);
+        assert_eq!(module_files(&all, &Value::Null), listed(&[]));
     }
 
     #[test]
-    fn safetensors_come_before_graphs_and_graphs_before_pickles() {
+    fn safetensors_are_preferred_to_onnx_and_onnx_to_pickles() {
         let all = listed(&[
             "model.safetensors",
             "onnx/model.onnx",
@@ -149,11 +144,10 @@ mod tests {
         ]);
         let tensors = Weights::File("model.safetensors".to_owned());
         assert_eq!(weights(&all, true), tensors);
-        // The one that is run where both are there.
-        let graph = Weights::Graph("onnx/model.onnx".to_owned());
+        let graph = Weights::Onnx("onnx/model.onnx".to_owned());
         assert_eq!(weights(&all, false), graph);
         assert_eq!(weights(&all[1..], true), graph);
-        let graph = Weights::Graph("model.onnx".to_owned());
+        let graph = Weights::Onnx("model.onnx".to_owned());
         assert_eq!(weights(&all[2..], true), graph);
         assert_eq!(
             weights(&all[5..], true),

@@ -1,14 +1,19 @@
-//! What a request can say about long texts.
+//! Truncation options.
 
 use std::num::NonZeroUsize;
 
 use proptest::prelude::*;
 
 use super::*;
-use rerankd_core::{Side as End, Strategy as Gives};
+use rerankd_core::{TruncationSide as End, TruncationStrategy as Gives};
 
-fn pair(encoder: &PairEncoder, fit: Fit, query: &str, document: &str) -> EncodedPair {
-    let fitted = encoder.fitting(fit);
+fn pair(
+    encoder: &PairEncoder,
+    options: TruncationOptions,
+    query: &str,
+    document: &str,
+) -> EncodedPair {
+    let fitted = encoder.truncating(options);
     fitted
         .pair(&fitted.query(query).unwrap(), document)
         .unwrap()
@@ -16,10 +21,14 @@ fn pair(encoder: &PairEncoder, fit: Fit, query: &str, document: &str) -> Encoded
 
 fn ids(encoder: &PairEncoder, text: &str) -> Vec<u32> {
     let right = TruncationDirection::Right;
-    encoder.side.tokenize(text, usize::MAX, right).unwrap().ids
+    encoder
+        .tokenizer
+        .tokenize(text, usize::MAX, right)
+        .unwrap()
+        .ids
 }
 
-/// The tokens of query and document in a pair of the second kind of tokenizer, whose types differ.
+/// The tokens of query and document, distinguished by their token types.
 fn sides(encoding: &Encoding) -> (&[u32], &[u32]) {
     let query = encoding.type_ids.iter().filter(|&&kind| kind == 0).count();
     let (query, document) = encoding.ids.split_at(query);
@@ -44,13 +53,13 @@ proptest! {
     ) {
         let encoder = encoder(60);
         let side = if left { End::Left } else { End::Right };
-        let fit = Fit {
+        let options = TruncationOptions {
             side: Some(side),
             max_query_tokens: some(most_query),
             max_document_tokens: some(most_document),
-            ..Fit::default()
+            ..TruncationOptions::default()
         };
-        let pair = pair(&encoder, fit, &query, &document);
+        let pair = pair(&encoder, options, &query, &document);
         prop_assert!(!pair.truncated());
         let cut = |text: &str, most: usize| {
             let all = ids(&encoder, text);
@@ -67,11 +76,11 @@ proptest! {
         query in text(), document in text(), max_length in 8_usize..40, chunks in 2_usize..9,
     ) {
         let encoder = encoder(max_length);
-        let fit = Fit { max_chunks: some(chunks), ..Fit::default() };
-        let split = pair(&encoder, fit, &query, &document);
-        let whole = pair(&encoder, Fit::default(), &query, &document);
+        let options = TruncationOptions { max_chunks: some(chunks), ..TruncationOptions::default() };
+        let split = pair(&encoder, options, &query, &document);
+        let whole = pair(&encoder, TruncationOptions::default(), &query, &document);
         prop_assert_eq!(&split.encoding, &whole.encoding, "the first chunk is what is read of one");
-        prop_assert!(split.parts() <= chunks);
+        prop_assert!(split.chunks() <= chunks);
         let (truncated, full) = (split.truncated(), split.full_length);
         let mut read = Vec::new();
         let mut of_query = 0;
@@ -93,8 +102,8 @@ proptest! {
         query in text(), document in text(), max_length in 5_usize..40,
     ) {
         let encoder = encoder(max_length);
-        let fit = Fit { strategy: Some(Gives::DocumentOnly), ..Fit::default() };
-        let fitted = encoder.fitting(fit);
+        let options = TruncationOptions { strategy: Some(Gives::DocumentOnly), ..TruncationOptions::default() };
+        let fitted = encoder.truncating(options);
         let (all_query, all_document) = (ids(&encoder, &query), ids(&encoder, &document));
         let room = max_length - 3;
         let pair = fitted.pair(&fitted.query(&query).unwrap(), &document);
@@ -115,39 +124,39 @@ proptest! {
     fn a_smaller_maximum_is_that_of_a_smaller_model(
         query in text(), document in text(), most in 5_usize..40,
     ) {
-        let fit = Fit { max_tokens: some(most), ..Fit::default() };
-        let asked = pair(&encoder(40), fit, &query, &document);
-        let small = pair(&encoder(most), Fit::default(), &query, &document);
+        let options = TruncationOptions { max_tokens: some(most), ..TruncationOptions::default() };
+        let asked = pair(&encoder(40), options, &query, &document);
+        let small = pair(&encoder(most), TruncationOptions::default(), &query, &document);
         prop_assert_eq!(asked.encoding, small.encoding);
     }
 }
 
 #[test]
-fn the_server_chooses_where_the_request_does_not() {
+fn the_servers_strategy_is_the_default() {
     let encoder = encoder(8).with_strategy(Gives::DocumentOnly);
     let query = "the the the the";
     let document = "a a a a";
-    let whole = pair(&encoder, Fit::default(), query, document);
+    let whole = pair(&encoder, TruncationOptions::default(), query, document);
     assert_eq!(sides(&whole.encoding).0.len(), 4);
-    let fit = Fit {
+    let options = TruncationOptions {
         strategy: Some(Gives::LongestFirst),
-        ..Fit::default()
+        ..TruncationOptions::default()
     };
-    let shared = pair(&encoder, fit, query, document);
+    let shared = pair(&encoder, options, query, document);
     assert_eq!(sides(&shared.encoding).0.len(), 2);
 }
 
 #[test]
 fn chunks_from_the_left_are_the_last_tokens_in_their_order() {
     let encoder = encoder(8);
-    let fit = Fit {
+    let options = TruncationOptions {
         side: Some(End::Left),
         max_chunks: some(2),
-        ..Fit::default()
+        ..TruncationOptions::default()
     };
     let document = "a the river runs a the river";
     let all = ids(&encoder, document);
-    let split = pair(&encoder, fit, "a", document);
+    let split = pair(&encoder, options, "a", document);
     assert!(split.truncated() == (all.len() > 8));
     let read: Vec<u32> = split
         .encodings()
@@ -159,12 +168,12 @@ fn chunks_from_the_left_are_the_last_tokens_in_their_order() {
 #[test]
 fn a_query_that_fills_more_than_half_of_each_chunk_is_refused() {
     let encoder = encoder(11);
-    let fit = Fit {
+    let options = TruncationOptions {
         strategy: Some(Gives::DocumentOnly),
         max_chunks: some(3),
-        ..Fit::default()
+        ..TruncationOptions::default()
     };
-    let fitted = encoder.fitting(fit);
+    let fitted = encoder.truncating(options);
     let query = fitted.query("the the the the the").unwrap();
     assert!(fitted.pair(&query, "a a a").is_ok(), "it fits as it is");
     assert_eq!(

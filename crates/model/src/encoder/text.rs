@@ -1,4 +1,4 @@
-//! Tokenizing one text of a pair.
+//! Tokenizes one text of a pair.
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -16,24 +16,24 @@ use super::pieces::Pieces;
 use super::squeeze::Squeezer;
 use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
-/// The tokens of one text, without special ones.
+/// The tokens of one text, without special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Side {
-    /// Its ids; no more than were wanted, from the end of the text that is kept.
+pub(super) struct TextTokens {
+    /// Token ids, up to the limit, from the end of the text that is kept.
     pub ids: Vec<u32>,
-    /// How many ids the text has, or at least has when `all` is false.
+    /// Number of tokens of the text; a lower bound if `all` is false.
     pub length: usize,
-    /// Whether `length` counts the whole text.
+    /// Whether the whole text was tokenized.
     pub all: bool,
 }
 
-impl Side {
-    /// The text as if it had no more than `most` tokens.
+impl TextTokens {
+    /// Limits the text to `most` tokens.
     pub fn capped(mut self, most: Option<NonZeroUsize>, direction: TruncationDirection) -> Self {
         if let Some(most) = most.map(NonZeroUsize::get)
             && most <= self.length
         {
-            // A lower bound that reaches the cap tells all there is to know.
+            // A lower bound that reaches the cap is exact.
             self.all = true;
             self.length = most;
             if most < self.ids.len() {
@@ -44,7 +44,7 @@ impl Side {
     }
 }
 
-/// The `length` ids that stay of a text that is cut.
+/// The `length` ids that truncation keeps.
 pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
     match direction {
         TruncationDirection::Right => &ids[..length],
@@ -52,30 +52,30 @@ pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -
     }
 }
 
-/// Bytes of a text that are read first for each token that is kept; most languages need fewer.
+/// Bytes of a prefix to try first, per token to keep; most languages need fewer.
 const BYTES_PER_TOKEN: usize = 8;
-/// How much longer the next attempt is.
+/// Growth factor of the prefix between attempts.
 const GROWTH: usize = 4;
-/// Characters that a pre-tokenizer looks ahead at most.
+/// Maximum lookahead of a pre-tokenizer, in characters.
 const LOOKAHEAD: usize = 2;
 
-/// A tokenizer, and how it cuts texts unless it is told otherwise.
+/// A tokenizer and its default truncation direction.
 #[derive(Debug)]
-pub(super) struct SideTokenizer {
+pub(super) struct TextTokenizer {
     tokenizer: Tokenizer,
     direction: TruncationDirection,
-    /// Where texts may be cut; `None` when every text is read as a whole.
+    /// Finds safe cuts; `None` if texts must be tokenized as a whole.
     cuts: Option<Cuts>,
     squeezer: Option<Squeezer>,
     pieces: Option<Pieces>,
 }
 
-impl SideTokenizer {
+impl TextTokenizer {
     pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
-        // The library panics on some damaged files, such as one with a broken character map.
+        // The library panics on some damaged files, such as one with an invalid character map.
         let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(tokenizer_json))
-            .map_err(|_| unusable("`tokenizer.json` is damaged".to_owned()))?
-            .map_err(|error| unusable(format!("`tokenizer.json` cannot be read: {error}")))?;
+            .map_err(|_| unusable("`tokenizer.json` is damaged"))?
+            .map_err(|error| unusable("`tokenizer.json` is invalid").caused_by(error))?;
         let direction = match (config.truncate_start, tokenizer.get_truncation()) {
             (Some(true), _) => TruncationDirection::Left,
             (Some(false), _) | (None, None) => TruncationDirection::Right,
@@ -84,10 +84,10 @@ impl SideTokenizer {
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
-            .map_err(|error| unusable(error.to_string()))?;
+            .map_err(|error| unusable("`tokenizer.json` cannot be used").caused_by(error))?;
         tokenizer.set_encode_special_tokens(config.split_special_tokens);
-        overrule(&mut tokenizer, config)
-            .map_err(|error| unusable(format!("`tokenizer.json` cannot be used: {error}")))?;
+        apply_overrides(&mut tokenizer, config)
+            .map_err(|error| unusable("`tokenizer.json` cannot be used").caused_by(error))?;
         Ok(Self {
             cuts: Cuts::of(&tokenizer),
             squeezer: Squeezer::of(&tokenizer),
@@ -97,16 +97,16 @@ impl SideTokenizer {
         })
     }
 
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Which end of a text is cut, unless a request says so.
+    /// The default truncation direction.
     pub fn direction(&self) -> TruncationDirection {
         self.direction
     }
 
-    /// Bytes of a text of `length` bytes that are read for `limit` tokens, about.
+    /// Approximate bytes of a text of `length` bytes that are read for `limit` tokens.
     pub fn bytes_read(&self, length: usize, limit: usize, direction: TruncationDirection) -> usize {
         if self.cuts.is_some() && direction == TruncationDirection::Right {
             length.min(limit.saturating_mul(BYTES_PER_TOKEN))
@@ -118,17 +118,17 @@ impl SideTokenizer {
     /// Tokenizes a text up to the word that reaches `limit` tokens, from the end that is kept.
     ///
     /// # Errors
-    /// [`EncodeError::Tokenizer`] when the tokenizer cannot represent the text.
+    /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn tokenize(
         &self,
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> Result<Side, EncodeError> {
+    ) -> Result<TextTokens, EncodeError> {
         if direction == TruncationDirection::Right
-            && let Some(side) = self.tokenize_start(text, limit)?
+            && let Some(tokens) = self.tokenize_start(text, limit)?
         {
-            return Ok(side);
+            return Ok(tokens);
         }
         self.run(&self.squeeze(text), limit, direction)
     }
@@ -136,13 +136,13 @@ impl SideTokenizer {
     /// The number of tokens of the whole text.
     ///
     /// # Errors
-    /// As [`SideTokenizer::tokenize`].
+    /// Same as [`TextTokenizer::tokenize`].
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
         self.run(&self.squeeze(text), usize::MAX, self.direction)
-            .map(|side| side.length)
+            .map(|tokens| tokens.length)
     }
 
-    /// A text of the same tokens that may be shorter.
+    /// A text with the same tokens that may be shorter.
     fn squeeze<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let Some(squeezer) = &self.squeezer else {
             return Cow::Borrowed(text);
@@ -152,12 +152,12 @@ impl SideTokenizer {
         Cow::Owned(short)
     }
 
-    /// Tokenizes only the start of a long text, where that is enough for `limit` tokens.
+    /// Tokenizes only a prefix of a long text, if that decides `limit` tokens.
     pub(super) fn tokenize_start(
         &self,
         text: &str,
         limit: usize,
-    ) -> Result<Option<Side>, EncodeError> {
+    ) -> Result<Option<TextTokens>, EncodeError> {
         let Some(cuts) = &self.cuts else {
             return Ok(None);
         };
@@ -168,7 +168,7 @@ impl SideTokenizer {
         while target < text.len() {
             let start = match &self.squeezer {
                 Some(squeezer) => {
-                    // One character more, because a cut is between two.
+                    // One more character, because a cut is between two.
                     read = squeezer.extend(text, read, &mut short, target.saturating_add(4));
                     if read == text.len() {
                         return self
@@ -181,8 +181,8 @@ impl SideTokenizer {
             };
             if let Some(cut) = cuts.last(start, target, tried) {
                 tried = cut;
-                if let Some(side) = self.first_ids(&start[..cut], limit)? {
-                    return Ok(Some(side));
+                if let Some(tokens) = self.first_ids(&start[..cut], limit)? {
+                    return Ok(Some(tokens));
                 }
             }
             target = target.saturating_mul(GROWTH);
@@ -190,18 +190,18 @@ impl SideTokenizer {
         Ok(None)
     }
 
-    /// The first `limit` ids of every longer text that starts with `start`, which ends at a safe cut.
-    /// `None` where `start` does not decide so many.
-    fn first_ids(&self, start: &str, limit: usize) -> Result<Option<Side>, EncodeError> {
+    /// The first `limit` ids of every longer text with the prefix `start`, which ends at a safe cut. `None` if
+    /// `start` does not decide them.
+    fn first_ids(&self, start: &str, limit: usize) -> Result<Option<TextTokens>, EncodeError> {
         let ids = self
             .try_first_ids(start, limit)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
-        let side = |ids: Vec<u32>| Side {
+        let tokens = |ids: Vec<u32>| TextTokens {
             length: ids.len(),
             ids: ids[..limit].to_vec(),
             all: false,
         };
-        Ok((ids.len() >= limit).then(|| side(ids)))
+        Ok((ids.len() >= limit).then(|| tokens(ids)))
     }
 
     fn try_first_ids(&self, start: &str, limit: usize) -> tokenizers::Result<Vec<u32>> {
@@ -211,7 +211,7 @@ impl SideTokenizer {
         let Some((&(last, _, added), before)) = words.split_last() else {
             return Ok(Vec::new());
         };
-        // The last word may go on behind the cut, and a short one may be joined to the word before it.
+        // The last word may continue after the cut, and a short one may be joined to the previous word.
         let whole = added.is_none() && last.chars().nth(LOOKAHEAD).is_some();
         let before = if whole {
             before
@@ -237,7 +237,7 @@ impl SideTokenizer {
         Ok(ids)
     }
 
-    /// The words of a text: the first steps of [`Tokenizer::encode`].
+    /// The words of a text: normalization and pre-tokenization of [`Tokenizer::encode`].
     fn words(&self, text: &str) -> tokenizers::Result<PreTokenizedString> {
         let tokenizer = &self.tokenizer;
         let mut words = tokenizer
@@ -254,19 +254,18 @@ impl SideTokenizer {
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> Result<Side, EncodeError> {
+    ) -> Result<TextTokens, EncodeError> {
         self.try_run(text, limit, direction)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))
     }
 
-    /// The steps of [`Tokenizer::encode`] up to its post-processor, without offsets, and no
-    /// further than the word that reaches `limit` tokens.
+    /// [`Tokenizer::encode`] without post-processing and offsets, up to the word that reaches `limit` tokens.
     fn try_run(
         &self,
         text: &str,
         limit: usize,
         direction: TruncationDirection,
-    ) -> tokenizers::Result<Side> {
+    ) -> tokenizers::Result<TextTokens> {
         let mut words = self.words(text)?;
         let all = splits(&words).len();
         let model = self.tokenizer.get_model();
@@ -276,7 +275,7 @@ impl SideTokenizer {
             .iter()
             .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
             .collect();
-        Ok(Side {
+        Ok(TextTokens {
             ids: keep(&ids, ids.len().min(limit), direction).to_vec(),
             length: ids.len(),
             all: words.len() == all,
@@ -284,13 +283,13 @@ impl SideTokenizer {
     }
 }
 
-/// The words of a text, with their tokens where they have some.
+/// The words of a text, with their tokens if they have any.
 fn splits(words: &PreTokenizedString) -> Vec<(&str, Offsets, &Option<Vec<Token>>)> {
     words.get_splits(OffsetReferential::Normalized, OffsetType::None)
 }
 
-/// Applies the settings that transformers lets overrule `tokenizer.json`.
-fn overrule(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
+/// Applies the settings with which transformers overrides `tokenizer.json`.
+fn apply_overrides(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     match config.class {
         TokenizerClass::AsSaved => {}
         TokenizerClass::Bert {
@@ -317,7 +316,7 @@ fn overrule(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::
     Ok(())
 }
 
-/// Puts a lower-casing step in front, unless there is one.
+/// Prepends a lower-casing step, unless there is one.
 fn lowercase_first(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     let saved: Vec<NormalizerWrapper> = match tokenizer.get_normalizer() {
         None => Vec::new(),
@@ -336,7 +335,7 @@ fn lowercase_first(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-fn unusable(message: String) -> ModelError {
+fn unusable(message: &str) -> ModelError {
     ModelError::new(
         message,
         "save the tokenizer again with a current version of transformers",
