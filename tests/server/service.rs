@@ -568,7 +568,7 @@ async fn a_failing_batch_is_a_500_for_whom_it_held_and_nobody_else() {
         gate.entered().await;
         let mut bad = queued(&server, &[BAD, 1]).await;
         let mut beside = queued(&server, &[10]).await;
-        let mut after = queued(&server, &[8, 8]).await;
+        let mut after = queued(&server, &[11, 11]).await;
         gate.open_for_good();
 
         assert_ranked(&before.answer().await, &[10, 10]);
@@ -580,7 +580,7 @@ async fn a_failing_batch_is_a_500_for_whom_it_held_and_nobody_else() {
                 "{message}"
             );
         }
-        assert_ranked(&after.answer().await, &[8, 8]);
+        assert_ranked(&after.answer().await, &[11, 11]);
         let body = rerank(&[4, 6]).to_string();
         let next = server.request("POST", "/rerank", &body).await;
         assert_ranked(&next, &[4, 6]);

@@ -65,6 +65,8 @@ struct Flow {
     waiting: BTreeMap<usize, JobId>,
     /// Work of the waiting sequences.
     work: Work,
+    /// The same as the backlog has it, which follows once for each batch.
+    counted: Work,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
     /// The job of each of its sequences.
@@ -154,6 +156,8 @@ pub(super) struct Queue {
     by_key: HashMap<PairKey, JobId>,
     turns: Turns<Tenant, FlowId>,
     backlog: Backlog,
+    /// Requests of which something was taken since the backlog was updated.
+    touched: Vec<FlowId>,
     /// Jobs that wait, each counted once.
     waiting: Work,
     /// Estimated work of requests that are admitted and being tokenized.
@@ -201,6 +205,7 @@ impl Queue {
             by_key: HashMap::new(),
             turns: Turns::new(),
             backlog: Backlog::default(),
+            touched: Vec::new(),
             waiting: Work::default(),
             reserved: Work::default(),
             next_flow: 0,
@@ -253,6 +258,7 @@ impl Queue {
                 hints,
                 waiting,
                 work,
+                counted: work,
                 unscored,
                 jobs,
                 begun: false,
@@ -353,7 +359,23 @@ impl Queue {
             });
         }
         self.turns.recall(&aside);
+        self.update_backlog();
         taken
+    }
+
+    /// Tells the backlog what was taken.
+    fn update_backlog(&mut self) {
+        for id in self.touched.drain(..) {
+            // It may have been refused since.
+            let Some(flow) = self.flows.get_mut(&id) else {
+                continue;
+            };
+            self.backlog.remove(flow.hints, flow.counted);
+            if !flow.waiting.is_empty() {
+                self.backlog.add(flow.hints, flow.work);
+            }
+            flow.counted = flow.work;
+        }
     }
 
     /// Timelines of the requests that want `job`, where traces are sent.
@@ -380,13 +402,14 @@ impl Queue {
         let mut changed = Vec::with_capacity(pending.owners.len());
         for (id, index) in &pending.owners {
             let flow = self.flows.get_mut(id).expect("an owner is a flow");
-            self.backlog.remove(flow.hints, flow.work);
+            if flow.counted == flow.work {
+                self.touched.push(*id);
+            }
             flow.waiting.remove(index);
             flow.work -= work;
             if flow.waiting.is_empty() {
                 self.turns.leave(flow.hints.tenant, *id);
             } else {
-                self.backlog.add(flow.hints, flow.work);
                 changed.push(*id);
             }
         }
@@ -413,7 +436,7 @@ impl Queue {
         }
         let request = ForecastRequest {
             hints: flow.hints,
-            work: flow.work,
+            work: flow.counted,
         };
         let needed = duration(self.forecast(request, true, speed));
         (now + needed > deadline.at).then_some(BatchError::TooLate { needed })
@@ -577,8 +600,8 @@ impl Queue {
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let mut flow = self.flows.remove(&id)?;
         self.turns.leave(flow.hints.tenant, id);
-        if !flow.waiting.is_empty() {
-            self.backlog.remove(flow.hints, flow.work);
+        if flow.counted.sequences > 0 {
+            self.backlog.remove(flow.hints, flow.counted);
         }
         flow.jobs.sort_unstable();
         flow.jobs.dedup();
