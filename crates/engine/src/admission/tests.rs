@@ -153,7 +153,7 @@ proptest! {
                 largest = largest.max(tokens).max(bytes);
             }
             if leaves < permits.len() {
-                permits.swap_remove(leaves);
+                drop(permits.swap_remove(leaves));
             }
             {
                 let held = memory.lock();
