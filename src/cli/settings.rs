@@ -79,7 +79,7 @@ struct Given {
 pub struct Effective {
     /// The values.
     pub config: Config,
-    /// Where the value of each of [`Setting::all`] comes from, in that order.
+    /// Where the value of each of `Setting::all` comes from, in that order.
     pub origins: Vec<Origin>,
 }
 

@@ -184,7 +184,7 @@ fn external_data_outside_the_models_folder_is_refused() {
         let bytes = fs::read(&path).unwrap();
         fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
     };
-    check_refused(ALBERT, &[], cut, &["model.onnx_data`", "ends behind"]);
+    check_refused(ALBERT, &[], cut, &["model.onnx_data`", "ends after"]);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
     );
     for (flags, expected) in [
         (["--precision", "int8"], "a file is run as it is"),
-        (["--onnx-file", "../model.onnx"], "does not lie in"),
+        (["--onnx-file", "../model.onnx"], "outside the model's directory"),
         (["--onnx-file", "other.onnx"], "other.onnx` is missing"),
     ] {
         check_refused(DEBERTA, &flags, |_| (), &[expected]);

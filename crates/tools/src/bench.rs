@@ -53,7 +53,7 @@ pub struct Times {
     pub duration: Duration,
 }
 
-/// A request of [`budget`] failed.
+/// A request of [`budget()`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BudgetError {
     /// It was answered with an error status.

@@ -170,7 +170,7 @@ impl GraphBuilder {
         };
         let model = ModelProto {
             ir_version: IR_VERSION,
-            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_name: "rerankd".into(),
             graph: Some(GraphProto {
                 name: name.into(),
                 ..self.graph

@@ -364,7 +364,7 @@ impl Rewriter {
         let batch = Dim::Named("batch_size");
         ModelProto {
             ir_version: IR_VERSION,
-            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_name: "rerankd".into(),
             graph: Some(GraphProto {
                 node: self.nodes,
                 name: name.to_owned(),
