@@ -335,7 +335,7 @@ impl Reranker {
         self.batcher.can_serve()
     }
 
-    /// As [`Batcher::stop`].
+    /// Takes no more batches and waits for those that run, for at most `limit`. What waits is never scored.
     pub fn stop(&self, limit: Duration) {
         self.batcher.stop(limit);
     }

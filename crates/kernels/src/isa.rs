@@ -4,7 +4,7 @@
 //! quantized once and machines differ in speed alone. In fp32 every sum is made in the order of the inputs, so
 //! a row's result has the same bits whatever rows are multiplied beside it.
 //!
-//! An instruction set is one file that implements [`Isa`], with its `mod` line, and one line in
+//! An instruction set is one file that implements `Isa`, with its `mod` line, and one line in
 //! `instruction_sets!`.
 #![allow(
     unsafe_code,

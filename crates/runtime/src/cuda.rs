@@ -37,7 +37,7 @@ const USABLE_PERCENT: u64 = 70;
 /// ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
 const FUSED_FROM: usize = 256;
 
-/// Batches of a GPU that is measured, small ones first; see [`rerankd_engine::load`].
+/// Batches of a GPU that is measured, small ones first; see the loading in `rerankd-engine`.
 pub const SHAPES: [&[usize]; 7] = [
     &[32],
     &[128; 4],

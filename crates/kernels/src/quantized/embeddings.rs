@@ -24,7 +24,7 @@ pub struct OutOfRange(usize);
 /// Writes the hidden states of tokens, `[tokens, width]`.
 ///
 /// # Errors
-/// [`OutOfRange`] names the first token that cannot be looked up.
+/// `OutOfRange` names the first token that cannot be looked up.
 pub fn embed(
     set: InstructionSet,
     embeddings: &Embeddings<'_>,
