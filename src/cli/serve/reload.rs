@@ -53,10 +53,10 @@ impl Reload {
         };
         match ApiKeys::read(file) {
             Ok(new) => {
+                self.state.keys().replace(&new);
                 if signaled || new != current {
                     tracing::info!(keys = new.keys().len(), "API keys reloaded");
                 }
-                self.state.keys().replace(&new);
                 new
             }
             Err(error) => {
