@@ -52,7 +52,7 @@ def test_the_papers_install_what_the_unit_names():
     assert set(started.groups()) <= named
     # What must not be tried again is what the papers say so of.
     given_up = re.search(r"^RestartPreventExitStatus=(.*)$", service, re.MULTILINE)[1].split()
-    told = re.findall(r"^\| (\d+) \|[^|]+\| not restart it", OPERATING, re.MULTILINE)
+    told = re.findall(r"^\| (\d+) \|[^|]+\| do not restart", OPERATING, re.MULTILINE)
     assert given_up == told
 
 
