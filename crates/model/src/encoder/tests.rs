@@ -330,11 +330,11 @@ fn invalid_pair_templates_are_rejected() {
     for (pair, what) in [
         (
             vec![("B", 0), ("A", 1)],
-            "the document comes before the query",
+            "puts the document before the query",
         ),
         (
             vec![("A", 0), ("</s>", 0), ("A", 0), ("B", 0)],
-            "left out or repeated",
+            "omits or repeats a text",
         ),
     ] {
         let error = PairEncoder::new(&bert(template(&pair)), 20, None).unwrap_err();
