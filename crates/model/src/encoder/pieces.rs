@@ -32,9 +32,7 @@ impl Pieces {
                 let affixes = [&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix];
                 plain && bpe.dropout.is_none_or(|p| p == 0.0) && affixes.into_iter().all(empty)
             }
-            ModelWrapper::Unigram(unigram) => {
-                unigram.alpha.is_none_or(|alpha| alpha == 0.0) && !unigram.byte_fallback()
-            }
+            // Not unigram models: with unknown characters behind a prefix, its best path can change.
             _ => false,
         };
         if !decided {
