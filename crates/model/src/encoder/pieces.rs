@@ -32,7 +32,9 @@ impl Pieces {
                 let affixes = [&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix];
                 plain && bpe.dropout.is_none_or(|p| p == 0.0) && affixes.into_iter().all(empty)
             }
-            // Not unigram models: with unknown characters behind a prefix, its best path can change.
+            ModelWrapper::Unigram(unigram) => {
+                unigram.alpha.is_none_or(|alpha| alpha == 0.0) && !unigram.byte_fallback()
+            }
             _ => false,
         };
         if !decided {
@@ -56,12 +58,11 @@ impl Pieces {
     /// # Errors
     /// If the model fails.
     pub fn certain(&self, model: &ModelWrapper, start: &str) -> tokenizers::Result<Vec<u32>> {
-        let earliest = start.len().saturating_sub(self.longest);
-        let ends = start[..]
+        let ends = start
             .char_indices()
             .rev()
             .map(|(at, _)| at)
-            .take_while(|&at| at > earliest)
+            .take_while(|at| start.len() - at < self.longest)
             .filter(|&at| self.continues(&start[at..]));
         let ends: Vec<usize> = std::iter::once(start.len())
             .chain(ends)

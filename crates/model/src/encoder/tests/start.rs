@@ -132,7 +132,6 @@ proptest! {
 
 /// Texts of which only a prefix must be tokenized.
 #[test]
-#[ignore = "expects prefixes of unigram words, which are read whole"]
 fn long_texts_of_every_script_are_decided_by_their_prefix() {
     let chinese = "今日は文文文，中国的城市。".repeat(4000);
     let hindi = "हिन्दी में लिखा गया ".repeat(4000);
@@ -156,7 +155,6 @@ fn long_texts_of_every_script_are_decided_by_their_prefix() {
 }
 
 #[test]
-#[ignore = "expects prefixes of unigram words, which are read whole"]
 fn long_words_of_known_letters_are_decided_by_their_prefix() {
     let word = "running".repeat(50_000);
     for (name, encoder) in tokenizers() {
