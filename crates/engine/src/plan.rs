@@ -77,6 +77,8 @@ pub struct Plan {
     share: f64,
     /// Seconds after which a batch with which a request ends takes no more.
     ending_seconds: f64,
+    /// Whether the batch runs between two layers of another.
+    preempts: bool,
 }
 
 impl Plan {
@@ -88,6 +90,7 @@ impl Plan {
             cost,
             share: even_share(cost.marginal(waiting), others),
             ending_seconds: f64::INFINITY,
+            preempts: false,
         }
     }
 
@@ -100,10 +103,37 @@ impl Plan {
         self
     }
 
+    /// The same with a request of which each worker may take so many seconds: the rest is left to those that can
+    /// interrupt what they run.
+    #[must_use]
+    pub fn leaving(mut self, each: f64) -> Self {
+        self.share = self
+            .share
+            .min(each.max(self.ending_seconds - self.cost.base));
+        self
+    }
+
+    /// The plan of a batch that runs between two layers of another: of at most so many seconds, in which a request
+    /// has `each` seconds on every worker.
+    #[must_use]
+    pub fn preempting(mut self, seconds: f64, each: f64) -> Self {
+        self.limits.max_seconds = self.limits.max_seconds.min(self.cost.base + seconds);
+        self.share = each;
+        self.preempts = true;
+        self
+    }
+
+    /// Whether a request whose sequences are `total` may have a part in the batch.
+    pub fn admits(&self, total: Work, workers: usize) -> bool {
+        let each = self.cost.marginal(total) / workers as f64;
+        !self.preempts || self.cost.base + each <= self.limits.max_seconds
+    }
+
     /// Whether a sequence of `length` tokens may join `draft`.
     pub fn accepts(&self, draft: &Draft, length: usize) -> bool {
         if draft.work.sequences == 0 {
-            return true;
+            return !self.preempts
+                || self.cost.seconds(Work::of(length)) <= self.limits.max_seconds;
         }
         let (one, grown) = (Work::of(length), draft.work + Work::of(length));
         let seconds = self.cost.seconds(grown);

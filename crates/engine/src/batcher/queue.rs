@@ -67,6 +67,8 @@ struct Flow {
     work: Work,
     /// The same as the backlog has it, which follows once for each batch.
     counted: Work,
+    /// Work of all its sequences.
+    total: Work,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
     /// The job of each of its sequences.
@@ -189,6 +191,8 @@ pub(super) struct Outcome {
 pub(super) struct Taken {
     /// Empty when nothing waits, or when `more` is set and only late requests were looked at.
     pub jobs: Vec<Job>,
+    /// How long the batch should take.
+    pub seconds: f64,
     pub outcome: Outcome,
     /// Requests that left the queue's waiting line with this batch, and when each was queued. Recorded by
     /// the caller, who no longer holds the lock.
@@ -259,6 +263,7 @@ impl Queue {
                 waiting,
                 work,
                 counted: work,
+                total: work,
                 unscored,
                 jobs,
                 begun: false,
@@ -309,6 +314,12 @@ impl Queue {
         self.flows.len()
     }
 
+    /// All work of the request whose turn it is.
+    pub(super) fn next_request(&self) -> Option<Work> {
+        let (_, id) = self.turns.next()?;
+        Some(self.flows[&id].total)
+    }
+
     /// Takes the next batch of `worker` out of the queue.
     ///
     /// Turn by turn, the request that is least ahead of its share gives its next sequence. One whose
@@ -335,6 +346,9 @@ impl Queue {
                 .first_key_value()
                 .expect("a flow that takes turns has a waiting job");
             let tokens = self.jobs[&job].tokens;
+            if !plan.admits(flow.total, speed.workers) {
+                break;
+            }
             if !plan.accepts(&draft, tokens) {
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));

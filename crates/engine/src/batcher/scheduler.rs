@@ -18,6 +18,11 @@ use rerankd_core::Deadline;
 /// How long batches are kept short after several requests waited: they are likely to come again.
 const COMPANY: Duration = Duration::from_secs(1);
 
+/// The longest time for which one request may interrupt a batch that takes so many seconds.
+pub(super) fn largest_part(seconds: f64) -> f64 {
+    0.5 * seconds
+}
+
 pub(super) struct Scheduler {
     pub queue: Queue,
     pub costs: Costs,
@@ -119,28 +124,53 @@ impl Scheduler {
         let mut plan = Plan::new(limits, cost, waiting, &others);
         if self.queue.in_company() || self.company_until.is_some_and(|until| now < until) {
             plan = plan.in_company();
+            if let Some(next) = self.queue.next_request() {
+                plan = plan.leaving(cost.marginal(next) / alive as f64);
+            }
         }
         let speed = self.speed(now);
-        let taken = self.queue.take(number, &plan, speed, now.into_std());
+        let mut taken = self.queue.take(number, &plan, speed, now.into_std());
         if !taken.jobs.is_empty() {
-            let seconds = cost.seconds(work(&taken.jobs));
-            self.workers.start(number, now + duration(seconds));
+            taken.seconds = cost.seconds(work(&taken.jobs));
+            self.workers.start(number, now + duration(taken.seconds));
         }
         taken
     }
 
-    /// Ends a batch of worker `number` that took `seconds` and began beside so many `busy` workers.
-    pub fn complete(
-        &mut self,
-        number: usize,
-        jobs: &[Job],
-        logits: &[f32],
-        seconds: f64,
-        busy: usize,
-    ) -> Outcome {
+    /// Seconds for which the request whose turn it is would interrupt every worker; infinite if nothing waits.
+    pub fn next_part(&self) -> f64 {
+        let next = self.queue.next_request();
+        next.map_or(f64::INFINITY, |next| {
+            self.costs.loaded().marginal(next) / self.workers.alive() as f64
+        })
+    }
+
+    /// Takes a batch for worker `number` to run between two layers of its own, which takes `running` seconds
+    /// without interruptions and was interrupted for `spent` seconds so far.
+    ///
+    /// Only for a request that is small next to the running batch, and only when it is its turn, so nobody gets
+    /// more than its share. A batch is interrupted for as long as it takes itself at most.
+    pub fn preempt(&mut self, number: usize, running: f64, spent: f64, now: Instant) -> Taken {
+        let (most, each) = (largest_part(running), self.next_part());
+        if each > most || spent >= running {
+            return Taken::default();
+        }
+        let cost = self.costs.loaded();
+        let plan = Plan::new(self.limits, cost, self.queue.waiting(), &[]).preempting(most, each);
+        let speed = self.speed(now);
+        let mut taken = self.queue.take(number, &plan, speed, now.into_std());
+        if !taken.jobs.is_empty() {
+            taken.seconds = cost.seconds(work(&taken.jobs));
+            self.workers.extend(number, duration(taken.seconds));
+        }
+        taken
+    }
+
+    /// Notes a batch that took `seconds` and began beside so many `busy` workers, and answers the requests that
+    /// it completes.
+    pub fn complete(&mut self, jobs: &[Job], logits: &[f32], seconds: f64, busy: usize) -> Outcome {
         let busy = [busy, self.workers.busy()];
         self.costs.observe(work(jobs), seconds, busy);
-        self.workers.finish(number);
         self.queue.complete(jobs, logits)
     }
 
