@@ -207,7 +207,7 @@ impl Batcher {
                 return None;
             }
             let before = scheduler.queue.waiting().sequences;
-            let pushed = scheduler.push(arrival, Instant::now());
+            let pushed = scheduler.queue.push(arrival);
             let added = scheduler.queue.waiting().sequences - before;
             for _ in 0..added.min(scheduler.workers.idle()) {
                 self.shared.work.notify_one();

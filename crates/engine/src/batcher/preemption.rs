@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::scheduler::largest_part;
 use super::worker::{self, Next};
+use crate::plan::largest_part;
 use rerankd_runtime::{LayerHook, Scorer};
 
 /// What may interrupt the batches of one worker.

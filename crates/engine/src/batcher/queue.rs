@@ -13,7 +13,7 @@ use crate::admission::{Expected, MemoryPermit};
 use crate::backlog::{Backlog, Forecast, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
 use crate::fair::Turns;
-use crate::plan::{Draft, Plan, company_overhead};
+use crate::plan::{Draft, Plan};
 use crate::trace::{self, Timeline};
 use rerankd_core::{Encoding, PairKey};
 use rerankd_core::{SchedulingHints, Tenant};
@@ -127,12 +127,11 @@ impl Speed {
     /// What the fixed cost of batches adds to their sequences, in parts of one.
     fn overhead(&self) -> f64 {
         let full = self.cost.per_token * self.batch_tokens as f64;
-        let overhead = if full > 0.0 {
+        if full > 0.0 {
             self.cost.base / full
         } else {
             0.0
-        };
-        overhead.max(company_overhead(self.cost))
+        }
     }
 
     /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
@@ -299,8 +298,8 @@ impl Queue {
         self.waiting + self.reserved
     }
 
-    /// Whether several requests have something waiting.
-    pub(super) fn in_company(&self) -> bool {
+    /// Whether several requests wait or run.
+    pub(super) fn is_shared(&self) -> bool {
         self.flows.len() > 1
     }
 
@@ -346,7 +345,8 @@ impl Queue {
                 .first_key_value()
                 .expect("a flow that takes turns has a waiting job");
             let tokens = self.jobs[&job].tokens;
-            if !plan.admits(flow.total, speed.workers) {
+            let each = plan.cost.marginal(flow.total) / speed.workers as f64;
+            if !plan.admits(&draft, each) {
                 break;
             }
             if !plan.accepts(&draft, tokens) {
@@ -357,7 +357,7 @@ impl Queue {
                 }
                 continue;
             }
-            draft.add(tokens, flow.waiting.len() == 1);
+            draft.add(tokens, flow.waiting.len() == 1, each);
             let queued_at = flow.queued_at;
             if !std::mem::replace(&mut flow.begun, true) {
                 taken.begun.push((flow.timeline.clone(), queued_at));

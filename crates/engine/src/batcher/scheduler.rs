@@ -2,26 +2,17 @@
 //! Plain data: the batcher locks it, tests drive it in simulated time.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
-use super::queue::{Arrival, FlowId, ForecastRequest, Job, Outcome, Queue, Speed, Taken};
+use super::queue::{ForecastRequest, Job, Outcome, Queue, Speed, Taken};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
 use crate::cost::{Costs, Work, duration};
-use crate::plan::{BatchLimits, Plan};
+use crate::plan::{BatchLimits, Plan, largest_part};
 use rerankd_core::Deadline;
-
-/// How long batches are kept short after several requests waited: they are likely to come again.
-const COMPANY: Duration = Duration::from_secs(1);
-
-/// The longest time for which one request may interrupt a batch that takes so many seconds.
-pub(super) fn largest_part(seconds: f64) -> f64 {
-    0.5 * seconds
-}
 
 pub(super) struct Scheduler {
     pub queue: Queue,
@@ -31,8 +22,6 @@ pub(super) struct Scheduler {
     limits: BatchLimits,
     /// Seconds that a request may wait for others.
     max_delay: f64,
-    /// Until when batches are kept short because several requests waited lately.
-    company_until: Option<Instant>,
 }
 
 /// What a request was given when it was admitted.
@@ -62,7 +51,6 @@ impl Scheduler {
             memory: Memory::new(admission.memory, tokens),
             limits,
             max_delay: admission.max_delay,
-            company_until: None,
         }
     }
 
@@ -97,15 +85,6 @@ impl Scheduler {
         })
     }
 
-    /// Queues a request, whose reservation has ended. As [`Queue::push`].
-    pub fn push(&mut self, arrival: Arrival, now: Instant) -> (FlowId, usize) {
-        let pushed = self.queue.push(arrival);
-        if self.queue.in_company() {
-            self.company_until = Some(now + COMPANY);
-        }
-        pushed
-    }
-
     /// Takes the next batch of worker `number`, and notes how long it should take.
     pub fn take(&mut self, number: usize, now: Instant) -> Taken {
         let waiting = self.queue.waiting();
@@ -122,11 +101,8 @@ impl Scheduler {
             Vec::new()
         };
         let mut plan = Plan::new(limits, cost, waiting, &others);
-        if self.queue.in_company() || self.company_until.is_some_and(|until| now < until) {
-            plan = plan.in_company();
-            if let Some(next) = self.queue.next_request() {
-                plan = plan.leaving(cost.marginal(next) / alive as f64);
-            }
+        if self.queue.is_shared() {
+            plan = plan.beside_others(self.next_part());
         }
         let speed = self.speed(now);
         let mut taken = self.queue.take(number, &plan, speed, now.into_std());
