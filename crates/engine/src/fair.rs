@@ -7,8 +7,11 @@
 //! long ones. The present moves with the work, so a stream of newcomers starts ever later and cannot
 //! starve a member that was there before.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::Hash;
+
+/// Keys of the queue are made by this program, so that no client can make them collide.
+pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Resolution of virtual time: ticks for each unit of cost.
 const TICKS: u128 = 1024;
@@ -65,7 +68,7 @@ impl<K> Default for Level<K> {
             waiting: BTreeSet::new(),
             aside: BTreeSet::new(),
             resting: BTreeSet::new(),
-            shares: HashMap::new(),
+            shares: HashMap::default(),
         }
     }
 }
@@ -189,7 +192,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
     pub(crate) fn new() -> Self {
         Self {
             tenants: Level::default(),
-            flows: HashMap::new(),
+            flows: HashMap::default(),
         }
     }
 

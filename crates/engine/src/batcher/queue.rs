@@ -4,7 +4,7 @@
 //! is taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
 //! the job stays with the rest, so no request leads the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::BatchError;
@@ -12,7 +12,7 @@ use super::reply::Reply;
 use crate::admission::{Expected, MemoryPermit};
 use crate::backlog::{Backlog, Forecast, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
-use crate::fair::Turns;
+use crate::fair::{HashMap, Turns};
 use crate::plan::{Draft, Plan};
 use crate::trace::{self, Timeline};
 use rerankd_core::{Encoding, PairKey};
@@ -171,6 +171,10 @@ pub(super) struct Queue {
 /// Requests that a batch may pass over because their next sequence is too long for what is left of
 /// it: bounds the time under the lock.
 const MAX_PASSED_OVER: usize = 16;
+/// With more requests, one gives several short sequences in a turn: bounds the time under the lock.
+const MANY_REQUESTS: usize = 64;
+/// Tokens of such a turn.
+const TURN_TOKENS: usize = 128;
 /// Late requests that are refused while one batch is formed: bounds the time under the lock.
 const MAX_REFUSED: usize = 64;
 
@@ -203,9 +207,9 @@ pub(super) struct Taken {
 impl Queue {
     pub(super) fn new(labels: usize) -> Self {
         Self {
-            flows: HashMap::new(),
-            jobs: HashMap::new(),
-            by_key: HashMap::new(),
+            flows: HashMap::default(),
+            jobs: HashMap::default(),
+            by_key: HashMap::default(),
             turns: Turns::new(),
             backlog: Backlog::default(),
             touched: Vec::new(),
@@ -329,6 +333,10 @@ impl Queue {
         let mut draft = Draft::default();
         let mut aside = Vec::new();
         let mut refused = 0;
+        let turn_tokens = match self.flows.len() > MANY_REQUESTS {
+            true => TURN_TOKENS,
+            false => 0,
+        };
         while let Some((tenant, id)) = self.turns.next() {
             if let Some(refusal) = self.too_late(id, speed, now) {
                 if refused == MAX_REFUSED {
@@ -340,16 +348,29 @@ impl Queue {
                 continue;
             }
             let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
-            let (_, &job) = flow
-                .waiting
-                .first_key_value()
-                .expect("a flow that takes turns has a waiting job");
-            let tokens = self.jobs[&job].tokens;
             let each = plan.cost.marginal(flow.total) / speed.workers as f64;
             if !plan.admits(&draft, each) {
                 break;
             }
-            if !plan.accepts(&draft, tokens) {
+            let queued_at = flow.queued_at;
+            let mut turn = 0;
+            while let Some((_, &job)) = self.flows[&id].waiting.first_key_value() {
+                let tokens = self.jobs[&job].tokens;
+                if turn > 0 && turn + tokens > turn_tokens || !plan.accepts(&draft, tokens) {
+                    break;
+                }
+                turn += tokens;
+                draft.add(tokens, self.flows[&id].waiting.len() == 1, each);
+                let (key, encoding) = self.start(job, worker, id);
+                taken.jobs.push(Job {
+                    id: job,
+                    key,
+                    encoding,
+                    queued_at,
+                    requests: self.traced(job),
+                });
+            }
+            if turn == 0 {
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));
                 if aside.len() > MAX_PASSED_OVER {
@@ -357,20 +378,12 @@ impl Queue {
                 }
                 continue;
             }
-            draft.add(tokens, flow.waiting.len() == 1, each);
-            let queued_at = flow.queued_at;
+            self.turns.charge(tenant, id, turn);
+            self.follow(id);
+            let flow = self.flows.get_mut(&id).expect("it was just there");
             if !std::mem::replace(&mut flow.begun, true) {
                 taken.begun.push((flow.timeline.clone(), queued_at));
             }
-            self.turns.charge(tenant, id, tokens);
-            let (key, encoding) = self.start(job, worker);
-            taken.jobs.push(Job {
-                id: job,
-                key,
-                encoding,
-                queued_at,
-                requests: self.traced(job),
-            });
         }
         self.turns.recall(&aside);
         self.update_backlog();
@@ -403,8 +416,9 @@ impl Queue {
             .collect()
     }
 
-    /// Moves `job` from all requests in which it waits to a batch of `worker`.
-    fn start(&mut self, job: JobId, worker: usize) -> (PairKey, Encoding) {
+    /// Moves `job` from all requests in which it waits to a batch of `worker`, at the turn of the request `of`, whose
+    /// next turn is left to [`Self::follow`].
+    fn start(&mut self, job: JobId, worker: usize, of: FlowId) -> (PairKey, Encoding) {
         let pending = self.jobs.get_mut(&job).expect("a waiting job exists");
         let running = PendingState::Running(worker);
         let PendingState::Waiting(encoding) = std::mem::replace(&mut pending.state, running) else {
@@ -412,8 +426,8 @@ impl Queue {
         };
         let work = Work::of(pending.tokens);
         self.waiting -= work;
-        // Almost always one.
-        let mut changed = Vec::with_capacity(pending.owners.len());
+        // Almost always none.
+        let mut changed = Vec::new();
         for (id, index) in &pending.owners {
             let flow = self.flows.get_mut(id).expect("an owner is a flow");
             if flow.counted == flow.work {
@@ -421,21 +435,25 @@ impl Queue {
             }
             flow.waiting.remove(index);
             flow.work -= work;
-            if flow.waiting.is_empty() {
-                self.turns.leave(flow.hints.tenant, *id);
-            } else {
+            if *id != of {
                 changed.push(*id);
             }
         }
         let started = (pending.key, encoding);
         for id in changed {
-            let flow = &self.flows[&id];
-            if let Some((_, next)) = flow.waiting.first_key_value() {
-                let tokens = self.jobs[next].tokens;
-                self.turns.set_next(flow.hints.tenant, id, tokens);
-            }
+            self.follow(id);
         }
         started
+    }
+
+    /// Gives a request of which something was taken its next turn.
+    fn follow(&mut self, id: FlowId) {
+        let flow = &self.flows[&id];
+        let tenant = flow.hints.tenant;
+        match flow.waiting.first_key_value() {
+            Some((_, next)) => self.turns.set_next(tenant, id, self.jobs[next].tokens),
+            None => self.turns.leave(tenant, id),
+        }
     }
 
     /// Why a request that has not begun should not begin.

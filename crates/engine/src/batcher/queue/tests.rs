@@ -198,7 +198,7 @@ fn priority_is_a_weight() {
     let mut bench = Bench::new();
     let (urgent, _a) = bench.push_as(priority(0), &[4; 1000]);
     let (patient, _b) = bench.push_as(priority(3), &[4; 1000]);
-    let mut served = HashMap::new();
+    let mut served = HashMap::default();
     for _ in 0..50 {
         for (id, length) in bench.run(LIMITS) {
             *served.entry(id).or_insert(0) += length;
@@ -221,7 +221,7 @@ fn tenants_share_evenly_whatever_they_ask_for() {
     let many: Vec<_> = (0..9)
         .map(|_| bench.push_as(tenant(1), &[4; 1000]))
         .collect();
-    let mut served = HashMap::new();
+    let mut served = HashMap::default();
     for _ in 0..90 {
         for (id, length) in bench.run(LIMITS) {
             *served.entry(id).or_insert(0_usize) += length;
@@ -786,7 +786,7 @@ proptest! {
             let (id, receiver) = bench.push_as(priority(*urgency), lengths);
             all.push((id, f64::from(*urgency) + 1.0, receiver));
         }
-        let mut served: HashMap<FlowId, f64> = HashMap::new();
+        let mut served: HashMap<FlowId, f64> = HashMap::default();
         let mut kept = Vec::new();
         for round in 0.. {
             for (_, length, cancel) in others.iter().filter(|(when, ..)| *when == round) {
