@@ -76,10 +76,8 @@ struct Reading {
 impl Reading {
     /// Which operation the body asks for, and what that is.
     fn read(self, bytes: Bytes) -> (Endpoint, Result<Work, RerankError>) {
-        match detect(self.operations, &bytes) {
-            Ok(endpoint) => (endpoint, self.read_as(endpoint, bytes)),
-            Err(error) => (self.operations[0], Err(error)),
-        }
+        let endpoint = detect(self.operations, &bytes);
+        (endpoint, self.read_as(endpoint, bytes))
     }
 
     fn read_as(self, endpoint: Endpoint, mut bytes: Bytes) -> Result<Work, RerankError> {

@@ -17,6 +17,8 @@ use super::answer::{DocumentForm, RankingAnswer};
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::{Problem, Reply, missing};
+use super::read::content::{Query, TextSchema};
+use super::read::form::{Chunks, Count, Flag, Urgency};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
@@ -29,7 +31,12 @@ pub static V1: Dialect = Dialect {
     operations: &[Operation::new(
         "cohere_v1",
         Kind::Rerank,
-        &[Path::shared("/v1/rerank", &[Kind::Rerank])],
+        &[
+            Path::shared("/v1/rerank", &[Kind::Rerank]),
+            // KServe's, and that of OpenVINO's model server.
+            Path::shared("/openai/v1/rerank", &[Kind::Rerank]),
+            Path::shared("/v3/rerank", &[Kind::Rerank]),
+        ],
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v1_ranks")),
     )],
@@ -59,22 +66,22 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.
         documents: List<Item> as Vec<Item> { min_items = 1 },
         /// Most results; all without.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
         /// Fields of the objects that are ranked, in this order; `text` without.
         rank_fields?: RankFields as Option<Vec<String>>,
         /// Whether each result repeats its document.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Parts a long document may be read in; it is as good as its best. Without, one.
-        max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        max_chunks_per_doc?: NonZeroUsize as Option<Chunks>,
         /// Tokens of a document that are read.
-        max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        max_tokens_per_doc?: NonZeroUsize as Option<Count>,
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
-        priority?: Priority as Option<u64> { maximum = 999 },
+        priority?: Priority as Option<Urgency>,
     }
 }
 
@@ -90,7 +97,7 @@ impl RerankRequest for CohereRequest {
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let (texts, echo) = Echo::of_items(
             self.return_documents.unwrap_or(false),

@@ -65,7 +65,7 @@ pub struct Operation {
     pub kind: Kind,
     /// Where it is asked for with `POST`, and is what a body is read as that matches nothing else.
     pub paths: &'static [Path],
-    /// The keys that tell its bodies from others on a shared path.
+    /// The marks that tell its bodies from others on a shared path.
     pub signature: Signature,
     /// The largest body, where it is smaller than the server's limit.
     pub max_body_bytes: Option<usize>,
@@ -104,17 +104,34 @@ impl Operation {
     }
 }
 
+/// A key that tells a body by the kind of its value; null, and every other kind, tell nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub &'static str, pub ValueKind);
+
+/// What a value is in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueKind {
+    /// `true` or `false`.
+    Flag,
+    /// A number.
+    Number,
+    /// A string.
+    Text,
+    /// A list.
+    List,
+    /// An object.
+    Object,
+}
+
 /// The keys that tell the bodies of an operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Signature {
     /// One of these is enough.
-    pub any: &'static [&'static str],
+    pub any: &'static [Mark],
     /// Or all of these.
-    pub all: &'static [&'static str],
+    pub all: &'static [Mark],
     /// A body with one of these is another's.
-    pub none: &'static [&'static str],
-    /// A body with one of these as well is refused.
-    pub conflicts: &'static [&'static str],
+    pub none: &'static [Mark],
 }
 
 impl Signature {
@@ -123,12 +140,16 @@ impl Signature {
         any: &[],
         all: &[],
         none: &[],
-        conflicts: &[],
     };
 
-    /// A body with one of these keys.
-    pub const fn any(any: &'static [&'static str]) -> Self {
+    /// A body with one of these marks.
+    pub const fn any(any: &'static [Mark]) -> Self {
         Self { any, ..Self::NONE }
+    }
+
+    /// The same, unless it has one of these.
+    pub const fn unless(self, none: &'static [Mark]) -> Self {
+        Self { none, ..self }
     }
 
     /// Whether some body is told by its keys.
@@ -137,24 +158,15 @@ impl Signature {
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'static str> {
-        let lists = [self.any, self.all, self.none, self.conflicts];
-        lists.into_iter().flatten().copied()
+        let lists = [self.any, self.all, self.none];
+        lists.into_iter().flatten().map(|mark| mark.0)
     }
 
-    /// Whether a body with the keys `found` is meant.
-    ///
-    /// # Errors
-    /// When it is in two dialects at once.
-    pub(crate) fn matches(&self, found: &[&str]) -> Result<bool, RerankError> {
-        let among = |keys: &[&'static str]| keys.iter().copied().find(|key| found.contains(key));
-        let own = among(self.any);
-        if let (Some(own), Some(other)) = (own, among(self.conflicts)) {
-            return Err(RerankError::invalid(format!(
-                "the body has both `{own}` and `{other}`; send one of them"
-            )));
-        }
-        let all = !self.all.is_empty() && self.all.iter().all(|key| found.contains(key));
-        Ok((own.is_some() || all) && among(self.none).is_none())
+    /// Whether a body with the marks `found` is meant.
+    pub(crate) fn matches(&self, found: &[Mark]) -> bool {
+        let has = |mark: &Mark| found.contains(mark);
+        let all = !self.all.is_empty() && self.all.iter().all(has);
+        (all || self.any.iter().any(has)) && !self.none.iter().any(has)
     }
 }
 

@@ -7,10 +7,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
+use super::dialect::{Dialect, Kind, Mark, Operation, RerankRequest, Signature, ValueKind, rerank};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::missing;
 use super::native::{self, NativeError};
+use super::read::content::{Query, TextSchema};
+use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
@@ -30,11 +32,10 @@ pub static MIXEDBREAD: Dialect = Dialect {
             Form::of::<MixedbreadRequest, MixedbreadResponse, NativeError>(schemas, example)
         },
     )
-    .told_by(Signature {
-        any: &["input"],
-        none: &["documents"],
-        ..Signature::NONE
-    })],
+    .told_by(
+        Signature::any(&[Mark("input", ValueKind::List)])
+            .unless(&[Mark("documents", ValueKind::List)]),
+    )],
     error: native::ERROR,
 };
 
@@ -44,15 +45,15 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the input is judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.
         input: List<Item> as Vec<Item> { min_items = 1 },
         /// Fields of the objects that are ranked, in this order; `text` without.
         rank_fields?: RankFields as Option<Vec<String>>,
         /// Most results; all without.
-        top_k?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_k?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its input.
-        return_input?: bool as Option<bool>,
+        return_input?: bool as Option<Flag>,
     }
 }
 
@@ -71,7 +72,7 @@ impl RerankRequest for MixedbreadRequest {
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let input = self.input.ok_or_else(|| missing("input"))?;
         let return_input = self.return_input.unwrap_or(false);
         let fields = self.rank_fields.as_ref();

@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 use super::answer::RankingAnswer;
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
 use super::error::missing;
-use super::native::{self, DocumentSchema, NativeError};
-use super::read::list::{List, TextObject};
+use super::native::{self, NativeError};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -25,7 +26,8 @@ pub static NVIDIA: Dialect = Dialect {
         &[
             Path::own("/ranking"),
             Path::own("/v1/ranking"),
-            Path::own("/v1/retrieval/nvidia/reranking"),
+            Path::own("/v1/retrieval/{publisher}/reranking"),
+            Path::own("/v1/retrieval/{publisher}/{name}/reranking"),
         ],
         rerank::<NvidiaRequest>,
         |schemas| {
@@ -42,9 +44,9 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the passages are judged by.
-        query: TextObject as DocumentSchema,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        passages: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
+        passages: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
         truncate?: TruncationPolicy as Option<TruncateName>,
     }

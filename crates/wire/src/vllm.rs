@@ -13,9 +13,12 @@ use utoipa::ToSchema;
 
 use self::score::{ScoreBody, ScoreRequest};
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+};
 use super::error::{Problem, Reply, missing};
-use super::read::content::{Content, Contents};
+use super::read::content::{Contents, Query, TextSchema};
+use super::read::form::{CountOrMinusOne, CountOrZero, Flag};
 use super::read::request;
 use super::read::scalar::{ModelName, Whole};
 use super::schema::{Form, example};
@@ -40,10 +43,10 @@ pub static VLLM: Dialect = Dialect {
             },
         )
         .told_by(Signature::any(&[
-            "truncate_prompt_tokens",
-            "truncation_side",
-            "use_activation",
-            "max_tokens_per_query",
+            Mark("truncate_prompt_tokens", ValueKind::Number),
+            Mark("truncation_side", ValueKind::Text),
+            Mark("use_activation", ValueKind::Flag),
+            Mark("max_tokens_per_query", ValueKind::Number),
         ])),
         Operation::new(
             "vllm_score",
@@ -70,46 +73,22 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: Content as ContentSchema,
+        query: Query as TextSchema,
         /// The texts that are ranked.
         documents?: Contents as ContentList,
         /// Most results; 0 and nothing are all.
-        top_n?: Whole<0> as Option<u64>,
+        top_n?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of a pair; -1 is as many as the model reads.
-        truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
+        truncate_prompt_tokens?: Whole<-1> as Option<CountOrMinusOne>,
         /// Which end is cut.
         truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the query; 0 is no limit.
-        max_tokens_per_query?: Whole<0> as Option<u64>,
+        max_tokens_per_query?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of each document; 0 is no limit.
-        max_tokens_per_doc?: Whole<0> as Option<u64>,
+        max_tokens_per_doc?: Whole<0> as Option<CountOrZero>,
         /// False asks for logits.
-        use_activation?: bool as Option<bool>,
+        use_activation?: bool as Option<Flag>,
     }
-}
-
-/// A text, or an object that holds its parts.
-#[derive(ToSchema)]
-#[schema(as = VllmContent)]
-#[serde(untagged)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-enum ContentSchema {
-    Text(String),
-    Parts { content: Vec<Part> },
-}
-
-#[derive(ToSchema)]
-#[schema(as = VllmPart)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-struct Part {
-    r#type: Option<serde_json::Value>,
-    text: String,
 }
 
 #[derive(ToSchema)]
@@ -120,8 +99,8 @@ struct Part {
     reason = "it stands for what a reader takes, in the API's description"
 )]
 enum ContentList {
-    One(ContentSchema),
-    Many(Vec<ContentSchema>),
+    One(TextSchema),
+    Many(Vec<TextSchema>),
 }
 
 #[derive(ToSchema)]

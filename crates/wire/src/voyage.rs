@@ -8,10 +8,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+};
 use super::document::{Document, Echo};
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::form::{Count, Flag};
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -29,7 +33,13 @@ pub static VOYAGE: Dialect = Dialect {
             Form::of::<VoyageRequest, VoyageResponse, VoyageError>(schemas, example)
         },
     )
-    .told_by(Signature::any(&["truncation", "top_k"]))],
+    .told_by(
+        Signature::any(&[
+            Mark("truncation", ValueKind::Flag),
+            Mark("top_k", ValueKind::Number),
+        ])
+        .unless(&[Mark("top_n", ValueKind::Number)]),
+    )],
     error,
 };
 
@@ -40,15 +50,15 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        documents: List<TextObject> as Vec<String> { min_items = 1 },
+        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// Most results; all without.
-        top_k?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_k?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document, as a string.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncation?: bool as Option<bool>,
+        truncation?: bool as Option<Flag>,
     }
 }
 
@@ -60,7 +70,7 @@ impl RerankRequest for VoyageRequest {
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions {

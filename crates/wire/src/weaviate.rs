@@ -7,9 +7,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
+use super::dialect::{Dialect, Kind, Mark, Operation, RerankRequest, Signature, ValueKind, rerank};
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::list::List;
 use super::read::request;
 use super::schema::{Form, example};
 
@@ -26,7 +27,10 @@ pub static WEAVIATE: Dialect = Dialect {
             Form::of::<WeaviateRequest, WeaviateResponse, WeaviateError>(schemas, example)
         },
     )
-    .told_by(Signature::any(&["property"]))],
+    .told_by(
+        Signature::any(&[Mark("property", ValueKind::Text)])
+            .unless(&[Mark("top_n", ValueKind::Number)]),
+    )],
     error,
 };
 
@@ -34,9 +38,9 @@ request! {
     /// A reranking as Weaviate asks for it; `property` tells it from others on a shared path.
     pub struct WeaviateRequest as WeaviateRerankRequest {
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are scored.
-        documents: List<TextObject> as Option<Vec<String>> { min_items = 1 },
+        documents?: List<TextObject> as Option<Vec<TextSchema>> { min_items = 1 },
         /// The single text that is scored where there are no `documents`; else empty.
         property?: String as String,
     }
@@ -56,7 +60,7 @@ impl RerankRequest for WeaviateRequest {
     }
 
     fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let single = self.documents.is_none();
         let texts = match self.documents {
             Some(documents) => documents.texts("documents", limits)?,

@@ -11,6 +11,7 @@ use crate::answer::Context;
 use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::content::Contents;
+use crate::read::form::{CountOrMinusOne, CountOrZero, Flag};
 use crate::read::scalar::{ModelName, Whole};
 use crate::read::{self, request};
 
@@ -51,15 +52,15 @@ request! {
         /// Another name of `text_2`.
         data_2?: Contents as Option<ContentList>,
         /// Most tokens of a pair; -1 is as many as the model reads.
-        truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
+        truncate_prompt_tokens?: Whole<-1> as Option<CountOrMinusOne>,
         /// Which end is cut.
         truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the first text; 0 is no limit.
-        max_tokens_per_query?: Whole<0> as Option<u64>,
+        max_tokens_per_query?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of the second text; 0 is no limit.
-        max_tokens_per_doc?: Whole<0> as Option<u64>,
+        max_tokens_per_doc?: Whole<0> as Option<CountOrZero>,
         /// False asks for logits.
-        use_activation?: bool as Option<bool>,
+        use_activation?: bool as Option<Flag>,
     }
 }
 
