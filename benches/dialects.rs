@@ -162,6 +162,7 @@ fn main() {
         model: "m",
         labels: &["score".to_owned()],
         strict_model_name: false,
+        return_documents: false,
         limits: Limits {
             max_documents: 1000,
         },

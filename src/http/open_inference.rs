@@ -20,7 +20,18 @@ pub struct ModelName(pub String);
 /// Of what a path leaves open, what counts: there is one version of the model, whatever it is called.
 #[derive(Deserialize)]
 struct Named {
+    publisher: Option<String>,
     model: String,
+}
+
+impl Named {
+    /// The name as a hub has it.
+    fn whole(self) -> String {
+        match self.publisher {
+            Some(publisher) => format!("{publisher}/{}", self.model),
+            None => self.model,
+        }
+    }
 }
 
 impl FromRequestParts<AppState> for ModelName {
@@ -28,7 +39,7 @@ impl FromRequestParts<AppState> for ModelName {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Response> {
         let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(Named { model })| Self(model)).map_err(|_| {
+        path.map(|Path(named): Path<Named>| Self(named.whole())).map_err(|_| {
             let error = RerankError::invalid(
                 "the path is not UTF-8; encode names in it so, and then in percent signs",
             );

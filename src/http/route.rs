@@ -308,8 +308,10 @@ mod tests {
             "mixedbread",
             "weaviate",
             "voyage",
+            "xinference",
             "vllm",
             "infinity",
+            "pinecone",
         ];
         assert_eq!(names("/rerank"), [&["native"], &told[..]].concat());
         assert_eq!(names("/predict"), ["native_predict", "tei_predict"]);

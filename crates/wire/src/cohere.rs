@@ -6,15 +6,13 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{
-    Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
-};
+use rerankd_core::{Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Query, TextSchema};
@@ -83,10 +81,18 @@ request! {
         /// the share of one of priority 0.
         priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction, relevant_spans, return_embeddings }
+}
+
+/// What the answer repeats, and whether all results were asked for.
+#[derive(Debug)]
+pub struct Kept {
+    echo: Echo,
+    all: bool,
 }
 
 impl RerankRequest for CohereRequest {
-    type Kept = Echo;
+    type Kept = Kept;
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
@@ -96,11 +102,12 @@ impl RerankRequest for CohereRequest {
         self.priority.unwrap_or_default()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let (texts, echo) = Echo::of_items(
-            self.return_documents.unwrap_or(false),
+            self.return_documents.unwrap_or(served.return_documents),
             "documents",
             documents,
             self.rank_fields.as_ref(),
@@ -116,16 +123,19 @@ impl RerankRequest for CohereRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
-        Ok((command, echo))
+        let all = self.top_n.is_none();
+        Ok((command, Kept { echo, all }))
     }
 
-    fn fill<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+    fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
+        let voyage = kept.all && answer.context.dialect == V1.name;
         CohereResponse {
             id: answer.context.id,
             model: answer.context.model,
-            results: results(answer, echo),
+            results: results(answer, &kept.echo),
             usage: Usage::new(answer.ranking.tokens),
             meta: Meta::of(answer),
+            data: voyage.then(|| results_as(DocumentForm::Omit, answer, &kept.echo)),
         }
     }
 }
@@ -142,6 +152,10 @@ pub struct CohereResponse<'a> {
     results: Vec<RankedDocument<'a>>,
     usage: Usage,
     meta: Meta,
+    /// The results once more at the paths of the first version, where `top_n` is absent: Voyage's clients
+    /// share a path with it, send nothing else that would tell them, and read this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Vec<RankedDocument<'a>>>,
 }
 
 /// One document's place.

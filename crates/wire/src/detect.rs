@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use http::HeaderMap;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::dialect::{Endpoint, Mark, ValueKind};
@@ -20,14 +21,35 @@ pub fn detect(candidates: &[Endpoint], body: &[u8]) -> Endpoint {
     if let [only] = candidates {
         return *only;
     }
-    let found = marks(candidates, body);
-    let told = |endpoint: &&Endpoint| endpoint.operation.signature.matches(&found);
+    let (found, model) = marks(candidates, body);
+    let told = |endpoint: &&Endpoint| endpoint.operation.signature.matches(&found, &model);
     *candidates.iter().find(told).unwrap_or(&candidates[0])
 }
 
-/// What `body` holds under the keys that some candidate looks for.
-fn marks(candidates: &[Endpoint], body: &[u8]) -> Vec<Mark> {
-    let mut names = Vec::new();
+/// The operation whose clients alone send one of these `headers`.
+pub fn detect_by_headers(candidates: &[Endpoint], headers: &HeaderMap) -> Option<Endpoint> {
+    let told = |endpoint: &&Endpoint| {
+        endpoint
+            .operation
+            .signature
+            .header
+            .is_some_and(|(name, start)| {
+                let value = headers.get(name);
+                value.is_some_and(|value| value.as_bytes().starts_with(start.as_bytes()))
+            })
+    };
+    candidates.iter().find(told).copied()
+}
+
+/// The key that names a model, in every dialect.
+const MODEL: &str = "model";
+
+/// As much of a model's name as tells.
+const MODEL_BYTES: usize = 32;
+
+/// What `body` holds under the keys that some candidate looks for, and how its model's name begins.
+fn marks(candidates: &[Endpoint], body: &[u8]) -> (Vec<Mark>, String) {
+    let mut names = vec![MODEL];
     for endpoint in candidates {
         for key in endpoint.operation.signature.keys() {
             if !names.contains(&key) {
@@ -35,21 +57,23 @@ fn marks(candidates: &[Endpoint], body: &[u8]) -> Vec<Mark> {
             }
         }
     }
-    let mut found = Vec::new();
+    let (mut found, mut model) = (Vec::new(), String::new());
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let mut json = serde_json::Deserializer::from_slice(body);
     let collect = Collect {
         names: &names,
         found: &mut found,
+        model: &mut model,
     };
     // An error is met again, and reported, when the body is read as its dialect.
     let _ = json.deserialize_any(collect);
-    found
+    (found, model)
 }
 
 struct Collect<'a> {
     names: &'a [&'static str],
     found: &'a mut Vec<Mark>,
+    model: &'a mut String,
 }
 
 impl<'de> Visitor<'de> for Collect<'_> {
@@ -70,6 +94,7 @@ impl<'de> Visitor<'de> for Collect<'_> {
             let kind = KindOf {
                 key,
                 found: self.found,
+                model: self.model,
             };
             map.next_value_seed(kind)?;
         }
@@ -81,6 +106,7 @@ impl<'de> Visitor<'de> for Collect<'_> {
 struct KindOf<'a> {
     key: &'static str,
     found: &'a mut Vec<Mark>,
+    model: &'a mut String,
 }
 
 impl KindOf<'_> {
@@ -128,7 +154,11 @@ impl<'de> Visitor<'de> for KindOf<'_> {
         Ok(())
     }
 
-    fn visit_str<E>(mut self, _: &str) -> Result<(), E> {
+    fn visit_str<E>(mut self, text: &str) -> Result<(), E> {
+        if self.key == MODEL {
+            let start = &text[..text.floor_char_boundary(MODEL_BYTES)];
+            start.clone_into(self.model);
+        }
         self.note(ValueKind::Text);
         Ok(())
     }

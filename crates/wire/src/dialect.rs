@@ -130,8 +130,12 @@ pub struct Signature {
     pub any: &'static [Mark],
     /// Or all of these.
     pub all: &'static [Mark],
+    /// Or a model whose name begins so: its clients' own, whoever serves it.
+    pub models: &'static [&'static str],
     /// A body with one of these is another's.
     pub none: &'static [Mark],
+    /// A header that only its clients send, and how its value begins. It tells more than the body.
+    pub header: Option<(&'static str, &'static str)>,
 }
 
 impl Signature {
@@ -139,7 +143,9 @@ impl Signature {
     pub const NONE: Self = Self {
         any: &[],
         all: &[],
+        models: &[],
         none: &[],
+        header: None,
     };
 
     /// A body with one of these marks.
@@ -152,9 +158,20 @@ impl Signature {
         Self { none, ..self }
     }
 
-    /// Whether some body is told by its keys.
+    /// The same, with a header that tells it too.
+    pub const fn or_header(self, name: &'static str, start: &'static str) -> Self {
+        let header = Some((name, start));
+        Self { header, ..self }
+    }
+
+    /// The same, with names of models that tell it too.
+    pub const fn or_models(self, models: &'static [&'static str]) -> Self {
+        Self { models, ..self }
+    }
+
+    /// Whether some request is told from those at a path that is another's.
     pub fn tells(&self) -> bool {
-        !self.any.is_empty() || !self.all.is_empty()
+        !self.any.is_empty() || !self.all.is_empty() || self.header.is_some()
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'static str> {
@@ -162,11 +179,12 @@ impl Signature {
         lists.into_iter().flatten().map(|mark| mark.0)
     }
 
-    /// Whether a body with the marks `found` is meant.
-    pub(crate) fn matches(&self, found: &[Mark]) -> bool {
+    /// Whether a body with the marks `found` that asks for `model` is meant.
+    pub(crate) fn matches(&self, found: &[Mark], model: &str) -> bool {
         let has = |mark: &Mark| found.contains(mark);
         let all = !self.all.is_empty() && self.all.iter().all(has);
-        (all || self.any.iter().any(has)) && !self.none.iter().any(has)
+        let named = self.models.iter().any(|start| model.starts_with(start));
+        (all || named || self.any.iter().any(has)) && !self.none.iter().any(has)
     }
 }
 
@@ -219,6 +237,9 @@ pub struct Served<'a> {
     pub labels: &'a [String],
     /// Whether requests for other models are refused.
     pub strict_model_name: bool,
+    /// Whether results repeat their documents where a request does not say, in dialects that have a
+    /// field for it.
+    pub return_documents: bool,
     /// The most that one request may ask for.
     pub limits: Limits,
 }
@@ -283,8 +304,8 @@ pub(crate) trait RerankRequest: Read + 'static {
     /// The command this request spells.
     ///
     /// # Errors
-    /// When something is missing, contradicts itself or is beyond `limits`.
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Self::Kept), RerankError>;
+    /// When something is missing, contradicts itself or is beyond the limits of what is `served`.
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Self::Kept), RerankError>;
 
     /// The body that tells `answer`.
     fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Self::Kept) -> impl Serialize + 'a;
@@ -300,7 +321,7 @@ pub(crate) fn rerank<T: RerankRequest>(
     drop(body);
     served.check_model(request.model())?;
     let hints = with_priority(request.priority());
-    let (command, kept) = request.into_command(&served.limits)?;
+    let (command, kept) = request.into_command(served)?;
     let command = command.with_hints(hints);
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {

@@ -3,13 +3,13 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
 use super::dialect::{
-    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
@@ -77,7 +77,8 @@ impl RerankRequest for InfinityRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
@@ -86,7 +87,7 @@ impl RerankRequest for InfinityRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

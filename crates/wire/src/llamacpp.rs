@@ -3,13 +3,13 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
 use super::cohere::{RankedDocument, results};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Query, TextObject, TextSchema};
@@ -60,7 +60,8 @@ impl RerankRequest for LlamaCppRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;

@@ -2,12 +2,14 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Mark, Operation, RerankRequest, Signature, ValueKind, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::missing;
 use super::native::{self, NativeError};
@@ -55,6 +57,7 @@ request! {
         /// Whether each result repeats its input.
         return_input?: bool as Option<Flag>,
     }
+    refuses { rewrite_query, instruction }
 }
 
 /// What the answer repeats.
@@ -71,7 +74,8 @@ impl RerankRequest for MixedbreadRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let input = self.input.ok_or_else(|| missing("input"))?;
         let return_input = self.return_input.unwrap_or(false);

@@ -93,6 +93,7 @@ request! {
         /// the share of one of priority 0.
         priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction }
 }
 
 request! {
@@ -146,7 +147,8 @@ impl RerankRequest for NativeRequest {
         self.priority.unwrap_or_default()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
         let truncation = TruncationOptions {
             strategy: self.truncation_strategy,
             side: self.truncation_direction,
@@ -163,7 +165,7 @@ impl RerankRequest for NativeRequest {
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

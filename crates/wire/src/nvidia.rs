@@ -2,12 +2,12 @@
 //!
 //! Its clients read logits, best first, and cut the list themselves.
 
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::error::missing;
 use super::native::{self, NativeError};
 use super::read::content::{Query, TextObject, TextSchema};
@@ -72,7 +72,8 @@ impl RerankRequest for NvidiaRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, ()), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, ()), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let passages = self.passages.ok_or_else(|| missing("passages"))?;
         let texts = passages.texts("passages", limits)?;

@@ -353,7 +353,8 @@ pub fn half_a_pair(place: &impl Display) -> String {
 }
 
 /// Declares a request: its fields, each with the type that reads it and the type that the API's
-/// description shows. Every field starts absent; `field?:` takes null as well.
+/// description shows. Every field starts absent; `field?:` takes null as well. Those that it `refuses`
+/// are of the dialect too, and cannot be honored.
 macro_rules! request {
     (
         $(#[$meta:meta])*
@@ -363,6 +364,7 @@ macro_rules! request {
                 $field:ident $(?: $nullable:ty)? $(: $value:ty)? as $schema:ty $({ $($extra:tt)* })?
             ),* $(,)?
         }
+        $(refuses { $($refused:ident),* $(,)? })?
     ) => {
         $(#[$meta])*
         #[derive(Debug, Default, utoipa::ToSchema)]
@@ -373,6 +375,12 @@ macro_rules! request {
                 #[schema(value_type = $schema $(, $($extra)*)?)]
                 $field: Option<$($nullable)? $($value)?>,
             )*
+            $($(
+                /// Refused where it asks for something.
+                #[schema(value_type = Option<$crate::read::form::Nothing>)]
+                #[allow(dead_code, reason = "it is refused when it is read")]
+                $refused: (),
+            )*)?
         }
 
         impl $crate::read::Read for $name {
@@ -384,8 +392,10 @@ macro_rules! request {
             ) -> Result<Self, M::Error> {
                 use $crate::read::{Path, Reader, next_known};
                 let mut request = Self::default();
-                while let Some(key) = next_known(&mut map, &[$(stringify!($field)),*])? {
-                    let path = Path::Field(key);
+                const NAMES: &[&str] =
+                    &[$(stringify!($field),)* $($(stringify!($refused),)*)?];
+                while let Some(key) = next_known(&mut map, NAMES)? {
+                    let path = Path::Key(at.path, key);
                     let at = at.at(&path);
                     match key {
                         $(stringify!($field) => {
@@ -394,6 +404,11 @@ macro_rules! request {
                             $(request.$field =
                                 Some(map.next_value_seed(Reader::<$value>::at(at))?);)?
                         })*
+                        $($(stringify!($refused) => {
+                            map.next_value_seed(
+                                Reader::<Option<$crate::read::scalar::Refused>>::at(at),
+                            )?;
+                        })*)?
                         _ => {}
                     }
                 }

@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    ErrorCode, Limits, RerankCommand, RerankError, Scale, ScoreOptions, TieOrder,
-    TruncationOptions, TruncationPolicy, TruncationSide,
+    ErrorCode, RerankCommand, RerankError, Scale, ScoreOptions, TieOrder, TruncationOptions,
+    TruncationPolicy, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -17,7 +17,7 @@ use self::predict::{PredictBody, PredictRequest};
 use self::tokenize::{DecodeRequest, TokenizeRequest};
 use super::answer::{RankingAnswer, Token};
 use super::dialect::{
-    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Query, TextSchema};
@@ -156,7 +156,8 @@ impl RerankRequest for TeiRequest {
         None
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
         let options = options(self.raw_scores, self.truncate, self.truncation_direction);
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let texts = self.texts.ok_or_else(|| missing("texts"))?;

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
+    Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,11 +14,11 @@ use utoipa::ToSchema;
 use self::score::{ScoreBody, ScoreRequest};
 use super::answer::RankingAnswer;
 use super::dialect::{
-    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Contents, Query, TextSchema};
-use super::read::form::{CountOrMinusOne, CountOrZero, Flag};
+use super::read::form::{CountOrMinusOne, CountOrZero, Flag, Urgency};
 use super::read::request;
 use super::read::scalar::{ModelName, Whole};
 use super::schema::{Form, example};
@@ -88,7 +88,12 @@ request! {
         max_tokens_per_doc?: Whole<0> as Option<CountOrZero>,
         /// False asks for logits.
         use_activation?: bool as Option<Flag>,
+        /// Its older name.
+        activation?: bool as Option<Flag>,
+        /// How urgent it is, from 0, the default, to 999.
+        priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction, mm_processor_kwargs, chat_template_kwargs }
 }
 
 #[derive(ToSchema)]
@@ -153,12 +158,17 @@ impl RerankRequest for VllmRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, ()), RerankError> {
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
+    }
+
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, ()), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?;
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.0.texts("documents", limits)?;
         let options = Options {
-            use_activation: self.use_activation,
+            use_activation: self.use_activation.or(self.activation),
             side: self.truncation_side,
             max_tokens: self.truncate_prompt_tokens,
             max_query_tokens: self.max_tokens_per_query,

@@ -3,13 +3,13 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
 use super::dialect::{
-    Dialect, Kind, Mark, Operation, Path, RerankRequest, Signature, ValueKind, rerank,
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
 use super::document::{Document, Echo};
 use super::error::{Problem, Reply, missing};
@@ -38,6 +38,8 @@ pub static VOYAGE: Dialect = Dialect {
             Mark("truncation", ValueKind::Flag),
             Mark("top_k", ValueKind::Number),
         ])
+        .or_models(&["rerank-1", "rerank-2", "rerank-lite-"])
+        .or_header("x-fern-sdk-name", "voyageai")
         .unless(&[Mark("top_n", ValueKind::Number)]),
     )],
     error,
@@ -69,7 +71,8 @@ impl RerankRequest for VoyageRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
@@ -79,7 +82,7 @@ impl RerankRequest for VoyageRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_k, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

@@ -2,12 +2,14 @@
 //!
 //! Weaviate pairs scores with its objects by position, so they come in the order of the request.
 
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
+use rerankd_core::{RerankCommand, RerankError, ScoreOptions, Texts};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Mark, Operation, RerankRequest, Signature, ValueKind, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Query, TextObject, TextSchema};
 use super::read::list::List;
@@ -59,7 +61,8 @@ impl RerankRequest for WeaviateRequest {
         None
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let single = self.documents.is_none();
         let texts = match self.documents {

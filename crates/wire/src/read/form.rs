@@ -55,3 +55,25 @@ forms! {
         { "type": "integer", "minimum": 0, "maximum": 999 },
         { "type": "string", "pattern": "^0*[0-9]{1,3}$" };
 }
+
+/// Nothing, in any form: what asks for something is refused.
+pub struct Nothing;
+
+impl PartialSchema for Nothing {
+    fn schema() -> RefOr<Schema> {
+        let nothing = json!({ "anyOf": [
+            { "type": "boolean", "enum": [false] },
+            { "type": "number", "enum": [0] },
+            { "type": "string", "maxLength": 0 },
+            { "type": "array", "items": { "type": "null" }, "maxItems": 0 },
+            { "type": "object", "maxProperties": 0 },
+        ] });
+        serde_json::from_value(nothing).expect("a schema")
+    }
+}
+
+impl ToSchema for Nothing {
+    fn name() -> Cow<'static, str> {
+        Cow::Borrowed("Nothing")
+    }
+}

@@ -208,3 +208,47 @@ impl Read for ModelName {
         Ok(Self("{}".to_owned()))
     }
 }
+
+/// A field that this server cannot honor: a value that asks for something is refused, and none is read.
+#[derive(Debug)]
+pub struct Refused;
+
+impl Refused {
+    fn unless<E: Error>(at: Place<'_>, nothing: bool) -> Result<Self, E> {
+        if nothing {
+            return Ok(Self);
+        }
+        Err(E::custom(format_args!(
+            "{} asks for what this server does not do; leave it out",
+            at.path
+        )))
+    }
+}
+
+impl Read for Refused {
+    const EXPECTED: &'static str = "absent";
+
+    fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+        Self::unless(at, text.is_empty())
+    }
+
+    fn boolean<E: Error>(at: Place<'_>, value: bool) -> Result<Self, E> {
+        Self::unless(at, !value)
+    }
+
+    fn integer<E: Error>(at: Place<'_>, value: i128) -> Result<Self, E> {
+        Self::unless(at, value == 0)
+    }
+
+    fn float<E: Error>(at: Place<'_>, value: f64) -> Result<Self, E> {
+        Self::unless(at, value == 0.0)
+    }
+
+    fn list<'de, S: SeqAccess<'de>>(at: Place<'_>, mut items: S) -> Result<Self, S::Error> {
+        Self::unless(at, items.next_element::<IgnoredAny>()?.is_none())
+    }
+
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, mut map: M) -> Result<Self, M::Error> {
+        Self::unless(at, map.next_entry::<IgnoredAny, IgnoredAny>()?.is_none())
+    }
+}
