@@ -39,14 +39,15 @@ impl FromRequestParts<AppState> for ModelName {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Response> {
         let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(named): Path<Named>| Self(named.whole())).map_err(|_| {
-            let error = RerankError::invalid(
-                "the path is not UTF-8; encode names in it so, and then in percent signs",
-            );
-            let route = parts.extensions.get::<MatchedPath>();
-            let dialect = route::dialect(&parts.method, route.map_or("", MatchedPath::as_str));
-            Failure::from(error).answer(dialect, "")
-        })
+        path.map(|Path(named): Path<Named>| Self(named.whole()))
+            .map_err(|_| {
+                let error = RerankError::invalid(
+                    "the path is not UTF-8; encode names in it so, and then in percent signs",
+                );
+                let route = parts.extensions.get::<MatchedPath>();
+                let dialect = route::dialect(&parts.method, route.map_or("", MatchedPath::as_str));
+                Failure::from(error).answer(dialect, "")
+            })
     }
 }
 

@@ -35,7 +35,15 @@ pub static LLAMA_CPP: Dialect = Dialect {
             let example = example!("llamacpp/ranks");
             Form::of::<LlamaCppRequest, LlamaCppResponse, LlamaCppError>(schemas, example)
         },
-    )],
+    )
+    .requiring(&[
+        "model",
+        "object",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+        "results[].index",
+        "results[].relevance_score",
+    ])],
     error,
 };
 

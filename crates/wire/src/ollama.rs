@@ -30,7 +30,9 @@ pub static OLLAMA: Dialect = Dialect {
             let example = example!("ollama/ranks");
             Form::of::<OllamaRequest, OllamaResponse, OllamaError>(schemas, example)
         },
-    )],
+    )
+    .requiring(&["model", "results[].index", "results[].relevance_score"])
+    .ignoring(&["keep_alive", "options"])],
     error: |problem: &Problem<'_>| {
         let error = problem.message;
         Reply::json(problem.status, &OllamaError { error })

@@ -37,6 +37,13 @@ pub static OPEN_INFERENCE: Dialect = Dialect {
                 Form::of::<InferRequest, InferResponse, OpenInferenceError>(schemas, example)
             },
         )
+        .requiring(&[
+            "model_name",
+            "outputs[].name",
+            "outputs[].datatype",
+            "outputs[].shape",
+            "outputs[].data",
+        ])
     }],
     error: |problem: &Problem<'_>| {
         let error = problem.message;

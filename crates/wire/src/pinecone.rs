@@ -31,6 +31,12 @@ pub static PINECONE: Dialect = Dialect {
             Form::of::<PineconeRequest, PineconeResponse, PineconeError>(schemas, example)
         },
     )
+    .requiring(&[
+        "model",
+        "data[].index",
+        "data[].score",
+        "usage.rerank_units",
+    ])
     .told_by(Signature::NONE.or_header("x-pinecone-api-version", ""))],
     error,
 };

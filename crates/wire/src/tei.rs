@@ -69,6 +69,7 @@ pub static TEI: Dialect = Dialect {
                 example: example!("tei/ranks"),
             },
         )
+        .requiring(&["[].index", "[].score"])
         .told_by(
             Signature::any(&[Mark("texts", ValueKind::List)])
                 .unless(&[Mark("documents", ValueKind::List)]),

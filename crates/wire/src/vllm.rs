@@ -42,6 +42,16 @@ pub static VLLM: Dialect = Dialect {
                 Form::of::<VllmRequest, VllmResponse, VllmError>(schemas, example)
             },
         )
+        .requiring(&[
+            "id",
+            "model",
+            "usage.prompt_tokens",
+            "usage.total_tokens",
+            "results[].index",
+            "results[].relevance_score",
+            "results[].document.text",
+        ])
+        .ignoring(&["user", "request_id", "cache_salt", "padding"])
         .told_by(Signature::any(&[
             Mark("truncate_prompt_tokens", ValueKind::Number),
             Mark("truncation_side", ValueKind::Text),
@@ -62,7 +72,18 @@ pub static VLLM: Dialect = Dialect {
                 let example = example!("vllm/score_one_to_many");
                 Form::of::<ScoreRequest, ScoreBody, VllmError>(schemas, example)
             },
-        ),
+        )
+        .requiring(&[
+            "id",
+            "object",
+            "created",
+            "model",
+            "data[].index",
+            "data[].score",
+            "usage.prompt_tokens",
+            "usage.total_tokens",
+        ])
+        .ignoring(&["user", "request_id", "cache_salt", "padding"]),
     ],
     error,
 };

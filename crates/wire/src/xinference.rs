@@ -33,6 +33,14 @@ pub static XINFERENCE: Dialect = Dialect {
             Form::of::<XinferenceRequest, XinferenceResponse, NativeError>(schemas, example)
         },
     )
+    .requiring(&[
+        "id",
+        "results[].index",
+        "results[].relevance_score",
+        "results[].document",
+        "meta.tokens",
+    ])
+    .ignoring(&["kwargs"])
     // Its client always sends the first, RAGFlow the last.
     .told_by(Signature::any(&[
         Mark("kwargs", ValueKind::Text),
