@@ -116,6 +116,10 @@ setting::settings! {
         /// `"…"`, or not at all.
         rerank_document "FORM": DocumentForm = DocumentForm::Object;
 
+        /// Return documents where a request does not say whether it wants them. Some clients read them
+        /// without asking; to others, they are only more to transfer.
+        return_documents "BOOL": bool = false;
+
         /// Serve a web page at `/` for trying out queries, with live statistics. Without it, `/` is the
         /// same as `/health`.
         page "BOOL": bool = true;

@@ -17,6 +17,7 @@ pub mod observe;
 mod open_inference;
 pub mod openapi;
 pub mod page;
+mod path;
 pub mod route;
 pub mod router;
 pub mod socket;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{Failure, json};
+use super::open_inference::ModelName;
 use super::state::AppState;
 use crate::shutdown::Phase;
 
@@ -217,6 +218,53 @@ pub async fn models(State(state): State<AppState>) -> Result<Response, Failure> 
         data: [card],
     };
     Ok(json(StatusCode::OK, &models))
+}
+
+/// The answer of [`model`]: what OpenAI's clients read, and what Xinference's do.
+#[derive(Serialize, ToSchema)]
+pub struct Description<'a> {
+    id: &'a str,
+    object: &'a str,
+    created: u64,
+    owned_by: &'a str,
+    model_type: &'a str,
+    model_name: &'a str,
+    max_tokens: usize,
+}
+
+/// The model that is served, if it is the one that the path names or any name is taken.
+///
+/// # Errors
+/// While the model loads, and where another is asked for.
+pub async fn model(
+    State(state): State<AppState>,
+    ModelName(asked): ModelName,
+) -> Result<Response, Failure> {
+    let reranker = state.reranker().ok_or_else(RerankError::not_ready)?;
+    state.served(reranker).check_model(Some(&asked))?;
+    let model = reranker.info();
+    let description = Description {
+        id: &asked,
+        object: "model",
+        created: unix_seconds(state.started()),
+        owned_by: "rerankd",
+        model_type: "rerank",
+        model_name: &model.id,
+        max_tokens: model.max_length,
+    };
+    Ok(json(StatusCode::OK, &description))
+}
+
+/// Whether requests need a key.
+#[derive(Serialize, ToSchema)]
+pub struct NeedsKey {
+    auth: bool,
+}
+
+/// Whether requests need a key: clients of Xinference ask before they send theirs.
+pub async fn needs_key(State(state): State<AppState>) -> Response {
+    let auth = !state.keys().open();
+    json(StatusCode::OK, &NeedsKey { auth })
 }
 
 /// Seconds since 1970.

@@ -4,13 +4,17 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::config::{ApiKeys, HttpConfig, MAX_KEY_BYTES};
 use rerankd_core::Tenant;
 
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Where keys are besides `Authorization`: most servers' own habit, and Azure's and Pinecone's.
+const KEY_HEADERS: [HeaderName; 2] = [
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+];
 
 /// The name of the API key that a request shows, for its log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +102,26 @@ impl ConstantTimeEq for Padded {
 
 /// The key that a request shows.
 pub(super) fn shown(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-    });
-    bearer
-        .or_else(|| Some(headers.get(X_API_KEY)?.as_bytes()))
+    let authorization = headers
+        .get(header::AUTHORIZATION)
+        .map(HeaderValue::as_bytes);
+    let others = || KEY_HEADERS.iter().find_map(|name| headers.get(name));
+    authorization
+        .and_then(authorized)
+        .or_else(|| Some(others()?.as_bytes()))
         .map(<[u8]>::trim_ascii)
+}
+
+/// The key in `Authorization`: after `Bearer`, or bare, as some clients send it. `None` in other
+/// schemes.
+fn authorized(value: &[u8]) -> Option<&[u8]> {
+    let value = value.trim_ascii();
+    match value.iter().position(u8::is_ascii_whitespace) {
+        Some(end) => value[..end]
+            .eq_ignore_ascii_case(b"bearer")
+            .then(|| &value[end..]),
+        None => (!value.eq_ignore_ascii_case(b"bearer") && !value.is_empty()).then_some(value),
+    }
 }
 
 /// The origin of the page that sends a request, where the server does not answer it.
@@ -179,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_comes_in_two_headers() {
+    fn a_key_comes_in_three_headers_or_bare() {
         let key = |name: &str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(HeaderName::try_from(name).unwrap(), value.parse().unwrap());
@@ -189,7 +206,10 @@ mod tests {
         assert_eq!(key("authorization", "bearer  abc ").as_deref(), Some("abc"));
         assert_eq!(key("x-api-key", "abc").as_deref(), Some("abc"));
         assert_eq!(key("authorization", "Basic abc"), None);
-        assert_eq!(key("authorization", "Bear"), None);
+        assert_eq!(key("api-key", "abc").as_deref(), Some("abc"));
+        assert_eq!(key("authorization", "abc").as_deref(), Some("abc"));
+        assert_eq!(key("authorization", "Bearer"), None);
+        assert_eq!(key("authorization", ""), None);
     }
 
     #[test]

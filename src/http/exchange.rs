@@ -11,7 +11,7 @@ use rerankd_core::{
     PredictCommand, Prediction, Ranking, RerankCommand, RerankError, SchedulingHints,
 };
 use rerankd_engine::service::Reranker;
-use rerankd_wire::detect::detect;
+use rerankd_wire::detect::{detect, detect_by_headers};
 use rerankd_wire::dialect::Endpoint;
 use rerankd_wire::{Body, Context, Token, Work};
 
@@ -31,6 +31,7 @@ pub async fn answer(
     operations: &'static [Endpoint],
 ) -> Response {
     let json_length = json_length(request.headers(), operations[0]);
+    let told = detect_by_headers(operations, request.headers());
     let accepted = match body::accept(request, &state).await {
         Ok(accepted) => accepted,
         Err(failure) => return failure.answer(operations[0].dialect, id.as_str()),
@@ -46,6 +47,7 @@ pub async fn answer(
         reranker: reranker.clone(),
         path_model,
         json_length,
+        told,
         operations,
     };
     let (endpoint, work) = match body::on_bytes(bytes, |bytes| reading.read(bytes)).await {
@@ -70,16 +72,16 @@ struct Reading {
     reranker: Arc<Reranker>,
     path_model: Option<String>,
     json_length: Result<Option<usize>, RerankError>,
+    /// The operation that the head tells.
+    told: Option<Endpoint>,
     operations: &'static [Endpoint],
 }
 
 impl Reading {
     /// Which operation the body asks for, and what that is.
     fn read(self, bytes: Bytes) -> (Endpoint, Result<Work, RerankError>) {
-        match detect(self.operations, &bytes) {
-            Ok(endpoint) => (endpoint, self.read_as(endpoint, bytes)),
-            Err(error) => (self.operations[0], Err(error)),
-        }
+        let endpoint = self.told.unwrap_or_else(|| detect(self.operations, &bytes));
+        (endpoint, self.read_as(endpoint, bytes))
     }
 
     fn read_as(self, endpoint: Endpoint, mut bytes: Bytes) -> Result<Work, RerankError> {

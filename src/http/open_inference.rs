@@ -1,6 +1,6 @@
 //! What the Open Inference Protocol asks about a server and its model.
 
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, MatchedPath, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
@@ -8,24 +8,46 @@ use rerankd_core::RerankError;
 use rerankd_engine::service::Reranker;
 use rerankd_wire::OPEN_INFERENCE;
 use rerankd_wire::open_inference::{Model, Ready, Server};
+use serde::Deserialize;
 
 use super::error::{Failure, json};
+use super::route;
 use super::state::AppState;
 
 /// The model that a path names.
 pub struct ModelName(pub String);
+
+/// Of what a path leaves open, what counts: there is one version of the model, whatever it is called.
+#[derive(Deserialize)]
+struct Named {
+    publisher: Option<String>,
+    model: String,
+}
+
+impl Named {
+    /// The name as a hub has it.
+    fn whole(self) -> String {
+        match self.publisher {
+            Some(publisher) => format!("{publisher}/{}", self.model),
+            None => self.model,
+        }
+    }
+}
 
 impl FromRequestParts<AppState> for ModelName {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Response> {
         let path = Path::from_request_parts(parts, state).await;
-        path.map(|Path(name)| Self(name)).map_err(|_| {
-            let error = RerankError::invalid(
-                "the model's name in the path is not UTF-8; encode it so, and then in percent signs",
-            );
-            Failure::from(error).answer(&OPEN_INFERENCE, "")
-        })
+        path.map(|Path(named): Path<Named>| Self(named.whole()))
+            .map_err(|_| {
+                let error = RerankError::invalid(
+                    "the path is not UTF-8; encode names in it so, and then in percent signs",
+                );
+                let route = parts.extensions.get::<MatchedPath>();
+                let dialect = route::dialect(&parts.method, route.map_or("", MatchedPath::as_str));
+                Failure::from(error).answer(dialect, "")
+            })
     }
 }
 

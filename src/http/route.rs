@@ -34,6 +34,10 @@ pub enum Handler {
     Page,
     /// The model as OpenAI's clients ask for it.
     Models,
+    /// The model that the path names, as Xinference's clients ask for it.
+    Model,
+    /// Whether requests need a key, as Xinference's clients ask before they have one.
+    NeedsKey,
     /// The model, the settings and the limits.
     Info,
     /// Everything measured.
@@ -70,6 +74,8 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ("/v2/health/ready", &NATIVE, Handler::Ready),
         ("/models", &NATIVE, Handler::Models),
         ("/v1/models", &NATIVE, Handler::Models),
+        ("/v1/models/{model}", &NATIVE, Handler::Model),
+        ("/v1/cluster/auth", &NATIVE, Handler::NeedsKey),
         ("/infinity/models", &INFINITY, Handler::Models),
         ("/vllm/v1/models", &VLLM, Handler::Models),
         ("/info", &NATIVE, Handler::Info),
@@ -83,6 +89,16 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ),
         (
             "/v2/models/{model}/ready",
+            &OPEN_INFERENCE,
+            Handler::InferenceReady,
+        ),
+        (
+            "/v2/models/{model}/versions/{version}",
+            &OPEN_INFERENCE,
+            Handler::InferenceModel,
+        ),
+        (
+            "/v2/models/{model}/versions/{version}/ready",
             &OPEN_INFERENCE,
             Handler::InferenceReady,
         ),
@@ -100,6 +116,9 @@ fn operations(own: Endpoint) -> impl Iterator<Item = Route> {
         handler: Handler::Operations(sharing(own, path)),
     })
 }
+
+/// What a path calls the name of a model.
+const MODEL: &str = "model";
 
 /// Every route of the table.
 pub fn all() -> impl Iterator<Item = &'static Route> {
@@ -128,21 +147,18 @@ pub fn is_probe(path: &str) -> bool {
     at(path).any(Route::is_probe)
 }
 
-/// Whether `path` is answered without a key: probes, what monitoring reads, and the page, which asks
-/// for a key itself.
+/// Whether `path` is answered without a key: probes, what monitoring reads, whether a key is needed,
+/// and the page, which asks for a key itself.
 pub fn is_open(method: &Method, path: &str) -> bool {
     let reads = *method == Method::GET || *method == Method::HEAD;
-    is_probe(path) || reads && (path.starts_with("/page/") || at(path).any(|route| route.is_page()))
+    let open = |route: &Route| matches!(route.handler, Handler::Page | Handler::NeedsKey);
+    is_probe(path) || reads && (path.starts_with("/page/") || at(path).any(open))
 }
 
 impl Route {
     /// Whether machines poll it.
     fn is_probe(&self) -> bool {
         self.is_for_operators() || matches!(self.handler, Handler::InferenceReady)
-    }
-
-    fn is_page(&self) -> bool {
-        matches!(self.handler, Handler::Page)
     }
 
     /// Whether it is answered at `admin_listen`.
@@ -155,6 +171,8 @@ impl Route {
             | Handler::Metrics => true,
             Handler::Page
             | Handler::Models
+            | Handler::Model
+            | Handler::NeedsKey
             | Handler::Info
             | Handler::InferenceServer
             | Handler::InferenceModel
@@ -173,7 +191,13 @@ impl Route {
 
     /// Whether its path holds the name of a model.
     pub fn names_model(&self) -> bool {
-        self.path.contains("{model}")
+        self.parameters().any(|name| name == MODEL)
+    }
+
+    /// The names of what its path leaves open.
+    pub fn parameters(&self) -> impl Iterator<Item = &'static str> {
+        let open = self.path.split('/');
+        open.filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
     }
 }
 
@@ -239,7 +263,9 @@ mod tests {
         for route in all() {
             let open = is_open(&route.method, route.path);
             match route.handler {
-                Handler::Operations(_) | Handler::Models | Handler::Info => assert!(!open),
+                Handler::Operations(_) | Handler::Models | Handler::Model | Handler::Info => {
+                    assert!(!open);
+                }
                 _ => {}
             }
             assert!(open || !route.is_probe(), "{}", route.path);
@@ -282,8 +308,10 @@ mod tests {
             "mixedbread",
             "weaviate",
             "voyage",
+            "xinference",
             "vllm",
             "infinity",
+            "pinecone",
         ];
         assert_eq!(names("/rerank"), [&["native"], &told[..]].concat());
         assert_eq!(names("/predict"), ["native_predict", "tei_predict"]);

@@ -3,20 +3,20 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, Version, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_request};
 use axum::routing::{MethodRouter, get, post};
 use http_body::Body;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::Predicate;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::Failure;
 use super::open_inference::ModelName;
 use super::route::{self, Handler, Route};
 use super::state::AppState;
-use super::{access, admin, exchange, observe, open_inference, openapi, page};
+use super::{access, admin, exchange, observe, open_inference, openapi, page, path};
 use crate::metrics::ServerMetrics;
 use crate::shutdown::Phase;
 
@@ -30,7 +30,11 @@ pub fn build(state: AppState) -> Router {
     if page {
         routes = routes.merge(page::routes());
     }
-    layers(routes, &state).with_state(state)
+    let routes = layers(routes, &state).with_state(state);
+    // Around the routes: a path has to be what it should before it is matched.
+    Router::new()
+        .fallback_service(routes)
+        .layer(map_request(path::canonical))
 }
 
 /// What is answered at `admin_listen`: for machines that watch this one, apart from its clients.
@@ -57,6 +61,8 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::SilentReady => get(admin::silent_ready),
         Handler::Page => get(page::root),
         Handler::Models => get(admin::models),
+        Handler::Model => get(admin::model),
+        Handler::NeedsKey => get(admin::needs_key),
         Handler::Info => get(admin::info),
         Handler::Metrics => get(admin::metrics),
         Handler::InferenceServer => get(open_inference::server),
@@ -129,14 +135,8 @@ fn cors(origins: &[String]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            name("x-api-key"),
-            name("x-request-id"),
-            name("x-request-timeout-ms"),
-            name("traceparent"),
-        ])
+        // Whichever a client's SDK sends: they say nothing that its page could not put into the body.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([
             header::RETRY_AFTER,
             name("x-request-id"),

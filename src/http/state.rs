@@ -89,6 +89,7 @@ impl AppState {
             model: &info.id,
             labels: &info.labels,
             strict_model_name: self.0.config.http.strict_model_name,
+            return_documents: self.0.config.http.return_documents,
             limits: self.0.limits,
         }
     }

@@ -3,14 +3,19 @@
 //! The cases are data in `tests/compat/<dialect>/`. The fake model scores a document by its number of
 //! words. `RERANKD_UPDATE=1` regenerates the responses; review the diff.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::support::fake::Model;
 use crate::support::server::{Answer, TestApp};
-use axum::http::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
 use rerankd::config::Config;
+use rerankd::http::route::{self, Handler, Route};
 use rerankd_core::Activation;
+use rerankd_wire::detect::{detect, detect_by_headers};
+use rerankd_wire::registry::endpoints;
+use rerankd_wire::schema::Schemas;
+use rerankd_wire::{Endpoint, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,6 +46,8 @@ struct Server {
     #[serde(skip_serializing_if = "Option::is_none")]
     rerank_document: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    return_documents: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     loading: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     failing: bool,
@@ -56,6 +63,7 @@ impl Server {
         let http = &mut config.http;
         http.max_documents = self.max_documents.unwrap_or(http.max_documents);
         http.strict_model_name = self.strict_model_name;
+        http.return_documents = self.return_documents;
         if let Some(form) = &self.rerank_document {
             http.rerank_document = form.parse().unwrap();
         }
@@ -85,6 +93,8 @@ struct Sent {
     #[serde(default = "post", skip_serializing_if = "is_post")]
     method: String,
     path: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, String>,
     /// JSON, or text sent verbatim.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     body: Value,
@@ -105,10 +115,13 @@ impl Sent {
             Value::String(text) => text.clone(),
             body => body.to_string(),
         };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(self.method.as_str())
             .uri(&self.path)
             .header("x-request-id", "id-1");
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
         app.send(request.body(text.into()).unwrap()).await
     }
 }
@@ -220,8 +233,12 @@ const LISTS: [&str; 9] = [
     "passages",
 ];
 
-/// The texts of `body` in the field `list`; for tensors, those of `documents`.
+/// The texts of `body` in the field `list`, also of an object `input`; for tensors, those of `documents`.
 fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
+    let body = match body.get("input") {
+        Some(Value::Object(_)) => body.get_mut("input")?,
+        _ => body,
+    };
     let items = body.get_mut(list)?.as_array_mut()?;
     match items.iter().position(|item| item["name"] == "documents") {
         Some(tensor) => items[tensor].get_mut("data")?.as_array_mut(),
@@ -233,7 +250,7 @@ fn texts<'a>(body: &'a mut Value, list: &str) -> Option<&'a mut Vec<Value>> {
 /// changes the response.
 #[tokio::test]
 async fn no_case_is_blind_to_the_order_of_its_texts() {
-    let mut checked = BTreeMap::<String, usize>::new();
+    let mut checked = Vec::new();
     for (path, case) in cases() {
         if case.response.status != 200 {
             continue;
@@ -251,27 +268,154 @@ async fn no_case_is_blind_to_the_order_of_its_texts() {
             let turned = Received::of(&case.request.to(&app, &body).await);
             assert_eq!(turned.status, 200, "{}", path.display());
             assert_ne!(turned.body, case.response.body, "{}", path.display());
-            let dialect = path.parent().unwrap().file_name().unwrap();
-            let dialect = dialect.to_str().unwrap().to_owned();
-            *checked.entry(dialect).or_default() += 1;
+            checked.push(case.request.body.clone());
             break;
         }
     }
-    let dialects: Vec<&str> = checked.keys().map(String::as_str).collect();
-    let all = [
-        "cohere",
-        "infinity",
-        "jina",
-        "llamacpp",
-        "mixedbread",
-        "native",
-        "nvidia",
-        "open_inference",
-        "tei",
-        "vllm",
-        "voyage",
-        "weaviate",
-        "xinference",
-    ];
-    assert_eq!(dialects, all, "each dialect has such a case");
+    // Each operation that scores shows such a case as its example.
+    let mut schemas = Schemas::new();
+    for endpoint in endpoints().filter(|endpoint| endpoint.operation.kind.scores()) {
+        let example = (endpoint.operation.form)(&mut schemas).example;
+        let body = &example["request"]["body"];
+        assert!(checked.contains(body), "{}", endpoint.operation.name);
+    }
+}
+
+/// The operation that reads the body of `sent`, where it is at one of the routes as it stands.
+fn endpoint(sent: &Sent) -> Option<Endpoint> {
+    let same = |route: &&Route| {
+        let (own, asked) = (route.path.split('/'), sent.path.split('/'));
+        route.method.as_str() == sent.method
+            && own.clone().count() == asked.clone().count()
+            && own
+                .zip(asked)
+                .all(|(own, asked)| own == asked || own.starts_with('{'))
+    };
+    let Handler::Operations(operations) = &route::all().find(same)?.handler else {
+        return None;
+    };
+    let header = |(name, value): (&String, &String)| {
+        let name = HeaderName::try_from(name).unwrap();
+        (name, HeaderValue::try_from(value).unwrap())
+    };
+    let headers: HeaderMap = sent.headers.iter().map(header).collect();
+    let told = detect_by_headers(operations, &headers);
+    Some(told.unwrap_or_else(|| detect(operations, sent.body.to_string().as_bytes())))
+}
+
+/// Whether `value` has something at `path`, such as `results[].index`, in every item of a list.
+fn has(value: &Value, path: &str) -> bool {
+    match path.split_once(['.', '[']) {
+        _ if path.is_empty() => true,
+        _ if path.starts_with("[]") => {
+            let rest = path[2..].trim_start_matches('.');
+            let items = value.as_array();
+            items.is_some_and(|items| items.iter().all(|item| has(item, rest)))
+        }
+        None => value.get(path).is_some(),
+        Some((key, _)) => {
+            let rest = path[key.len()..].trim_start_matches('.');
+            value.get(key).is_some_and(|value| has(value, rest))
+        }
+    }
+}
+
+/// What clients of each dialect fail without is in every one of its answers, and what they fail with in none.
+#[test]
+fn answers_have_what_clients_require() {
+    let mut seen = BTreeSet::new();
+    for (path, case) in cases() {
+        let Some(Endpoint { operation, .. }) = endpoint(&case.request) else {
+            continue;
+        };
+        if case.response.status != 200 {
+            continue;
+        }
+        for required in operation.required {
+            let found = has(&case.response.body, required);
+            assert!(found, "{} has no {required}", path.display());
+        }
+        for rejected in operation.rejected {
+            let found = has(&case.response.body, rejected);
+            assert!(!found, "{} has {rejected}", path.display());
+        }
+        seen.insert(operation.name);
+    }
+    for Endpoint { operation, .. } in endpoints() {
+        if matches!(operation.kind, Kind::Rerank | Kind::Score | Kind::Infer) {
+            assert!(!operation.required.is_empty(), "{}", operation.name);
+        }
+        assert!(seen.contains(operation.name), "{}", operation.name);
+    }
+}
+
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/clients.md");
+
+/// What becomes of each field that a dialect has, as `docs/clients.md` tells it. `RERANKD_UPDATE=1` writes it.
+#[test]
+fn the_fields_of_requests_are_documented() {
+    let mut table = String::from("| format | read | refused | ignored |\n|---|---|---|---|\n");
+    for Endpoint { operation, .. } in endpoints() {
+        let mut schemas = Schemas::new();
+        let form = (operation.form)(&mut schemas);
+        let (mut read, mut refused) = (Vec::new(), Vec::new());
+        fields(&form.request, "", &schemas, &mut read, &mut refused);
+        for ignored in operation.ignored {
+            assert!(!read.contains(&ignored.to_string()), "{ignored} is read");
+        }
+        let ignored: Vec<String> = operation
+            .ignored
+            .iter()
+            .map(|name| name.to_string())
+            .collect();
+        let shown = |names: &[String]| {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            names.join(", ")
+        };
+        let row = [&read, &refused, &ignored].map(|names| shown(names));
+        table += &format!("| {} | {} |\n", operation.name, row.join(" | "));
+    }
+    let text = std::fs::read_to_string(CLIENTS).unwrap();
+    let start = text.find("| format | read |").expect("the table is there");
+    let end = start
+        + text[start..]
+            .find("\n\n")
+            .map_or(text.len() - start, |end| end + 1);
+    if std::env::var_os("RERANKD_UPDATE").is_some() {
+        let text = format!("{}{table}{}", &text[..start], &text[end..]);
+        std::fs::write(CLIENTS, text).unwrap();
+        return;
+    }
+    assert_eq!(&text[start..end], table);
+}
+
+/// The fields of the object that `schema` is, after `prefix`: those that are read, and those that are refused.
+fn fields(
+    schema: &Value,
+    prefix: &str,
+    schemas: &Schemas,
+    read: &mut Vec<String>,
+    refused: &mut Vec<String>,
+) {
+    let named = |schema: &Value| {
+        let name = schema["$ref"].as_str()?.rsplit('/').next()?;
+        Some((name.to_owned(), &schemas[name]))
+    };
+    let Some((_, object)) = named(schema) else {
+        return;
+    };
+    for (field, schema) in object["properties"].as_object().into_iter().flatten() {
+        let field = format!("{prefix}{field}");
+        let forms = schema["anyOf"].as_array();
+        let forms = forms.map_or(std::slice::from_ref(schema), Vec::as_slice);
+        match forms.iter().find_map(named) {
+            Some((name, _)) if name == "Nothing" => refused.push(field),
+            Some((_, object)) if object["properties"].is_object() => {
+                let form = forms.iter().find(|form| named(form).is_some());
+                let prefix = format!("{field}.");
+                fields(form.unwrap_or(schema), &prefix, schemas, read, refused);
+            }
+            _ => read.push(field),
+        }
+    }
 }

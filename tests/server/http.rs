@@ -274,11 +274,13 @@ async fn malformed_bodies_are_named() {
             ),
             (
                 r#"{"query":"\ud800","documents":["a"]}"#,
-                &syntax("unexpected end of hex escape at line 1 column 17"),
+                "`query` is not valid Unicode: it has half of a surrogate pair; send both halves or \
+                 neither at line 1 column 17",
             ),
             (
                 r#"{"query":"q","documents":["\udc00 secret"]}"#,
-                &syntax("lone leading surrogate in hex escape at line 1 column 33"),
+                "`documents[0]` is not valid Unicode: it has half of a surrogate pair; send both halves \
+                 or neither at line 1 column 33",
             ),
             (
                 "{\"query\":\"a\nb\"}",
@@ -479,7 +481,7 @@ async fn a_body_that_is_too_large_learns_the_limit() {
 #[tokio::test]
 async fn other_paths_and_methods_answer_in_the_same_shape() {
     let app = TestApp::default();
-    for path in ["/rerank/", "/secret", "/v9/rerank"] {
+    for path in ["/reranks", "/secret", "/v9/rerank"] {
         let answer = app.post(path, RERANK).await;
         assert!(answer.error(404, "not_found").contains("`POST /rerank`"));
     }

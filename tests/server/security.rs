@@ -47,15 +47,19 @@ async fn with_keys_only_those_who_show_one_are_served() {
     for shown in [
         &[("authorization", bearer.as_str())][..],
         &[("authorization", "Bearer other-key-of-two")],
+        &[("authorization", KEY)],
         &[("x-api-key", KEY)],
+        &[("api-key", KEY)],
     ] {
         let answer = post(&app, "/rerank", shown, RERANK).await;
         assert_eq!(answer.status, 200, "{shown:?}: {}", answer.body);
     }
+    let token = format!("Token {KEY}");
     for wrong in [
         &[][..],
         &[("authorization", "Bearer sixteen-letters")],
-        &[("authorization", KEY)],
+        &[("authorization", "sixteen-letters")],
+        &[("authorization", &token)],
         &[("authorization", "Basic c2l4dGVlbg==")],
         &[("x-api-key", "")],
         // The first one counts, so that a client cannot override a header set by a proxy.
@@ -279,7 +283,7 @@ async fn a_browser_is_told_beforehand_what_it_may_send() {
         .header("access-control-request-method", "POST")
         .header(
             "access-control-request-headers",
-            "authorization,content-type",
+            "authorization,content-type,x-fern-language,x-stainless-arch",
         );
     let answer = app.send(request.body(Body::empty()).unwrap()).await;
     assert_eq!(answer.status, 200);
@@ -287,11 +291,19 @@ async fn a_browser_is_told_beforehand_what_it_may_send() {
         answer.header("access-control-allow-origin"),
         "https://a.example"
     );
-    assert!(
-        answer
-            .header("access-control-allow-headers")
-            .contains("authorization")
+    assert_eq!(
+        answer.header("access-control-allow-headers"),
+        "authorization,content-type,x-fern-language,x-stainless-arch"
     );
+}
+
+#[tokio::test]
+async fn a_client_learns_whether_it_needs_a_key_before_it_has_one() {
+    for (app, needs) in [(with_keys(), true), (TestApp::default(), false)] {
+        let answer = app.get("/v1/cluster/auth").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json(), json!({ "auth": needs }));
+    }
 }
 
 // Bodies.

@@ -6,17 +6,17 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{
-    Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
-};
+use rerankd_core::{Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::{Problem, Reply, missing};
+use super::read::content::{Query, TextSchema};
+use super::read::form::{Chunks, Count, Flag, Urgency};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
@@ -29,10 +29,26 @@ pub static V1: Dialect = Dialect {
     operations: &[Operation::new(
         "cohere_v1",
         Kind::Rerank,
-        &[Path::shared("/v1/rerank", &[Kind::Rerank])],
+        &[
+            Path::shared("/v1/rerank", &[Kind::Rerank]),
+            // KServe's, and that of OpenVINO's model server.
+            Path::shared("/openai/v1/rerank", &[Kind::Rerank]),
+            Path::shared("/v3/rerank", &[Kind::Rerank]),
+        ],
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v1_ranks")),
-    )],
+    )
+    .requiring(&[
+        "id",
+        "results[].index",
+        "results[].relevance_score",
+        "meta.api_version.version",
+        "meta.billed_units.search_units",
+        "model",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+    ])
+    .rejecting(&["object"])],
     error: |problem| error(problem, Some(problem.message)),
 };
 
@@ -45,7 +61,18 @@ pub static V2: Dialect = Dialect {
         &[Path::shared("/v2/rerank", &[Kind::Rerank])],
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v2_ranks")),
-    )],
+    )
+    .requiring(&[
+        "id",
+        "results[].index",
+        "results[].relevance_score",
+        "meta.api_version.version",
+        "meta.billed_units.search_units",
+        "model",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+    ])
+    .rejecting(&["object"])],
     error: |problem| error(problem, None),
 };
 
@@ -59,27 +86,35 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.
         documents: List<Item> as Vec<Item> { min_items = 1 },
         /// Most results; all without.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
         /// Fields of the objects that are ranked, in this order; `text` without.
         rank_fields?: RankFields as Option<Vec<String>>,
         /// Whether each result repeats its document.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Parts a long document may be read in; it is as good as its best. Without, one.
-        max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        max_chunks_per_doc?: NonZeroUsize as Option<Chunks>,
         /// Tokens of a document that are read.
-        max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        max_tokens_per_doc?: NonZeroUsize as Option<Count>,
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
-        priority?: Priority as Option<u64> { maximum = 999 },
+        priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction, relevant_spans, return_embeddings }
+}
+
+/// What the answer repeats, and whether all results were asked for.
+#[derive(Debug)]
+pub struct Kept {
+    echo: Echo,
+    all: bool,
 }
 
 impl RerankRequest for CohereRequest {
-    type Kept = Echo;
+    type Kept = Kept;
 
     fn model(&self) -> Option<&str> {
         self.model.as_deref()
@@ -89,11 +124,12 @@ impl RerankRequest for CohereRequest {
         self.priority.unwrap_or_default()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let (texts, echo) = Echo::of_items(
-            self.return_documents.unwrap_or(false),
+            self.return_documents.unwrap_or(served.return_documents),
             "documents",
             documents,
             self.rank_fields.as_ref(),
@@ -109,16 +145,19 @@ impl RerankRequest for CohereRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
-        Ok((command, echo))
+        let all = self.top_n.is_none();
+        Ok((command, Kept { echo, all }))
     }
 
-    fn fill<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> impl Serialize + 'a {
+    fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
+        let voyage = kept.all && answer.context.dialect == V1.name;
         CohereResponse {
             id: answer.context.id,
             model: answer.context.model,
-            results: results(answer, echo),
+            results: results(answer, &kept.echo),
             usage: Usage::new(answer.ranking.tokens),
             meta: Meta::of(answer),
+            data: voyage.then(|| results_as(DocumentForm::Omit, answer, &kept.echo)),
         }
     }
 }
@@ -135,6 +174,10 @@ pub struct CohereResponse<'a> {
     results: Vec<RankedDocument<'a>>,
     usage: Usage,
     meta: Meta,
+    /// The results once more at the paths of the first version, where `top_n` is absent: Voyage's clients
+    /// share a path with it, send nothing else that would tell them, and read this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Vec<RankedDocument<'a>>>,
 }
 
 /// One document's place.

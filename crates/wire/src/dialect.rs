@@ -65,12 +65,19 @@ pub struct Operation {
     pub kind: Kind,
     /// Where it is asked for with `POST`, and is what a body is read as that matches nothing else.
     pub paths: &'static [Path],
-    /// The keys that tell its bodies from others on a shared path.
+    /// The marks that tell its bodies from others on a shared path.
     pub signature: Signature,
     /// The largest body, where it is smaller than the server's limit.
     pub max_body_bytes: Option<usize>,
     /// The header that says how many bytes of the body are JSON, where others may follow.
     pub json_length_header: Option<&'static str>,
+    /// Fields of its documentation that are passed over: what it is read by elsewhere passes over them
+    /// too, or the answer does not depend on them.
+    pub ignored: &'static [&'static str],
+    /// What its clients fail without, as paths into the answer, such as `results[].index`.
+    pub required: &'static [&'static str],
+    /// What its clients fail with.
+    pub rejected: &'static [&'static str],
     /// Reads a body.
     pub read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
     /// What its bodies look like.
@@ -93,9 +100,27 @@ impl Operation {
             signature: Signature::NONE,
             max_body_bytes: None,
             json_length_header: None,
+            ignored: &[],
+            required: &[],
+            rejected: &[],
             read,
             form,
         }
+    }
+
+    /// The same operation, whose clients read all these of an answer.
+    pub const fn requiring(self, required: &'static [&'static str]) -> Self {
+        Self { required, ..self }
+    }
+
+    /// The same operation, whose clients fail with these in an answer.
+    pub const fn rejecting(self, rejected: &'static [&'static str]) -> Self {
+        Self { rejected, ..self }
+    }
+
+    /// The same operation, whose documentation has these fields too.
+    pub const fn ignoring(self, ignored: &'static [&'static str]) -> Self {
+        Self { ignored, ..self }
     }
 
     /// The same operation, known on shared paths by `signature`.
@@ -104,17 +129,38 @@ impl Operation {
     }
 }
 
+/// A key that tells a body by the kind of its value; null, and every other kind, tell nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(pub &'static str, pub ValueKind);
+
+/// What a value is in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueKind {
+    /// `true` or `false`.
+    Flag,
+    /// A number.
+    Number,
+    /// A string.
+    Text,
+    /// A list.
+    List,
+    /// An object.
+    Object,
+}
+
 /// The keys that tell the bodies of an operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Signature {
     /// One of these is enough.
-    pub any: &'static [&'static str],
+    pub any: &'static [Mark],
     /// Or all of these.
-    pub all: &'static [&'static str],
+    pub all: &'static [Mark],
+    /// Or a model whose name begins so: its clients' own, whoever serves it.
+    pub models: &'static [&'static str],
     /// A body with one of these is another's.
-    pub none: &'static [&'static str],
-    /// A body with one of these as well is refused.
-    pub conflicts: &'static [&'static str],
+    pub none: &'static [Mark],
+    /// A header that only its clients send, and how its value begins. It tells more than the body.
+    pub header: Option<(&'static str, &'static str)>,
 }
 
 impl Signature {
@@ -122,39 +168,48 @@ impl Signature {
     pub const NONE: Self = Self {
         any: &[],
         all: &[],
+        models: &[],
         none: &[],
-        conflicts: &[],
+        header: None,
     };
 
-    /// A body with one of these keys.
-    pub const fn any(any: &'static [&'static str]) -> Self {
+    /// A body with one of these marks.
+    pub const fn any(any: &'static [Mark]) -> Self {
         Self { any, ..Self::NONE }
     }
 
-    /// Whether some body is told by its keys.
+    /// The same, unless it has one of these.
+    pub const fn unless(self, none: &'static [Mark]) -> Self {
+        Self { none, ..self }
+    }
+
+    /// The same, with a header that tells it too.
+    pub const fn or_header(self, name: &'static str, start: &'static str) -> Self {
+        let header = Some((name, start));
+        Self { header, ..self }
+    }
+
+    /// The same, with names of models that tell it too.
+    pub const fn or_models(self, models: &'static [&'static str]) -> Self {
+        Self { models, ..self }
+    }
+
+    /// Whether some request is told from those at a path that is another's.
     pub fn tells(&self) -> bool {
-        !self.any.is_empty() || !self.all.is_empty()
+        !self.any.is_empty() || !self.all.is_empty() || self.header.is_some()
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'static str> {
-        let lists = [self.any, self.all, self.none, self.conflicts];
-        lists.into_iter().flatten().copied()
+        let lists = [self.any, self.all, self.none];
+        lists.into_iter().flatten().map(|mark| mark.0)
     }
 
-    /// Whether a body with the keys `found` is meant.
-    ///
-    /// # Errors
-    /// When it is in two dialects at once.
-    pub(crate) fn matches(&self, found: &[&str]) -> Result<bool, RerankError> {
-        let among = |keys: &[&'static str]| keys.iter().copied().find(|key| found.contains(key));
-        let own = among(self.any);
-        if let (Some(own), Some(other)) = (own, among(self.conflicts)) {
-            return Err(RerankError::invalid(format!(
-                "the body has both `{own}` and `{other}`; send one of them"
-            )));
-        }
-        let all = !self.all.is_empty() && self.all.iter().all(|key| found.contains(key));
-        Ok((own.is_some() || all) && among(self.none).is_none())
+    /// Whether a body with the marks `found` that asks for `model` is meant.
+    pub(crate) fn matches(&self, found: &[Mark], model: &str) -> bool {
+        let has = |mark: &Mark| found.contains(mark);
+        let all = !self.all.is_empty() && self.all.iter().all(has);
+        let named = self.models.iter().any(|start| model.starts_with(start));
+        (all || named || self.any.iter().any(has)) && !self.none.iter().any(has)
     }
 }
 
@@ -207,6 +262,9 @@ pub struct Served<'a> {
     pub labels: &'a [String],
     /// Whether requests for other models are refused.
     pub strict_model_name: bool,
+    /// Whether results repeat their documents where a request does not say, in dialects that have a
+    /// field for it.
+    pub return_documents: bool,
     /// The most that one request may ask for.
     pub limits: Limits,
 }
@@ -271,8 +329,8 @@ pub(crate) trait RerankRequest: Read + 'static {
     /// The command this request spells.
     ///
     /// # Errors
-    /// When something is missing, contradicts itself or is beyond `limits`.
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Self::Kept), RerankError>;
+    /// When something is missing, contradicts itself or is beyond the limits of what is `served`.
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Self::Kept), RerankError>;
 
     /// The body that tells `answer`.
     fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Self::Kept) -> impl Serialize + 'a;
@@ -288,7 +346,7 @@ pub(crate) fn rerank<T: RerankRequest>(
     drop(body);
     served.check_model(request.model())?;
     let hints = with_priority(request.priority());
-    let (command, kept) = request.into_command(&served.limits)?;
+    let (command, kept) = request.into_command(served)?;
     let command = command.with_hints(hints);
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {

@@ -1,5 +1,7 @@
 //! Documents that may be objects, and what comes back of them.
 
+use std::cell::RefCell;
+
 use rerankd_core::{Limits, RerankError, Texts};
 use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess};
@@ -7,8 +9,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
+use super::read::content::{PartsSchema, text_of};
 use super::read::list::List;
-use super::read::{Path, Place, Read, Reader, next_known, unexpected};
+use super::read::{Path, Place, Read, Reader, half_a_pair, next_known, unexpected};
 
 /// Most fields of one document that are ranked together: more than any schema for search has.
 const MAX_RANK_FIELDS: usize = 64;
@@ -29,13 +32,19 @@ pub enum Item {
 /// An object that needs no `rank_fields`.
 #[derive(ToSchema)]
 #[schema(as = TextObject)]
+#[serde(untagged)]
 #[allow(
     dead_code,
     reason = "it stands for what a reader takes, in the API's description"
 )]
-struct TextItem {
-    /// A string, or what is written as one.
-    text: serde_json::Value,
+enum TextItem {
+    Text {
+        /// A string, or what is written as one.
+        text: serde_json::Value,
+    },
+    Content {
+        content: PartsSchema,
+    },
 }
 
 impl Read for Item {
@@ -56,12 +65,7 @@ impl Read for Item {
 
 /// The text of a JSON string.
 fn text<E: Error>(json: &str, at: Place<'_>) -> Result<String, E> {
-    serde_json::from_str(json).map_err(|_| {
-        E::custom(format_args!(
-            "{} is not valid Unicode; escape it so",
-            at.path
-        ))
-    })
+    serde_json::from_str(json).map_err(|_| E::custom(half_a_pair(at.path)))
 }
 
 /// The fields of a document that are ranked, each once: a field that is named again would repeat its
@@ -147,6 +151,7 @@ impl Echo {
                     let place = Place {
                         path: &path,
                         limits,
+                        broken: &RefCell::default(),
                     };
                     texts.push(ranked_text(&object, rank_fields, place)?);
                     if wanted {
@@ -201,6 +206,11 @@ fn ranked_text(
         .map_err(|error| RerankError::invalid(error.to_string()))?;
     let texts: Vec<String> = values.into_iter().flatten().collect();
     if texts.is_empty() {
+        if rank_fields.is_none()
+            && let Some(text) = content_of(object, place)?
+        {
+            return Ok(text);
+        }
         let missing = match rank_fields {
             None => "no `text`; add it, or name its fields in `rank_fields`",
             Some(_) => "none of `rank_fields`; add one",
@@ -214,6 +224,25 @@ fn ranked_text(
     match <[String; 1]>::try_from(texts) {
         Ok([text]) => Ok(text),
         Err(texts) => Ok(texts.join("\n")),
+    }
+}
+
+/// The text of the parts that an object has under `content`.
+fn content_of(object: &RawValue, place: Place<'_>) -> Result<Option<String>, RerankError> {
+    struct Content(Option<String>);
+
+    impl Read for Content {
+        const EXPECTED: &'static str = "an object";
+
+        fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
+            text_of(at, map).map(Self)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_str(object.get());
+    match Content::read(place, &mut json) {
+        Ok(Content(text)) => Ok(text),
+        Err(error) => Err(RerankError::invalid(error.to_string())),
     }
 }
 

@@ -3,15 +3,19 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::form::{Count, Flag};
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -31,10 +35,24 @@ pub static INFINITY: Dialect = Dialect {
             Form::of::<InfinityRequest, InfinityResponse, VllmError>(schemas, example)
         },
     )
+    .requiring(&[
+        "results[].index",
+        "results[].relevance_score",
+        "model",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+    ])
     // Its client always sends both; the server's own format has them too, but few send them.
     .told_by(Signature {
-        all: &["raw_scores", "return_documents"],
-        none: &["truncate", "truncation_strategy", "truncation_direction"],
+        all: &[
+            Mark("raw_scores", ValueKind::Flag),
+            Mark("return_documents", ValueKind::Flag),
+        ],
+        none: &[
+            Mark("truncate", ValueKind::Flag),
+            Mark("truncation_strategy", ValueKind::Text),
+            Mark("truncation_direction", ValueKind::Text),
+        ],
         ..Signature::NONE
     })],
     error,
@@ -47,15 +65,15 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        documents: List<TextObject> as Vec<String> { min_items = 1 },
+        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// Most results; all without.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document, as a string.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Logits instead of scores between 0 and 1.
-        raw_scores?: bool as Option<bool>,
+        raw_scores?: bool as Option<Flag>,
     }
 }
 
@@ -66,8 +84,9 @@ impl RerankRequest for InfinityRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions {
@@ -75,7 +94,7 @@ impl RerankRequest for InfinityRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

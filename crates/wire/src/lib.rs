@@ -1,9 +1,13 @@
 //! Wire formats, without a transport: bytes to commands, and results to bytes.
 //!
 //! Each dialect is one file: the types of its requests and answers, how a request becomes a command,
-//! and the body of its errors. A dialect translates and decides nothing. [`registry::ALL`] lists them;
-//! a new one is a file here, its line there, its cases in `tests/compat` and a section of
-//! `docs/clients.md`.
+//! and the body of its errors. A dialect translates and decides nothing. [`registry`] lists them; a
+//! new one is a file here, its line there, its cases in `tests/compat` and a section of
+//! `docs/clients.md`. `make fmt` formats what `cargo fmt` does not see, as their modules come from that
+//! list.
+
+#[macro_use]
+pub mod registry;
 
 pub mod answer;
 pub mod detect;
@@ -11,21 +15,10 @@ pub mod dialect;
 mod document;
 mod error;
 mod read;
-pub mod registry;
 pub mod schema;
 mod usage;
 
-mod cohere;
-mod infinity;
-mod llamacpp;
-mod mixedbread;
-mod native;
-mod nvidia;
-pub mod open_inference;
-mod tei;
-mod vllm;
-mod voyage;
-mod weaviate;
+dialects!(modules);
 
 pub use self::answer::{Context, DocumentForm, Token};
 pub use self::dialect::{Body, Dialect, Endpoint, Kind, Operation, Served, Work};

@@ -3,16 +3,18 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
 use super::cohere::{RankedDocument, results};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::form::Count;
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -33,7 +35,15 @@ pub static LLAMA_CPP: Dialect = Dialect {
             let example = example!("llamacpp/ranks");
             Form::of::<LlamaCppRequest, LlamaCppResponse, LlamaCppError>(schemas, example)
         },
-    )],
+    )
+    .requiring(&[
+        "model",
+        "object",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+        "results[].index",
+        "results[].relevance_score",
+    ])],
     error,
 };
 
@@ -43,11 +53,11 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        documents: List<TextObject> as Vec<String> { min_items = 1 },
+        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// Most results; all without.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
     }
 }
 
@@ -58,8 +68,9 @@ impl RerankRequest for LlamaCppRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions::default();

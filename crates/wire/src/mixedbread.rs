@@ -2,15 +2,19 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::missing;
 use super::native::{self, NativeError};
+use super::read::content::{Query, TextSchema};
+use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
@@ -30,11 +34,19 @@ pub static MIXEDBREAD: Dialect = Dialect {
             Form::of::<MixedbreadRequest, MixedbreadResponse, NativeError>(schemas, example)
         },
     )
-    .told_by(Signature {
-        any: &["input"],
-        none: &["documents"],
-        ..Signature::NONE
-    })],
+    .requiring(&[
+        "data[].index",
+        "data[].score",
+        "model",
+        "usage.prompt_tokens",
+        "usage.total_tokens",
+        "top_k",
+        "return_input",
+    ])
+    .told_by(
+        Signature::any(&[Mark("input", ValueKind::List)])
+            .unless(&[Mark("documents", ValueKind::List)]),
+    )],
     error: native::ERROR,
 };
 
@@ -44,16 +56,17 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the input is judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// Texts, or objects whose `text` or `rank_fields` are ranked.
         input: List<Item> as Vec<Item> { min_items = 1 },
         /// Fields of the objects that are ranked, in this order; `text` without.
         rank_fields?: RankFields as Option<Vec<String>>,
         /// Most results; all without.
-        top_k?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_k?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its input.
-        return_input?: bool as Option<bool>,
+        return_input?: bool as Option<Flag>,
     }
+    refuses { rewrite_query, instruction }
 }
 
 /// What the answer repeats.
@@ -70,8 +83,9 @@ impl RerankRequest for MixedbreadRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let input = self.input.ok_or_else(|| missing("input"))?;
         let return_input = self.return_input.unwrap_or(false);
         let fields = self.rank_fields.as_ref();

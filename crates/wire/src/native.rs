@@ -19,7 +19,9 @@ use super::dialect::{
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::form::{Chunks, Count, Flag, Urgency};
+use super::read::list::List;
 use super::read::pair::TextPair;
 use super::read::scalar::ModelName;
 use super::read::{self, request};
@@ -39,7 +41,16 @@ pub static NATIVE: Dialect = Dialect {
                 let example = example!("native/ranks");
                 Form::of::<NativeRequest, NativeResponse, NativeError>(schemas, example)
             },
-        ),
+        )
+        .requiring(&[
+            "id",
+            "model",
+            "results[].index",
+            "results[].relevance_score",
+            "usage.prompt_tokens",
+            "usage.total_tokens",
+        ])
+        .rejecting(&["object"]),
         Operation::new(
             "native_predict",
             Kind::Predict,
@@ -68,29 +79,30 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// Texts, or objects that hold one under `text`.
-        documents: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
+        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// Most results; all without.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Logits instead of what the model makes of them.
-        raw_scores?: bool as Option<bool>,
+        raw_scores?: bool as Option<Flag>,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncate?: bool as Option<bool>,
+        truncate?: bool as Option<Flag>,
         /// Which text gives way when a pair is too long; the server's choice without.
         truncation_strategy?: TruncationStrategy as Option<StrategyName>,
         /// Which end is cut; the tokenizer's choice without.
         truncation_direction?: TruncationSide as Option<SideName>,
         /// Tokens of a document that are read.
-        max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        max_tokens_per_doc?: NonZeroUsize as Option<Count>,
         /// Parts a long document may be read in; it is as good as its best. Without, one.
-        max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
+        max_chunks_per_doc?: NonZeroUsize as Option<Chunks>,
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
-        priority?: Priority as Option<u64> { maximum = 999 },
+        priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction }
 }
 
 request! {
@@ -101,26 +113,14 @@ request! {
         /// Two texts each.
         pairs: List<TextPair> as Vec<[String; 2]> { min_items = 1 },
         /// Logits instead of what the model makes of them.
-        raw_scores?: bool as Option<bool>,
+        raw_scores?: bool as Option<Flag>,
         /// A softmax over the labels of each pair.
-        softmax?: bool as Option<bool>,
+        softmax?: bool as Option<Flag>,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncate?: bool as Option<bool>,
+        truncate?: bool as Option<Flag>,
         /// How urgent it is, as in a reranking.
-        priority?: Priority as Option<u64> { maximum = 999 },
+        priority?: Priority as Option<Urgency>,
     }
-}
-
-#[derive(ToSchema)]
-#[schema(as = TextDocument)]
-#[serde(untagged)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-pub(crate) enum DocumentSchema {
-    Text(String),
-    Object { text: String },
 }
 
 #[derive(ToSchema)]
@@ -156,7 +156,8 @@ impl RerankRequest for NativeRequest {
         self.priority.unwrap_or_default()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
         let truncation = TruncationOptions {
             strategy: self.truncation_strategy,
             side: self.truncation_direction,
@@ -169,11 +170,11 @@ impl RerankRequest for NativeRequest {
             truncate: TruncationPolicy::from_flag(self.truncate),
             truncation,
         };
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

@@ -2,15 +2,16 @@
 //!
 //! Its clients read logits, best first, and cut the list themselves.
 
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, rerank};
+use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::error::missing;
-use super::native::{self, DocumentSchema, NativeError};
-use super::read::list::{List, TextObject};
+use super::native::{self, NativeError};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -25,14 +26,16 @@ pub static NVIDIA: Dialect = Dialect {
         &[
             Path::own("/ranking"),
             Path::own("/v1/ranking"),
-            Path::own("/v1/retrieval/nvidia/reranking"),
+            Path::own("/v1/retrieval/{publisher}/reranking"),
+            Path::own("/v1/retrieval/{publisher}/{name}/reranking"),
         ],
         rerank::<NvidiaRequest>,
         |schemas| {
             let example = example!("nvidia/ranks");
             Form::of::<NvidiaRequest, NvidiaResponse, NativeError>(schemas, example)
         },
-    )],
+    )
+    .requiring(&["rankings[].index", "rankings[].logit"])],
     error: native::ERROR,
 };
 
@@ -42,9 +45,9 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the passages are judged by.
-        query: TextObject as DocumentSchema,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        passages: List<TextObject> as Vec<DocumentSchema> { min_items = 1 },
+        passages: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
         truncate?: TruncationPolicy as Option<TruncateName>,
     }
@@ -70,7 +73,8 @@ impl RerankRequest for NvidiaRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, ()), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, ()), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let passages = self.passages.ok_or_else(|| missing("passages"))?;
         let texts = passages.texts("passages", limits)?;

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::answer::Context;
 use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
+use super::read::form::Flag;
 use super::read::list::List;
 use super::read::tensor::{InferParameters, OutputName, Tensor};
 use super::read::{self, request};
@@ -26,13 +27,23 @@ pub static OPEN_INFERENCE: Dialect = Dialect {
         ..Operation::new(
             "open_inference",
             Kind::Infer,
-            &[Path::own("/v2/models/{model}/infer")],
+            &[
+                Path::own("/v2/models/{model}/infer"),
+                Path::own("/v2/models/{model}/versions/{version}/infer"),
+            ],
             read_inference,
             |schemas| {
                 let example = example!("open_inference/scores");
                 Form::of::<InferRequest, InferResponse, OpenInferenceError>(schemas, example)
             },
         )
+        .requiring(&[
+            "model_name",
+            "outputs[].name",
+            "outputs[].datatype",
+            "outputs[].shape",
+            "outputs[].data",
+        ])
     }],
     error: |problem: &Problem<'_>| {
         let error = problem.message;
@@ -66,7 +77,7 @@ request! {
         /// `query` and `documents`, of datatype `BYTES`.
         inputs: List<Tensor> as Vec<TensorSchema> { min_items = 2 },
         /// The outputs that are wanted; there is one, `scores`.
-        outputs: List<OutputName> as Vec<OutputNameSchema>,
+        outputs?: List<OutputName> as Option<Vec<OutputNameSchema>>,
     }
 }
 
@@ -77,7 +88,8 @@ request! {
     reason = "it stands for what a reader takes, in the API's description"
 )]
 struct ParametersSchema {
-    raw_scores: Option<bool>,
+    #[schema(value_type = Option<Flag>)]
+    raw_scores: (),
 }
 
 #[derive(ToSchema)]

@@ -6,11 +6,13 @@
 //! more items than a request may have, objects keep the fields that are asked for.
 
 pub mod content;
+pub mod form;
 pub mod list;
 pub mod pair;
 pub mod scalar;
 pub mod tensor;
 
+use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
 
@@ -72,6 +74,8 @@ pub struct Place<'a> {
     pub path: &'a Path<'a>,
     /// Of the request.
     pub limits: &'a Limits,
+    /// The innermost value that could not be read.
+    pub broken: &'a RefCell<Option<String>>,
 }
 
 impl Place<'_> {
@@ -80,6 +84,16 @@ impl Place<'_> {
         Place {
             path,
             limits: self.limits,
+            broken: self.broken,
+        }
+    }
+
+    /// Notes that the value here could not be read. Of values within each other, the first to say so
+    /// is the innermost.
+    fn note(&self) {
+        let mut broken = self.broken.borrow_mut();
+        if broken.is_none() {
+            *broken = Some(self.path.to_string());
         }
     }
 }
@@ -155,7 +169,8 @@ impl<'de, T: Read> DeserializeSeed<'de> for Reader<'_, T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<T, D::Error> {
-        T::read(self.at, value)
+        let at = self.at;
+        T::read(at, value).inspect_err(|_| at.note())
     }
 }
 
@@ -301,25 +316,45 @@ pub fn parse<T: Read>(body: &[u8], limits: &Limits) -> Result<T, RerankError> {
         ));
     }
     let mut json = serde_json::Deserializer::from_str(text);
+    let broken = RefCell::default();
     let place = Place {
         path: &Path::Body,
         limits,
+        broken: &broken,
     };
     T::read(place, &mut json)
         .and_then(|request| json.end().map(|()| request))
-        .map_err(|error| describe(&error))
+        .map_err(|error| describe(&error, broken.take().as_deref()))
 }
 
-fn describe(error: &serde_json::Error) -> RerankError {
+/// What is wrong with a body, and with the value of it that is `broken`.
+fn describe(error: &serde_json::Error, broken: Option<&str>) -> RerankError {
     if error.classify() == Category::Data {
-        RerankError::invalid(error.to_string())
-    } else {
-        RerankError::malformed(format!("the body is not valid JSON: {error}"))
+        return RerankError::invalid(error.to_string());
+    }
+    match broken {
+        // So the parser calls half of a surrogate pair, and nothing else.
+        Some(place) if error.to_string().contains("hex escape") => {
+            let (line, column) = (error.line(), error.column());
+            RerankError::malformed(format!(
+                "{} at line {line} column {column}",
+                half_a_pair(&place)
+            ))
+        }
+        _ => RerankError::malformed(format!("the body is not valid JSON: {error}")),
     }
 }
 
+/// The refusal of a string at `place` that holds half of a surrogate pair.
+pub fn half_a_pair(place: &impl Display) -> String {
+    format!(
+        "{place} is not valid Unicode: it has half of a surrogate pair; send both halves or neither"
+    )
+}
+
 /// Declares a request: its fields, each with the type that reads it and the type that the API's
-/// description shows. Every field starts absent; `field?:` takes null as well.
+/// description shows. Every field starts absent; `field?:` takes null as well. Those that it `refuses`
+/// are of the dialect too, and cannot be honored.
 macro_rules! request {
     (
         $(#[$meta:meta])*
@@ -329,6 +364,7 @@ macro_rules! request {
                 $field:ident $(?: $nullable:ty)? $(: $value:ty)? as $schema:ty $({ $($extra:tt)* })?
             ),* $(,)?
         }
+        $(refuses { $($refused:ident),* $(,)? })?
     ) => {
         $(#[$meta])*
         #[derive(Debug, Default, utoipa::ToSchema)]
@@ -339,6 +375,12 @@ macro_rules! request {
                 #[schema(value_type = $schema $(, $($extra)*)?)]
                 $field: Option<$($nullable)? $($value)?>,
             )*
+            $($(
+                /// Refused where it asks for something.
+                #[schema(value_type = Option<$crate::read::form::Nothing>)]
+                #[allow(dead_code, reason = "it is refused when it is read")]
+                $refused: (),
+            )*)?
         }
 
         impl $crate::read::Read for $name {
@@ -350,8 +392,10 @@ macro_rules! request {
             ) -> Result<Self, M::Error> {
                 use $crate::read::{Path, Reader, next_known};
                 let mut request = Self::default();
-                while let Some(key) = next_known(&mut map, &[$(stringify!($field)),*])? {
-                    let path = Path::Field(key);
+                const NAMES: &[&str] =
+                    &[$(stringify!($field),)* $($(stringify!($refused),)*)?];
+                while let Some(key) = next_known(&mut map, NAMES)? {
+                    let path = Path::Key(at.path, key);
                     let at = at.at(&path);
                     match key {
                         $(stringify!($field) => {
@@ -360,6 +404,11 @@ macro_rules! request {
                             $(request.$field =
                                 Some(map.next_value_seed(Reader::<$value>::at(at))?);)?
                         })*
+                        $($(stringify!($refused) => {
+                            map.next_value_seed(
+                                Reader::<Option<$crate::read::scalar::Refused>>::at(at),
+                            )?;
+                        })*)?
                         _ => {}
                     }
                 }

@@ -1,30 +1,54 @@
 //! The list of dialects.
 
 use crate::dialect::{Dialect, Endpoint, Path};
-use crate::{
-    cohere, infinity, llamacpp, mixedbread, native, nvidia, open_inference, tei, vllm, voyage,
-    weaviate,
-};
 
-/// Every dialect. On a path that several share, the first one that a body matches reads it.
-pub static ALL: [&Dialect; 12] = [
-    &tei::TEI,
-    &mixedbread::MIXEDBREAD,
-    &weaviate::WEAVIATE,
-    &voyage::VOYAGE,
-    &vllm::VLLM,
-    &infinity::INFINITY,
-    &native::NATIVE,
-    &cohere::V1,
-    &cohere::V2,
-    &llamacpp::LLAMA_CPP,
-    &nvidia::NVIDIA,
-    &open_inference::OPEN_INFERENCE,
-];
+/// The dialects of each file. On a path that several share, the first one that a body matches reads
+/// it. What a dialect needs besides its file is its line here.
+macro_rules! dialects {
+    ($use:ident) => {
+        $use! {
+            tei: TEI;
+            mixedbread: MIXEDBREAD;
+            weaviate: WEAVIATE;
+            voyage: VOYAGE;
+            xinference: XINFERENCE;
+            vllm: VLLM;
+            infinity: INFINITY;
+            native: NATIVE;
+            cohere: V1, V2;
+            llamacpp: LLAMA_CPP;
+            nvidia: NVIDIA;
+            open_inference: OPEN_INFERENCE;
+            pinecone: PINECONE;
+            dashscope: DASHSCOPE;
+            sglang: SGLANG;
+            zeroentropy: ZEROENTROPY;
+            deepinfra: DEEPINFRA;
+            ollama: OLLAMA;
+        }
+    };
+}
+
+/// Makes a module of each file.
+macro_rules! modules {
+    ($($file:ident: $($name:ident),+;)*) => {
+        $(pub mod $file;)*
+    };
+}
+
+/// Makes a list of all dialects.
+macro_rules! list {
+    ($($file:ident: $($name:ident),+;)*) => {
+        &[$($(&crate::$file::$name),+),*]
+    };
+}
+
+/// Every dialect.
+pub static ALL: &[&Dialect] = dialects!(list);
 
 /// Every operation of every dialect, in the order in which bodies are matched.
 pub fn endpoints() -> impl Iterator<Item = Endpoint> {
-    ALL.into_iter().flat_map(|dialect| {
+    ALL.iter().flat_map(|dialect| {
         let operations = dialect.operations.iter();
         operations.map(move |operation| Endpoint { dialect, operation })
     })

@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    ErrorCode, Limits, RerankCommand, RerankError, Scale, ScoreOptions, TieOrder,
-    TruncationOptions, TruncationPolicy, TruncationSide,
+    ErrorCode, RerankCommand, RerankError, Scale, ScoreOptions, TieOrder, TruncationOptions,
+    TruncationPolicy, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,8 +16,12 @@ use utoipa::ToSchema;
 use self::predict::{PredictBody, PredictRequest};
 use self::tokenize::{DecodeRequest, TokenizeRequest};
 use super::answer::{RankingAnswer, Token};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::error::{Problem, Reply, missing};
+use super::read::content::{Query, TextSchema};
+use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
 use super::schema::{Form, example, list, reference};
@@ -42,11 +46,14 @@ pub static TEI: Dialect = Dialect {
                 Form::of::<PredictRequest, PredictBody, TeiError>(schemas, example)
             },
         )
-        .told_by(Signature {
-            any: &["inputs"],
-            conflicts: &["pairs"],
-            ..Signature::NONE
-        }),
+        .told_by(
+            // One text is a string.
+            Signature::any(&[
+                Mark("inputs", ValueKind::List),
+                Mark("inputs", ValueKind::Text),
+            ])
+            .unless(&[Mark("pairs", ValueKind::List)]),
+        ),
         Operation::new(
             "tei",
             Kind::Rerank,
@@ -62,11 +69,11 @@ pub static TEI: Dialect = Dialect {
                 example: example!("tei/ranks"),
             },
         )
-        .told_by(Signature {
-            any: &["texts"],
-            conflicts: &["documents"],
-            ..Signature::NONE
-        }),
+        .requiring(&["[].index", "[].score"])
+        .told_by(
+            Signature::any(&[Mark("texts", ValueKind::List)])
+                .unless(&[Mark("documents", ValueKind::List)]),
+        ),
         Operation {
             max_body_bytes: Some(MAX_TOKENIZE_BYTES),
             ..Operation::new(
@@ -105,19 +112,19 @@ request! {
     /// A reranking as TEI reads it; `texts` tells it from others on a shared path.
     pub struct TeiRequest as TeiRerankRequest {
         /// What the texts are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are ranked.
         texts: List<String> as Vec<String> { min_items = 1 },
         /// Most results; all without. Not in TEI, but its clients send it.
-        top_n?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_n?: NonZeroUsize as Option<Count>,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncate?: bool as Option<bool>,
+        truncate?: bool as Option<Flag>,
         /// Which end is cut.
         truncation_direction?: TruncationSide as Option<Direction>,
         /// Logits instead of scores between 0 and 1.
-        raw_scores?: bool as Option<bool>,
+        raw_scores?: bool as Option<Flag>,
         /// Whether each result repeats its text.
-        return_text?: bool as Option<bool>,
+        return_text?: bool as Option<Flag>,
     }
 }
 
@@ -150,9 +157,10 @@ impl RerankRequest for TeiRequest {
         None
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
         let options = options(self.raw_scores, self.truncate, self.truncation_direction);
-        let query = self.query.ok_or_else(|| missing("query"))?;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let texts = self.texts.ok_or_else(|| missing("texts"))?;
         let texts = texts.texts("texts", limits)?;
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?

@@ -6,16 +6,19 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
+    Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::score::{ScoreBody, ScoreRequest};
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::error::{Problem, Reply, missing};
-use super::read::content::{Content, Contents};
+use super::read::content::{Contents, Query, TextSchema};
+use super::read::form::{CountOrMinusOne, CountOrZero, Flag, Urgency};
 use super::read::request;
 use super::read::scalar::{ModelName, Whole};
 use super::schema::{Form, example};
@@ -39,11 +42,21 @@ pub static VLLM: Dialect = Dialect {
                 Form::of::<VllmRequest, VllmResponse, VllmError>(schemas, example)
             },
         )
+        .requiring(&[
+            "id",
+            "model",
+            "usage.prompt_tokens",
+            "usage.total_tokens",
+            "results[].index",
+            "results[].relevance_score",
+            "results[].document.text",
+        ])
+        .ignoring(&["user", "request_id", "cache_salt", "padding"])
         .told_by(Signature::any(&[
-            "truncate_prompt_tokens",
-            "truncation_side",
-            "use_activation",
-            "max_tokens_per_query",
+            Mark("truncate_prompt_tokens", ValueKind::Number),
+            Mark("truncation_side", ValueKind::Text),
+            Mark("use_activation", ValueKind::Flag),
+            Mark("max_tokens_per_query", ValueKind::Number),
         ])),
         Operation::new(
             "vllm_score",
@@ -59,7 +72,18 @@ pub static VLLM: Dialect = Dialect {
                 let example = example!("vllm/score_one_to_many");
                 Form::of::<ScoreRequest, ScoreBody, VllmError>(schemas, example)
             },
-        ),
+        )
+        .requiring(&[
+            "id",
+            "object",
+            "created",
+            "model",
+            "data[].index",
+            "data[].score",
+            "usage.prompt_tokens",
+            "usage.total_tokens",
+        ])
+        .ignoring(&["user", "request_id", "cache_salt", "padding"]),
     ],
     error,
 };
@@ -70,46 +94,27 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: Content as ContentSchema,
+        query: Query as TextSchema,
         /// The texts that are ranked.
         documents?: Contents as ContentList,
         /// Most results; 0 and nothing are all.
-        top_n?: Whole<0> as Option<u64>,
+        top_n?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of a pair; -1 is as many as the model reads.
-        truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
+        truncate_prompt_tokens?: Whole<-1> as Option<CountOrMinusOne>,
         /// Which end is cut.
         truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the query; 0 is no limit.
-        max_tokens_per_query?: Whole<0> as Option<u64>,
+        max_tokens_per_query?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of each document; 0 is no limit.
-        max_tokens_per_doc?: Whole<0> as Option<u64>,
+        max_tokens_per_doc?: Whole<0> as Option<CountOrZero>,
         /// False asks for logits.
-        use_activation?: bool as Option<bool>,
+        use_activation?: bool as Option<Flag>,
+        /// Its older name.
+        activation?: bool as Option<Flag>,
+        /// How urgent it is, from 0, the default, to 999.
+        priority?: Priority as Option<Urgency>,
     }
-}
-
-/// A text, or an object that holds its parts.
-#[derive(ToSchema)]
-#[schema(as = VllmContent)]
-#[serde(untagged)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-enum ContentSchema {
-    Text(String),
-    Parts { content: Vec<Part> },
-}
-
-#[derive(ToSchema)]
-#[schema(as = VllmPart)]
-#[allow(
-    dead_code,
-    reason = "it stands for what a reader takes, in the API's description"
-)]
-struct Part {
-    r#type: Option<serde_json::Value>,
-    text: String,
+    refuses { instruction, mm_processor_kwargs, chat_template_kwargs }
 }
 
 #[derive(ToSchema)]
@@ -120,8 +125,8 @@ struct Part {
     reason = "it stands for what a reader takes, in the API's description"
 )]
 enum ContentList {
-    One(ContentSchema),
-    Many(Vec<ContentSchema>),
+    One(TextSchema),
+    Many(Vec<TextSchema>),
 }
 
 #[derive(ToSchema)]
@@ -174,12 +179,17 @@ impl RerankRequest for VllmRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, ()), RerankError> {
+    fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
+    }
+
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, ()), RerankError> {
+        let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?;
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.0.texts("documents", limits)?;
         let options = Options {
-            use_activation: self.use_activation,
+            use_activation: self.use_activation.or(self.activation),
             side: self.truncation_side,
             max_tokens: self.truncate_prompt_tokens,
             max_query_tokens: self.max_tokens_per_query,

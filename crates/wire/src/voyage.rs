@@ -3,15 +3,19 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
+use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::document::{Document, Echo};
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::form::{Count, Flag};
+use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
 use super::schema::{Form, example};
@@ -29,7 +33,22 @@ pub static VOYAGE: Dialect = Dialect {
             Form::of::<VoyageRequest, VoyageResponse, VoyageError>(schemas, example)
         },
     )
-    .told_by(Signature::any(&["truncation", "top_k"]))],
+    .requiring(&[
+        "object",
+        "data[].index",
+        "data[].relevance_score",
+        "model",
+        "usage.total_tokens",
+    ])
+    .told_by(
+        Signature::any(&[
+            Mark("truncation", ValueKind::Flag),
+            Mark("top_k", ValueKind::Number),
+        ])
+        .or_models(&["rerank-1", "rerank-2", "rerank-lite-"])
+        .or_header("x-fern-sdk-name", "voyageai")
+        .unless(&[Mark("top_n", ValueKind::Number)]),
+    )],
     error,
 };
 
@@ -40,15 +59,15 @@ request! {
         /// Any name, unless the server is strict.
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are ranked.
-        documents: List<TextObject> as Vec<String> { min_items = 1 },
+        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// Most results; all without.
-        top_k?: NonZeroUsize as Option<u64> { minimum = 1 },
+        top_k?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document, as a string.
-        return_documents?: bool as Option<bool>,
+        return_documents?: bool as Option<Flag>,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncation?: bool as Option<bool>,
+        truncation?: bool as Option<Flag>,
     }
 }
 
@@ -59,8 +78,9 @@ impl RerankRequest for VoyageRequest {
         self.model.as_deref()
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
         let options = ScoreOptions {
@@ -69,7 +89,7 @@ impl RerankRequest for VoyageRequest {
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, documents, self.top_k, options, limits)?;
-        let echo = Echo::of_texts(self.return_documents.unwrap_or(false));
+        let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
 

@@ -2,14 +2,17 @@
 //!
 //! Weaviate pairs scores with its objects by position, so they come in the order of the request.
 
-use rerankd_core::{Limits, RerankCommand, RerankError, ScoreOptions, Texts};
+use rerankd_core::{RerankCommand, RerankError, ScoreOptions, Texts};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
-use super::dialect::{Dialect, Kind, Operation, RerankRequest, Signature, rerank};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, RerankRequest, Served, Signature, ValueKind, rerank,
+};
 use super::error::{Problem, Reply, missing};
-use super::read::list::{List, TextObject};
+use super::read::content::{Query, TextObject, TextSchema};
+use super::read::list::List;
 use super::read::request;
 use super::schema::{Form, example};
 
@@ -26,7 +29,11 @@ pub static WEAVIATE: Dialect = Dialect {
             Form::of::<WeaviateRequest, WeaviateResponse, WeaviateError>(schemas, example)
         },
     )
-    .told_by(Signature::any(&["property"]))],
+    .requiring(&["query"])
+    .told_by(
+        Signature::any(&[Mark("property", ValueKind::Text)])
+            .unless(&[Mark("top_n", ValueKind::Number)]),
+    )],
     error,
 };
 
@@ -34,9 +41,9 @@ request! {
     /// A reranking as Weaviate asks for it; `property` tells it from others on a shared path.
     pub struct WeaviateRequest as WeaviateRerankRequest {
         /// What the documents are judged by.
-        query: String as String,
+        query: Query as TextSchema,
         /// The texts that are scored.
-        documents: List<TextObject> as Option<Vec<String>> { min_items = 1 },
+        documents?: List<TextObject> as Option<Vec<TextSchema>> { min_items = 1 },
         /// The single text that is scored where there are no `documents`; else empty.
         property?: String as String,
     }
@@ -55,8 +62,9 @@ impl RerankRequest for WeaviateRequest {
         None
     }
 
-    fn into_command(self, limits: &Limits) -> Result<(RerankCommand, Kept), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
+    fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
+        let limits = &served.limits;
+        let query = self.query.ok_or_else(|| missing("query"))?.into();
         let single = self.documents.is_none();
         let texts = match self.documents {
             Some(documents) => documents.texts("documents", limits)?,

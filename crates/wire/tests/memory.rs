@@ -102,6 +102,7 @@ fn reading_a_body_takes_no_more_than_three_times_its_size() {
         model: "served",
         labels: &["score".to_owned()],
         strict_model_name: true,
+        return_documents: false,
         limits: Limits {
             max_documents: MAX_DOCUMENTS,
         },

@@ -5,6 +5,7 @@ use rerankd_wire::open_inference::{Model, OpenInferenceError, Ready, Server};
 use rerankd_wire::schema::{Form, Schemas, reference};
 use rerankd_wire::{Kind, NativeError};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use crate::http::admin;
 use crate::http::route::{self, Handler, REFUSALS, Route};
@@ -38,6 +39,16 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
                 schemas,
             )
         }
+        Handler::Model => {
+            let model = reference::<admin::Description>(schemas);
+            let summary = "The model that is served";
+            of_model::<NativeError>(get(route, "about", summary, Some(model), schemas), schemas)
+        }
+        Handler::NeedsKey => {
+            let needs = reference::<admin::NeedsKey>(schemas);
+            let summary = "Whether requests need a key";
+            get(route, "about", summary, Some(needs), schemas)
+        }
         Handler::Info => {
             let summary = "What is served, how, and within which limits";
             let info = reference::<admin::Info>(schemas);
@@ -51,7 +62,7 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::InferenceModel => {
             let model = reference::<Model>(schemas);
             let summary = "What the model takes and gives";
-            of_model(
+            of_model::<OpenInferenceError>(
                 get(route, INFERENCE, summary, Some(model), schemas),
                 schemas,
             )
@@ -59,17 +70,21 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::InferenceReady => {
             let ready = reference::<Ready>(schemas);
             let summary = "Whether the model is ready";
-            of_model(
+            of_model::<OpenInferenceError>(
                 get(route, INFERENCE, summary, Some(ready), schemas),
                 schemas,
             )
         }
         Handler::Operations(operations) => post(route, operations, schemas),
     };
-    if route.names_model() {
+    for name in route.parameters() {
+        let description = match name {
+            "model" => "Any name, unless the server is strict",
+            _ => "Any name",
+        };
         let name = json!({
-            "name": "model", "in": "path", "required": true,
-            "description": "Any name, unless the server is strict",
+            "name": name, "in": "path", "required": true,
+            "description": description,
             "schema": { "type": "string" },
         });
         match &mut operation["parameters"] {
@@ -124,8 +139,8 @@ fn metrics(route: &Route) -> Value {
 }
 
 /// An operation about the model that the path names.
-fn of_model(mut operation: Value, schemas: &mut Schemas) -> Value {
-    let error = reference::<OpenInferenceError>(schemas);
+fn of_model<E: ToSchema>(mut operation: Value, schemas: &mut Schemas) -> Value {
+    let error = reference::<E>(schemas);
     let content = json!({ "application/json": { "schema": error } });
     let responses = operation["responses"].as_object_mut().expect("an object");
     responses["503"]["content"] = content.clone();

@@ -1,50 +1,87 @@
-//! Texts as vLLM's clients send them: strings, or objects that list their parts.
+//! Texts that may come as objects: with the text, or with the parts that it is made of.
 
 use serde::de::{Error, MapAccess, SeqAccess};
+use utoipa::ToSchema;
 
 use super::list::List;
 use super::{Path, Place, Read, Reader, next_known, value_of};
 
-/// A string, or an object whose `content` lists its parts.
+/// A string, or an object that holds one under `text`, or its parts under `content`.
 #[derive(Debug)]
-pub struct Content(String);
+pub struct TextObject(String);
 
-impl From<Content> for String {
-    fn from(content: Content) -> Self {
-        content.0
+impl From<TextObject> for String {
+    fn from(text: TextObject) -> Self {
+        text.0
     }
 }
 
-impl Read for Content {
-    const EXPECTED: &'static str = "a string or an object with `content`";
+impl Read for TextObject {
+    const EXPECTED: &'static str = "a string or an object with `text`";
 
     fn string<E: Error>(_: Place<'_>, text: &str) -> Result<Self, E> {
         Ok(Self(text.to_owned()))
     }
 
-    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, mut map: M) -> Result<Self, M::Error> {
-        let mut content = None;
-        // vLLM reads no `text`, but where a client has objects, this is what they hold.
-        while let Some(key) = next_known(&mut map, &["content", "text"])? {
-            let path = Path::Key(at.path, key);
-            let at = at.at(&path);
-            content = Some(if key == "content" {
-                map.next_value_seed(Reader::<Parts>::at(at))?.0
-            } else {
-                map.next_value_seed(Reader::<String>::at(at))?
-            });
-        }
-        content
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
+        text_of(at, map)?
             .map(Self)
-            .ok_or_else(|| M::Error::custom(format_args!("{} has no `content`; add it", at.path)))
+            .ok_or_else(|| M::Error::custom(format_args!("{} has no `text`; add it", at.path)))
     }
 }
 
+/// The same, where hardly a client sends an object.
+#[derive(Debug)]
+pub struct Query(String);
+
+impl From<Query> for String {
+    fn from(query: Query) -> Self {
+        query.0
+    }
+}
+
+impl Read for Query {
+    const EXPECTED: &'static str = "a string";
+
+    fn string<E: Error>(_: Place<'_>, text: &str) -> Result<Self, E> {
+        Ok(Self(text.to_owned()))
+    }
+
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
+        TextObject::object(at, map).map(|text| Self(text.0))
+    }
+}
+
+/// The text of an object; `None` where it has none.
+///
+/// # Errors
+/// When `text` is no string, or a part under `content` is no text.
+pub fn text_of<'de, M: MapAccess<'de>>(
+    at: Place<'_>,
+    mut map: M,
+) -> Result<Option<String>, M::Error> {
+    let (mut text, mut content) = (None, None);
+    while let Some(key) = next_known(&mut map, &["text", "content"])? {
+        let path = Path::Key(at.path, key);
+        let at = at.at(&path);
+        match key {
+            "text" => text = map.next_value_seed(Reader::<Option<String>>::at(at))?,
+            _ => content = map.next_value_seed(Reader::<Option<Parts>>::at(at))?,
+        }
+    }
+    Ok(text.or(content.map(|parts| parts.0)))
+}
+
 /// The texts of a content's parts, one after the other.
-struct Parts(String);
+#[derive(Debug)]
+pub struct Parts(pub String);
 
 impl Read for Parts {
     const EXPECTED: &'static str = "a list of parts";
+
+    fn string<E: Error>(_: Place<'_>, text: &str) -> Result<Self, E> {
+        Ok(Self(text.to_owned()))
+    }
 
     fn list<'de, S: SeqAccess<'de>>(at: Place<'_>, mut items: S) -> Result<Self, S::Error> {
         let (mut text, mut index) = (String::new(), 0);
@@ -69,12 +106,12 @@ impl Read for Part {
     }
 }
 
-/// One content, or a list of them.
+/// One text, or a list of them.
 #[derive(Debug)]
-pub struct Contents(pub List<Content>);
+pub struct Contents(pub List<TextObject>);
 
 impl Contents {
-    fn one(content: Content, at: Place<'_>) -> Self {
+    fn one(content: TextObject, at: Place<'_>) -> Self {
         let mut list = List::default();
         list.push(content, at.limits);
         Self(list)
@@ -85,14 +122,58 @@ impl Read for Contents {
     const EXPECTED: &'static str = "a text or a list of texts";
 
     fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
-        Ok(Self::one(Content(text.to_owned()), at))
+        Ok(Self::one(TextObject(text.to_owned()), at))
     }
 
     fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
-        Ok(Self::one(Content::object(at, map)?, at))
+        Ok(Self::one(TextObject::object(at, map)?, at))
     }
 
     fn list<'de, S: SeqAccess<'de>>(at: Place<'_>, items: S) -> Result<Self, S::Error> {
         List::list(at, items).map(Self)
     }
+}
+
+/// What [`TextObject`] takes, for the API's description.
+#[derive(ToSchema)]
+#[schema(as = Text)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+pub enum TextSchema {
+    /// A text.
+    Text(String),
+    /// A text in an object.
+    Object { text: String },
+    /// Its parts.
+    Content { content: PartsSchema },
+}
+
+/// What [`Parts`] takes, for the API's description.
+#[derive(ToSchema)]
+#[schema(as = TextParts)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+pub enum PartsSchema {
+    /// All of it.
+    Text(String),
+    /// One after the other.
+    Parts(Vec<PartSchema>),
+}
+
+/// A part of a text.
+#[derive(ToSchema)]
+#[schema(as = TextPart)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+pub struct PartSchema {
+    r#type: Option<serde_json::Value>,
+    text: String,
 }

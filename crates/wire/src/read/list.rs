@@ -1,9 +1,9 @@
 //! Lists.
 
 use rerankd_core::{Limits, RerankError, Texts};
-use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess};
+use serde::de::{Error, IgnoredAny, SeqAccess};
 
-use super::{Path, Place, Read, Reader, value_of};
+use super::{Path, Place, Read, Reader};
 
 /// A list of which no more is kept than a request may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,27 +109,5 @@ impl Read for OneOrMany {
 
     fn list<'de, S: SeqAccess<'de>>(at: Place<'_>, items: S) -> Result<Self, S::Error> {
         List::list(at, items).map(Self)
-    }
-}
-
-/// A string, or an object that holds one under `text`.
-#[derive(Debug)]
-pub struct TextObject(String);
-
-impl From<TextObject> for String {
-    fn from(text: TextObject) -> Self {
-        text.0
-    }
-}
-
-impl Read for TextObject {
-    const EXPECTED: &'static str = "a string or an object with `text`";
-
-    fn string<E: Error>(_: Place<'_>, text: &str) -> Result<Self, E> {
-        Ok(Self(text.to_owned()))
-    }
-
-    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
-        value_of(at, map, "text", "add it").map(Self)
     }
 }

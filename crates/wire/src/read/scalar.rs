@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use rerankd_core::{Priority, TruncationPolicy, TruncationSide, TruncationStrategy};
-use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Unexpected};
 
 use super::{Place, Read, unexpected};
 
@@ -21,6 +21,56 @@ impl Read for bool {
     fn boolean<E: Error>(_: Place<'_>, value: bool) -> Result<Self, E> {
         Ok(value)
     }
+
+    // What Python and JavaScript write where a client makes a string of everything.
+    fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+        match text {
+            "true" | "True" | "TRUE" => Ok(true),
+            "false" | "False" | "FALSE" => Ok(false),
+            _ => Err(unexpected::<Self, E>(at, &"string")),
+        }
+    }
+}
+
+/// The number that a string spells in digits; one that is beyond the type is as large as can be.
+fn spelled<T: Read, E: Error>(at: Place<'_>, text: &str) -> Result<i128, E> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(unexpected::<T, E>(at, &"string"));
+    }
+    let beyond = if digits.len() < text.len() {
+        i128::MIN
+    } else {
+        i128::MAX
+    };
+    Ok(text.parse().unwrap_or(beyond))
+}
+
+/// The whole number that a float is, such as 3.0.
+fn whole<T: Read, E: Error>(at: Place<'_>, value: f64) -> Result<i128, E> {
+    if value.fract() != 0.0 {
+        return Err(unexpected::<T, E>(at, &Unexpected::Float(value)));
+    }
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "it is whole, and saturates"
+    )]
+    Ok(value as i128)
+}
+
+/// Reads whole numbers however they are written.
+macro_rules! however_written {
+    () => {
+        fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+            let number = spelled::<Self, E>(at, text)?;
+            Self::integer(at, number)
+        }
+
+        fn float<E: Error>(at: Place<'_>, value: f64) -> Result<Self, E> {
+            let number = whole::<Self, E>(at, value)?;
+            Self::integer(at, number)
+        }
+    };
 }
 
 impl Read for NonZeroUsize {
@@ -30,6 +80,8 @@ impl Read for NonZeroUsize {
         let number = Whole::<1>::integer(at, value)?.0;
         Ok(Self::new(usize::try_from(number).unwrap_or(usize::MAX)).unwrap_or(Self::MIN))
     }
+
+    however_written!();
 }
 
 /// A whole number of at least `LEAST`. One that is beyond the type is as large as can be.
@@ -48,6 +100,8 @@ impl<const LEAST: i64> Read for Whole<LEAST> {
         }
         Ok(Self(i64::try_from(value).unwrap_or(i64::MAX)))
     }
+
+    however_written!();
 }
 
 impl Read for u64 {
@@ -72,6 +126,8 @@ impl Read for Priority {
             ))
         })
     }
+
+    however_written!();
 }
 
 /// Reads a type from one of a few names.
@@ -150,5 +206,49 @@ impl Read for ModelName {
     fn object<'de, M: MapAccess<'de>>(_: Place<'_>, mut map: M) -> Result<Self, M::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(Self("{}".to_owned()))
+    }
+}
+
+/// A field that this server cannot honor: a value that asks for something is refused, and none is read.
+#[derive(Debug)]
+pub struct Refused;
+
+impl Refused {
+    fn unless<E: Error>(at: Place<'_>, nothing: bool) -> Result<Self, E> {
+        if nothing {
+            return Ok(Self);
+        }
+        Err(E::custom(format_args!(
+            "{} asks for what this server does not do; leave it out",
+            at.path
+        )))
+    }
+}
+
+impl Read for Refused {
+    const EXPECTED: &'static str = "absent";
+
+    fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+        Self::unless(at, text.is_empty())
+    }
+
+    fn boolean<E: Error>(at: Place<'_>, value: bool) -> Result<Self, E> {
+        Self::unless(at, !value)
+    }
+
+    fn integer<E: Error>(at: Place<'_>, value: i128) -> Result<Self, E> {
+        Self::unless(at, value == 0)
+    }
+
+    fn float<E: Error>(at: Place<'_>, value: f64) -> Result<Self, E> {
+        Self::unless(at, value == 0.0)
+    }
+
+    fn list<'de, S: SeqAccess<'de>>(at: Place<'_>, mut items: S) -> Result<Self, S::Error> {
+        Self::unless(at, items.next_element::<IgnoredAny>()?.is_none())
+    }
+
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, mut map: M) -> Result<Self, M::Error> {
+        Self::unless(at, map.next_entry::<IgnoredAny, IgnoredAny>()?.is_none())
     }
 }

@@ -8,6 +8,7 @@ use super::options;
 use crate::answer::Context;
 use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
+use crate::read::form::Flag;
 use crate::read::pair::PredictInputs;
 use crate::read::{self, request};
 
@@ -28,11 +29,11 @@ request! {
         /// Two texts, or a list of such pairs.
         inputs: PredictInputs as InputsSchema,
         /// Whether texts that are too long are cut; otherwise they are refused.
-        truncate?: bool as Option<bool>,
+        truncate?: bool as Option<Flag>,
         /// Which end is cut.
         truncation_direction?: TruncationSide as Option<super::Direction>,
         /// Logits instead of scores between 0 and 1.
-        raw_scores?: bool as Option<bool>,
+        raw_scores?: bool as Option<Flag>,
     }
 }
 

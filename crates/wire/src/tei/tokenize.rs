@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::answer::Context;
 use crate::dialect::{Body, Served, Work};
 use crate::error::{missing, to_json};
+use crate::read::form::Flag;
 use crate::read::list::OneOrMany;
 use crate::read::pair::TokenIds;
 use crate::read::{self, request};
@@ -43,7 +44,7 @@ request! {
         /// A text, or a list of them.
         inputs: OneOrMany as TextsSchema,
         /// Whether the tokens around the text are shown; they are, without.
-        add_special_tokens?: bool as Option<bool>,
+        add_special_tokens?: bool as Option<Flag>,
         /// The name of a prompt; this server has none by name.
         prompt_name?: String as Option<String> { max_length = 0 },
     }
@@ -55,7 +56,7 @@ request! {
         /// The ids of one text, or of each of several.
         ids: TokenIds as IdsSchema,
         /// Whether special tokens are left out; they are, without.
-        skip_special_tokens?: bool as Option<bool>,
+        skip_special_tokens?: bool as Option<Flag>,
     }
 }
 

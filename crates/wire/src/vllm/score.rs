@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
+use rerankd_core::{
+    Limits, Pair, PredictCommand, Prediction, Priority, RerankError, TruncationSide,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{ContentList, Options, SideName};
 use crate::answer::Context;
-use crate::dialect::{Body, Served, Work};
+use crate::dialect::{Body, Served, Work, with_priority};
 use crate::error::{missing, to_json};
 use crate::read::content::Contents;
+use crate::read::form::{CountOrMinusOne, CountOrZero, Flag, Urgency};
 use crate::read::scalar::{ModelName, Whole};
 use crate::read::{self, request};
 
@@ -19,7 +22,8 @@ pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
     let request: ScoreRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
     served.check_model(request.model.as_deref())?;
-    let command = request.into_command(&served.limits)?;
+    let hints = with_priority(request.priority.unwrap_or_default());
+    let command = request.into_command(&served.limits)?.with_hints(hints);
     if served.labels.len() != 1 {
         return Err(RerankError::unsupported(format!(
             "this model gives {} scores a pair; use `/predict`",
@@ -51,16 +55,21 @@ request! {
         /// Another name of `text_2`.
         data_2?: Contents as Option<ContentList>,
         /// Most tokens of a pair; -1 is as many as the model reads.
-        truncate_prompt_tokens?: Whole<-1> as Option<i64> { minimum = -1 },
+        truncate_prompt_tokens?: Whole<-1> as Option<CountOrMinusOne>,
         /// Which end is cut.
         truncation_side?: TruncationSide as Option<SideName>,
         /// Most tokens of the first text; 0 is no limit.
-        max_tokens_per_query?: Whole<0> as Option<u64>,
+        max_tokens_per_query?: Whole<0> as Option<CountOrZero>,
         /// Most tokens of the second text; 0 is no limit.
-        max_tokens_per_doc?: Whole<0> as Option<u64>,
+        max_tokens_per_doc?: Whole<0> as Option<CountOrZero>,
         /// False asks for logits.
-        use_activation?: bool as Option<bool>,
+        use_activation?: bool as Option<Flag>,
+        /// Its older name.
+        activation?: bool as Option<Flag>,
+        /// How urgent it is, from 0, the default, to 999.
+        priority?: Priority as Option<Urgency>,
     }
+    refuses { instruction, mm_processor_kwargs, chat_template_kwargs }
 }
 
 impl ScoreRequest {
@@ -80,7 +89,7 @@ impl ScoreRequest {
         let first = first.0.texts("text_1", limits)?.items;
         let second = second.0.texts("text_2", limits)?.items;
         let options = Options {
-            use_activation: self.use_activation,
+            use_activation: self.use_activation.or(self.activation),
             side: self.truncation_side,
             max_tokens: self.truncate_prompt_tokens,
             max_query_tokens: self.max_tokens_per_query,
