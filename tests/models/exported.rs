@@ -219,7 +219,10 @@ fn files_that_do_not_classify_pairs_are_refused() {
     );
     for (flags, expected) in [
         (["--precision", "int8"], "a file is run as it is"),
-        (["--onnx-file", "../model.onnx"], "outside the model's directory"),
+        (
+            ["--onnx-file", "../model.onnx"],
+            "outside the model's directory",
+        ),
         (["--onnx-file", "other.onnx"], "other.onnx` is missing"),
     ] {
         check_refused(DEBERTA, &flags, |_| (), &[expected]);

@@ -7,7 +7,7 @@ mod cut;
 mod pieces;
 mod shorten;
 mod template;
-mod text;
+pub(crate) mod text;
 mod tokens;
 mod truncate;
 mod truncating;
@@ -19,6 +19,7 @@ pub use tokens::TextToken;
 pub use truncate::longest_first;
 pub use truncating::TruncatingEncoder;
 
+use crate::prompt::TemplateError;
 use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions};
@@ -42,6 +43,21 @@ pub enum EncodeError {
         /// Maximum tokens of the query.
         limit: usize,
     },
+    /// The model's template failed on the texts.
+    #[error("the model's chat template fails on these texts: {0}")]
+    Template(#[from] TemplateError),
+    /// The texts leave nothing to read.
+    #[error("the prompt of this pair has no tokens")]
+    EmptyPrompt,
+    /// The request names a prompt that the model does not have.
+    #[error("`prompt_name` is not one of the model's prompts: {known}")]
+    UnknownPrompt {
+        /// Their names.
+        known: String,
+    },
+    /// The model has no place for an instruction.
+    #[error("this model takes no instruction")]
+    NoInstruction,
 }
 
 /// A tokenized query, prompt included.
@@ -69,6 +85,24 @@ pub struct EncodedPair {
 }
 
 impl EncodedPair {
+    /// Prompts of a pair of `full_length` tokens, of which the model reads `read_length`.
+    pub(crate) fn of_prompts(
+        prompts: Vec<Vec<u32>>,
+        full_length: usize,
+        read_length: usize,
+    ) -> Self {
+        let mut chunks = prompts.into_iter().map(|ids| Encoding {
+            type_ids: vec![0; ids.len()],
+            ids,
+        });
+        Self {
+            encoding: chunks.next().expect("a pair has a prompt"),
+            further_chunks: chunks.collect(),
+            full_length,
+            read_length,
+        }
+    }
+
     /// Whether the pair was truncated.
     pub fn truncated(&self) -> bool {
         self.full_length > self.read_length

@@ -519,10 +519,6 @@ fn inconsistent_modules_are_rejected() {
             vec![pooling.clone(), dense.clone(), module("LayerNorm", "3_N")],
             "comes after the scores",
         ),
-        (
-            vec![module("LogitScore", "1_LogitScore")],
-            "`sentence_transformers.models.LogitScore`: causal language models",
-        ),
     ] {
         let what = what.replace("`Dense` at", "`sentence_transformers.models.Dense` at");
         let what = what.replace(

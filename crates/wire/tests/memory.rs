@@ -127,7 +127,10 @@ fn reading_a_body_takes_no_more_than_three_times_its_size() {
                 let shown = value.chars().take(40).collect::<String>();
                 let case = format!("{} of {field}: {shown}", endpoint.operation.name);
                 // Besides the body, a reader keeps a few names and counts.
-                assert!(taken <= 3 * size + 1024, "{case} takes {taken} bytes for {size}");
+                assert!(
+                    taken <= 3 * size + 1024,
+                    "{case} takes {taken} bytes for {size}"
+                );
                 worst = worst.max((taken * 100 / size, case));
             }
         }

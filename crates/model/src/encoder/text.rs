@@ -18,7 +18,7 @@ use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TextTokens {
+pub(crate) struct TextTokens {
     /// Token ids, up to the limit, from the end of the text that is kept.
     pub ids: Vec<u32>,
     /// Number of tokens of the text; a lower bound if `all` is false.
@@ -45,7 +45,7 @@ impl TextTokens {
 }
 
 /// The `length` ids that truncation keeps.
-pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
+pub(crate) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
     match direction {
         TruncationDirection::Right => &ids[..length],
         TruncationDirection::Left => &ids[ids.len() - length..],
@@ -61,7 +61,7 @@ const LOOKAHEAD: usize = 2;
 
 /// A tokenizer and its default truncation direction.
 #[derive(Debug)]
-pub(super) struct TextTokenizer {
+pub(crate) struct TextTokenizer {
     tokenizer: Tokenizer,
     direction: TruncationDirection,
     /// Finds safe cuts; `None` if texts must be tokenized as a whole.
@@ -140,6 +140,25 @@ impl TextTokenizer {
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
         self.run(&self.shorten(text), usize::MAX, self.direction)
             .map(|tokens| tokens.length)
+    }
+
+    /// All ids of a text.
+    ///
+    /// # Errors
+    /// Same as [`TextTokenizer::tokenize`].
+    pub fn all(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.run(text, usize::MAX, TruncationDirection::Right)
+            .map(|tokens| tokens.ids)
+    }
+
+    /// The byte ranges of a text's tokens; they may begin or end within a character.
+    ///
+    /// # Errors
+    /// Same as [`TextTokenizer::tokenize`].
+    pub fn spans(&self, text: &str) -> Result<Vec<Offsets>, EncodeError> {
+        let tokens = self.tokenizer.encode(text, false);
+        let tokens = tokens.map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
+        Ok(tokens.get_offsets().to_vec())
     }
 
     /// A text with the same tokens that may be shorter.

@@ -72,6 +72,12 @@ impl EncoderGraph<'_> {
                     width = dense.out;
                 }
                 HeadStep::Norm(norm) => rows = self.head_norm(norm, &rows, width)?,
+                HeadStep::LogitScore(_) => {
+                    return Err(ModelError::new(
+                        "the score of this model is the logit of a token, for which there is no graph",
+                        "use a model with a classification head",
+                    ));
+                }
             }
         }
         Ok(rows)
