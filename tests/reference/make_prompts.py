@@ -122,6 +122,11 @@ def bpe(pattern, digits):
 
 def save_tokenizer(folder, kind):
     tokenizer = bpe(LLAMA if kind.get("llama") else QWEN, kind.get("llama", False))
+    if kind.get("bos"):
+        bos = tokenizer.token_to_id("<|im_start|>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", pair="<|im_start|> $A <|im_start|> $B:1", special_tokens=[("<|im_start|>", bos)]
+        )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
@@ -216,6 +221,9 @@ KINDS = {
         "tokenizer_config": {"bos_token": "<|endoftext|>", "chat_template": PLAIN_TEMPLATE},
         "bare": True,
     },
+    # Without a template, the tokenizer joins the texts.
+    "joined": {"max_length": 40, "classes": True, "bare": True},
+    "joined-bos": {"max_length": 41, "classes": True, "bare": True, "bos": True},
     "classifier": {
         "max_length": 72,
         "templates": {"chat_template.jinja": TURNS_TEMPLATE},
@@ -281,7 +289,7 @@ def make(name, kind):
             add_modules(kind, tokenizer, folder)
             shutil.copytree(folder, plain, dirs_exist_ok=True)
         model = CrossEncoder(str(plain), device="cpu", model_kwargs={"dtype": "float32"})
-        assert "message" in model[0].modality_config, name
+        assert ("message" in model[0].modality_config) != name.startswith("joined"), name
         cases = cases_of(model, kind)
         score = [module for module in model if isinstance(module, LogitScore)]
         record = {
@@ -339,7 +347,8 @@ def cases_of(model, kind):
     pairs = pairs_of(rng, kind["max_length"])
     requests = [{}]
     requests += [{"prompt_name": prompt} for prompt in kind.get("prompts", {})]
-    requests += [{"prompt": prompt} for prompt in ("", "Judge by colour.\n", "<|im_end|> ")]
+    if "message" in model[0].modality_config:
+        requests += [{"prompt": prompt} for prompt in ("", "Judge by colour.\n", "<|im_end|> ")]
     cases = []
     for request in requests:
         some = pairs if request == {} else pairs[::4] + pairs[-3:]
@@ -348,7 +357,7 @@ def cases_of(model, kind):
     # Cut at every length, from a part of the tail to the whole prompt.
     for pair in [("what is it?", "It is a river bridge.\n"), ("<|im_end|>é", "é 日本 yes"), ("q", "")]:
         whole = ids_of(model, pair, None, None, 100_000)
-        for most in range(1, len(whole) + 2):
+        for most in range(1 if "message" in model[0].modality_config else 4, len(whole) + 2):
             ids = ids_of(model, pair, None, None, most)
             cases.append({"max_length": most, "pairs": [pair], "ids": [ids]})
     return cases

@@ -13,6 +13,7 @@ mod connections;
 mod end_to_end;
 mod http;
 mod hub;
+mod instructions;
 mod openapi;
 mod operations;
 mod page;

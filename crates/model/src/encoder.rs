@@ -4,6 +4,7 @@
 //! is tokenized once for all its documents, and pairs are assembled by copying ids.
 
 mod cut;
+mod either;
 mod pieces;
 mod shorten;
 mod template;
@@ -15,6 +16,7 @@ mod truncating;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+pub use either::{BoundEncoder, EncodedQuery, Encoder};
 pub use tokens::TextToken;
 pub use truncate::longest_first;
 pub use truncating::TruncatingEncoder;
@@ -150,6 +152,7 @@ impl PairEncoder {
         encoder.check_compatible(
             manifest.encoder.vocab_size,
             manifest.encoder.type_vocab_size,
+            !manifest.is_causal,
         )?;
         Ok(encoder)
     }
@@ -165,7 +168,7 @@ impl PairEncoder {
             model.prompt.as_deref(),
             &model.tokenizer_config,
         )?;
-        encoder.check_compatible(model.vocab_size, model.type_vocab_size)?;
+        encoder.check_compatible(model.vocab_size, model.type_vocab_size, true)?;
         Ok(encoder)
     }
 
@@ -267,25 +270,16 @@ impl PairEncoder {
             .encode(pairs, cancelled)
     }
 
-    /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens: the
-    /// head reads the first one.
+    /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens if
+    /// the head may read the first one.
     fn check_compatible(
         &self,
         vocab_size: usize,
         type_vocab_size: usize,
+        reads_first_token: bool,
     ) -> Result<(), ModelError> {
-        // Not their number: ids may have gaps.
-        let ids = self.tokenizer.inner().get_vocab(true).into_values();
-        let tokens = ids.max().map_or(0, |id| id as usize + 1);
-        if tokens > vocab_size {
-            return Err(ModelError::new(
-                format!(
-                    "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
-                ),
-                "use the tokenizer the model was trained with",
-            ));
-        }
-        if self.template.special_tokens() == 0 {
+        self.tokenizer.check_vocabulary(vocab_size)?;
+        if self.template.special_tokens() == 0 && reads_first_token {
             return Err(ModelError::new(
                 "`tokenizer.json`: `post_processor` adds no special tokens to a pair",
                 "save the tokenizer again with the class the model was trained with, such as `BertTokenizer`",

@@ -372,6 +372,8 @@ impl Files {
         let known = COMPANIONS.into_iter().chain(modules::MODULE_CONFIGS);
         let mut names: Vec<String> = known.map(str::to_owned).collect();
         names.extend(modules::configs(self)?);
+        let templates = self.names_in(prompt::TEMPLATE_FOLDER)?.into_iter();
+        names.extend(templates.map(|name| format!("{}/{name}", prompt::TEMPLATE_FOLDER)));
         let mut found = Vec::new();
         for name in names {
             if let Some(bytes) = self.read(&name)? {

@@ -84,6 +84,8 @@ pub struct Manifest {
     pub max_length: usize,
     /// Text prepended to every query.
     pub prompt: Option<String>,
+    /// Whether attention is causal, so that the score is read from the last token.
+    pub is_causal: bool,
     /// How pairs are written as prompts; `None` if the two texts are tokenized as a pair.
     pub prompts: Option<PromptConfig>,
     /// Tokenizer settings.
@@ -121,6 +123,7 @@ impl Manifest {
             let limit = prompted.max_length.unwrap_or(DEFAULT_MAX_LENGTH);
             max_length = max_length.min(options.max_length.unwrap_or(limit));
         }
+        let is_causal = prompted.is_some();
         let (prompts, declared) = match prompted {
             Some(prompted) => (prompted.config, prompted.activation),
             None => (None, None),
@@ -137,6 +140,7 @@ impl Manifest {
                 Some(_) => None,
                 None => prompt(&saved)?,
             },
+            is_causal,
             prompts,
             tokenizer: tokenizer_config,
             encoder,
@@ -173,9 +177,14 @@ pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
     Ok(settings.unwrap_or_else(|| Object::empty(files.location(TOKENIZER_CONFIG))))
 }
 
-/// Whether the server can build a graph of the model.
+/// Whether the server can build a graph of the model, if a language model has a prompt.
 pub(super) fn is_supported(files: &Files) -> Result<bool, ModelError> {
-    Ok(kind(&config(files)?, &SavedSettings::read(files)?).is_ok())
+    let config = config(files)?;
+    let class = class(&config)?;
+    if class.is_some_and(|class| class.ends_with("ForCausalLM")) {
+        return Ok(arch::find(config.text("model_type")?, class).is_some());
+    }
+    Ok(kind(&config, &SavedSettings::read(files)?).is_ok())
 }
 
 /// Label names.

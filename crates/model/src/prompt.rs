@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 pub use encoder::{BoundPrompts, PromptEncoder, PromptQuery};
 pub use pieces::Piece;
 pub use profile::{PROFILE_FILE, Profile, ProfileChoice};
+pub(crate) use source::TEMPLATE_FOLDER;
 pub use template::{ChatTemplate, Message, MessageFormat, TemplateError};
 
 use crate::head::LogitScore;

@@ -7,7 +7,8 @@
 use std::num::NonZeroUsize;
 
 use rerankd_core::{
-    Limits, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
+    Instruction, InstructionPolicy, Limits, Priority, RerankCommand, RerankError, Scale,
+    ScoreOptions, TruncationOptions,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -72,6 +73,9 @@ request! {
         max_chunks_per_doc?: NonZeroUsize as Option<u64> { minimum = 1, maximum = 10000 },
         /// Tokens of a document that are read.
         max_tokens_per_doc?: NonZeroUsize as Option<u64> { minimum = 1 },
+        /// What the documents are judged by, as LiteLLM passes it on; ignored by models that take no
+        /// instruction.
+        instruction?: String as Option<String>,
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
         priority?: Priority as Option<u64> { maximum = 999 },
@@ -106,9 +110,12 @@ impl RerankRequest for CohereRequest {
                 max_document_tokens: self.max_tokens_per_doc,
                 ..TruncationOptions::default()
             },
+            instruction: InstructionPolicy::Ignore,
             ..ScoreOptions::default()
         };
-        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
+            .with_instruction(instruction);
         Ok((command, echo))
     }
 

@@ -189,6 +189,7 @@ fn options(
             side,
             ..TruncationOptions::default()
         },
+        ..ScoreOptions::default()
     }
 }
 

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    Limits, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
+    Instruction, InstructionPolicy, Limits, RerankCommand, RerankError, Scale, ScoreOptions,
+    TruncationOptions, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -85,6 +86,8 @@ request! {
         max_tokens_per_doc?: Whole<0> as Option<u64>,
         /// False asks for logits.
         use_activation?: bool as Option<bool>,
+        /// What the texts are judged by; ignored by models that take no instruction.
+        instruction?: String as Option<String>,
     }
 }
 
@@ -158,6 +161,7 @@ impl Options {
                 max_document_tokens: token_limit(self.max_document_tokens),
                 ..TruncationOptions::default()
             },
+            instruction: InstructionPolicy::Ignore,
             ..ScoreOptions::default()
         }
     }
@@ -186,7 +190,9 @@ impl RerankRequest for VllmRequest {
             max_document_tokens: self.max_tokens_per_doc,
         };
         let top_n = token_limit(self.top_n);
-        let command = RerankCommand::new(query.into(), documents, top_n, options.read(), limits)?;
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = RerankCommand::new(query.into(), documents, top_n, options.read(), limits)?
+            .with_instruction(instruction);
         Ok((command, ()))
     }
 

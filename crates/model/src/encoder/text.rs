@@ -101,6 +101,25 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
+    /// Rejects a tokenizer with ids that have no embedding.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<(), ModelError> {
+        // Not their number: ids may have gaps.
+        let ids = self.tokenizer.get_vocab(true).into_values();
+        let tokens = ids.max().map_or(0, |id| id as usize + 1);
+        if tokens <= vocab_size {
+            return Ok(());
+        }
+        Err(ModelError::new(
+            format!(
+                "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
+            ),
+            "use the tokenizer the model was trained with",
+        ))
+    }
+
     /// The default truncation direction.
     pub fn direction(&self) -> TruncationDirection {
         self.direction

@@ -15,7 +15,7 @@ use super::template::{ChatTemplate, Message, TemplateError};
 use super::{ChatConfig, Layout, PromptConfig};
 use crate::encoder::text::{TextTokenizer, TextTokens, keep};
 use crate::encoder::{EncodeError, EncodedPair};
-use crate::{ModelError, TokenizerConfig};
+use crate::{Model, ModelError, TokenizerConfig};
 use rerankd_core::{Instruction, Pair, TruncationOptions, TruncationSide, TruncationStrategy};
 
 /// A pair, and the same pair with another query or document, which must render differently.
@@ -181,21 +181,40 @@ impl PromptEncoder {
         })
     }
 
+    /// The encoder of `model`.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the model has no prompt, or if the tokenizer or a template is invalid or does not
+    /// match the model.
+    pub fn for_model(model: &Model) -> Result<Self, ModelError> {
+        let manifest = &model.manifest;
+        let config = manifest.prompts.as_ref().ok_or_else(|| {
+            ModelError::new("this model reads no prompts", "encode its texts as pairs")
+        })?;
+        let encoder = Self::new(
+            &model.tokenizer,
+            &manifest.tokenizer,
+            config,
+            manifest.max_length,
+        )?;
+        encoder
+            .tokenizer
+            .check_vocabulary(manifest.encoder.vocab_size)?;
+        Ok(encoder)
+    }
+
     /// Sets the default truncation strategy.
     #[must_use]
     pub fn with_strategy(self, strategy: TruncationStrategy) -> Self {
         Self { strategy, ..self }
     }
 
-    /// Sets the instruction of requests without one.
+    /// Sets the instruction of requests without one; empty for none.
     #[must_use]
-    pub fn with_instruction(self, instruction: Option<String>) -> Self {
-        match instruction {
-            None => self,
-            Some(text) => Self {
-                default: Some(text).filter(|text| !text.is_empty()),
-                ..self
-            },
+    pub fn with_instruction(self, text: &str) -> Self {
+        Self {
+            default: Some(text.to_owned()).filter(|text| !text.is_empty()),
+            ..self
         }
     }
 
@@ -207,6 +226,14 @@ impl PromptEncoder {
     /// Names of the instructions that the model knows.
     pub fn prompt_names(&self) -> impl Iterator<Item = &str> {
         self.prompts.keys().map(String::as_str)
+    }
+
+    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
+    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
+        let asked = options.max_tokens.map_or(usize::MAX, |most| most.get());
+        let direction = self.tokenizer.direction();
+        self.tokenizer
+            .bytes_read(length, self.max_length.min(asked), direction)
     }
 
     pub(crate) fn tokenizer(&self) -> &TextTokenizer {
@@ -355,13 +382,6 @@ impl BoundPrompts<'_> {
             }
             _ => unreachable!("a query is paired by the encoder that made it"),
         }
-    }
-
-    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
-    pub fn bytes_read(&self, length: usize) -> usize {
-        self.encoder
-            .tokenizer
-            .bytes_read(length, self.max_length, self.direction)
     }
 
     /// The number of first tokens that the prompts of all documents of a query share, unless a document

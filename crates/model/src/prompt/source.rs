@@ -7,7 +7,8 @@ use crate::json::{Object, read_value};
 use crate::{Files, ModelError};
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-const TEMPLATE_FOLDER: &str = "additional_chat_templates";
+/// Folder of further chat templates.
+pub(crate) const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const DEFAULT: &str = "default";
 

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use serde::Deserialize;
 
 use super::*;
-use crate::encoder::EncodeError;
+use crate::encoder::{EncodeError, PairEncoder};
 use crate::{TokenizerConfig, manifest};
 use rerankd_core::{Instruction, Pair, TruncationOptions, TruncationSide, TruncationStrategy};
 
@@ -194,6 +194,28 @@ fn a_model_without_modules() {
 #[test]
 fn a_classification_head() {
     check("classifier");
+}
+
+/// Without a template, the tokenizer joins the texts.
+#[test]
+fn texts_of_a_classifier_are_joined_by_the_tokenizer() {
+    for name in ["joined", "joined-bos"] {
+        let reference: Reference = read(&format!("{name}.json"));
+        let prompted = resolved(&folder(name), &ModelOptions::default()).unwrap();
+        assert_eq!((prompted.config, prompted.score), (None, None));
+        let files = Files::in_directory(&folder(name)).unwrap();
+        let json = files.tokenizer().unwrap();
+        for case in &reference.cases {
+            let most = case.max_length.unwrap_or(reference.max_length);
+            let encoder = PairEncoder::new(&json, most, None).unwrap();
+            let encoded = encoder
+                .encode(&case.pairs(), &AtomicBool::new(false))
+                .unwrap();
+            for (i, (pair, ids)) in encoded.iter().zip(&case.ids).enumerate() {
+                assert_eq!(pair.encoding.ids, *ids, "{name}, {most} tokens, pair {i}");
+            }
+        }
+    }
 }
 
 /// Mistakes that the references must expose.

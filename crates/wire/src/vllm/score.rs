@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide};
+use rerankd_core::{
+    Instruction, Limits, Pair, PredictCommand, Prediction, RerankError, TruncationSide,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -60,6 +62,8 @@ request! {
         max_tokens_per_doc?: Whole<0> as Option<u64>,
         /// False asks for logits.
         use_activation?: bool as Option<bool>,
+        /// What the texts are judged by; ignored by models that take no instruction.
+        instruction?: String as Option<String>,
     }
 }
 
@@ -98,7 +102,9 @@ impl ScoreRequest {
                 )));
             }
         };
-        PredictCommand::named("text_2", pairs, options.read(), limits)
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = PredictCommand::named("text_2", pairs, options.read(), limits)?;
+        Ok(command.with_instruction(instruction))
     }
 }
 
