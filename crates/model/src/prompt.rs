@@ -111,7 +111,21 @@ pub(crate) fn resolve(
     let generates =
         saved_score.is_some() || class.is_some_and(|name| name.ends_with("ForCausalLM"));
     let family = config.text("model_type")?;
-    if !generates && !family.is_some_and(|family| FAMILIES.contains(&family)) {
+    let is_causal = family.is_some_and(|family| FAMILIES.contains(&family));
+    if generates && !is_causal {
+        let named = class.or(family).unwrap_or("unknown");
+        return Err(ModelError::new(
+            format!(
+                "{}: `{named}`: language models of this kind are not supported",
+                config.location()
+            ),
+            format!(
+                "supported are those with a `model_type` of {}",
+                FAMILIES.join(", ")
+            ),
+        ));
+    }
+    if !is_causal {
         if saved.reads_messages()? {
             return Err(unsupported_messages(files));
         }
