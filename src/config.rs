@@ -226,7 +226,7 @@ setting::settings! {
 
         // A few megabytes: half a minute of work for a small machine.
         /// Maximum number of tokens in the queue, which bounds its memory; requests beyond it get 429.
-        /// The long requests of one API key take at most half, and all of its requests three quarters.
+        /// The long requests of one API key take at most 9/16, and all of its requests three quarters.
         /// A request of any size is accepted when the queue is empty.
         max_queue_tokens "TOKENS": usize = BatchConfig::default().max_queue_tokens, in 1..=1 << 40;
 

@@ -139,10 +139,11 @@ pub struct Size {
 
 /// The memory of admitted requests.
 ///
-/// A tenant holds at most three times what is free, and its long requests at most what is free. So one
-/// tenant holds at most three quarters and its long requests half, two tenants each three sevenths, and
-/// there is room for a newcomer however many tenants there are. A request counts as at most half of the
-/// capacity: one that is larger is admitted to an empty queue, and leaves room for others beside it. The
+/// A tenant holds at most three times what is free, and its long requests at most what is free and an eighth
+/// of the capacity, so that a large one is admitted beside small ones. So one tenant holds at most three
+/// quarters and its long requests nine sixteenths, two tenants each three sevenths, and there is room for a
+/// newcomer however many tenants there are. A request counts as at most half of the
+/// capacity: one that is larger leaves room for others. The
 /// queue exceeds its capacity by at most the excess of that request.
 #[derive(Debug)]
 pub struct Memory {
@@ -270,7 +271,8 @@ fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, ow
     let free = capacity as f64 - total - own;
     // Of what a tenant gives back, the free part grows by as much.
     let by_tenant = (tenant + own - 3.0 * free) / 4.0;
-    let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - free) / 2.0);
+    let most = free + capacity as f64 / 8.0;
+    let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - most) / 2.0);
     by_tenant.max(by_class).max(-free)
 }
 

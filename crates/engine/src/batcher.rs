@@ -5,12 +5,14 @@
 //! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
 //! that batch runs, so a request that arrives late still gets its share of the next.
 
+mod preemption;
 mod queue;
 mod reply;
 mod scheduler;
 pub(crate) mod worker;
 mod workers;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -108,6 +110,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Requests that are not answered yet.
     requests: watch::Sender<usize>,
+    /// [`Scheduler::next_part`], as the bits of an `f64`: workers look at it between two layers, without the lock.
+    next_part: AtomicU64,
     /// The clock of the runtime, which tests stop.
     runtime: Option<tokio::runtime::Handle>,
     /// Where the next panics are planted.
@@ -147,6 +151,7 @@ impl Batcher {
             delay,
             metrics,
             requests: watch::Sender::new(0),
+            next_part: AtomicU64::new(f64::INFINITY.to_bits()),
             runtime: tokio::runtime::Handle::try_current().ok(),
             #[cfg(test)]
             faults: Mutex::default(),
@@ -160,7 +165,7 @@ impl Batcher {
                 let shared = shared.clone();
                 std::thread::Builder::new()
                     .name(format!("worker-{number}"))
-                    .spawn(move || worker::run(&shared, number, scorer))
+                    .spawn(move || worker::run(shared, number, scorer))
                     .expect("the system gives a thread")
             })
             .collect();
@@ -202,7 +207,7 @@ impl Batcher {
                 return None;
             }
             let before = scheduler.queue.waiting().sequences;
-            let pushed = scheduler.push(arrival, Instant::now());
+            let pushed = scheduler.queue.push(arrival);
             let added = scheduler.queue.waiting().sequences - before;
             for _ in 0..added.min(scheduler.workers.idle()) {
                 self.shared.work.notify_one();
@@ -223,7 +228,7 @@ impl Batcher {
                 tokio::select! {
                     answer = &mut receiver => answer,
                     () = tokio::time::sleep_until(at) => {
-                        self.shared.settle(|scheduler| scheduler.queue.expire(id));
+                        self.shared.settle(|state| state.scheduler.queue.expire(id));
                         // It may have been answered in this very moment.
                         receiver.await
                     }
@@ -315,8 +320,8 @@ impl Shared {
     }
 
     /// Changes the queue and counts the tokens that this wasted.
-    fn settle(&self, change: impl FnOnce(&mut Scheduler) -> Outcome) {
-        let outcome = self.change(|state| change(&mut state.scheduler));
+    fn settle(&self, change: impl FnOnce(&mut State) -> Outcome) {
+        let outcome = self.change(change);
         self.metrics.wasted_tokens.inc_by(outcome.wasted as u64);
     }
 
@@ -365,6 +370,8 @@ impl Shared {
     fn publish(&self, state: &State) {
         self.requests.send_replace(state.scheduler.queue.requests());
         self.delay.set_scoring(state.scheduler.drain_seconds());
+        let part = state.scheduler.next_part();
+        self.next_part.store(part.to_bits(), Ordering::Relaxed);
     }
 }
 
@@ -424,7 +431,7 @@ impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if !self.answered {
             self.shared
-                .settle(|scheduler| scheduler.queue.cancel(self.id));
+                .settle(|state| state.scheduler.queue.cancel(self.id));
         }
     }
 }

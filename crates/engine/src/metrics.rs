@@ -168,6 +168,8 @@ metrics! {
     wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
     /// Batches whose scoring failed.
     failed_batches: IntCounter = "rerankd_failed_batches_total", ();
+    /// Short batches that ran between two layers of a long one.
+    preemptions: IntCounter = "rerankd_preemptions_total", ();
     /// Pairs whose scoring failed because the model returned a logit that is not finite.
     failed_pairs: IntCounter = "rerankd_failed_pairs_total", ();
     /// Workers restarted after a panic outside the model.

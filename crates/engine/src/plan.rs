@@ -33,17 +33,16 @@ impl BatchLimits {
     }
 }
 
-/// Largest part of a batch's time that its fixed cost may be where several requests wait: batches are as
-/// short as that allows, so that each gets its turn soon.
-const COMPANY_OVERHEAD: f64 = 0.03;
-/// The same for a batch with which a request ends: others fill it up no further.
-const ENDING_OVERHEAD: f64 = 0.06;
-/// The shortest time to which batches are limited, in seconds: what nobody notices.
-const MIN_SECONDS: f64 = 0.01;
+/// Seconds to which a batch is filled up once a request ends with it, where several wait.
+const ENDING_SECONDS: f64 = 0.03;
+/// A request is small next to another that takes so many times as long.
+const SMALL: f64 = 4.0;
+/// Seconds of every worker up to which all that can interrupt what they run share a request.
+const QUICK_SECONDS: f64 = 0.025;
 
-/// What the fixed cost of batches adds to their sequences where several requests wait, in parts of one.
-pub(crate) fn company_overhead(cost: Cost) -> f64 {
-    COMPANY_OVERHEAD.min(cost.base / MIN_SECONDS)
+/// The longest time for which one request may interrupt a batch that takes so many seconds.
+pub(crate) fn largest_part(seconds: f64) -> f64 {
+    0.5 * seconds
 }
 
 /// The batch as far as it is formed.
@@ -52,13 +51,17 @@ pub struct Draft {
     work: Work,
     /// Whether the last sequence of a request is in it.
     ends_request: bool,
+    /// Seconds that the largest request in it takes of every worker.
+    largest: f64,
 }
 
 impl Draft {
-    /// Adds a sequence of `length` tokens, which may be the last of its request.
-    pub fn add(&mut self, length: usize, is_last: bool) {
+    /// Adds a sequence of `length` tokens, which may be the last of a request that takes `each` seconds of every
+    /// worker.
+    pub fn add(&mut self, length: usize, is_last: bool, each: f64) {
         self.work += Work::of(length);
         self.ends_request |= is_last;
+        self.largest = self.largest.max(each);
     }
 
     /// What is in it.
@@ -77,6 +80,8 @@ pub struct Plan {
     share: f64,
     /// Seconds after which a batch with which a request ends takes no more.
     ending_seconds: f64,
+    /// Whether the batch runs between two layers of another.
+    preempts: bool,
 }
 
 impl Plan {
@@ -88,22 +93,46 @@ impl Plan {
             cost,
             share: even_share(cost.marginal(waiting), others),
             ending_seconds: f64::INFINITY,
+            preempts: false,
         }
     }
 
-    /// The same where several requests wait: short, and not filled up once a request ends with it.
+    /// The same where several requests wait: not filled up once a request ends with it. The next request takes
+    /// `each` seconds of every worker; one that is quick leaves them their part.
     #[must_use]
-    pub fn in_company(mut self) -> Self {
-        let seconds = |overhead: f64| (self.cost.base / overhead).max(MIN_SECONDS);
-        self.limits.max_seconds = self.limits.max_seconds.min(seconds(COMPANY_OVERHEAD));
-        self.ending_seconds = seconds(ENDING_OVERHEAD);
+    pub fn beside_others(mut self, each: f64) -> Self {
+        self.ending_seconds = ENDING_SECONDS;
+        if each <= QUICK_SECONDS {
+            self.share = self.share.min(ENDING_SECONDS);
+        }
         self
+    }
+
+    /// The plan of a batch that runs between two layers of another: of at most so many seconds, in which a request
+    /// has `each` seconds on every worker.
+    #[must_use]
+    pub fn preempting(mut self, seconds: f64, each: f64) -> Self {
+        self.limits.max_seconds = self.limits.max_seconds.min(self.cost.base + seconds);
+        self.share = each;
+        self.preempts = true;
+        self
+    }
+
+    /// Whether a request that takes `each` seconds of every worker may have a part in the batch. A small one is
+    /// not bound to large ones, which it can interrupt.
+    pub fn admits(&self, draft: &Draft, each: f64) -> bool {
+        if self.preempts {
+            return self.cost.base + each <= self.limits.max_seconds;
+        }
+        let interrupts = each <= largest_part(self.cost.seconds(draft.work));
+        !interrupts || each * SMALL > draft.largest
     }
 
     /// Whether a sequence of `length` tokens may join `draft`.
     pub fn accepts(&self, draft: &Draft, length: usize) -> bool {
         if draft.work.sequences == 0 {
-            return true;
+            return !self.preempts
+                || self.cost.seconds(Work::of(length)) <= self.limits.max_seconds;
         }
         let (one, grown) = (Work::of(length), draft.work + Work::of(length));
         let seconds = self.cost.seconds(grown);
@@ -158,38 +187,67 @@ mod tests {
         let plan = Plan::new(LIMITS, COST, work, others);
         let mut draft = Draft::default();
         while draft.work.sequences < waiting && plan.accepts(&draft, length) {
-            draft.add(length, false);
+            draft.add(length, false, 1.0);
         }
         draft.work.sequences
     }
 
     fn draft(lengths: &[usize]) -> Draft {
         let mut draft = Draft::default();
-        lengths.iter().for_each(|&length| draft.add(length, false));
+        lengths
+            .iter()
+            .for_each(|&length| draft.add(length, false, 1.0));
         draft
     }
 
     #[test]
-    fn batches_are_short_where_several_requests_wait() {
-        let limits = BatchLimits {
-            max_seconds: 10.0,
-            ..LIMITS
-        };
-        let plan = Plan::new(limits, COST, Work::all([100; 99]), &[]);
-        assert!(plan.accepts(&draft(&[300, 99]), 100));
-        let short = plan.in_company();
-        assert!(short.accepts(&draft(&[300]), 20), "10 ms is 3 % of 330 ms");
-        assert!(!short.accepts(&draft(&[300]), 40));
+    fn a_batch_that_ends_a_request_is_not_filled_up() {
+        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).beside_others(1.0);
+        let mut ending = draft(&[5]);
+        ending.add(5, true, 1.0);
+        assert!(ending.work().sequences == 2 && plan.accepts(&ending, 10));
+        assert!(!plan.accepts(&ending, 11));
+        assert!(plan.accepts(&draft(&[5, 5]), 50));
     }
 
     #[test]
-    fn a_batch_that_ends_a_request_is_not_filled_up() {
-        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).in_company();
-        let mut ending = draft(&[100]);
-        ending.add(20, true);
-        assert!(ending.work().sequences == 2 && plan.accepts(&ending, 30));
-        assert!(!plan.accepts(&ending, 50));
-        assert!(plan.accepts(&draft(&[100, 20]), 50));
+    fn a_quick_request_is_shared_by_all_workers() {
+        let limits = BatchLimits {
+            share_above: 0,
+            ..LIMITS
+        };
+        let plan = Plan::new(limits, COST, Work::all([100; 99]), &[]);
+        let taken = |plan: Plan| {
+            (1..100)
+                .take_while(|&n| plan.accepts(&draft(&vec![5; n]), 5))
+                .count()
+        };
+        assert!(taken(plan.beside_others(QUICK_SECONDS)) < 7);
+        assert!(taken(plan.beside_others(2.0 * QUICK_SECONDS)) > 50);
+    }
+
+    #[test]
+    fn a_small_request_does_not_join_a_large_one_that_it_can_interrupt() {
+        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).beside_others(1.0);
+        let large = draft(&[90]);
+        assert!(!plan.admits(&large, 0.04) && plan.admits(&large, 0.06));
+        assert!(plan.admits(&Draft::default(), 0.05));
+        let mut equal = Draft::default();
+        equal.add(90, false, 0.05);
+        assert!(plan.admits(&equal, 0.05));
+    }
+
+    #[test]
+    fn a_batch_between_two_layers_is_short_and_for_small_requests() {
+        let limits = BatchLimits {
+            share_above: 0,
+            ..LIMITS
+        };
+        let plan = Plan::new(limits, COST, Work::all([100; 99]), &[]).preempting(0.05, 0.02);
+        let empty = Draft::default();
+        assert!(plan.admits(&empty, 0.04) && !plan.admits(&empty, 0.06));
+        assert!(plan.accepts(&Draft::default(), 50) && !plan.accepts(&Draft::default(), 51));
+        assert!(plan.accepts(&draft(&[10]), 10) && !plan.accepts(&draft(&[20]), 10));
     }
 
     #[test]

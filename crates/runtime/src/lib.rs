@@ -10,9 +10,11 @@ pub mod onnx;
 mod operators;
 pub mod padded;
 mod padding;
+mod preemption;
 pub mod splitting;
 
 pub use device_name::{Device, UnknownDevice};
+pub use preemption::LayerHook;
 
 use rerankd_core::Batch;
 
@@ -36,5 +38,16 @@ pub trait Scorer: Send {
     /// As [`Self::score`].
     fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
         self.score(batch)
+    }
+
+    /// Calls `hook` between two layers of every batch from now on, on the thread that computes it. Scorers that do
+    /// not run the layers themselves never call it.
+    fn on_layer(&mut self, hook: LayerHook) {
+        drop(hook);
+    }
+
+    /// A second scorer of the same model, for the batches that a hook runs. `None` if there is none left.
+    fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {
+        None
     }
 }

@@ -10,7 +10,7 @@ use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::assignment::{self, nodes_by_provider};
 use super::library::Library;
-use super::{ScoreError, Scorer, operators};
+use super::{LayerHook, ScoreError, Scorer, operators, preemption};
 use rerankd_core::Batch;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Manifest;
@@ -111,6 +111,20 @@ impl OnnxModel {
             session: builder.commit_from_memory(&self.graph)?,
             pool: self.pool.clone(),
             layout: self.layout,
+            hook: None,
+            nested: None,
+        })
+    }
+
+    /// Opens a session of one thread, and a second one for the batches that run between its layers.
+    ///
+    /// # Errors
+    /// As [`Self::session`].
+    pub fn interruptible_session(&self) -> Result<OnnxScorer, ScoreError> {
+        let nested = Box::new(self.session(1)?);
+        Ok(OnnxScorer {
+            nested: Some(nested),
+            ..self.session(1)?
         })
     }
 }
@@ -132,6 +146,8 @@ pub struct OnnxScorer {
     session: Session,
     pool: ComputePool,
     layout: Layout,
+    hook: Option<LayerHook>,
+    nested: Option<Box<OnnxScorer>>,
 }
 
 impl Scorer for OnnxScorer {
@@ -141,8 +157,17 @@ impl Scorer for OnnxScorer {
 
     fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
         let inputs = PackedInputs::new(batch, self.layout);
-        let (pool, session) = (&self.pool, &mut self.session);
-        pool.run_alone(batch.tokens(), || run(session, &inputs))
+        let (hook, session) = (self.hook.as_ref(), &mut self.session);
+        let run = || preemption::with(hook, || run(session, &inputs));
+        self.pool.run_alone(batch.tokens(), run)
+    }
+
+    fn on_layer(&mut self, hook: LayerHook) {
+        self.hook = Some(hook);
+    }
+
+    fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {
+        self.nested.take().map(|nested| nested as Box<dyn Scorer>)
     }
 }
 
@@ -160,8 +185,9 @@ impl OnnxScorer {
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime fails.
     pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
-        let (pool, session) = (&self.pool, &mut self.session);
-        pool.run(|| run(session, inputs))
+        let (hook, session) = (self.hook.as_ref(), &mut self.session);
+        self.pool
+            .run(|| preemption::with(hook, || run(session, inputs)))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::admission::{Expected, MemoryPermit};
 use crate::backlog::{Backlog, Forecast, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
 use crate::fair::Turns;
-use crate::plan::{Draft, Plan, company_overhead};
+use crate::plan::{Draft, Plan};
 use crate::trace::{self, Timeline};
 use rerankd_core::{Encoding, PairKey};
 use rerankd_core::{SchedulingHints, Tenant};
@@ -67,6 +67,8 @@ struct Flow {
     work: Work,
     /// The same as the backlog has it, which follows once for each batch.
     counted: Work,
+    /// Work of all its sequences.
+    total: Work,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
     /// The job of each of its sequences.
@@ -125,12 +127,11 @@ impl Speed {
     /// What the fixed cost of batches adds to their sequences, in parts of one.
     fn overhead(&self) -> f64 {
         let full = self.cost.per_token * self.batch_tokens as f64;
-        let overhead = if full > 0.0 {
+        if full > 0.0 {
             self.cost.base / full
         } else {
             0.0
-        };
-        overhead.max(company_overhead(self.cost))
+        }
     }
 
     /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
@@ -189,6 +190,8 @@ pub(super) struct Outcome {
 pub(super) struct Taken {
     /// Empty when nothing waits, or when `more` is set and only late requests were looked at.
     pub jobs: Vec<Job>,
+    /// How long the batch should take.
+    pub seconds: f64,
     pub outcome: Outcome,
     /// Requests that left the queue's waiting line with this batch, and when each was queued. Recorded by
     /// the caller, who no longer holds the lock.
@@ -259,6 +262,7 @@ impl Queue {
                 waiting,
                 work,
                 counted: work,
+                total: work,
                 unscored,
                 jobs,
                 begun: false,
@@ -294,8 +298,8 @@ impl Queue {
         self.waiting + self.reserved
     }
 
-    /// Whether several requests have something waiting.
-    pub(super) fn in_company(&self) -> bool {
+    /// Whether several requests wait or run.
+    pub(super) fn is_shared(&self) -> bool {
         self.flows.len() > 1
     }
 
@@ -307,6 +311,12 @@ impl Queue {
     /// Requests that are not answered yet.
     pub(super) fn requests(&self) -> usize {
         self.flows.len()
+    }
+
+    /// All work of the request whose turn it is.
+    pub(super) fn next_request(&self) -> Option<Work> {
+        let (_, id) = self.turns.next()?;
+        Some(self.flows[&id].total)
     }
 
     /// Takes the next batch of `worker` out of the queue.
@@ -335,6 +345,10 @@ impl Queue {
                 .first_key_value()
                 .expect("a flow that takes turns has a waiting job");
             let tokens = self.jobs[&job].tokens;
+            let each = plan.cost.marginal(flow.total) / speed.workers as f64;
+            if !plan.admits(&draft, each) {
+                break;
+            }
             if !plan.accepts(&draft, tokens) {
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));
@@ -343,7 +357,7 @@ impl Queue {
                 }
                 continue;
             }
-            draft.add(tokens, flow.waiting.len() == 1);
+            draft.add(tokens, flow.waiting.len() == 1, each);
             let queued_at = flow.queued_at;
             if !std::mem::replace(&mut flow.begun, true) {
                 taken.begun.push((flow.timeline.clone(), queued_at));

@@ -2,21 +2,17 @@
 //! Plain data: the batcher locks it, tests drive it in simulated time.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
-use super::queue::{Arrival, FlowId, ForecastRequest, Job, Outcome, Queue, Speed, Taken};
+use super::queue::{ForecastRequest, Job, Outcome, Queue, Speed, Taken};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
 use crate::cost::{Costs, Work, duration};
-use crate::plan::{BatchLimits, Plan};
+use crate::plan::{BatchLimits, Plan, largest_part};
 use rerankd_core::Deadline;
-
-/// How long batches are kept short after several requests waited: they are likely to come again.
-const COMPANY: Duration = Duration::from_secs(1);
 
 pub(super) struct Scheduler {
     pub queue: Queue,
@@ -26,8 +22,6 @@ pub(super) struct Scheduler {
     limits: BatchLimits,
     /// Seconds that a request may wait for others.
     max_delay: f64,
-    /// Until when batches are kept short because several requests waited lately.
-    company_until: Option<Instant>,
 }
 
 /// What a request was given when it was admitted.
@@ -57,7 +51,6 @@ impl Scheduler {
             memory: Memory::new(admission.memory, tokens),
             limits,
             max_delay: admission.max_delay,
-            company_until: None,
         }
     }
 
@@ -92,15 +85,6 @@ impl Scheduler {
         })
     }
 
-    /// Queues a request, whose reservation has ended. As [`Queue::push`].
-    pub fn push(&mut self, arrival: Arrival, now: Instant) -> (FlowId, usize) {
-        let pushed = self.queue.push(arrival);
-        if self.queue.in_company() {
-            self.company_until = Some(now + COMPANY);
-        }
-        pushed
-    }
-
     /// Takes the next batch of worker `number`, and notes how long it should take.
     pub fn take(&mut self, number: usize, now: Instant) -> Taken {
         let waiting = self.queue.waiting();
@@ -117,30 +101,52 @@ impl Scheduler {
             Vec::new()
         };
         let mut plan = Plan::new(limits, cost, waiting, &others);
-        if self.queue.in_company() || self.company_until.is_some_and(|until| now < until) {
-            plan = plan.in_company();
+        if self.queue.is_shared() {
+            plan = plan.beside_others(self.next_part());
         }
         let speed = self.speed(now);
-        let taken = self.queue.take(number, &plan, speed, now.into_std());
+        let mut taken = self.queue.take(number, &plan, speed, now.into_std());
         if !taken.jobs.is_empty() {
-            let seconds = cost.seconds(work(&taken.jobs));
-            self.workers.start(number, now + duration(seconds));
+            taken.seconds = cost.seconds(work(&taken.jobs));
+            self.workers.start(number, now + duration(taken.seconds));
         }
         taken
     }
 
-    /// Ends a batch of worker `number` that took `seconds` and began beside so many `busy` workers.
-    pub fn complete(
-        &mut self,
-        number: usize,
-        jobs: &[Job],
-        logits: &[f32],
-        seconds: f64,
-        busy: usize,
-    ) -> Outcome {
+    /// Seconds for which the request whose turn it is would interrupt every worker; infinite if nothing waits.
+    pub fn next_part(&self) -> f64 {
+        let next = self.queue.next_request();
+        next.map_or(f64::INFINITY, |next| {
+            self.costs.loaded().marginal(next) / self.workers.alive() as f64
+        })
+    }
+
+    /// Takes a batch for worker `number` to run between two layers of its own, which takes `running` seconds
+    /// without interruptions and was interrupted for `spent` seconds so far.
+    ///
+    /// Only for a request that is small next to the running batch, and only when it is its turn, so nobody gets
+    /// more than its share. A batch is interrupted for as long as it takes itself at most.
+    pub fn preempt(&mut self, number: usize, running: f64, spent: f64, now: Instant) -> Taken {
+        let (most, each) = (largest_part(running), self.next_part());
+        if each > most || spent >= running {
+            return Taken::default();
+        }
+        let cost = self.costs.loaded();
+        let plan = Plan::new(self.limits, cost, self.queue.waiting(), &[]).preempting(most, each);
+        let speed = self.speed(now);
+        let mut taken = self.queue.take(number, &plan, speed, now.into_std());
+        if !taken.jobs.is_empty() {
+            taken.seconds = cost.seconds(work(&taken.jobs));
+            self.workers.extend(number, duration(taken.seconds));
+        }
+        taken
+    }
+
+    /// Notes a batch that took `seconds` and began beside so many `busy` workers, and answers the requests that
+    /// it completes.
+    pub fn complete(&mut self, jobs: &[Job], logits: &[f32], seconds: f64, busy: usize) -> Outcome {
         let busy = [busy, self.workers.busy()];
         self.costs.observe(work(jobs), seconds, busy);
-        self.workers.finish(number);
         self.queue.complete(jobs, logits)
     }
 

@@ -1,10 +1,13 @@
 //! Workers that panic. Places outside the model panic where a test plants it.
 
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
 use super::*;
 use crate::config::CacheConfig;
 use crate::plan::SHARE_ABOVE;
 use rerankd_core::Batch;
-use rerankd_runtime::ScoreError;
+use rerankd_runtime::{LayerHook, ScoreError};
 
 /// The logit of a sequence is its first token id.
 struct FirstToken;
@@ -22,6 +25,41 @@ impl Scorer for FirstToken {
     }
 }
 
+/// Stops between its two layers for texts of more than [`LONG`] tokens.
+struct TwoLayers {
+    nested: Option<Box<dyn Scorer>>,
+    hook: Option<LayerHook>,
+    /// Sent when a long batch has run its first layer; the second begins when something comes back.
+    stops: Stops,
+}
+
+type Stops = Option<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>;
+
+const LONG: usize = 40;
+
+impl Scorer for TwoLayers {
+    fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
+        if batch.tokens() > LONG
+            && let (Some(hook), Some((reached, go))) = (&self.hook, &self.stops)
+        {
+            for _ in 0..2 {
+                reached.send(()).unwrap();
+                go.recv().unwrap();
+                hook();
+            }
+        }
+        FirstToken.score(batch)
+    }
+
+    fn on_layer(&mut self, hook: LayerHook) {
+        self.hook = Some(hook);
+    }
+
+    fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {
+        self.nested.take()
+    }
+}
+
 struct Bench {
     batcher: Batcher,
     cache: Arc<ScoreCache>,
@@ -30,15 +68,20 @@ struct Bench {
 
 impl Bench {
     fn new(workers: usize) -> Self {
+        let scorer = |_| Box::new(FirstToken) as Box<dyn Scorer>;
+        Self::with((0..workers).map(scorer).collect())
+    }
+
+    fn with(scorers: Vec<Box<dyn Scorer>>) -> Self {
+        let workers = scorers.len();
         let metrics = Metrics::new();
         let limits = CacheConfig {
             size: 1 << 20,
             ..CacheConfig::default()
         };
         let cache = Arc::new(ScoreCache::new(&limits, metrics.cache_bytes.clone()));
-        let scorer = |_| Box::new(FirstToken) as Box<dyn Scorer>;
         let config = BatcherConfig {
-            scorers: (0..workers).map(scorer).collect(),
+            scorers,
             labels: 1,
             limits: BatchLimits {
                 max_tokens: 64,
@@ -70,16 +113,21 @@ impl Bench {
     }
 
     async fn score(&self, ids: &[u32]) -> Result<Vec<f32>, BatchError> {
+        self.score_texts(ids, 4).await
+    }
+
+    /// Scores texts of so many tokens.
+    async fn score_texts(&self, ids: &[u32], length: usize) -> Result<Vec<f32>, BatchError> {
         let pair = |&id: &u32| {
             let encoding = Encoding {
-                ids: vec![id; 4],
-                type_ids: vec![0; 4],
+                ids: vec![id; length],
+                type_ids: vec![0; length],
             };
             (PairKey(id.into()), encoding)
         };
         let demand = Demand {
             hints: SchedulingHints::default(),
-            work: Work::all(vec![4; ids.len()]),
+            work: Work::all(vec![length; ids.len()]),
             bytes: 0,
             tokenizing: Expected::new(0.0, 0.0),
         };
@@ -157,4 +205,80 @@ async fn an_admitted_request_counts_until_it_leaves() {
     drop((first, second));
     assert_eq!(delay(), 0.0);
     assert_eq!(bench.metrics.queue_tokens.get(), 0);
+}
+
+/// Starts a request, and says whether it waits.
+fn waits(request: Pin<&mut impl Future>) -> bool {
+    request
+        .poll(&mut Context::from_waker(Waker::noop()))
+        .is_pending()
+}
+
+/// A bench with one worker that stops between the layers of long texts, and the channels of its stops.
+fn interruptible() -> (
+    Bench,
+    std::sync::mpsc::Receiver<()>,
+    std::sync::mpsc::Sender<()>,
+) {
+    let (reached, stopped) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel();
+    let scorer = TwoLayers {
+        nested: Some(Box::new(FirstToken)),
+        hook: None,
+        stops: Some((reached, goes)),
+    };
+    (Bench::with(vec![Box::new(scorer)]), stopped, go)
+}
+
+#[tokio::test]
+async fn a_small_request_is_answered_between_two_layers_of_a_long_text() {
+    let (bench, stopped, go) = interruptible();
+    let mut long = Box::pin(bench.score_texts(&[9], 60));
+    assert!(waits(long.as_mut()));
+    stopped.recv().unwrap();
+    let mut small = Box::pin(bench.score(&[3]));
+    assert!(waits(small.as_mut()));
+    go.send(()).unwrap();
+    // The long text is between its layers again.
+    stopped.recv().unwrap();
+    assert_eq!(small.await.unwrap(), [3.0]);
+    assert!(waits(long.as_mut()));
+    assert_eq!(bench.metrics.preemptions.get(), 1);
+    go.send(()).unwrap();
+    assert_eq!(long.await.unwrap(), [9.0]);
+    assert_eq!(bench.metrics.workers.get(), 1);
+}
+
+#[tokio::test]
+async fn a_request_as_long_as_the_batch_does_not_interrupt_it() {
+    let (bench, stopped, go) = interruptible();
+    let mut long = Box::pin(bench.score_texts(&[9], 60));
+    assert!(waits(long.as_mut()));
+    stopped.recv().unwrap();
+    let mut other = Box::pin(bench.score_texts(&[3, 4, 5, 6], LONG));
+    assert!(waits(other.as_mut()));
+    for _ in 0..2 {
+        go.send(()).unwrap();
+    }
+    assert_eq!(long.await.unwrap(), [9.0]);
+    assert_eq!(other.await.unwrap(), [3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(bench.metrics.preemptions.get(), 0);
+}
+
+#[tokio::test]
+async fn a_panic_between_two_layers_fails_both_batches_and_the_worker_goes_on() {
+    let (bench, stopped, go) = interruptible();
+    bench.plant("nested batch taken", 1);
+    let mut long = Box::pin(bench.score_texts(&[9], 60));
+    assert!(waits(long.as_mut()));
+    stopped.recv().unwrap();
+    let mut small = Box::pin(bench.score(&[3]));
+    assert!(waits(small.as_mut()));
+    go.send(()).unwrap();
+    let lost = Err(BatchError::Failed("the worker panicked".into()));
+    assert_eq!(small.await, lost);
+    assert_eq!(long.await, lost);
+    assert_eq!(bench.score(&[3]).await.unwrap(), [3.0]);
+    assert_eq!(bench.metrics.worker_restarts.get(), 1);
+    bench.batcher.idle().await;
 }

@@ -1,10 +1,12 @@
 //! A thread that scores one batch after the other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::preemption::Preemption;
 use super::queue::{Job, Taken};
 use super::scheduler::work;
 use super::{Shared, State};
@@ -17,14 +19,21 @@ pub(super) const MAX_PANICS: usize = 8;
 
 /// Serves batches until the batcher closes. After a panic the requests of the lost batch fail, and the
 /// worker starts again with the same scorer.
-pub(super) fn run(shared: &Shared, number: usize, mut scorer: Box<dyn Scorer>) {
+pub(super) fn run(shared: Arc<Shared>, number: usize, mut scorer: Box<dyn Scorer>) {
+    let preemption = scorer.take_nested().map(|nested| {
+        let preemption = Preemption::new(shared.clone(), number, nested);
+        scorer.on_layer(preemption.hook());
+        preemption
+    });
+    let shared = &*shared;
     // The queue's times are those of the runtime, wherever they are read.
     let _clock = shared.runtime.as_ref().map(|runtime| runtime.enter());
     // Also when a panic ends this thread nevertheless.
     let _retire = Retire { shared, number };
     let mut panics = 0;
     while panics < MAX_PANICS {
-        let serve = || serve(shared, number, scorer.as_mut(), &mut panics);
+        let preemption = preemption.as_deref();
+        let serve = || serve(shared, number, scorer.as_mut(), preemption, &mut panics);
         // What a panic may leave half done is repaired by `recover`.
         let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) else {
             return;
@@ -60,22 +69,47 @@ pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-fn serve(shared: &Shared, number: usize, scorer: &mut dyn Scorer, panics: &mut usize) {
+fn serve(
+    shared: &Shared,
+    number: usize,
+    scorer: &mut dyn Scorer,
+    preemption: Option<&Preemption>,
+    panics: &mut usize,
+) {
     while let Some(batch) = next_batch(shared, number) {
         shared.fault("batch taken");
-        let now = Instant::now().into_std();
-        for job in &batch.jobs {
-            let waited = now.duration_since(job.queued_at);
-            shared.metrics.queue_seconds.observe(waited.as_secs_f64());
+        if let Some(preemption) = preemption {
+            preemption.begin(batch.seconds);
         }
-        let started = std::time::Instant::now();
-        let scored = score(scorer, &batch, shared.labels);
-        let took = started.elapsed();
+        let mut scored = run_batch(shared, scorer, &batch);
+        if let Some(preemption) = preemption {
+            scored.took = scored.took.saturating_sub(preemption.end());
+        }
         shared.fault("batch scored");
-        send_span(&batch.jobs, now, took);
-        finish(shared, number, batch, scored, took);
+        let finish = |state: &mut State| state.scheduler.workers.finish(number);
+        complete(shared, batch, scored, finish);
         *panics = 0;
     }
+}
+
+/// What came of a batch.
+pub(super) struct Scored {
+    logits: Result<Vec<f32>, ScoreError>,
+    took: Duration,
+}
+
+/// Runs a batch.
+pub(super) fn run_batch(shared: &Shared, scorer: &mut dyn Scorer, batch: &Next) -> Scored {
+    let now = Instant::now().into_std();
+    for job in &batch.jobs {
+        let waited = now.duration_since(job.queued_at);
+        shared.metrics.queue_seconds.observe(waited.as_secs_f64());
+    }
+    let started = std::time::Instant::now();
+    let logits = score(scorer, batch, shared.labels);
+    let took = started.elapsed();
+    send_span(&batch.jobs, now, took);
+    Scored { logits, took }
 }
 
 /// Sends the span of a batch, where traces are sent.
@@ -99,12 +133,14 @@ fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
 }
 
 /// A batch to be scored.
-struct Next {
-    jobs: Vec<Job>,
+pub(super) struct Next {
+    pub jobs: Vec<Job>,
+    /// How long it should take.
+    pub seconds: f64,
     /// Workers that were busy when it began, this one among them.
-    busy: usize,
+    pub busy: usize,
     /// Whether nothing else ran or waited.
-    alone: bool,
+    pub alone: bool,
 }
 
 /// Waits for work. `None` when the batcher has closed.
@@ -114,7 +150,8 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
         if state.closed {
             return None;
         }
-        let taken = take(shared, &mut state, number);
+        let taken = state.scheduler.take(number, Instant::now());
+        note(shared, &state, &taken);
         if taken.jobs.is_empty() && !taken.more {
             state = shared
                 .work
@@ -126,25 +163,32 @@ fn next_batch(shared: &Shared, number: usize) -> Option<Next> {
         let busy = scheduler.workers.busy();
         let alone = busy == 1 && scheduler.queue.waiting().sequences == 0;
         drop(state);
-        let now = Instant::now().into_std();
-        for (timeline, queued_at) in &taken.begun {
-            timeline.take(*queued_at, now);
-        }
+        record_begun(&taken);
         if !taken.jobs.is_empty() {
-            let jobs = taken.jobs;
-            return Some(Next { jobs, busy, alone });
+            return Some(Next {
+                jobs: taken.jobs,
+                seconds: taken.seconds,
+                busy,
+                alone,
+            });
         }
         state = shared.lock();
     }
 }
 
-/// Takes the next batch.
-fn take(shared: &Shared, state: &mut State, number: usize) -> Taken {
-    let taken = state.scheduler.take(number, Instant::now());
+/// Notes what was taken, under the lock.
+pub(super) fn note(shared: &Shared, state: &State, taken: &Taken) {
     let wasted = taken.outcome.wasted as u64;
     shared.metrics.wasted_tokens.inc_by(wasted);
     shared.publish(state);
-    taken
+}
+
+/// Records the requests that a batch begins, without the lock.
+pub(super) fn record_begun(taken: &Taken) {
+    let now = Instant::now().into_std();
+    for (timeline, queued_at) in &taken.begun {
+        timeline.take(*queued_at, now);
+    }
 }
 
 /// Runs the scorer. A panic, or a wrong number of logits, is an error of this batch alone.
@@ -173,21 +217,21 @@ fn score(scorer: &mut dyn Scorer, batch: &Next, labels: usize) -> Result<Vec<f32
     })
 }
 
-fn finish(
+/// Answers the requests that a batch completes. `then` runs under the same lock.
+pub(super) fn complete(
     shared: &Shared,
-    number: usize,
     batch: Next,
-    scored: Result<Vec<f32>, ScoreError>,
-    took: Duration,
+    scored: Scored,
+    then: impl FnOnce(&mut State),
 ) {
     let Next { jobs, busy, .. } = batch;
-    let seconds = took.as_secs_f64();
+    let seconds = scored.took.as_secs_f64();
     let work = work(&jobs);
     let metrics = &shared.metrics;
     metrics.inference_seconds.observe(seconds);
     metrics.batch_pairs.observe(jobs.len() as f64);
     metrics.batch_tokens.observe(work.tokens as f64);
-    match scored {
+    match scored.logits {
         Ok(logits) => {
             // Before the answers, so that a client that asks again hits the cache.
             let mut failed = 0;
@@ -202,14 +246,18 @@ fn finish(
                 metrics.failed_pairs.inc_by(failed);
                 tracing::error!(pairs = failed, "model returned logits that are not finite");
             }
-            shared.settle(|scheduler| scheduler.complete(number, &jobs, &logits, seconds, busy));
+            shared.settle(|state| {
+                let outcome = state.scheduler.complete(&jobs, &logits, seconds, busy);
+                then(state);
+                outcome
+            });
         }
         Err(error) => {
             metrics.failed_batches.inc();
             tracing::error!(%error, pairs = jobs.len(), tokens = work.tokens, "batch failed");
             shared.change(|state| {
-                state.scheduler.workers.finish(number);
                 state.scheduler.queue.fail(&jobs, &error.0);
+                then(state);
             });
         }
     }

@@ -1,6 +1,8 @@
 //! Which workers run, and how long they are still busy. Sums are kept, so that nothing here scans them but
 //! the division of the last work.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 /// The workers of a batcher, by number.
@@ -78,6 +80,14 @@ impl Workers {
         self.workers[number].busy_until = Some(until);
         self.busy += 1;
         self.ends += self.seconds(until);
+    }
+
+    /// The batch of `number` is interrupted for so long.
+    pub fn extend(&mut self, number: usize, by: Duration) {
+        if let Some(until) = &mut self.workers[number].busy_until {
+            *until += by;
+            self.ends += by.as_secs_f64();
+        }
     }
 
     /// `number` is free.

@@ -123,7 +123,11 @@ impl Plan {
                     }
                 };
                 let onnx = OnnxModel::new(library, graph, layout, pool)?;
-                on_cpu(config, || onnx.session(1), OnnxScorer::providers)?
+                on_cpu(
+                    config,
+                    || onnx.interruptible_session(),
+                    OnnxScorer::providers,
+                )?
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {
                 unreachable!("the arithmetic was chosen for the device")

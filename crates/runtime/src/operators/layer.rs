@@ -12,6 +12,7 @@ use super::{
     PositionInputs, check_lengths, epsilon, floats, inputs, number, one_output, output,
     position_inputs, required, window,
 };
+use crate::preemption::between_layers;
 use rerankd_kernels::attention::Queries;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{self, Fp32};
@@ -328,6 +329,7 @@ pub(super) struct EncoderLayerKernel<P> {
 
 impl<P: GraphProducts> Kernel for EncoderLayerKernel<P> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        between_layers();
         let inputs = LayerInputs::<P>::read(context, self.form, &self.attributes)?;
         let (layer, input) = (inputs.layer()?, inputs.input()?);
         let [tokens, width] = inputs.shape()?;
