@@ -125,7 +125,7 @@ impl Plan {
             return self.cost.base + each <= self.limits.max_seconds;
         }
         let interrupts = each <= largest_part(self.cost.seconds(draft.work));
-        !interrupts || each * SMALL > draft.largest
+        draft.work.sequences == 0 || !interrupts || each * SMALL > draft.largest
     }
 
     /// Whether a sequence of `length` tokens may join `draft`.
@@ -231,7 +231,7 @@ mod tests {
         let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).beside_others(1.0);
         let large = draft(&[90]);
         assert!(!plan.admits(&large, 0.04) && plan.admits(&large, 0.06));
-        assert!(plan.admits(&Draft::default(), 0.05));
+        assert!(plan.admits(&Draft::default(), 0.05) && plan.admits(&Draft::default(), 0.0));
         let mut equal = Draft::default();
         equal.add(90, false, 0.05);
         assert!(plan.admits(&equal, 0.05));
