@@ -28,6 +28,8 @@ pub enum Pooling {
     WeightedMean,
     /// The last token.
     Last,
+    /// The last token that is not this one, the padding token.
+    LastBefore(u32),
 }
 
 /// A layer of the head.
@@ -131,6 +133,11 @@ impl Head {
             HeadStep::LogitScore(score) => Some(*score),
             _ => None,
         })
+    }
+
+    /// Whether the head reads only the last token of a sequence, or the last that is not padding.
+    pub fn reads_last_token_only(&self) -> bool {
+        matches!(self.pooling[..], [Pooling::Last | Pooling::LastBefore(_)])
     }
 
     /// Whether the head reads only the first token of a sequence.

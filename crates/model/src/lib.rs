@@ -15,6 +15,7 @@ pub mod modules;
 pub mod names;
 pub mod onnx;
 pub mod prompt;
+pub mod rotary;
 pub mod weights;
 
 #[cfg(feature = "embedded-model")]
@@ -26,7 +27,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use arch::{EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
+pub use arch::{Decoder, EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
 pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
@@ -171,6 +172,15 @@ impl Model {
         manifest
             .head
             .check(&weights, manifest.encoder.hidden_size)?;
+        if manifest.encoder.decoder().is_some() && !manifest.head.reads_last_token_only() {
+            return Err(ModelError::new(
+                format!(
+                    "{}: a decoder whose head reads more than the last token is not supported",
+                    files.root()
+                ),
+                "use a decoder that scores with its last token",
+            ));
+        }
         Ok(Self {
             manifest,
             tokenizer,
