@@ -19,7 +19,7 @@ use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::Encoder;
-use rerankd_model::{AnyModel, Model, ModelError, ModelOptions, ProfileChoice};
+use rerankd_model::{AnyModel, EncoderConfig, Model, ModelError, ModelOptions, ProfileChoice};
 use rerankd_runtime::Device;
 use rerankd_runtime::device::DeviceError;
 use rerankd_runtime::library::{Library, LibraryError};
@@ -152,7 +152,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     for scorer in &mut engine.opened.scorers {
         self_test.run(&mut **scorer)?;
     }
-    let sample = engine.sample(card.pad_token_id, card.max_length);
+    let sample = engine.sample(card.sample_tokens, card.max_length);
     let started = Instant::now();
     let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
     let limits = engine.opened.limits;
@@ -225,7 +225,8 @@ struct Card {
     max_length: usize,
     activation: Activation,
     parameters: usize,
-    pad_token_id: u32,
+    /// Tokens to measure the cost of batches by.
+    sample_tokens: [u32; 2],
 }
 
 fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepared, LoadError> {
@@ -255,7 +256,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 max_length: manifest.max_length,
                 activation: manifest.activation,
                 parameters,
-                pad_token_id: manifest.encoder.pad_token_id,
+                sample_tokens: sample_tokens(&manifest.encoder),
             };
             Ok(Prepared {
                 encoder,
@@ -277,7 +278,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 max_length: model.max_length,
                 activation: model.activation,
                 parameters,
-                pad_token_id: model.pad_token_id,
+                sample_tokens: [model.pad_token_id; 2],
             };
             Ok(Prepared {
                 encoder,
@@ -286,6 +287,17 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
             })
         }
     }
+}
+
+/// Of a causal model, two tokens that are not padding; else the padding token.
+fn sample_tokens(encoder: &EncoderConfig) -> [u32; 2] {
+    let Some(decoder) = encoder.decoder() else {
+        return [encoder.pad_token_id; 2];
+    };
+    let last = encoder.vocab_size as u32 - 1;
+    let mut others = (0..=last).filter(|&token| Some(token) != decoder.padding);
+    let first = others.next().unwrap_or(last);
+    [first, others.next().unwrap_or(first)]
 }
 
 /// Opens the model that is named, or else the embedded one.
