@@ -7,6 +7,7 @@
 mod support;
 
 mod amplification;
+mod causal;
 mod compat;
 mod configuration;
 mod connections;
