@@ -133,7 +133,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let model = Model::embedded().unwrap();
     let written = export(&model, &companions, out.path(), Precision::Int8).unwrap();
     let size = fs::metadata(&written.files[0]).unwrap().len();
-    assert!(size < 25_100_000, "{size} bytes");
+    assert!(size < 25_000_000, "{size} bytes");
     let exported = ExportedModel::open(out.path(), None).unwrap();
     let encoder = PairEncoder::for_exported(&exported).unwrap();
     let text = fs::read_to_string(crate::support::reference::fixture("quality.tsv")).unwrap();

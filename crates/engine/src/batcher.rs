@@ -5,6 +5,8 @@
 //! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
 //! that batch runs, so a request that arrives late still gets its share of the next.
 
+#[doc(hidden)]
+pub mod hand_over;
 mod preemption;
 mod queue;
 mod reply;

@@ -96,6 +96,9 @@ pub mod service;
 mod tokenizing;
 pub mod trace;
 
+#[doc(hidden)]
+pub use batcher::hand_over;
+
 pub use config::{BatchConfig, CacheConfig, Precision};
 pub use load::{LoadConfig, LoadError, load};
 pub use metrics::Metrics;

@@ -48,8 +48,7 @@ pub(super) fn reject(config: &Object, files: &Files) -> Result<(), ModelError> {
     let found: Vec<&str> = classes.iter().copied().chain(modules).collect();
     for refused in REFUSED {
         let marked = |name: &&str| refused.marks.iter().any(|mark| name.starts_with(mark));
-        if found.iter().any(|name| marked(name)) || (refused.name == "zerank-1" && has_code(files))
-        {
+        if found.iter().any(marked) || (refused.name == "zerank-1" && has_code(files)) {
             return Err(ModelError::new(
                 format!(
                     "{}: `{}` {}, which is not supported",

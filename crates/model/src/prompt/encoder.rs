@@ -100,7 +100,7 @@ impl Pieces {
 
 #[derive(Debug)]
 enum Form {
-    Chat(Chat),
+    Chat(Box<Chat>),
     Pieces(Pieces),
 }
 
@@ -162,9 +162,9 @@ impl PromptEncoder {
             )
         };
         let form = match &config.layout {
-            Layout::Chat(chat) => {
-                Form::Chat(Chat::new(chat).map_err(|error| invalid(error.to_string()))?)
-            }
+            Layout::Chat(chat) => Form::Chat(Box::new(
+                Chat::new(chat).map_err(|error| invalid(error.to_string()))?,
+            )),
             Layout::Pieces(pieces) => Form::Pieces(Pieces {
                 pieces: pieces::compile(pieces).map_err(invalid)?,
                 max_length: pieces.max_length,

@@ -74,7 +74,7 @@ impl Rewriter {
         let weights = self.part(name, "weights", "Softmax", &[&scores], &last);
         let context = self.part(name, "heads", "MatMul", &[&weights, &v], &[]);
         let order = [ints("perm", &[0, 2, 1, 3])];
-        let context = self.part(name, "transposed", "Transpose", &[&context], &order);
+        let context = self.part(name, "perm", "Transpose", &[&context], &order);
         let flat = self.longs(&format!("rows_{width}"), &[2], &[-1, width]);
         self.op(name, "Reshape", &[&context, &flat], &[]);
     }
@@ -88,7 +88,7 @@ impl Rewriter {
         }
         let rows = self.part(x, "heads", "Reshape", &[x, &shape], &[]);
         let order = [ints("perm", &[0, 2, 1, 3])];
-        self.part(x, "transposed", "Transpose", &[&rows], &order)
+        self.part(x, "perm", "Transpose", &[&rows], &order)
     }
 
     /// Applies rotary position embeddings: the first `rows` rows of `table`.
