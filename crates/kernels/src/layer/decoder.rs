@@ -14,9 +14,17 @@ use crate::layer::Products;
 use crate::norm::NormalizeRms;
 pub use crate::norm::RmsNorm;
 
-/// Rows that go through all products before the next ones begin. Decoders are wide: their weights do not stay in
-/// a cache, so they are read seldom, and the activations between two products go to the last-level cache.
-const CHUNK: usize = 192;
+/// Most rows that go through all products before the next ones begin. Decoders are wide: their weights do not stay
+/// in a cache, so they are read seldom, and the activations between two products go to the last-level cache.
+const CHUNK: usize = 256;
+/// Rows of a chunk are a multiple of this, so that few blocks of rows are left half full.
+const ROUND: usize = 8;
+
+/// Rows of each chunk of so many `rows`: about equal, as each chunk reads all weights.
+fn chunk_rows(rows: usize) -> usize {
+    let chunks = rows.div_ceil(CHUNK).max(1);
+    rows.div_ceil(chunks).next_multiple_of(ROUND)
+}
 
 /// The projections of queries, keys and values, and how attention uses them.
 #[derive(Debug, Clone, Copy)]
@@ -135,13 +143,14 @@ pub fn decode<P: Products>(
     let parts = residual.chunks(share * width);
     let parts = parts.zip(output.chunks_mut(share * width));
     cores.each(parts.enumerate(), |(part, (residual, output))| {
+        let rows = chunk_rows(residual.len() / width);
         P::thread_scratch().with_borrow_mut(|scratch| {
             for (chunk, (residual, output)) in residual
-                .chunks(CHUNK * width)
-                .zip(output.chunks_mut(CHUNK * width))
+                .chunks(rows * width)
+                .zip(output.chunks_mut(rows * width))
                 .enumerate()
             {
-                let first = part * share + chunk * CHUNK;
+                let first = part * share + chunk * rows;
                 scratch.attend_causally(set, &attention, first, residual.len() / width);
                 scratch.feed_forward(set, layer, residual, output);
             }
@@ -205,14 +214,15 @@ impl DecoderScratch {
         let parts = parts.zip(keys.chunks_mut(share * key_width));
         let parts = parts.zip(of_all.chain(iter::repeat_with(|| None)));
         cores.each(parts, |(((hidden, positions), keys), mut queries)| {
+            let rows = chunk_rows(positions.len());
             P::thread_scratch().with_borrow_mut(|scratch| {
-                let chunks = hidden.chunks(CHUNK * width);
-                let chunks = chunks.zip(positions.chunks(CHUNK));
-                let chunks = chunks.zip(keys.chunks_mut(CHUNK * key_width));
+                let chunks = hidden.chunks(rows * width);
+                let chunks = chunks.zip(positions.chunks(rows));
+                let chunks = chunks.zip(keys.chunks_mut(rows * key_width));
                 for (chunk, ((hidden, positions), keys)) in chunks.enumerate() {
                     let queries = queries.as_deref_mut().map(|queries| {
                         let numbers = positions.len() * query_width;
-                        &mut queries[chunk * CHUNK * query_width..][..numbers]
+                        &mut queries[chunk * rows * query_width..][..numbers]
                     });
                     scratch.project_causally(set, layer, hidden, positions, Some(keys), queries);
                 }

@@ -364,6 +364,16 @@ fn company_and_a_shared_prefix_change_no_bit_in_int8() {
 }
 
 #[test]
+fn chunks_are_about_equal() {
+    for rows in 1..2000 {
+        let chunk = chunk_rows(rows);
+        assert!(chunk <= CHUNK && chunk % ROUND == 0, "{rows}");
+        let chunks = rows.div_ceil(chunk);
+        assert!(chunks <= rows.div_ceil(CHUNK), "{rows}");
+    }
+}
+
+#[test]
 fn cores_change_no_bit() {
     let weights = Weights::new();
     let hidden = numbers(51, 40 * 50 * WIDTH);
