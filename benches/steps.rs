@@ -195,7 +195,7 @@ fn planning(criterion: &mut Criterion) {
                 if !plan.accepts(&draft, length) {
                     draft = Draft::default();
                 }
-                draft.add(length, false);
+                draft.add(length, false, 1.0);
             }
             draft.work()
         });

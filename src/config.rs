@@ -146,6 +146,20 @@ setting::settings! {
         /// queries, and refuses those that leave no room for a document.
         truncation "STRATEGY": TruncationStrategy = TruncationStrategy::LongestFirst;
 
+        /// How a causal model reads pairs and which tokens answer, if its files do not say: one of
+        /// `bge-reranker-v2-gemma`, `mxbai-rerank-v2` and `qwen3-reranker`, or a JSON file. It takes
+        /// precedence over the model's own files, also over its `rerankd_profile.json`.
+        profile "PROFILE": Option<String> = None, or "as the model's files say";
+
+        /// Instruction of requests without one, for causal models; empty for none.
+        instruction "TEXT": Option<String> = None, or "the model's own";
+
+        // Memory of a run grows with it, and few documents are longer.
+        /// Maximum number of tokens of a pair of a causal model, up to what the model allows. Longer
+        /// pairs cost more memory and time.
+        max_length "N": Option<usize> = None, in 1..=1_048_576,
+            or "8192, or the profile's";
+
         /// Number of threads that run the model. More threads than cores slow down every request; fewer
         /// leave cores to other processes.
         threads "N": Option<usize> = None, in 1..=1024,

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use rerankd_model::encoder::PairEncoder;
+use rerankd_model::encoder::{Encoder, PairEncoder};
 
 const MAX_LENGTH: usize = 32;
 const TEXTS: [&str; 5] = [
@@ -30,6 +30,7 @@ fuzz_target!(init: std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))),
             }
         }
     }
+    let encoder = Encoder::from(encoder);
     for text in TEXTS {
         if let Ok(tokens) = encoder.text_tokens(text, true) {
             let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::download::{Download, ProgressSink};
 use crate::config::{Config, Secret, Value};
 use rerankd_hub::{Cache, HubConfig, ModelId, Proxy, Retries};
-use rerankd_model::ModelError;
+use rerankd_model::{ModelError, ModelOptions, ProfileChoice};
 
 /// The directory of a model, which is downloaded if it is not in the cache.
 ///
@@ -55,6 +55,10 @@ fn hub_config(config: &Config) -> Result<HubConfig, ModelError> {
         ca_file: config.hub.ca_file.clone(),
         proxy: Proxy::try_from_env(),
         retries: Retries::default(),
+        model: ModelOptions {
+            profile: config.model.profile.as_deref().map(ProfileChoice::parse),
+            max_length: config.model.max_length,
+        },
     })
 }
 

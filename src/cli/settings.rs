@@ -464,9 +464,12 @@ impl clap::Args for Flags {
 impl EngineFlags {
     /// Those for the model and how it runs. Each command has its own flag for the precision.
     fn settings() -> impl Iterator<Item = &'static Setting> {
-        const NAMES: [&str; 7] = [
+        const NAMES: [&str; 10] = [
             "model",
             "onnx_file",
+            "profile",
+            "instruction",
+            "max_length",
             "threads",
             "truncation",
             "device",

@@ -10,7 +10,7 @@ use rerankd_core::{Batch, Encoding};
 use rerankd_engine::load::{Bare, LoadConfig, load, sessions};
 use rerankd_engine::metrics::Metrics;
 use rerankd_model::Model;
-use rerankd_model::encoder::PairEncoder;
+use rerankd_model::encoder::Encoder;
 use rerankd_runtime::Scorer;
 
 const MODELS: [&str; 3] = ["tiny-bert", "tiny-roberta", "tiny-xlm-roberta"];
@@ -102,7 +102,7 @@ fn worst(ours: &[f32], reference: &[f32]) -> f32 {
     off.fold(0.0, f32::max)
 }
 
-fn encodings(encoder: &PairEncoder, pairs: &[Pair]) -> Vec<Encoding> {
+fn encodings(encoder: &Encoder, pairs: &[Pair]) -> Vec<Encoding> {
     let encoded = encoder.encode(pairs, &AtomicBool::new(false)).unwrap();
     encoded.into_iter().map(|pair| pair.encoding).collect()
 }

@@ -68,7 +68,7 @@ fn ranks(numbers: &[f32]) -> Vec<f64> {
 }
 
 /// Spearman's rank correlation.
-fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
+pub fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let centred = |numbers: &[f32]| -> Vec<f64> {
         let middle = (numbers.len() - 1) as f64 / 2.0;

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod causal;
 mod cuda;
 mod cuda_graph;
 mod embedded;

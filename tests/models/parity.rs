@@ -327,7 +327,9 @@ fn a_missing_bias_is_noticed() {
         let weight = graph.weights.iter_mut().find(|w| w.name == bias);
         match &mut weight.unwrap_or_else(|| panic!("no weight {bias}")).data {
             Data::F32(data) => data.fill(0.0),
-            Data::F16(_) | Data::I8(_) | Data::I32(_) => unreachable!("a bias is never quantised"),
+            Data::F16(_) | Data::BF16(_) | Data::I8(_) | Data::I32(_) => {
+                unreachable!("a bias is never quantised")
+            }
         }
         let opened = OnnxModel::new(&library(), graph, layout, ComputePool::default()).unwrap();
         let encodings = encodings(&model, &reference);

@@ -66,6 +66,7 @@ impl Place {
                 delay: Duration::from_millis(1),
                 longest_wait: Duration::from_secs(2),
             },
+            model: rerankd_model::ModelOptions::default(),
         };
         Self {
             dir,

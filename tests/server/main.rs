@@ -7,12 +7,14 @@
 mod support;
 
 mod amplification;
+mod causal;
 mod compat;
 mod configuration;
 mod connections;
 mod end_to_end;
 mod http;
 mod hub;
+mod instructions;
 mod openapi;
 mod operations;
 mod page;

@@ -131,17 +131,22 @@ fn models_that_cannot_be_served_are_refused() {
     );
 }
 
-/// Their weights could load, but every score would be wrong.
+/// Their weights could load, but without a prompt every score would be wrong.
 #[test]
-fn language_models_that_answer_yes_or_no_are_refused() {
-    let missing = ["language model", "causal", "template", "`yes` or `no`"];
-    for (model_type, class) in [
-        ("qwen3", "Qwen3ForCausalLM"),
-        ("gemma", "GemmaForCausalLM"),
-        ("gpt2", "GPT2LMHeadModel"),
-        ("t5", "T5ForConditionalGeneration"),
-        // Regardless of `model_type`.
-        ("bert", "BertForCausalLM"),
+fn language_models_without_a_prompt_are_refused() {
+    let ways = [
+        "prompt",
+        "chat_template.jinja",
+        "rerankd_profile.json",
+        "`--profile`",
+    ];
+    let kind = ["language models of this kind are not supported"];
+    for (model_type, class, why) in [
+        ("qwen3", "Qwen3ForCausalLM", &ways[..]),
+        ("gemma", "GemmaForCausalLM", &ways),
+        ("gpt2", "GPT2LMHeadModel", &kind),
+        ("t5", "T5ForConditionalGeneration", &kind),
+        ("bert", "BertForCausalLM", &kind),
     ] {
         let change = |dir: &Path| {
             saved::edit(dir, "config.json", |config| {
@@ -151,16 +156,23 @@ fn language_models_that_answer_yes_or_no_are_refused() {
             // An ONNX file does not help.
             fs::write(dir.join("model.onnx"), "").unwrap();
         };
-        check_model(change, &[&[class][..], &missing].concat());
+        check_model(change, why);
     }
     let module = |name: &str| json!({"idx": 1, "name": "1", "path": "1_LogitScore", "type": name});
-    let class = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore";
     let change = |dir: &Path| {
         saved::edit(dir, "modules.json", |modules| {
+            let class = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore";
             modules.as_array_mut().unwrap().push(module(class));
         });
+        fs::remove_file(dir.join("sentence_bert_config.json")).unwrap();
+        fs::create_dir(dir.join("1_LogitScore")).unwrap();
+        fs::write(
+            dir.join("1_LogitScore/config.json"),
+            r#"{"true_token_id": 7}"#,
+        )
+        .unwrap();
     };
-    check_model(change, &[&["modules.json`", class][..], &missing].concat());
+    check_model(change, &kind);
 }
 
 #[test]

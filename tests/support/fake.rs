@@ -8,7 +8,9 @@ use rerankd_core::Batch;
 use rerankd_engine::cost::Costs;
 use rerankd_engine::plan::BatchLimits;
 use rerankd_engine::service::{Capacity, ModelInfo, QueueLimits, Reranker};
-use rerankd_model::encoder::PairEncoder;
+use rerankd_model::TokenizerConfig;
+use rerankd_model::encoder::{Encoder, PairEncoder};
+use rerankd_model::prompt::{ChatConfig, Layout, MessageFormat, PromptConfig, PromptEncoder};
 use rerankd_runtime::{ScoreError, Scorer};
 use tokio::sync::Semaphore;
 
@@ -26,6 +28,8 @@ pub struct Model {
     pub fails: fn(usize) -> bool,
     /// Maximum tokens of a pair.
     pub max_length: usize,
+    /// Pairs are written as prompts, and scored by all of their ids.
+    pub prompts: bool,
     /// Number of workers.
     pub workers: usize,
     /// Initial cost model.
@@ -44,6 +48,7 @@ impl Default for Model {
             logit: |words| words as f32,
             fails: |_| false,
             max_length: MAX_LENGTH,
+            prompts: false,
             workers: 1,
             costs: None,
             gate: None,
@@ -131,7 +136,10 @@ impl Scorer for Model {
 
 impl Model {
     fn run(&self, batch: &Batch, alone: bool) -> Result<Vec<f32>, ScoreError> {
-        let words = words(batch);
+        let words = match self.prompts {
+            true => sums(batch),
+            false => words(batch),
+        };
         let seen = SeenBatch {
             words: words.clone(),
             alone,
@@ -163,6 +171,37 @@ fn words(batch: &Batch) -> Vec<usize> {
         words.push(sequence.iter().filter(|&&kind| kind == 1).count() - 1);
     }
     words
+}
+
+/// A number for the ids of each sequence of a batch.
+fn sums(batch: &Batch) -> Vec<usize> {
+    let mut ids = batch.ids();
+    let sum = |&length: &usize| {
+        let (sequence, rest) = ids.split_at(length);
+        ids = rest;
+        let add = |sum: usize, (at, id): (usize, &u32)| (sum + (at + 1) * *id as usize) % 9973;
+        sequence.iter().enumerate().fold(0, add)
+    };
+    batch.lengths().iter().map(sum).collect()
+}
+
+/// The encoder of a small causal model.
+fn prompts(max_length: usize) -> PromptEncoder {
+    let template = "{% if messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}\
+                    {{ messages[-2].content }} w0 {{ messages[-1].content }} w1";
+    let config = PromptConfig {
+        layout: Layout::Chat(ChatConfig {
+            template: template.to_owned(),
+            variables: serde_json::Map::new(),
+            format: MessageFormat::Flat,
+            restore_suffix: true,
+        }),
+        prompts: [("named".to_owned(), "w2 w3".to_owned())].into(),
+        default: None,
+        origin: "a test".to_owned(),
+    };
+    let tokenizer = TokenizerConfig::default();
+    PromptEncoder::new(&tokenizer_json(), &tokenizer, &config, max_length).unwrap()
 }
 
 /// Builds a fake [`Reranker`].
@@ -197,7 +236,10 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
     let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };
     Arc::new(Reranker::start(
         info,
-        encoder(model.max_length),
+        match model.prompts {
+            true => Encoder::from(prompts(model.max_length)),
+            false => encoder(model.max_length).into(),
+        },
         (0..model.workers).map(|_| worker()).collect(),
         capacity,
         state.metrics().engine.clone(),
@@ -210,6 +252,10 @@ pub const WORDS: usize = 4096;
 
 /// A word-level tokenizer with BERT's pair template.
 fn encoder(max_length: usize) -> PairEncoder {
+    PairEncoder::new(&tokenizer_json(), max_length, None).unwrap()
+}
+
+fn tokenizer_json() -> Vec<u8> {
     let mut vocab = serde_json::json!({ "[UNK]": 0, "[CLS]": 1, "[SEP]": 2 });
     for word in 0..WORDS {
         vocab[format!("w{word}")] = (word + 3).into();
@@ -233,5 +279,5 @@ fn encoder(max_length: usize) -> PairEncoder {
             "unk_token": "[UNK]",
         },
     });
-    PairEncoder::new(tokenizer.to_string().as_bytes(), max_length, None).unwrap()
+    tokenizer.to_string().into_bytes()
 }

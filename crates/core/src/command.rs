@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::error::RerankError;
+use crate::instruction::{Instruction, InstructionPolicy};
 use crate::scheduling::SchedulingHints;
 use crate::score::Scale;
 use crate::truncation::TruncationOptions;
@@ -115,6 +116,8 @@ pub struct ScoreOptions {
     pub truncate: TruncationPolicy,
     /// Truncation options.
     pub truncation: TruncationOptions,
+    /// What happens to an instruction that the model has no place for.
+    pub instruction: InstructionPolicy,
 }
 
 /// The order of documents with equal logits.
@@ -151,6 +154,7 @@ pub struct PredictCommand {
     field: &'static str,
     pairs: Arc<[Pair]>,
     options: ScoreOptions,
+    instruction: Instruction,
     hints: SchedulingHints,
 }
 
@@ -182,8 +186,23 @@ impl PredictCommand {
             field,
             pairs: pairs.into(),
             options,
+            instruction: Instruction::default(),
             hints: SchedulingHints::default(),
         })
+    }
+
+    /// Sets the instruction.
+    #[must_use]
+    pub fn with_instruction(self, instruction: Instruction) -> Self {
+        Self {
+            instruction,
+            ..self
+        }
+    }
+
+    /// The instruction.
+    pub fn instruction(&self) -> &Instruction {
+        &self.instruction
     }
 
     /// Sets the scheduling hints.
@@ -221,6 +240,7 @@ pub struct RerankCommand {
     top_n: usize,
     ties: TieOrder,
     options: ScoreOptions,
+    instruction: Instruction,
     hints: SchedulingHints,
 }
 
@@ -255,6 +275,7 @@ impl RerankCommand {
             top_n,
             ties: TieOrder::default(),
             options,
+            instruction: Instruction::default(),
             hints: SchedulingHints::default(),
         })
     }
@@ -263,6 +284,20 @@ impl RerankCommand {
     #[must_use]
     pub fn with_ties(self, ties: TieOrder) -> Self {
         Self { ties, ..self }
+    }
+
+    /// Sets the instruction.
+    #[must_use]
+    pub fn with_instruction(self, instruction: Instruction) -> Self {
+        Self {
+            instruction,
+            ..self
+        }
+    }
+
+    /// The instruction.
+    pub fn instruction(&self) -> &Instruction {
+        &self.instruction
     }
 
     /// Sets the scheduling hints.

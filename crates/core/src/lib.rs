@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod command;
 pub mod error;
+pub mod instruction;
 pub mod scheduling;
 pub mod score;
 pub mod secret;
@@ -12,6 +13,7 @@ pub mod truncation;
 pub use batch::{Batch, Encoding, PairKey};
 pub use command::*;
 pub use error::{ErrorCode, RerankError};
+pub use instruction::{Instruction, InstructionPolicy};
 pub use scheduling::{Deadline, DeadlineBy, Priority, SchedulingHints, Tenant};
 pub use score::{Activation, Scale};
 pub use secret::Secret;

@@ -18,8 +18,8 @@ use crate::service::{Capacity, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
-use rerankd_model::encoder::PairEncoder;
-use rerankd_model::{AnyModel, Model, ModelError};
+use rerankd_model::encoder::Encoder;
+use rerankd_model::{AnyModel, EncoderConfig, Model, ModelError, ModelOptions, ProfileChoice};
 use rerankd_runtime::Device;
 use rerankd_runtime::device::DeviceError;
 use rerankd_runtime::library::{Library, LibraryError};
@@ -42,6 +42,12 @@ pub struct LoadConfig {
     pub served_model_name: Option<String>,
     /// Which text gives way when a pair is too long and its request does not say.
     pub truncation: TruncationStrategy,
+    /// Profile of a causal model, by name or as a file, in place of what its files say.
+    pub profile: Option<String>,
+    /// Most tokens of a pair of a causal model.
+    pub max_length: Option<usize>,
+    /// Instruction of requests without one, in place of the model's.
+    pub instruction: Option<String>,
     /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
     pub runtime_library: Option<OsString>,
     /// Threads that score, each with a session of its own.
@@ -66,6 +72,9 @@ impl Default for LoadConfig {
             onnx_file: None,
             served_model_name: None,
             truncation: TruncationStrategy::default(),
+            profile: None,
+            max_length: None,
+            instruction: None,
             runtime_library: None,
             threads: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             precision: Precision::default(),
@@ -143,7 +152,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     for scorer in &mut engine.opened.scorers {
         self_test.run(&mut **scorer)?;
     }
-    let sample = engine.sample(card.pad_token_id, card.max_length);
+    let sample = engine.sample(card.sample_tokens, card.max_length);
     let started = Instant::now();
     let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
     let limits = engine.opened.limits;
@@ -169,7 +178,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
 /// What [`load`] would run, with nothing around it.
 pub struct Bare {
     /// Makes token ids of pairs.
-    pub encoder: PairEncoder,
+    pub encoder: Encoder,
     /// What runs batches.
     pub sessions: Vec<Box<dyn Scorer>>,
     /// The arithmetic, such as `fp32`.
@@ -201,7 +210,7 @@ pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
 
 /// A model that was read, and its sessions.
 struct Prepared {
-    encoder: PairEncoder,
+    encoder: Encoder,
     card: Card,
     engine: Engine,
 }
@@ -216,13 +225,26 @@ struct Card {
     max_length: usize,
     activation: Activation,
     parameters: usize,
-    pad_token_id: u32,
+    /// Tokens to measure the cost of batches by.
+    sample_tokens: [u32; 2],
 }
 
 fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepared, LoadError> {
+    let bound = |encoder: Encoder| {
+        encoder
+            .with_strategy(config.truncation)
+            .with_instruction(config.instruction.as_deref())
+    };
     match open(config)? {
         AnyModel::Built(model) => {
-            let encoder = PairEncoder::for_model(&model)?.with_strategy(config.truncation);
+            if let Some(prompts) = &model.manifest.prompts {
+                tracing::info!(
+                    prompts = prompts.origin,
+                    max_length = model.manifest.max_length,
+                    "pairs are written as prompts"
+                );
+            }
+            let encoder = bound(Encoder::for_model(&model)?)?;
             let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
             let engine = plan.open(config, library, *model)?;
             let card = Card {
@@ -234,7 +256,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 max_length: manifest.max_length,
                 activation: manifest.activation,
                 parameters,
-                pad_token_id: manifest.encoder.pad_token_id,
+                sample_tokens: sample_tokens(&manifest.encoder),
             };
             Ok(Prepared {
                 encoder,
@@ -243,7 +265,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
             })
         }
         AnyModel::Exported(model) => {
-            let encoder = PairEncoder::for_exported(&model)?.with_strategy(config.truncation);
+            let encoder = bound(Encoder::for_exported(&model)?)?;
             let padded = PaddedModel::new(library, &model)?;
             let parameters = padded.file().parameters;
             let engine = plan.open_file(config, &padded)?;
@@ -256,7 +278,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 max_length: model.max_length,
                 activation: model.activation,
                 parameters,
-                pad_token_id: model.pad_token_id,
+                sample_tokens: [model.pad_token_id; 2],
             };
             Ok(Prepared {
                 encoder,
@@ -267,13 +289,32 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
     }
 }
 
+/// Of a causal model, two tokens that are not padding; else the padding token.
+fn sample_tokens(encoder: &EncoderConfig) -> [u32; 2] {
+    let Some(decoder) = encoder.decoder() else {
+        return [encoder.pad_token_id; 2];
+    };
+    let last = encoder.vocab_size as u32 - 1;
+    let mut others = (0..=last).filter(|&token| Some(token) != decoder.padding);
+    let first = others.next().unwrap_or(last);
+    [first, others.next().unwrap_or(first)]
+}
+
 /// Opens the model that is named, or else the embedded one.
 ///
 /// # Errors
 /// [`ModelError`] when it cannot be served.
 pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
+    let options = ModelOptions {
+        profile: config.profile.as_deref().map(ProfileChoice::parse),
+        max_length: config.max_length,
+    };
     match &config.model {
-        Some(directory) => AnyModel::open(directory, config.onnx_file.as_deref()),
+        Some(directory) => AnyModel::open_with(directory, config.onnx_file.as_deref(), &options),
+        None if options.profile.is_some() => Err(ModelError::new(
+            "a profile is set, and no model is named",
+            "pass `--model` with the directory of a causal model",
+        )),
         None if config.onnx_file.is_some() => Err(ModelError::new(
             "`onnx_file` names a file of a model, and no model is named",
             "pass `--model` with the directory that the file lies in",

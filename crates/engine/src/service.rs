@@ -18,12 +18,12 @@ use crate::queue_delay::QueueDelay;
 use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool, Tokenizing};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
-    Activation, DeadlineBy, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,
-    RerankError, Scale, SchedulingHints, ScoreOptions, Tenant, TruncationOptions, TruncationPolicy,
-    rank,
+    Activation, DeadlineBy, Instruction, InstructionPolicy, Pair, PredictCommand, Prediction,
+    Ranked, Ranking, RerankCommand, RerankError, Scale, SchedulingHints, ScoreOptions, Tenant,
+    TruncationOptions, TruncationPolicy, rank,
 };
 use rerankd_core::{Encoding, PairKey};
-use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder, QueryTokens, TextToken};
+use rerankd_model::encoder::{EncodeError, EncodedPair, EncodedQuery, Encoder, TextToken};
 use rerankd_runtime::Scorer;
 
 /// What is served, for `/info`, logs and responses.
@@ -105,7 +105,7 @@ pub struct Capacity {
 /// Answers commands with one model.
 pub struct Reranker {
     info: ModelInfo,
-    encoder: Arc<PairEncoder>,
+    encoder: Arc<Encoder>,
     tokenizers: TokenizerPool,
     estimator: TokenEstimator,
     batcher: Batcher,
@@ -115,11 +115,12 @@ pub struct Reranker {
 }
 
 /// What of a request scoring needs to know beside its pairs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Terms {
     /// What the caller calls the pairs.
     field: &'static str,
     options: ScoreOptions,
+    instruction: Instruction,
     hints: SchedulingHints,
 }
 
@@ -157,7 +158,7 @@ impl Reranker {
     /// When the system refuses a thread.
     pub fn start(
         info: ModelInfo,
-        encoder: PairEncoder,
+        encoder: impl Into<Encoder>,
         scorers: Vec<Box<dyn Scorer>>,
         capacity: Capacity,
         metrics: Arc<Metrics>,
@@ -188,7 +189,7 @@ impl Reranker {
         let batcher = Batcher::start(config, delay, metrics.clone());
         Self {
             info,
-            encoder: Arc::new(encoder),
+            encoder: Arc::new(encoder.into()),
             tokenizers,
             estimator,
             batcher,
@@ -219,6 +220,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
+            instruction: self.instruction(command.instruction(), command.options())?,
             hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
@@ -250,6 +252,7 @@ impl Reranker {
         let terms = Terms {
             field: command.field(),
             options: command.options(),
+            instruction: self.instruction(command.instruction(), command.options())?,
             hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
@@ -349,10 +352,29 @@ impl Reranker {
         Ok(())
     }
 
+    /// The instruction of a request, if the model takes one.
+    fn instruction(
+        &self,
+        instruction: &Instruction,
+        options: ScoreOptions,
+    ) -> Result<Instruction, RerankError> {
+        if self.encoder.takes_instructions() || *instruction == Instruction::Default {
+            let bound = self.encoder.bind(options.truncation, instruction);
+            bound.map_err(|error| RerankError::invalid(error.to_string()))?;
+            return Ok(instruction.clone());
+        }
+        match options.instruction {
+            InstructionPolicy::Ignore => Ok(Instruction::Default),
+            InstructionPolicy::Reject => Err(RerankError::unsupported(
+                "this model takes no instruction; leave the field out",
+            )),
+        }
+    }
+
     async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
         let (timeline, started) = (Timeline::current(), Instant::now());
         let costs = TextCosts::of(pairs, |text| self.text_cost(text, terms.options.truncation));
-        let permit = self.admit(pairs, &costs, terms)?;
+        let permit = self.admit(pairs, &costs, &terms)?;
         let tokenizing = self.tokenizers.open(terms.hints, costs.total());
         timeline.record(Step::Admission, started, Instant::now());
         let unanswered = Unanswered(&self.metrics);
@@ -361,7 +383,7 @@ impl Reranker {
             costs,
             tokenizing,
         };
-        let scored = self.score_admitted(texts, terms, permit).await;
+        let scored = self.score_admitted(texts, &terms, permit).await;
         unanswered.settle();
         scored
     }
@@ -372,14 +394,14 @@ impl Reranker {
         &self,
         pairs: &[Pair],
         costs: &TextCosts,
-        terms: Terms,
+        terms: &Terms,
     ) -> Result<Permit, RerankError> {
         let demand = Demand {
             hints: terms.hints,
             work: self
                 .estimator
                 .work(pairs, terms.options.truncation.chunks()),
-            bytes: pairs.iter().map(Pair::bytes).sum(),
+            bytes: pairs.iter().map(Pair::bytes).sum::<usize>() + terms.instruction.bytes(),
             tokenizing: self.tokenizers.expect(terms.hints, costs.total()),
         };
         self.batcher.admit(demand).map_err(|refusal| {
@@ -399,10 +421,10 @@ impl Reranker {
     async fn score_admitted(
         &self,
         texts: Texts<'_>,
-        terms: Terms,
+        terms: &Terms,
         permit: Permit,
     ) -> Result<Scored, RerankError> {
-        let Terms { field, options, .. } = terms;
+        let Terms { field, options, .. } = *terms;
         let encoding = self.encode(texts, terms, permit);
         let (prepared, mut permit) = match terms.hints.deadline {
             None => encoding.await?,
@@ -499,7 +521,7 @@ impl Reranker {
     async fn encode(
         &self,
         texts: Texts<'_>,
-        terms: Terms,
+        terms: &Terms,
         mut permit: Permit,
     ) -> Result<(Prepared, Permit), RerankError> {
         let started = Instant::now();
@@ -531,7 +553,7 @@ impl Reranker {
     }
 
     /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
-    async fn prepare(&self, texts: &Texts<'_>, terms: Terms) -> Result<Prepared, RerankError> {
+    async fn prepare(&self, texts: &Texts<'_>, terms: &Terms) -> Result<Prepared, RerankError> {
         let Texts { pairs, costs, .. } = texts;
         let (truncation, total) = (terms.options.truncation, costs.total());
         let finish = Finish {
@@ -541,9 +563,10 @@ impl Reranker {
         };
         if total <= CHUNK_COST {
             let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
+            let instruction = terms.instruction.clone();
             let work = move || {
                 let encoded = encoder
-                    .truncating(truncation)
+                    .bind(truncation, &instruction)?
                     .encode(&pairs, &AtomicBool::new(false))?;
                 Ok(finish.prepared(encoded))
             };
@@ -558,12 +581,13 @@ impl Reranker {
         let first = Arc::new(costs.first.clone());
         let chunks_of_queries = chunks(&costs.queries).map(|(range, cost)| {
             let (encoder, pairs, first) = (self.encoder.clone(), Arc::clone(pairs), first.clone());
+            let instruction = terms.instruction.clone();
             let work = move || {
-                let fitted = encoder.truncating(truncation);
+                let fitted = encoder.bind(truncation, &instruction)?;
                 let queries = first[range]
                     .iter()
                     .map(|&at| fitted.query(&pairs[at].query));
-                queries.collect::<Result<Vec<QueryTokens>, _>>()
+                queries.collect::<Result<Vec<EncodedQuery>, _>>()
             };
             Chunk {
                 cost,
@@ -571,15 +595,16 @@ impl Reranker {
             }
         });
         let queries = texts.run(chunks_of_queries.collect()).await?;
-        let queries: Arc<[QueryTokens]> = queries.into_iter().flatten().collect();
+        let queries: Arc<[EncodedQuery]> = queries.into_iter().flatten().collect();
 
         let query_of = Arc::new(costs.query_of.clone());
         let chunks_of_documents = chunks(&costs.documents).map(|(range, cost)| {
             let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
             let query_of = query_of.clone();
+            let instruction = terms.instruction.clone();
             let (queries, finish) = (queries.clone(), finish.clone());
             let work = move || {
-                let fitted = encoder.truncating(truncation);
+                let fitted = encoder.bind(truncation, &instruction)?;
                 let encoded =
                     range.map(|at| fitted.pair(&queries[query_of[at]], &pairs[at].document));
                 Ok(finish.prepared(encoded.collect::<Result<_, _>>()?))
@@ -602,13 +627,14 @@ impl Reranker {
         &self,
         texts: &Texts<'_>,
         index: usize,
-        terms: Terms,
+        terms: &Terms,
     ) -> Result<usize, RerankError> {
         let cost = texts.pairs[index].bytes();
         let (encoder, pairs) = (self.encoder.clone(), Arc::clone(texts.pairs));
+        let (truncation, instruction) = (terms.options.truncation, terms.instruction.clone());
         let work = move || {
             encoder
-                .truncating(terms.options.truncation)
+                .bind(truncation, &instruction)?
                 .full_length(&pairs[index])
         };
         let chunk = Chunk {
@@ -639,6 +665,12 @@ fn untokenized(error: PoolError) -> RerankError {
         PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
             format!("{error}; shorten it, or let it be cut too (`longest_first`)"),
         ),
+        PoolError::Encode(
+            error @ (EncodeError::Template(_)
+            | EncodeError::EmptyPrompt
+            | EncodeError::UnknownPrompt { .. }
+            | EncodeError::NoInstruction),
+        ) => RerankError::invalid(error.to_string()),
         error => RerankError::internal(error.to_string()),
     }
 }

@@ -26,7 +26,7 @@ use rerankd_model::modules::MODULES;
 use rerankd_model::names::is_inner_path;
 use rerankd_model::onnx::ModelProto;
 use rerankd_model::weights::shard_names;
-use rerankd_model::{Files, Manifest, ModelError, WEIGHTS_FILE, exported};
+use rerankd_model::{Files, Manifest, ModelError, ModelOptions, WEIGHTS_FILE, exported};
 
 /// Maximum concurrent requests.
 const MAX_CONCURRENT: usize = 8;
@@ -49,6 +49,8 @@ pub struct HubConfig {
     pub proxy: Option<Proxy>,
     /// Retry policy.
     pub retries: Retries,
+    /// What the operator sets about the model, which decides whether it is supported.
+    pub model: ModelOptions,
 }
 
 /// Retry policy, with exponential backoff.
@@ -152,7 +154,10 @@ pub fn fetch(
     let onnx_file = onnx_file.as_deref();
     let repo = Cache::new(&config.cache).repo(id);
     let cached = repo.resolve(id.revision());
-    let missing = |commit: &str| missing_file(&repo, commit, onnx_file);
+    let missing = |commit: &str| {
+        let manifest = |files: &Files| Manifest::read(id.path(), files, &config.model);
+        missing_file(&repo, commit, onnx_file, manifest)
+    };
     let complete = |commit: &String| missing(commit).is_ok_and(|file| file.is_none());
     if config.offline {
         return offline(id, config, cached, &repo, missing);
@@ -185,7 +190,7 @@ pub fn fetch(
         commit: &listing.commit,
         progress,
     };
-    download(downloader, &listing, onnx_file)?;
+    download(downloader, &listing, onnx_file, &config.model)?;
     // Last, so that a ref never points to an incomplete snapshot.
     repo.set_ref(id.revision(), &listing.commit)
         .map_err(|error| cache_error(&config.cache, error))?;
@@ -215,7 +220,8 @@ fn offline(
     };
     if file == exported::DEFAULT_PATHS[0] {
         // If the ONNX file is needed because the architecture is not supported, that is the better message.
-        Manifest::read(id.path(), &Files::Directory(repo.snapshot(&commit)))?;
+        let files = Files::Directory(repo.snapshot(&commit));
+        Manifest::read(id.path(), &files, &config.model)?;
     }
     Err(not_cached(format!("`{file}` of `{id}`")))
 }
@@ -225,6 +231,7 @@ fn missing_file(
     repo: &RepoCache,
     commit: &str,
     onnx_file: Option<&str>,
+    manifest: impl FnOnce(&Files) -> Result<Manifest, ModelError>,
 ) -> std::io::Result<Option<String>> {
     let files = repo.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
@@ -237,7 +244,7 @@ fn missing_file(
     }
     let directory = repo.snapshot(commit);
     let source = Files::Directory(directory.clone());
-    let manifest = Manifest::read(String::new(), &source);
+    let manifest = manifest(&source);
     let weights = match onnx_file {
         Some(file) => Weights::Onnx(file.to_owned()),
         None => selection::weights(&files, manifest.is_ok()),
@@ -271,6 +278,7 @@ fn download(
     downloader: Downloader<'_>,
     listing: &Listing,
     onnx_file: Option<&str>,
+    options: &ModelOptions,
 ) -> Result<(), ModelError> {
     let id = downloader.id;
     if let Some(file) = listing.files.iter().find(|file| !is_inner_path(file)) {
@@ -300,7 +308,7 @@ fn download(
             .partition(|file| file.ends_with(".safetensors"));
     download_files(downloader, module_configs)?;
 
-    let manifest = Manifest::read(id.path(), &files);
+    let manifest = Manifest::read(id.path(), &files, options);
     let weights = match onnx_file {
         Some(file) => Weights::Onnx(file.to_owned()),
         None => selection::weights(&listing.files, manifest.is_ok()),

@@ -5,10 +5,11 @@ use serde_json::Value;
 use rerankd_model::exported::DEFAULT_PATHS;
 use rerankd_model::modules::{MODULE_CONFIGS, MODULES};
 use rerankd_model::names::is_inner_path;
+use rerankd_model::prompt::PROFILE_FILE;
 use rerankd_model::{PICKLES, WEIGHTS_FILE, WEIGHTS_INDEX};
 
 /// Small files with configuration and tokenizer, besides [`MODULE_CONFIGS`].
-const CONFIG_FILES: [&str; 9] = [
+const CONFIG_FILES: [&str; 10] = [
     "config.json",
     "config_sentence_transformers.json",
     MODULES,
@@ -19,7 +20,11 @@ const CONFIG_FILES: [&str; 9] = [
     "adapter_config.json",
     // Separate in newer versions.
     "chat_template.jinja",
+    PROFILE_FILE,
 ];
+
+/// Folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates/";
 
 /// The weights of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +43,13 @@ pub enum Weights {
 
 /// Configuration and tokenizer files.
 pub fn config_files(files: &[String]) -> Vec<String> {
-    let known = |name: &str| CONFIG_FILES.contains(&name) || MODULE_CONFIGS.contains(&name);
+    let template = |name: &str| {
+        let inside = name.strip_prefix(TEMPLATES);
+        inside.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+    };
+    let known = |name: &str| {
+        CONFIG_FILES.contains(&name) || MODULE_CONFIGS.contains(&name) || template(name)
+    };
     files.iter().filter(|file| known(file)).cloned().collect()
 }
 
@@ -92,6 +103,10 @@ mod tests {
         let all = listed(&[
             ".gitattributes",
             "README.md",
+            "additional_chat_templates/pair.jinja",
+            "additional_chat_templates/deep/er.jinja",
+            "additional_chat_templates/notes.txt",
+            "chat_template.jinja",
             "config.json",
             "modules.json",
             "model.safetensors",
@@ -101,7 +116,13 @@ mod tests {
             "vocab.txt",
             "1_Dense/config.json",
         ]);
-        let taken = listed(&["config.json", "modules.json", "tokenizer.json"]);
+        let taken = listed(&[
+            "additional_chat_templates/pair.jinja",
+            "chat_template.jinja",
+            "config.json",
+            "modules.json",
+            "tokenizer.json",
+        ]);
         assert_eq!(config_files(&all), taken);
     }
 

@@ -18,7 +18,7 @@ const LANES: usize = 16;
 const FEW_LANES: usize = 8;
 /// Keys, or dimensions of the values, that are worked on at once: with [`LANES`], eight independent
 /// sums, what it takes to keep two multipliers of latency four busy.
-const STEP: usize = 4;
+pub(super) const STEP: usize = 4;
 
 /// A column of heads in a matrix whose rows are tokens.
 #[derive(Debug, Clone, Copy)]
@@ -347,7 +347,8 @@ impl Block {
         let panels = scratch.values.chunks_exact(self.tokens * STEP);
         for (panel, dimension) in panels.zip((0..size).step_by(STEP)) {
             let panel = &panel[seen.start * STEP..seen.end * STEP];
-            let sums = products::<I, LANES>(panel, &scratch.scores);
+            let mut sums = [[0.0_f32; LANES]; STEP];
+            products::<I, LANES>(panel, &scratch.scores, &mut sums);
             let count = STEP.min(size - dimension);
             for lane in 0..self.queries {
                 let at = lane * width + self.head * size + dimension;
@@ -362,7 +363,7 @@ impl Block {
 /// Rotates a query or key `[size]` by the angles of its position: element `i` of the first half and of the
 /// second half span a plane.
 #[inline(always)]
-fn rotate(numbers: &mut [f32], table: &[f32], place: usize) {
+pub(super) fn rotate(numbers: &mut [f32], table: &[f32], place: usize) {
     let size = numbers.len();
     let (cosines, sines) = table[place * size..(place + 1) * size].split_at(size / 2);
     let (x, y) = numbers.split_at_mut(size / 2);
@@ -378,7 +379,8 @@ fn score<I: Isa, const LANES: usize>(queries: &[f32], keys: &[f32], scores: &mut
     scores.resize(keys.len() / size * LANES, 0.0);
     let panels = keys.chunks_exact(size * STEP);
     for (panel, scores) in panels.zip(scores.chunks_exact_mut(STEP * LANES)) {
-        let sums = products::<I, LANES>(panel, queries);
+        let mut sums = [[0.0_f32; LANES]; STEP];
+        products::<I, LANES>(panel, queries, &mut sums);
         for (scores, sums) in scores.chunks_exact_mut(LANES).zip(&sums) {
             scores.copy_from_slice(sums);
         }
@@ -405,18 +407,22 @@ fn softmax<I: Isa, const LANES: usize>(scores: &mut [f32]) -> [f32; LANES] {
     sums.map(|sum| 1.0 / sum)
 }
 
-/// `panel^T x lanes` for a panel `[n, STEP]` and lanes `[n, LANES]`.
+/// Adds `panel^T x lanes` to `sums`, for a panel `[n, STEP]` and lanes `[n, LANES]`.
 #[inline(always)]
-fn products<I: Isa, const LANES: usize>(panel: &[f32], lanes: &[f32]) -> [[f32; LANES]; STEP] {
-    let mut sums = [[0.0_f32; LANES]; STEP];
+pub(super) fn products<I: Isa, const LANES: usize>(
+    panel: &[f32],
+    lanes: &[f32],
+    sums: &mut [[f32; LANES]; STEP],
+) {
+    let mut added = *sums;
     for (numbers, lanes) in panel.chunks_exact(STEP).zip(lanes.chunks_exact(LANES)) {
-        for (sums, &number) in sums.iter_mut().zip(numbers) {
+        for (sums, &number) in added.iter_mut().zip(numbers) {
             for (sum, &lane) in sums.iter_mut().zip(lanes) {
                 *sum = multiply_add::<I>(number, lane, *sum);
             }
         }
     }
-    sums
+    *sums = added;
 }
 
 #[cfg(test)]

@@ -146,6 +146,14 @@ pub(super) fn gelu_tanh<I: Isa>(x: f32) -> f32 {
     x * numerator / (1.0 + small)
 }
 
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn silu<I: Isa>(x: f32) -> f32 {
+    let small = exp::<I>(-x.abs());
+    let numerator = if x < 0.0 { small } else { 1.0 };
+    x * numerator / (1.0 + small)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +198,13 @@ mod tests {
         }
 
         #[test]
+        fn silu_is_close(x in -80.0_f32..80.0) {
+            let wide = f64::from(x);
+            let exact = wide / (1.0 + (-wide).exp());
+            prop_assert!((f64::from(silu::<Portable>(x)) - exact).abs() < 5e-7 * (1.0 + exact.abs()));
+        }
+
+        #[test]
         fn rounding_is_to_the_nearest(x in -2047.0_f32..2047.0) {
             prop_assert_eq!(round_to_i32(x), x.round_ties_even() as i32);
         }
@@ -214,6 +229,7 @@ mod tests {
             apply(rough_gelu::<I>);
             apply(gelu::<I>);
             apply(gelu_tanh::<I>);
+            apply(silu::<I>);
             apply(relu);
             // Inlined, as kernels have it.
             let mut x = self.x;

@@ -11,6 +11,8 @@ pub enum Epilogue {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `x / (1 + e^-x)`.
+    Silu,
 }
 
 /// Evaluates an expression with the function of an [`Epilogue`], inlined into it. `$gelu` is the GELU that is
@@ -32,6 +34,10 @@ macro_rules! with_epilogue {
             }
             $crate::epilogue::Epilogue::Relu => {
                 let $function = $crate::elementary::relu;
+                $result
+            }
+            $crate::epilogue::Epilogue::Silu => {
+                let $function = $crate::elementary::silu::<$isa>;
                 $result
             }
         }

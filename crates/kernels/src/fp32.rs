@@ -1,4 +1,4 @@
-//! Matrix products in fp32.
+//! Matrix products in fp32, of weights in fp32 or in bf16, which are widened as they are multiplied.
 //!
 //! Every sum is made in the order of the inputs, whatever rows are multiplied beside it, so a score has the same
 //! bits whatever shares its batch.
@@ -49,22 +49,107 @@ impl Products for Fp32 {
     ) {
         set.perform(Dense {
             x,
-            matrix,
+            strips: matrix.strips,
+            bias: matrix.bias,
             epilogue,
             output,
         });
     }
 }
 
-/// Writes the product of `x` and `matrix` to `output`, `[rows, outputs]`.
-struct Dense<'a> {
+/// Weights of a dense layer in bf16.
+#[derive(Debug, Clone, Copy)]
+pub struct Bf16Matrix<'a> {
+    /// Bits of the weights, as [`crate::strips::strips`] makes them: `[strips, inputs, COLUMNS]`.
+    pub strips: &'a [u16],
+    /// Added to every row, `[outputs]`.
+    pub bias: &'a [f32],
+}
+
+/// The fp32 arithmetic with weights in bf16: the same bits as with these weights in fp32.
+#[derive(Debug, Default)]
+pub struct Bf16 {
+    /// Some strips in fp32.
+    widened: RefCell<Vec<f32>>,
+}
+
+impl Products for Bf16 {
+    type Matrix<'a> = Bf16Matrix<'a>;
+
+    fn thread_scratch() -> &'static LocalKey<RefCell<ThreadScratch<Self>>> {
+        thread_local!(static SCRATCH: RefCell<ThreadScratch<Bf16>> = RefCell::default());
+        &SCRATCH
+    }
+
+    fn outputs(matrix: Bf16Matrix<'_>) -> usize {
+        matrix.bias.len()
+    }
+
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
+
+    fn multiply(
+        &self,
+        set: InstructionSet,
+        x: Operand<'_>,
+        matrix: Bf16Matrix<'_>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+    ) {
+        let strips = Widened {
+            strips: matrix.strips,
+            widened: &mut self.widened.borrow_mut(),
+        };
+        set.perform(Dense {
+            x,
+            strips,
+            bias: matrix.bias,
+            epilogue,
+            output,
+        });
+    }
+}
+
+/// The strips of a matrix, some at a time.
+trait Strips {
+    /// The `index`-th `size` numbers, or as many as are left.
+    fn tile(&mut self, index: usize, size: usize) -> &[f32];
+}
+
+impl Strips for &[f32] {
+    #[inline(always)]
+    fn tile(&mut self, index: usize, size: usize) -> &[f32] {
+        &self[index * size..self.len().min((index + 1) * size)]
+    }
+}
+
+/// Strips in bf16.
+struct Widened<'a> {
+    strips: &'a [u16],
+    widened: &'a mut Vec<f32>,
+}
+
+impl Strips for Widened<'_> {
+    #[inline(always)]
+    fn tile(&mut self, index: usize, size: usize) -> &[f32] {
+        let strips = &self.strips[index * size..self.strips.len().min((index + 1) * size)];
+        self.widened.resize(strips.len(), 0.0);
+        for (wide, &bits) in self.widened.iter_mut().zip(strips) {
+            *wide = f32::from_bits(u32::from(bits) << 16);
+        }
+        self.widened
+    }
+}
+
+/// Writes the product of `x` and a matrix to `output`, `[rows, outputs]`.
+struct Dense<'a, S> {
     x: Operand<'a>,
-    matrix: Matrix<'a>,
+    strips: S,
+    bias: &'a [f32],
     epilogue: Epilogue,
     output: &'a mut [f32],
 }
 
-impl Step for Dense<'_> {
+impl<S: Strips> Step for Dense<'_, S> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         with_epilogue!(self.epilogue, I, gelu::<I>, |epilogue| self
@@ -72,22 +157,23 @@ impl Step for Dense<'_> {
     }
 }
 
-impl Dense<'_> {
+impl<S: Strips> Dense<'_, S> {
     #[inline(always)]
     fn multiply<I: Isa>(self, isa: I, epilogue: impl Fn(f32) -> f32) {
         let Self {
             x: Operand { rows, inputs },
-            matrix,
+            mut strips,
+            bias,
             output,
             ..
         } = self;
-        let outputs = matrix.bias.len();
+        let outputs = bias.len();
         let width = I::FLOAT_STRIPS * COLUMNS;
         let mut sums: FloatSums = [0.0; MAX_ROWS * MAX_STRIPS * COLUMNS];
-        let tiles = matrix.strips.chunks(width * inputs);
-        for (strips, first) in tiles.zip((0..outputs).step_by(width)) {
+        for (index, first) in (0..outputs).step_by(width).enumerate() {
+            let strips = strips.tile(index, width * inputs);
             let columns = first..(first + width).min(outputs);
-            let bias = &matrix.bias[columns.clone()];
+            let bias = &bias[columns.clone()];
             let blocks = rows.chunks(I::FLOAT_ROWS * inputs);
             for (rows, output) in blocks.zip(output.chunks_mut(I::FLOAT_ROWS * outputs)) {
                 let tile = FloatTile {
@@ -158,6 +244,29 @@ mod tests {
                         prop_assert!(off < 1e-5, "{}: {} off by {}", set.name(), product, off);
                     }
                 }
+            }
+        }
+
+        #[test]
+        fn weights_in_bf16_give_the_bits_of_the_same_weights_in_fp32(
+            rows in 1_usize..20,
+            inputs in 1_usize..70,
+            outputs in 1_usize..120,
+            seed in any::<u64>(),
+        ) {
+            let weights = numbers(seed, outputs * inputs);
+            let bits: Vec<u16> = weights.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+            let wide: Vec<f32> = bits.iter().map(|&x| f32::from_bits(u32::from(x) << 16)).collect();
+            let x = numbers(seed ^ 0x99, rows * inputs);
+            let bias = numbers(seed ^ 0x3, outputs);
+            let strips = strips(&[&bits], inputs);
+            let matrix = Bf16Matrix { strips: &strips, bias: &bias };
+            for set in InstructionSet::available() {
+                let expected = product(set, &wide, &bias, Epilogue::Silu, &x);
+                let mut output = vec![f32::NAN; expected.len()];
+                let operand = Operand { rows: &x, inputs };
+                Bf16::default().multiply(set, operand, matrix, Epilogue::Silu, &mut output);
+                prop_assert_eq!(output, expected, "{}", set.name());
             }
         }
 

@@ -4,11 +4,14 @@
 //! One implementation serves every arithmetic ([`Products`]), LayerNorm placement ([`Norms`]) and feed-forward
 //! network, with or without a gate (GLU).
 
+pub mod decoder;
+
 use std::cell::RefCell;
 use std::iter;
 use std::thread::LocalKey;
 
 use super::attention::{self, Attention, Columns, PositionalEncoding, Queries};
+use super::causal;
 use super::compute_pool::{BorrowedCores, ComputePool};
 pub use super::epilogue::Epilogue;
 use super::isa::InstructionSet;
@@ -156,6 +159,7 @@ struct Projected {
 pub struct ThreadScratch<P> {
     products: P,
     attention: attention::Scratch,
+    causal: causal::Scratch,
     context: Vec<f32>,
     attended: Vec<f32>,
     inner: Vec<f32>,

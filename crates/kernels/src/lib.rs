@@ -1,7 +1,8 @@
-//! SIMD kernels for unpadded transformer encoders: matrix products in fp32 and int8, attention over
+//! SIMD kernels for unpadded transformer encoders and decoders: matrix products in fp32 and int8, attention over
 //! packed sequences, layers, norms and pooling.
 
 pub mod attention;
+pub mod causal;
 pub mod compute_pool;
 mod elementary;
 mod epilogue;

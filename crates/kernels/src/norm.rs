@@ -1,4 +1,4 @@
-//! LayerNorm, row by row.
+//! LayerNorm and RMSNorm, row by row.
 
 use super::elementary::{LANES, Lanes, fold, multiply_add};
 use super::isa::{Isa, Step};
@@ -66,6 +66,42 @@ impl LayerNorm<'_> {
         let factor = 1.0 / (variance + self.epsilon).sqrt();
         for ((x, gamma), beta) in x.iter_mut().zip(self.gamma).zip(self.beta) {
             *x = multiply_add::<I>((*x - mean) * factor, *gamma, *beta);
+        }
+    }
+}
+
+/// Weights of an RMSNorm.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// Multiplied in last, `[width]`.
+    pub weight: &'a [f32],
+    /// Added to the mean of the squares.
+    pub epsilon: f32,
+}
+
+/// Replaces `x`, `[rows, width]`, by its RMSNorm.
+pub(super) struct NormalizeRms<'a> {
+    pub x: &'a mut [f32],
+    pub norm: RmsNorm<'a>,
+}
+
+impl Step for NormalizeRms<'_> {
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        for x in self.x.chunks_exact_mut(self.norm.weight.len()) {
+            self.norm.apply(x);
+        }
+    }
+}
+
+impl RmsNorm<'_> {
+    /// Replaces a row by its RMSNorm.
+    #[inline(always)]
+    pub(super) fn apply(&self, x: &mut [f32]) {
+        let mean = sum(x, |x| x * x) / self.weight.len() as f32;
+        let factor = 1.0 / (mean + self.epsilon).sqrt();
+        for (x, weight) in x.iter_mut().zip(self.weight) {
+            *x = *x * factor * weight;
         }
     }
 }

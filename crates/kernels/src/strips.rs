@@ -1,13 +1,13 @@
-//! Dense layers of fp32 in the order in which products read them.
+//! Dense layers of floats in the order in which products read them.
 
 use crate::quantize::COLUMNS;
 
 /// Dense layers as they are stored, `[outputs, inputs]`, one after the other, as `[strips, inputs,
 /// COLUMNS]`; zeros where there is no such output.
-pub fn strips(matrices: &[&[f32]], inputs: usize) -> Vec<f32> {
+pub fn strips<T: Copy + Default>(matrices: &[&[T]], inputs: usize) -> Vec<T> {
     let rows = matrices.iter().flat_map(|m| m.chunks_exact(inputs));
     let outputs = rows.clone().count();
-    let mut strips = vec![0.0; outputs.next_multiple_of(COLUMNS) * inputs];
+    let mut strips = vec![T::default(); outputs.next_multiple_of(COLUMNS) * inputs];
     for (output, row) in rows.enumerate() {
         let start = output / COLUMNS * COLUMNS * inputs + output % COLUMNS;
         let cells = strips[start..].iter_mut().step_by(COLUMNS);

@@ -4,24 +4,36 @@
 //! To add one, add a module and its entry in `ALL`.
 
 mod bert;
+mod decoder;
 mod distilbert;
 mod electra;
+mod gemma;
+mod llama;
+mod mistral;
 mod modernbert;
 mod mpnet;
+mod qwen2;
+mod qwen3;
 mod roberta;
 
 use super::head::Head;
 use super::json::Object;
+use super::rotary::Rotary;
 use super::{ModelError, Weights};
 
 /// Every architecture.
-const ALL: [&Architecture; 6] = [
+const ALL: [&Architecture; 11] = [
     &bert::ARCHITECTURE,
     &roberta::ARCHITECTURE,
     &distilbert::ARCHITECTURE,
     &electra::ARCHITECTURE,
     &mpnet::ARCHITECTURE,
     &modernbert::ARCHITECTURE,
+    &qwen3::ARCHITECTURE,
+    &qwen2::ARCHITECTURE,
+    &llama::ARCHITECTURE,
+    &mistral::ARCHITECTURE,
+    &gemma::ARCHITECTURE,
 ];
 
 // Beyond every published model, and small enough that no product of two overflows.
@@ -89,6 +101,8 @@ pub enum HiddenAct {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// `x / (1 + e^-x)`; of decoders only.
+    Silu,
 }
 
 impl HiddenAct {
@@ -117,7 +131,7 @@ impl HiddenAct {
 /// Sizes and tensor names of the encoder. The sizes are positive and consistent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Width of the hidden states; a multiple of `heads`.
+    /// Width of the hidden states; of encoders, a multiple of `heads`.
     pub hidden_size: usize,
     /// Width of the embeddings; projected if it differs from `hidden_size`.
     pub embedding_size: usize,
@@ -133,7 +147,7 @@ pub struct EncoderConfig {
     pub max_positions: usize,
     /// Rows of the token type embeddings, at most 256; 1 if there are none.
     pub type_vocab_size: usize,
-    /// Epsilon of LayerNorm.
+    /// Epsilon of LayerNorm or RMSNorm.
     pub layer_norm_eps: f32,
     /// Id of the padding token; below `vocab_size`.
     pub pad_token_id: u32,
@@ -160,6 +174,8 @@ pub enum LayerForm {
     /// Pre-norm with rotary position embeddings, sliding-window attention and a gated feed-forward network:
     /// ModernBERT.
     PreNormGated(PreNormGated),
+    /// Decoder layers, with causal attention: Qwen, Llama, Mistral, Gemma.
+    Decoder(Decoder),
 }
 
 /// A relative position bias, added to attention scores by the distance from query to key, shared by all
@@ -195,6 +211,46 @@ pub struct PreNormGated {
     pub final_norm: &'static str,
 }
 
+/// Options of decoder layers: RMSNorm before attention and before a gated feed-forward network, rotary position
+/// embeddings, and causal attention with grouped queries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoder {
+    /// Heads of keys and values; divides the heads of queries.
+    pub kv_heads: usize,
+    /// Numbers of one head; even.
+    pub head_size: usize,
+    /// Rotary position embeddings.
+    pub rotary: Rotary,
+    /// Sliding window of each layer, if any: most keys that a query attends to, its own position included.
+    pub windows: Vec<Option<usize>>,
+    /// Whether the queries and keys of each head have an RMSNorm.
+    pub head_norms: bool,
+    /// Whether the projections of queries, keys and values have a bias.
+    pub input_bias: bool,
+    /// Whether the output projection of attention has a bias.
+    pub output_bias: bool,
+    /// Whether the dense layers of the feed-forward network have a bias.
+    pub feed_forward_bias: bool,
+    /// Whether norms multiply by 1 + weight, and embeddings by the root of their width, as Gemma's do.
+    pub is_gemma: bool,
+    /// Whether the language model's head is the word embeddings.
+    pub tied: bool,
+    /// The padding token, if any.
+    pub padding: Option<u32>,
+    /// Tensor name of the gate of a layer.
+    pub gate: &'static str,
+}
+
+impl EncoderConfig {
+    /// The options of decoder layers; `None` for an encoder.
+    pub fn decoder(&self) -> Option<&Decoder> {
+        match &self.form {
+            LayerForm::Decoder(decoder) => Some(decoder),
+            _ => None,
+        }
+    }
+}
+
 /// Tensor names of an encoder, without `.weight` and `.bias`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensors {
@@ -206,7 +262,7 @@ pub struct Tensors {
     pub positions: Option<&'static str>,
     /// Token type embeddings, if any.
     pub types: Option<&'static str>,
-    /// LayerNorm of the sum of the embeddings.
+    /// LayerNorm of the sum of the embeddings; of decoders, the norm after the last layer.
     pub norm: &'static str,
     /// Projection of the embeddings, if they are narrower than the layers.
     pub projection: &'static str,

@@ -4,10 +4,11 @@
 //! is tokenized once for all its documents, and pairs are assembled by copying ids.
 
 mod cut;
+mod either;
 mod pieces;
 mod shorten;
 mod template;
-mod text;
+pub(crate) mod text;
 mod tokens;
 mod truncate;
 mod truncating;
@@ -15,10 +16,12 @@ mod truncating;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+pub use either::{BoundEncoder, EncodedQuery, Encoder};
 pub use tokens::TextToken;
 pub use truncate::longest_first;
 pub use truncating::TruncatingEncoder;
 
+use crate::prompt::TemplateError;
 use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions};
@@ -42,6 +45,21 @@ pub enum EncodeError {
         /// Maximum tokens of the query.
         limit: usize,
     },
+    /// The model's template failed on the texts.
+    #[error("the model's chat template fails on these texts: {0}")]
+    Template(#[from] TemplateError),
+    /// The texts leave nothing to read.
+    #[error("the prompt of this pair has no tokens")]
+    EmptyPrompt,
+    /// The request names a prompt that the model does not have.
+    #[error("`prompt_name` is not one of the model's prompts: {known}")]
+    UnknownPrompt {
+        /// Their names.
+        known: String,
+    },
+    /// The model has no place for an instruction.
+    #[error("this model takes no instruction")]
+    NoInstruction,
 }
 
 /// A tokenized query, prompt included.
@@ -69,6 +87,24 @@ pub struct EncodedPair {
 }
 
 impl EncodedPair {
+    /// Prompts of a pair of `full_length` tokens, of which the model reads `read_length`.
+    pub(crate) fn of_prompts(
+        prompts: Vec<Vec<u32>>,
+        full_length: usize,
+        read_length: usize,
+    ) -> Self {
+        let mut chunks = prompts.into_iter().map(|ids| Encoding {
+            type_ids: vec![0; ids.len()],
+            ids,
+        });
+        Self {
+            encoding: chunks.next().expect("a pair has a prompt"),
+            further_chunks: chunks.collect(),
+            full_length,
+            read_length,
+        }
+    }
+
     /// Whether the pair was truncated.
     pub fn truncated(&self) -> bool {
         self.full_length > self.read_length
@@ -116,6 +152,7 @@ impl PairEncoder {
         encoder.check_compatible(
             manifest.encoder.vocab_size,
             manifest.encoder.type_vocab_size,
+            !manifest.is_causal,
         )?;
         Ok(encoder)
     }
@@ -131,7 +168,7 @@ impl PairEncoder {
             model.prompt.as_deref(),
             &model.tokenizer_config,
         )?;
-        encoder.check_compatible(model.vocab_size, model.type_vocab_size)?;
+        encoder.check_compatible(model.vocab_size, model.type_vocab_size, true)?;
         Ok(encoder)
     }
 
@@ -233,25 +270,16 @@ impl PairEncoder {
             .encode(pairs, cancelled)
     }
 
-    /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens: the
-    /// head reads the first one.
+    /// Rejects a tokenizer with ids or token types that have no embedding, or that adds no special tokens if
+    /// the head may read the first one.
     fn check_compatible(
         &self,
         vocab_size: usize,
         type_vocab_size: usize,
+        reads_first_token: bool,
     ) -> Result<(), ModelError> {
-        // Not their number: ids may have gaps.
-        let ids = self.tokenizer.inner().get_vocab(true).into_values();
-        let tokens = ids.max().map_or(0, |id| id as usize + 1);
-        if tokens > vocab_size {
-            return Err(ModelError::new(
-                format!(
-                    "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
-                ),
-                "use the tokenizer the model was trained with",
-            ));
-        }
-        if self.template.special_tokens() == 0 {
+        self.tokenizer.check_vocabulary(vocab_size)?;
+        if self.template.special_tokens() == 0 && reads_first_token {
             return Err(ModelError::new(
                 "`tokenizer.json`: `post_processor` adds no special tokens to a pair",
                 "save the tokenizer again with the class the model was trained with, such as `BertTokenizer`",

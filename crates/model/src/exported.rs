@@ -6,7 +6,7 @@ use super::arch::{MAX_TYPES, MAX_VOCABULARY, pad_token_id};
 use super::json::Object;
 use super::manifest;
 use super::modules::SavedSettings;
-use super::{Files, ModelError, TokenizerConfig, directory_name};
+use super::{Files, ModelError, ModelOptions, TokenizerConfig, directory_name, prompt};
 use rerankd_core::Activation;
 
 /// Default paths of the file, in order of preference.
@@ -88,6 +88,15 @@ impl ExportedModel {
         let config = manifest::config(files)?;
         let tokenizer = manifest::tokenizer_settings(files)?;
         let saved = SavedSettings::read(files)?;
+        if prompt::resolve(&id, files, &config, &saved, &ModelOptions::default())?.is_some() {
+            return Err(ModelError::new(
+                format!(
+                    "{}: an ONNX file of a causal model is not supported",
+                    config.location()
+                ),
+                "use a directory with its weights in safetensors",
+            ));
+        }
         let labels = manifest::all_labels(&config, &saved)?;
         let architecture = config.text("model_type")?.unwrap_or("unknown").to_owned();
         let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;

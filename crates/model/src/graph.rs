@@ -1,10 +1,12 @@
 //! Builds the ONNX graph that scores packed (unpadded, variable-length) batches.
 //!
-//! The tokens of a batch are concatenated without padding. If the classification head reads only the
+//! The tokens of a batch are concatenated without padding. Tokens that sequences of a decoder share at their start
+//! are there once. If the classification head reads only the
 //! first token of each sequence, the last layer is computed only for those.
 
 pub mod builder;
 pub mod cuda;
+mod decoder;
 mod encoder;
 pub mod file;
 mod gated;
@@ -26,6 +28,11 @@ pub mod io {
     pub const LENGTHS: &str = "lengths";
     /// Row of the first token of each sequence, `[sequences]`.
     pub const CLS_INDEX: &str = "cls_index";
+    /// Of decoders, beside the token ids: the segments that the rows are laid out in, `[segments,
+    /// SEGMENT]`; see [`super::operator::DECODER_LAYER`].
+    pub const SEGMENTS: &str = "segments";
+    /// Of decoders: what layers keep for the next run, `[KEEP]`; see [`super::operator::DECODER_LAYER`].
+    pub const KEEP: &str = "keep";
     /// Output, `[sequences, labels]`.
     pub const LOGITS: &str = "logits";
 }
@@ -47,7 +54,8 @@ pub mod operator {
     pub const ROTARY_INPUT: usize = 0;
     /// Offset of the relative position bias among the optional inputs of [`PACKED_ATTENTION`].
     pub const BIAS_INPUT: usize = 1;
-    /// Attribute: tokens on either side that a query attends to (sliding window); default unlimited.
+    /// Attribute: tokens on either side that a query attends to (sliding window); of a [`DECODER_LAYER`], most
+    /// tokens that it attends to, its own included. Default unlimited.
     pub const WINDOW: &str = "window";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
@@ -101,11 +109,40 @@ pub mod operator {
     pub const MATRICES: usize = 5;
     /// LayerNorms of a [`LAYER`].
     pub const NORMS: usize = 2;
+    /// A decoder layer in fp32.
+    ///
+    /// Inputs: hidden state `[rows, width]`; segments `[segments, SEGMENT]`, 32-bit, which cover the rows in
+    /// order: rows of the segment; rows of the prefix that it continues, or 0; first row of that prefix, or -1 if
+    /// it is what the layer kept; and 1 if the segment ends a sequence. Then `[KEEP]`, 32-bit, what the layer
+    /// keeps for the next run, keys and values of the first rows of a sequence: so many rows of what it kept
+    /// before, and behind them, from a first row on, so many rows of this run. Then [`DECODER_MATRICES`] times
+    /// [`strips`](rerankd_kernels::strips::strips) and a bias `[outputs]`: query projection; fused key and value
+    /// projection; attention output projection; gate; up; down. Then [`NORMS`] weights of RMSNorm, `[width]`:
+    /// before attention, and before the feed-forward network. Then the rotary embeddings `[positions, head
+    /// size]`. Optional: weights of RMSNorm of queries and of keys, `[head size]`. Output: `[rows or sequences,
+    /// width]`.
+    pub const DECODER_LAYER: &str = "DecoderLayer";
+    /// A [`DECODER_LAYER`] whose strips are in bf16.
+    pub const BF16_DECODER_LAYER: &str = "Bf16DecoderLayer";
+    /// A [`DECODER_LAYER`] in int8.
+    pub const QUANTIZED_DECODER_LAYER: &str = "QuantizedDecoderLayer";
+    /// Numbers of a segment.
+    pub const SEGMENT: usize = 4;
+    /// Numbers that say what is kept.
+    pub const KEEP: usize = 3;
+    /// Matrices of a [`DECODER_LAYER`].
+    pub const DECODER_MATRICES: usize = 6;
+    /// Attribute: heads of keys and values.
+    pub const KV_HEADS: &str = "kv_heads";
+    /// Attribute: numbers of one head.
+    pub const HEAD_SIZE: &str = "head_size";
+    /// Attribute: 1 to compute the last row of each sequence only.
+    pub const LAST_OF_EACH: &str = "last_of_each";
     /// Attribute: 1 to compute the first token of each sequence only.
     pub const FIRST_OF_EACH: &str = "first_of_each";
     /// Attribute: epsilon of LayerNorm.
     pub const EPSILON: &str = "epsilon";
-    /// Attribute: [`GELU`], [`GELU_TANH`] or [`RELU`].
+    /// Attribute: [`GELU`], [`GELU_TANH`], [`RELU`] or [`SILU`].
     pub const ACTIVATION: &str = "activation";
     /// GELU, exact (error function).
     pub const GELU: i64 = 0;
@@ -113,6 +150,8 @@ pub mod operator {
     pub const GELU_TANH: i64 = 1;
     /// `max(x, 0)`.
     pub const RELU: i64 = 2;
+    /// `x / (1 + e^-x)`.
+    pub const SILU: i64 = 3;
 }
 
 /// Tokens for which a layer is computed.
@@ -146,11 +185,15 @@ impl Precision {
 }
 
 /// Builds the packed graph of `model`. `last_layer` is [`Rows::FirstOfEach`] except in comparisons; it is
-/// ignored if the head reads more than the first token.
+/// ignored if the head reads more than the first token, and by decoders, whose last layer is computed for the last
+/// token of each sequence.
 ///
 /// # Errors
 /// [`ModelError`] if a weight is missing, has the wrong shape or cannot be read.
 pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Graph, ModelError> {
+    if let Some(decoder) = model.manifest.encoder.decoder() {
+        return decoder::build(model, decoder, precision);
+    }
     let last_layer = if model.manifest.head.reads_first_token_only() {
         last_layer
     } else {

@@ -28,6 +28,8 @@ pub enum Pooling {
     WeightedMean,
     /// The last token.
     Last,
+    /// The last token that is not this one, the padding token.
+    LastBefore(u32),
 }
 
 /// A layer of the head.
@@ -37,6 +39,17 @@ pub enum HeadStep {
     Dense(Dense),
     /// LayerNorm.
     Norm(Norm),
+    /// Logits of tokens, from the language model's own head.
+    LogitScore(LogitScore),
+}
+
+/// The logit of one token, or the difference of two: `logit[true] - logit[false]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitScore {
+    /// Id of the token that means "relevant".
+    pub true_token: u32,
+    /// Id of the token that means "not relevant".
+    pub false_token: Option<u32>,
 }
 
 /// `activation(x W^T + b)`, plus an optional residual.
@@ -105,6 +118,28 @@ impl Head {
         }
     }
 
+    /// A head that reads the logits of the last token.
+    pub(super) fn logit_score(score: LogitScore) -> Self {
+        Self {
+            pooling: vec![Pooling::Last],
+            steps: vec![HeadStep::LogitScore(score)],
+            folders: Vec::new(),
+        }
+    }
+
+    /// The tokens whose logits are the score; `None` for a classification head.
+    pub fn score_tokens(&self) -> Option<LogitScore> {
+        self.steps.iter().find_map(|step| match step {
+            HeadStep::LogitScore(score) => Some(*score),
+            _ => None,
+        })
+    }
+
+    /// Whether the head reads only the last token of a sequence, or the last that is not padding.
+    pub fn reads_last_token_only(&self) -> bool {
+        matches!(self.pooling[..], [Pooling::Last | Pooling::LastBefore(_)])
+    }
+
     /// Whether the head reads only the first token of a sequence.
     pub fn reads_first_token_only(&self) -> bool {
         self.pooling == [Pooling::First]
@@ -112,11 +147,12 @@ impl Head {
 
     /// Number of logits.
     pub(super) fn outputs(&self) -> usize {
-        let dense = self.steps.iter().rev().find_map(|step| match step {
+        let outputs = self.steps.iter().rev().find_map(|step| match step {
             HeadStep::Dense(dense) => Some(dense.out),
+            HeadStep::LogitScore(_) => Some(1),
             HeadStep::Norm(_) => None,
         });
-        dense.unwrap_or(0)
+        outputs.unwrap_or(0)
     }
 
     /// Rejects weights without this head, which transformers would initialize randomly.

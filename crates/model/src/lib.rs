@@ -14,6 +14,8 @@ pub mod manifest;
 pub mod modules;
 pub mod names;
 pub mod onnx;
+pub mod prompt;
+pub mod rotary;
 pub mod weights;
 
 #[cfg(feature = "embedded-model")]
@@ -25,10 +27,11 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use arch::{EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
+pub use arch::{Decoder, EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
 pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
+pub use prompt::ProfileChoice;
 pub use weights::Weights;
 
 use weights::Source;
@@ -76,6 +79,15 @@ impl ModelError {
     }
 }
 
+/// What an operator sets about a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// The profile of a causal model, instead of what its files say.
+    pub profile: Option<ProfileChoice>,
+    /// Maximum tokens of a causal model's pairs, instead of [`prompt::DEFAULT_MAX_LENGTH`].
+    pub max_length: Option<usize>,
+}
+
 /// A cross-encoder that the server builds a graph for. Its files are complete and consistent; the
 /// shapes of the weights are checked as each one is read.
 #[derive(Debug)]
@@ -94,7 +106,15 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if a file is missing or invalid, or the architecture is not supported.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        Self::load(directory_name(dir), &Files::in_directory(dir)?)
+        Self::open_with(dir, &ModelOptions::default())
+    }
+
+    /// [`Model::open`] with settings of the operator.
+    ///
+    /// # Errors
+    /// Same as [`Model::open`]; also if a profile is set and cannot be used.
+    pub fn open_with(dir: &Path, options: &ModelOptions) -> Result<Self, ModelError> {
+        Self::load(directory_name(dir), &Files::in_directory(dir)?, options)
     }
 
     /// Opens a model whose files, as pairs of name and content, are compiled in.
@@ -105,7 +125,11 @@ impl Model {
         id: &str,
         files: &'static [(&'static str, &'static [u8])],
     ) -> Result<Self, ModelError> {
-        Self::load(id.to_owned(), &Files::Memory(files))
+        Self::load(
+            id.to_owned(),
+            &Files::Memory(files),
+            &ModelOptions::default(),
+        )
     }
 
     /// Opens the embedded model.
@@ -137,8 +161,8 @@ impl Model {
         }
     }
 
-    fn load(id: String, files: &Files) -> Result<Self, ModelError> {
-        let mut manifest = Manifest::read(id, files)?;
+    fn load(id: String, files: &Files, options: &ModelOptions) -> Result<Self, ModelError> {
+        let mut manifest = Manifest::read(id, files, options)?;
         let tokenizer = files.tokenizer()?;
         let mut weights = files.weights()?;
         for folder in &manifest.head.folders {
@@ -148,6 +172,15 @@ impl Model {
         manifest
             .head
             .check(&weights, manifest.encoder.hidden_size)?;
+        if manifest.encoder.decoder().is_some() && !manifest.head.reads_last_token_only() {
+            return Err(ModelError::new(
+                format!(
+                    "{}: a decoder whose head reads more than the last token is not supported",
+                    files.root()
+                ),
+                "use a decoder that scores with its last token",
+            ));
+        }
         Ok(Self {
             manifest,
             tokenizer,
@@ -172,6 +205,18 @@ impl AnyModel {
     /// # Errors
     /// Same as [`Model::open`] and [`ExportedModel::open`].
     pub fn open(dir: &Path, onnx_file: Option<&Path>) -> Result<Self, ModelError> {
+        Self::open_with(dir, onnx_file, &ModelOptions::default())
+    }
+
+    /// [`AnyModel::open`] with settings of the operator.
+    ///
+    /// # Errors
+    /// Same as [`AnyModel::open`]; also if a profile is set and cannot be used.
+    pub fn open_with(
+        dir: &Path,
+        onnx_file: Option<&Path>,
+        options: &ModelOptions,
+    ) -> Result<Self, ModelError> {
         let files = Files::in_directory(dir)?;
         let exported = match onnx_file {
             Some(_) => true,
@@ -183,7 +228,7 @@ impl AnyModel {
         Ok(if exported {
             Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?))
         } else {
-            Self::Built(Box::new(Model::open(dir)?))
+            Self::Built(Box::new(Model::open_with(dir, options)?))
         })
     }
 }
@@ -208,10 +253,12 @@ pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 pub const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// Configuration and tokenizer files, besides [`modules::MODULE_CONFIGS`].
-const COMPANIONS: [&str; 8] = [
+const COMPANIONS: [&str; 10] = [
+    "chat_template.jinja",
     "config.json",
     "config_sentence_transformers.json",
     modules::MODULES,
+    prompt::PROFILE_FILE,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -283,6 +330,30 @@ impl Files {
         }
     }
 
+    /// Names of the files in a folder, sorted; none if it does not exist.
+    fn names_in(&self, folder: &str) -> Result<Vec<String>, ModelError> {
+        let mut names: Vec<String> = match self {
+            Self::Memory(files) => {
+                let inside = |(name, _): &(&'static str, _)| {
+                    let (inside, name) = name.rsplit_once('/')?;
+                    (inside == folder).then(|| name.to_owned())
+                };
+                files.iter().filter_map(inside).collect()
+            }
+            Self::Directory(dir) => {
+                let path = dir.join(folder);
+                if !path.is_dir() {
+                    return Ok(Vec::new());
+                }
+                let entries = path.read_dir().map_err(|error| unreadable(&path, error))?;
+                let name = |entry: std::fs::DirEntry| entry.file_name().into_string().ok();
+                entries.flatten().filter_map(name).collect()
+            }
+        };
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// A file's name in messages.
     pub fn location(&self, name: &str) -> String {
         match self {
@@ -311,6 +382,8 @@ impl Files {
         let known = COMPANIONS.into_iter().chain(modules::MODULE_CONFIGS);
         let mut names: Vec<String> = known.map(str::to_owned).collect();
         names.extend(modules::configs(self)?);
+        let templates = self.names_in(prompt::TEMPLATE_FOLDER)?.into_iter();
+        names.extend(templates.map(|name| format!("{}/{name}", prompt::TEMPLATE_FOLDER)));
         let mut found = Vec::new();
         for name in names {
             if let Some(bytes) = self.read(&name)? {

@@ -10,7 +10,8 @@ use super::arch::{self, Architecture, EncoderConfig, Kind};
 use super::head::{Head, no_head};
 use super::json::Object;
 use super::modules::SavedSettings;
-use super::{Files, ModelError, causal};
+use super::prompt::{self, DEFAULT_MAX_LENGTH, PromptConfig};
+use super::{Files, ModelError, ModelOptions, causal};
 use rerankd_core::Activation;
 
 const CONFIG: &str = "config.json";
@@ -83,6 +84,10 @@ pub struct Manifest {
     pub max_length: usize,
     /// Text prepended to every query.
     pub prompt: Option<String>,
+    /// Whether attention is causal, so that the score is read from the last token.
+    pub is_causal: bool,
+    /// How pairs are written as prompts; `None` if the two texts are tokenized as a pair.
+    pub prompts: Option<PromptConfig>,
     /// Tokenizer settings.
     pub tokenizer: TokenizerConfig,
     /// Activation from logits to scores.
@@ -94,10 +99,14 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ModelError`] if a file is missing or invalid, or the model is not supported.
-    pub fn read(id: String, files: &Files) -> Result<Self, ModelError> {
+    pub fn read(id: String, files: &Files, options: &ModelOptions) -> Result<Self, ModelError> {
         let config = config(files)?;
         let tokenizer = tokenizer_settings(files)?;
-        let saved = SavedSettings::read(files)?;
+        let mut saved = SavedSettings::read(files)?;
+        let prompted = prompt::resolve(&id, files, &config, &saved, options)?;
+        if let Some(score) = prompted.as_ref().and_then(|prompted| prompted.score) {
+            saved.head = Some(Head::logit_score(score));
+        }
 
         let (architecture, kind) = kind(&config, &saved)?;
         let encoder = (architecture.encoder)(&config, kind)?;
@@ -109,12 +118,30 @@ impl Manifest {
             Some(head) => head.clone(),
             None => (architecture.head)(&config, &encoder, labels.len())?,
         };
+        let mut max_length = max_length(&tokenizer, &saved, encoder.max_positions)?.min(positions);
+        if let Some(prompted) = &prompted {
+            let limit = prompted.max_length.unwrap_or(DEFAULT_MAX_LENGTH);
+            max_length = max_length.min(options.max_length.unwrap_or(limit));
+        }
+        let is_causal = prompted.is_some();
+        let (prompts, declared) = match prompted {
+            Some(prompted) => (prompted.config, prompted.activation),
+            None => (None, None),
+        };
         Ok(Self {
             id,
             architecture: architecture.name,
-            activation: activation(&config, &saved, labels.len())?,
-            max_length: max_length(&tokenizer, &saved, encoder.max_positions)?.min(positions),
-            prompt: prompt(&saved)?,
+            activation: match declared {
+                Some(activation) => activation,
+                None => activation(&config, &saved, labels.len())?,
+            },
+            max_length,
+            prompt: match prompts {
+                Some(_) => None,
+                None => prompt(&saved)?,
+            },
+            is_causal,
+            prompts,
             tokenizer: tokenizer_config,
             encoder,
             head,
@@ -123,7 +150,7 @@ impl Manifest {
     }
 }
 
-/// `config.json`. Rejects adapters and causal language models.
+/// `config.json`. Rejects adapters, and language models that are not supported.
 pub(super) fn config(files: &Files) -> Result<Object, ModelError> {
     let Some(config) = Object::read(files, CONFIG)? else {
         return Err(ModelError::new(
@@ -150,9 +177,14 @@ pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
     Ok(settings.unwrap_or_else(|| Object::empty(files.location(TOKENIZER_CONFIG))))
 }
 
-/// Whether the server can build a graph of the model.
+/// Whether the server can build a graph of the model, if a language model has a prompt.
 pub(super) fn is_supported(files: &Files) -> Result<bool, ModelError> {
-    Ok(kind(&config(files)?, &SavedSettings::read(files)?).is_ok())
+    let config = config(files)?;
+    let class = class(&config)?;
+    if class.is_some_and(|class| class.ends_with("ForCausalLM")) {
+        return Ok(arch::find(config.text("model_type")?, class).is_some());
+    }
+    Ok(kind(&config, &SavedSettings::read(files)?).is_ok())
 }
 
 /// Label names.
@@ -303,6 +335,9 @@ pub(super) fn max_length(
     saved: &SavedSettings,
     max_positions: usize,
 ) -> Result<usize, ModelError> {
+    if let Some(length) = saved.chat_max_length()? {
+        return Ok(length);
+    }
     if let Some(module) = &saved.module {
         if let Some(length) = call_length(module)? {
             return Ok(length);

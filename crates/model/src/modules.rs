@@ -1,11 +1,14 @@
 //! Modules and settings saved by sentence-transformers.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::head::{Dense, Head, HeadAct, HeadStep, Norm, Pooling, Residual};
+use serde_json::{Map, Value};
+
+use super::head::{Dense, Head, HeadAct, HeadStep, LogitScore, Norm, Pooling, Residual};
 use super::json::{Object, read_value};
 use super::names::is_file_name;
-use super::{Files, ModelError};
+use super::prompt::MessageFormat;
+use super::{Files, ModelError, manifest};
 
 /// The list of modules.
 pub const MODULES: &str = "modules.json";
@@ -14,6 +17,7 @@ const ST_CONFIG: &str = "config_sentence_transformers.json";
 const TOKENS: &str = "token_embeddings";
 const VECTOR: &str = "sentence_embedding";
 const SCORES: &str = "scores";
+const LOGITS: &str = "causal_logits";
 /// More than any model has.
 const MAX_OUTPUTS: usize = 1 << 16;
 /// torch's default epsilon of LayerNorm, which the module does not change.
@@ -41,6 +45,16 @@ pub(super) struct SavedSettings {
     pub(super) head: Option<Head>,
 }
 
+/// Settings of the chat template.
+pub(super) struct ChatSettings {
+    /// Name or source of the template, if it is not the default one.
+    pub(super) template: Option<String>,
+    /// Whether its tail is put back after truncation.
+    pub(super) restore_suffix: bool,
+    /// Its variables.
+    pub(super) variables: Map<String, Value>,
+}
+
 impl SavedSettings {
     pub(super) fn read(files: &Files) -> Result<Self, ModelError> {
         let Some(modules) = modules(files)? else {
@@ -66,7 +80,7 @@ impl SavedSettings {
             }
         }
         if let Some(module) = &module {
-            check_transformer(module, !after_transformer.is_empty())?;
+            check_transformer(module, Task::before(after_transformer))?;
         }
         let head = match after_transformer {
             [] => None,
@@ -77,6 +91,102 @@ impl SavedSettings {
             module,
             head,
         })
+    }
+}
+
+/// Settings of pairs that are written as messages.
+impl SavedSettings {
+    /// Whether the model was saved as a `CrossEncoder`.
+    pub(super) fn is_cross_encoder(&self) -> bool {
+        self.model.is_some()
+    }
+
+    /// Whether pairs are written as messages, if the model was saved as a `CrossEncoder`.
+    pub(super) fn reads_messages(&self) -> Result<bool, ModelError> {
+        Ok(self.modality("message")?.is_some())
+    }
+
+    /// The form of messages; `None` if it depends on the template.
+    pub(super) fn message_format(&self) -> Result<Option<MessageFormat>, ModelError> {
+        let Some(message) = self.modality("message")? else {
+            return Ok(None);
+        };
+        match message.text("format")? {
+            None | Some("auto") => Ok(None),
+            Some("flat") => Ok(Some(MessageFormat::Flat)),
+            Some("structured") => Ok(Some(MessageFormat::Structured)),
+            Some(other) => Err(message.invalid(
+                "format",
+                &format!("is `{other}`; it must be `flat`, `structured` or `auto`"),
+            )),
+        }
+    }
+
+    fn modality(&self, name: &str) -> Result<Option<Object>, ModelError> {
+        let Some(module) = &self.module else {
+            return Ok(None);
+        };
+        match module.object("modality_config")? {
+            Some(modalities) => modalities.object(name),
+            None => Ok(None),
+        }
+    }
+
+    /// `processing_kwargs.chat_template`.
+    pub(super) fn chat_template(&self) -> Result<Option<ChatSettings>, ModelError> {
+        let Some(kwargs) = self.chat_kwargs()? else {
+            return Ok(None);
+        };
+        for field in ["padding", "truncation", "return_tensors"] {
+            if kwargs.value(field).is_some() {
+                return Err(kwargs.invalid(field, "is set, which is not supported"));
+            }
+        }
+        const OWN: [&str; 3] = ["chat_template", "restore_suffix", "max_length"];
+        let variables = kwargs.names().filter(|name| !OWN.contains(name));
+        Ok(Some(ChatSettings {
+            template: kwargs.text("chat_template")?.map(str::to_owned),
+            restore_suffix: kwargs.flag("restore_suffix")?.unwrap_or(true),
+            variables: variables
+                .map(|name| {
+                    let value = kwargs.value(name).cloned();
+                    (name.to_owned(), value.unwrap_or_default())
+                })
+                .collect(),
+        }))
+    }
+
+    fn chat_kwargs(&self) -> Result<Option<Object>, ModelError> {
+        let Some(module) = &self.module else {
+            return Ok(None);
+        };
+        match module.object("processing_kwargs")? {
+            Some(processing) => processing.object("chat_template"),
+            None => Ok(None),
+        }
+    }
+
+    /// Maximum tokens of a pair that is written as messages.
+    pub(super) fn chat_max_length(&self) -> Result<Option<usize>, ModelError> {
+        match self.chat_kwargs()? {
+            Some(kwargs) => kwargs.count("max_length"),
+            None => Ok(None),
+        }
+    }
+
+    /// The prompts by name, and the default one unless it is empty.
+    pub(super) fn prompts(&self) -> Result<(BTreeMap<String, String>, Option<String>), ModelError> {
+        let mut prompts = BTreeMap::new();
+        let Some(model) = &self.model else {
+            return Ok((prompts, None));
+        };
+        if let Some(saved) = model.object("prompts")? {
+            for name in saved.names() {
+                let text = saved.text(name)?.unwrap_or_default();
+                prompts.insert(name.to_owned(), text.to_owned());
+            }
+        }
+        Ok((prompts, manifest::prompt(self)?))
     }
 }
 
@@ -162,11 +272,46 @@ pub(super) fn configs(files: &Files) -> Result<Vec<String>, ModelError> {
     Ok(modules.iter().skip(1).map(config).collect())
 }
 
+/// What the Transformer gives to the modules after it.
+#[derive(Clone, Copy, PartialEq)]
+enum Task {
+    /// Scores: there are no modules after it.
+    Classification,
+    /// Hidden states.
+    Features,
+    /// Logits of tokens.
+    Generation,
+}
+
+impl Task {
+    fn before(modules: &[Module]) -> Self {
+        match modules {
+            [] => Self::Classification,
+            [first, ..] if first.name() == "LogitScore" => Self::Generation,
+            _ => Self::Features,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Classification => "sequence-classification",
+            Self::Features => "feature-extraction",
+            Self::Generation => "text-generation",
+        }
+    }
+}
+
 /// The modules after the Transformer, each of which must read the output of the one before it.
 fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
     let [first, rest @ ..] = modules else {
         unreachable!("the caller passes at least one module");
     };
+    if first.name() == "LogitScore" {
+        return match rest {
+            [] => Ok(Head::logit_score(logit_score(&first.config(files)?)?)),
+            [module, ..] => Err(module.unsupported("comes after the scores")),
+        };
+    }
     if first.name() != "Pooling" {
         return Err(first.unsupported("is not supported in this position"));
     }
@@ -202,6 +347,22 @@ fn head(files: &Files, modules: &[Module]) -> Result<Head, ModelError> {
         (false, Some(last)) => Err(last.unsupported("is the last, and none writes `scores`")),
         _ => Ok(head),
     }
+}
+
+fn logit_score(config: &Object) -> Result<LogitScore, ModelError> {
+    expect(config, "module_input_name", LOGITS)?;
+    let token = |field: &str| match config.number(field)? {
+        None => Ok(None),
+        Some(id) if id >= 0.0 && id.fract() == 0.0 && id <= f64::from(u32::MAX) => {
+            Ok(Some(id as u32))
+        }
+        Some(id) => Err(config.invalid(field, &format!("is {id}; it must be a token id"))),
+    };
+    Ok(LogitScore {
+        true_token: token("true_token_id")?
+            .ok_or_else(|| config.invalid("true_token_id", "is missing"))?,
+        false_token: token("false_token_id")?,
+    })
 }
 
 fn pooling(config: &Object) -> Result<Vec<Pooling>, ModelError> {
@@ -299,12 +460,8 @@ fn expect(config: &Object, field: &str, value: &str) -> Result<(), ModelError> {
 }
 
 /// Rejects settings of the Transformer module that change the encoding of pairs.
-fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
-    let expected = if modular {
-        "feature-extraction"
-    } else {
-        "sequence-classification"
-    };
+fn check_transformer(module: &Object, task: Task) -> Result<(), ModelError> {
+    let expected = task.name();
     if let Some(task) = module.text("transformer_task")?
         && task != expected
     {
@@ -313,15 +470,19 @@ fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
             &format!("is `{task}`; with these modules only `{expected}` is supported"),
         ));
     }
-    if modular {
-        expect(module, "module_output_name", TOKENS)?;
+    match task {
+        Task::Classification => {}
+        Task::Features => expect(module, "module_output_name", TOKENS)?,
+        Task::Generation => expect(module, "module_output_name", LOGITS)?,
     }
     if let Some(modalities) = module.object("modality_config")?
-        && let Some(other) = modalities.names().find(|name| *name != "text")
+        && let Some(other) = modalities
+            .names()
+            .find(|name| !["text", "message"].contains(name))
     {
         return Err(module.invalid(
             "modality_config",
-            &format!("has `{other}`; only `text` is supported"),
+            &format!("has `{other}`; only `text` and `message` are supported"),
         ));
     }
     for field in ["query_expansion", "config_kwargs", "config_args"] {
@@ -339,7 +500,8 @@ fn check_transformer(module: &Object, modular: bool) -> Result<(), ModelError> {
 }
 
 fn check_processing(processing: &Object) -> Result<(), ModelError> {
-    for name in processing.names() {
+    // Those of `chat_template` are variables of the template.
+    for name in processing.names().filter(|name| *name != "chat_template") {
         let Some(kwargs) = processing.object(name)? else {
             continue;
         };

@@ -519,10 +519,6 @@ fn inconsistent_modules_are_rejected() {
             vec![pooling.clone(), dense.clone(), module("LayerNorm", "3_N")],
             "comes after the scores",
         ),
-        (
-            vec![module("LogitScore", "1_LogitScore")],
-            "`sentence_transformers.models.LogitScore`: causal language models",
-        ),
     ] {
         let what = what.replace("`Dense` at", "`sentence_transformers.models.Dense` at");
         let what = what.replace(
@@ -795,4 +791,94 @@ fn a_model_in_memory_is_read_like_a_directory() {
             .message()
             .contains("`config.json` of the embedded model is missing")
     );
+}
+
+/// A decoder with a classification head.
+fn decoder(model_type: &str, class: &str) -> Saved {
+    let mut saved = Saved::bert()
+        .with("config.json", "model_type", json!(model_type))
+        .with("config.json", "architectures", json!([class]))
+        .with("config.json", "num_key_value_heads", json!(1));
+    saved.head = Some(("score.weight", vec![1, 8]));
+    saved
+}
+
+fn read_decoder(saved: &Saved) -> Decoder {
+    saved.open().encoder.decoder().expect("a decoder").clone()
+}
+
+#[test]
+fn decoders_are_read_in_both_formats() {
+    use crate::rotary::Scaling;
+
+    let llama = || decoder("llama", "LlamaForSequenceClassification");
+    let plain = read_decoder(&llama());
+    assert_eq!((plain.kv_heads, plain.head_size), (1, 4));
+    assert_eq!(plain.rotary.theta, 10_000.0);
+    assert_eq!(plain.rotary.scaling, Scaling::None);
+    assert_eq!(
+        (plain.padding, plain.tied, plain.head_norms),
+        (None, false, false)
+    );
+    let scaled = json!({"type": "linear", "factor": 2.0});
+    let former = llama().with("config.json", "rope_theta", json!(5e5)).with(
+        "config.json",
+        "rope_scaling",
+        scaled,
+    );
+    let current = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5});
+    let current = llama().with("config.json", "rope_parameters", current);
+    for saved in [former, current] {
+        let rotary = read_decoder(&saved).rotary;
+        assert_eq!(rotary.theta, 5e5);
+        assert_eq!(rotary.scaling, Scaling::Linear { factor: 2.0 });
+    }
+
+    let qwen = decoder("qwen3", "Qwen3ForSequenceClassification")
+        .with("config.json", "pad_token_id", json!(3))
+        .with("config.json", "sliding_window", json!(16));
+    let read = read_decoder(&qwen);
+    assert_eq!((read.head_size, read.head_norms), (128, true));
+    assert_eq!((read.padding, &read.windows[..]), (Some(3), &[None][..]));
+    let windowed = qwen
+        .with("config.json", "use_sliding_window", json!(true))
+        .with("config.json", "max_window_layers", json!(0));
+    assert_eq!(read_decoder(&windowed).windows, [Some(16)]);
+    let mistral = decoder("mistral", "MistralForSequenceClassification");
+    assert_eq!(read_decoder(&mistral).windows, [Some(4096)]);
+    let unlimited = mistral.with("config.json", "sliding_window", Value::Null);
+    assert_eq!(read_decoder(&unlimited).windows, [None]);
+    let gemma = read_decoder(&decoder("gemma", "GemmaForSequenceClassification"));
+    assert_eq!((gemma.head_size, gemma.padding), (256, Some(0)));
+    assert!(gemma.is_gemma && gemma.tied);
+}
+
+#[test]
+fn decoders_that_the_graph_does_not_compute_are_refused() {
+    for (field, value, said) in [
+        ("num_key_value_heads", json!(3), "does not divide"),
+        ("head_dim", json!(3), "must be even"),
+        ("hidden_act", json!("tanh"), "`hidden_act` is `tanh`"),
+        ("rope_theta", json!(0.5), "must be above 1"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "dynamic", "factor": 2.0}),
+            "`dynamic`",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "linear"}),
+            "`factor` is missing",
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
+            "whole heads",
+        ),
+        ("use_bidirectional_attention", json!(true), "only causal"),
+    ] {
+        decoder("llama", "LlamaForSequenceClassification")
+            .with("config.json", field, value)
+            .refused(&[said]);
+    }
 }

@@ -129,6 +129,12 @@ impl Weights {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
+    /// Whether a tensor is stored in bf16.
+    pub fn is_bf16(&self, name: &str) -> bool {
+        let tensor = self.tensors.get(name);
+        tensor.is_some_and(|tensor| tensor.dtype == Dtype::BF16)
+    }
+
     /// Number of parameters.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|t| t.elements).sum()
@@ -140,6 +146,40 @@ impl Weights {
     /// [`ModelError`] if the tensor does not exist, has another shape or element type, holds a value that is
     /// not finite, or cannot be read.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.find(name, shape)?;
+        self.checked(name, tensor)
+    }
+
+    /// Reads the row `index` of a tensor of the given shape, as [`Self::read`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_row(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        index: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.find(name, &shape)?;
+        if index >= shape[0] {
+            return Err(ModelError::new(
+                format!("{}: `{name}` has no row {index}", self.location),
+                MISMATCH,
+            ));
+        }
+        let bytes = shape[1] * tensor.dtype.bitsize() / 8;
+        let row = Tensor {
+            shard: tensor.shard,
+            dtype: tensor.dtype,
+            shape: vec![shape[1]],
+            start: tensor.start + (index * bytes) as u64,
+            elements: shape[1],
+        };
+        self.checked(name, &row)
+    }
+
+    /// A tensor, whose shape is checked.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<&Tensor, ModelError> {
         let Some(tensor) = self.tensors.get(name) else {
             return Err(ModelError::new(
                 format!("{}: there is no tensor `{name}`", self.location),
@@ -155,6 +195,11 @@ impl Weights {
                 MISMATCH,
             ));
         }
+        Ok(tensor)
+    }
+
+    /// Reads a tensor, whose values must be finite.
+    fn checked(&self, name: &str, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
         let shard = &self.shards[tensor.shard];
         let values = match tensor.dtype {
             Dtype::F32 => shard.convert(tensor, f32::from_le_bytes),

@@ -1,6 +1,7 @@
 //! Runs models with ONNX Runtime: sessions, custom operators and devices.
 
 pub mod assignment;
+pub mod causal;
 pub mod cuda;
 pub mod device;
 mod device_name;

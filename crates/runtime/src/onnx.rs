@@ -9,12 +9,14 @@ use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights};
 use ort::value::{DynValue, Tensor, TensorRef};
 
 use super::assignment::{self, nodes_by_provider};
+use super::causal::{self, Causal, CausalInputs};
 use super::library::Library;
 use super::{LayerHook, ScoreError, Scorer, operators, preemption};
 use rerankd_core::Batch;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::Manifest;
-use rerankd_model::graph::{Data, Graph, Weight, io};
+use rerankd_model::graph::{Data, Graph, Weight, io, operator};
+use rerankd_model::head::Pooling;
 
 /// A graph and its weights, ready to be opened by any number of sessions that share both.
 pub struct OnnxModel {
@@ -27,7 +29,7 @@ pub struct OnnxModel {
     layout: Layout,
 }
 
-/// What a model's sequences look like to its position table.
+/// How a model's sequences are laid out for its graph.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     /// Position of a sequence's first token: 0, or past the padding id in RoBERTa's kind.
@@ -37,6 +39,8 @@ pub struct Layout {
     /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
     /// padding token, where a text spells it out.
     pub skipped_token: Option<u32>,
+    /// Of a decoder: its graph takes [`CausalInputs`], and the above does not count.
+    pub causal: Option<Causal>,
 }
 
 impl Layout {
@@ -47,6 +51,14 @@ impl Layout {
             first_position: encoder.first_position,
             positions: encoder.max_positions,
             skipped_token: encoder.skipped_token,
+            causal: encoder.decoder().map(|_| Causal {
+                padding: match manifest.head.pooling[..] {
+                    [Pooling::LastBefore(padding)] => Some(padding),
+                    _ => None,
+                },
+                shares: true,
+                keeps: causal::kept_tokens(encoder),
+            }),
         }
     }
 }
@@ -111,6 +123,7 @@ impl OnnxModel {
             session: builder.commit_from_memory(&self.graph)?,
             pool: self.pool.clone(),
             layout: self.layout,
+            kept: Vec::new(),
             hook: None,
             nested: None,
         })
@@ -135,6 +148,7 @@ pub(super) fn tensor(weight: Weight) -> ort::Result<(String, Arc<DynValue>)> {
     let tensor = match weight.data {
         Data::F32(data) => Tensor::from_array((shape, data))?.into_dyn(),
         Data::F16(data) => Tensor::from_array((shape, data))?.into_dyn(),
+        Data::BF16(data) => Tensor::from_array((shape, data))?.into_dyn(),
         Data::I8(data) => Tensor::from_array((shape, data))?.into_dyn(),
         Data::I32(data) => Tensor::from_array((shape, data))?.into_dyn(),
     };
@@ -146,20 +160,38 @@ pub struct OnnxScorer {
     session: Session,
     pool: ComputePool,
     layout: Layout,
+    /// Of a decoder: tokens whose keys and values its layers have kept. None after a run that failed.
+    kept: Vec<u32>,
     hook: Option<LayerHook>,
     nested: Option<Box<OnnxScorer>>,
 }
 
 impl Scorer for OnnxScorer {
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
-        self.run(&PackedInputs::new(batch, self.layout))
+        let Some(causal) = self.layout.causal else {
+            return self.run(&PackedInputs::new(batch, self.layout));
+        };
+        let inputs = CausalInputs::new(batch, causal, &std::mem::take(&mut self.kept));
+        let (hook, session) = (self.hook.as_ref(), &mut self.session);
+        let run = || preemption::with(hook, || run_causal(session, &inputs));
+        let logits = self.pool.run(run)?;
+        self.kept = inputs.kept;
+        Ok(logits)
     }
 
     fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
-        let inputs = PackedInputs::new(batch, self.layout);
+        let Some(causal) = self.layout.causal else {
+            let inputs = PackedInputs::new(batch, self.layout);
+            let (hook, session) = (self.hook.as_ref(), &mut self.session);
+            let run = || preemption::with(hook, || run(session, &inputs));
+            return self.pool.run_alone(batch.tokens(), run);
+        };
+        let inputs = CausalInputs::new(batch, causal, &std::mem::take(&mut self.kept));
         let (hook, session) = (self.hook.as_ref(), &mut self.session);
-        let run = || preemption::with(hook, || run(session, &inputs));
-        self.pool.run_alone(batch.tokens(), run)
+        let run = || preemption::with(hook, || run_causal(session, &inputs));
+        let logits = self.pool.run_alone(inputs.input_ids.len(), run)?;
+        self.kept = inputs.kept;
+        Ok(logits)
     }
 
     fn on_layer(&mut self, hook: LayerHook) {
@@ -202,6 +234,19 @@ fn run(session: &mut Session, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreEr
     ])?;
     let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
     Ok(logits.to_vec())
+}
+
+/// Runs the graph of a decoder: logits in the order of the batch.
+fn run_causal(session: &mut Session, inputs: &CausalInputs) -> Result<Vec<f32>, ScoreError> {
+    let rows = [inputs.input_ids.len()];
+    let segments = [inputs.segments.len() / operator::SEGMENT, operator::SEGMENT];
+    let outputs = session.run(ort::inputs![
+        io::INPUT_IDS => TensorRef::from_array_view((rows, &inputs.input_ids[..]))?,
+        io::SEGMENTS => TensorRef::from_array_view((segments, &inputs.segments[..]))?,
+        io::KEEP => TensorRef::from_array_view(([operator::KEEP], &inputs.keep[..]))?,
+    ])?;
+    let (_, logits) = outputs[io::LOGITS].try_extract_tensor::<f32>()?;
+    Ok(inputs.restore(logits))
 }
 
 impl<R> From<ort::Error<R>> for ScoreError {
@@ -272,6 +317,7 @@ mod tests {
             first_position: 2,
             positions: 10,
             skipped_token: Some(1),
+            causal: None,
         };
         assert_eq!(
             PackedInputs::new(&batch, layout),

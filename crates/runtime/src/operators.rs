@@ -1,5 +1,6 @@
 //! Operators of this crate's own, for graphs that run in ONNX Runtime.
 
+mod decoder;
 mod layer;
 mod unwind;
 
@@ -8,13 +9,14 @@ use ort::operator::{
 };
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
+use self::decoder::Decoder;
 use self::layer::{EncoderLayer, Form};
 use self::unwind::CatchUnwind;
 use rerankd_kernels::attention::{
     Attention, Columns, PositionalEncoding, Queries, Scratch, attend,
 };
 use rerankd_kernels::compute_pool::ComputePool;
-use rerankd_kernels::fp32::Fp32;
+use rerankd_kernels::fp32::{Bf16, Fp32};
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_kernels::norm::LayerNorm;
 use rerankd_kernels::pooling::{self, Mode};
@@ -32,6 +34,9 @@ pub(super) fn domain(pool: &ComputePool) -> ort::Result<OperatorDomain> {
         domain = register(domain, EncoderLayer::<Fp32>::new(pool, form))?;
         domain = register(domain, EncoderLayer::<Int8>::new(pool, form))?;
     }
+    domain = register(domain, Decoder::<Fp32>::new(pool))?;
+    domain = register(domain, Decoder::<Bf16>::new(pool))?;
+    domain = register(domain, Decoder::<Int8>::new(pool))?;
     Ok(domain)
 }
 

@@ -76,6 +76,16 @@ pub fn export_with(
     precision: Precision,
     largest: usize,
 ) -> Result<Written, ExportError> {
+    if model.manifest.encoder.decoder().is_some() {
+        let manifest = &model.manifest;
+        return Err(ExportError::Model(ModelError::new(
+            format!(
+                "`{}` is a causal model (`{}`), which cannot be exported",
+                manifest.id, manifest.architecture
+            ),
+            "serve its weights as they are",
+        )));
+    }
     let alone = out.extension().is_some_and(|extension| extension == "onnx");
     let path = if alone {
         out.to_owned()

@@ -6,7 +6,9 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
+use rerankd_core::{
+    Instruction, Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
+};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -99,11 +101,13 @@ request! {
         max_chunks_per_doc?: NonZeroUsize as Option<Chunks>,
         /// Tokens of a document that are read.
         max_tokens_per_doc?: NonZeroUsize as Option<Count>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
         priority?: Priority as Option<Urgency>,
     }
-    refuses { instruction, relevant_spans, return_embeddings }
+    refuses { relevant_spans, return_embeddings }
 }
 
 /// What the answer repeats, and whether all results were asked for.
@@ -144,7 +148,9 @@ impl RerankRequest for CohereRequest {
             },
             ..ScoreOptions::default()
         };
-        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
+            .with_instruction(instruction);
         let all = self.top_n.is_none();
         Ok((command, Kept { echo, all }))
     }

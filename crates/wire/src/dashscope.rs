@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, Texts};
+use rerankd_core::{Instruction, RerankCommand, RerankError, Scale, ScoreOptions, Texts};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -91,8 +91,9 @@ request! {
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document.
         return_documents?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruct?: String as Option<String>,
     }
-    refuses { instruct }
 }
 
 request! {
@@ -108,8 +109,9 @@ request! {
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document.
         return_documents?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruct?: String as Option<String>,
     }
-    refuses { instruct }
 }
 
 /// The command of either form; `texts` are what it ranks.
@@ -123,8 +125,10 @@ fn command(
         scale: Scale::Unit,
         ..ScoreOptions::default()
     };
+    let instruction = Instruction::from_fields(parameters.instruct, None);
     let top_n = parameters.top_n;
-    let command = RerankCommand::new(query.into(), texts, top_n, options, &served.limits)?;
+    let command = RerankCommand::new(query.into(), texts, top_n, options, &served.limits)?
+        .with_instruction(instruction);
     let repeat = parameters
         .return_documents
         .unwrap_or(served.return_documents);
@@ -173,6 +177,7 @@ impl RerankRequest for CompatibleRequest {
         let parameters = Parameters {
             top_n: self.top_n,
             return_documents: self.return_documents,
+            instruct: self.instruct,
             ..Parameters::default()
         };
         command(query, texts, parameters, served)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Instruction, Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -55,8 +55,10 @@ request! {
         queries: List<TextObject> as Vec<TextSchema> { min_items = 1 },
         /// The texts that are scored.
         documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { instruction, webhook }
+    refuses { webhook }
 }
 
 fn read_scores(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
@@ -104,7 +106,8 @@ impl DeepInfraRequest {
             scale: Scale::Unit,
             ..ScoreOptions::default()
         };
-        PredictCommand::named("documents", pairs.collect(), options, limits)
+        let command = PredictCommand::named("documents", pairs.collect(), options, limits)?;
+        Ok(command.with_instruction(Instruction::from_fields(self.instruction, None)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Instruction, RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -65,8 +65,10 @@ request! {
         top_k?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its input.
         return_input?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { rewrite_query, instruction }
+    refuses { rewrite_query }
 }
 
 /// What the answer repeats.
@@ -94,7 +96,8 @@ impl RerankRequest for MixedbreadRequest {
             scale: Scale::Unit,
             ..ScoreOptions::default()
         };
-        let command = RerankCommand::new(query, texts, self.top_k, options, limits)?;
+        let command = RerankCommand::new(query, texts, self.top_k, options, limits)?
+            .with_instruction(Instruction::from_fields(self.instruction, None));
         Ok((command, Kept { echo, return_input }))
     }
 

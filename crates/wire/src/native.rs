@@ -6,8 +6,8 @@
 use std::num::NonZeroUsize;
 
 use rerankd_core::{
-    Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError, Scale,
-    ScoreOptions, TruncationOptions, TruncationPolicy, TruncationSide, TruncationStrategy,
+    Instruction, Limits, Pair, PredictCommand, Prediction, Priority, RerankCommand, RerankError,
+    Scale, ScoreOptions, TruncationOptions, TruncationPolicy, TruncationSide, TruncationStrategy,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -82,6 +82,12 @@ request! {
         query: Query as TextSchema,
         /// Texts, or objects that hold one under `text`.
         documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
+        /// Another name of `instruction`.
+        instruct?: String as Option<String>,
+        /// The model's own instruction of this name.
+        prompt_name?: String as Option<String>,
         /// Most results; all without.
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document.
@@ -102,7 +108,6 @@ request! {
         /// the share of one of priority 0.
         priority?: Priority as Option<Urgency>,
     }
-    refuses { instruction }
 }
 
 request! {
@@ -112,6 +117,12 @@ request! {
         model?: ModelName as Option<serde_json::Value>,
         /// Two texts each.
         pairs: List<TextPair> as Vec<[String; 2]> { min_items = 1 },
+        /// What the pairs are judged by, beside their texts; for models that take an instruction.
+        instruction?: String as Option<String>,
+        /// Another name of `instruction`.
+        instruct?: String as Option<String>,
+        /// The model's own instruction of this name.
+        prompt_name?: String as Option<String>,
         /// Logits instead of what the model makes of them.
         raw_scores?: bool as Option<Flag>,
         /// A softmax over the labels of each pair.
@@ -169,11 +180,15 @@ impl RerankRequest for NativeRequest {
             scale: scale(self.raw_scores, None)?,
             truncate: TruncationPolicy::from_flag(self.truncate),
             truncation,
+            ..ScoreOptions::default()
         };
+        let instruction = self.instruction.or(self.instruct);
+        let instruction = Instruction::from_fields(instruction, self.prompt_name);
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
-        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
+        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
+            .with_instruction(instruction);
         let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
@@ -208,13 +223,16 @@ impl PredictRequest {
             truncate: TruncationPolicy::from_flag(self.truncate),
             ..ScoreOptions::default()
         };
+        let instruction = self.instruction.or(self.instruct);
+        let instruction = Instruction::from_fields(instruction, self.prompt_name);
         let pairs = self.pairs.ok_or_else(|| missing("pairs"))?;
         let pairs = pairs.within("pairs", limits)?.into_iter();
         let pairs = pairs.map(|[query, document]| Pair {
             query: query.into(),
             document: document.into(),
         });
-        PredictCommand::new(pairs.collect(), options, limits)
+        let command = PredictCommand::new(pairs.collect(), options, limits)?;
+        Ok(command.with_instruction(instruction))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Instruction, RerankCommand, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -52,8 +52,9 @@ request! {
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document, in an object; without, it does as a string.
         return_documents?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { instruction }
 }
 
 /// What the answer repeats.
@@ -79,7 +80,8 @@ impl RerankRequest for OllamaRequest {
             scale: Scale::Unit,
             ..ScoreOptions::default()
         };
-        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
+        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
+            .with_instruction(Instruction::from_fields(self.instruction, None));
         let kept = Kept {
             echo: Echo::of_texts(true),
             // The first proposal repeats strings, the second objects where they are asked for.

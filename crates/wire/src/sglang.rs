@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{RerankCommand, RerankError, ScoreOptions};
+use rerankd_core::{Instruction, RerankCommand, RerankError, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -50,8 +50,9 @@ request! {
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document; it does, without.
         return_documents?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruct?: String as Option<String>,
     }
-    refuses { instruct }
 }
 
 /// What the answer repeats.
@@ -73,7 +74,8 @@ impl RerankRequest for SglangRequest {
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let texts = documents.texts("documents", limits)?;
         let options = ScoreOptions::default();
-        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;
+        let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
+            .with_instruction(Instruction::from_fields(self.instruct, None));
         let documents = self.return_documents.unwrap_or(true);
         Ok((command, Kept { documents }))
     }

@@ -197,6 +197,7 @@ fn options(
             side,
             ..TruncationOptions::default()
         },
+        ..ScoreOptions::default()
     }
 }
 

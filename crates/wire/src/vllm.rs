@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 
 use http::StatusCode;
 use rerankd_core::{
-    Priority, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationSide,
+    Instruction, InstructionPolicy, Priority, RerankCommand, RerankError, Scale, ScoreOptions,
+    TruncationOptions, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -113,8 +114,10 @@ request! {
         activation?: bool as Option<Flag>,
         /// How urgent it is, from 0, the default, to 999.
         priority?: Priority as Option<Urgency>,
+        /// What the texts are judged by; ignored by models that take no instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { instruction, mm_processor_kwargs, chat_template_kwargs }
+    refuses { mm_processor_kwargs, chat_template_kwargs }
 }
 
 #[derive(ToSchema)]
@@ -163,6 +166,7 @@ impl Options {
                 max_document_tokens: token_limit(self.max_document_tokens),
                 ..TruncationOptions::default()
             },
+            instruction: InstructionPolicy::Ignore,
             ..ScoreOptions::default()
         }
     }
@@ -196,7 +200,9 @@ impl RerankRequest for VllmRequest {
             max_document_tokens: self.max_tokens_per_doc,
         };
         let top_n = token_limit(self.top_n);
-        let command = RerankCommand::new(query.into(), documents, top_n, options.read(), limits)?;
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = RerankCommand::new(query.into(), documents, top_n, options.read(), limits)?
+            .with_instruction(instruction);
         Ok((command, ()))
     }
 

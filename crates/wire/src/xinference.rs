@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
+use rerankd_core::{Instruction, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -68,8 +68,9 @@ request! {
         return_documents?: bool as Option<Flag>,
         /// Whether the answer counts the tokens.
         return_len?: bool as Option<Flag>,
+        /// What the documents are judged by, beside the query; for models that take an instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { instruction }
 }
 
 /// What the answer repeats.
@@ -99,7 +100,8 @@ impl RerankRequest for XinferenceRequest {
             },
             ..ScoreOptions::default()
         };
-        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
+        let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
+            .with_instruction(Instruction::from_fields(self.instruction, None));
         let kept = Kept {
             documents: self.return_documents.unwrap_or(served.return_documents),
             tokens: self.return_len.unwrap_or(false),

@@ -24,8 +24,9 @@ pub const SHAPES: [&[usize]; 7] = [
 /// Makes batches of so many tokens.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// A token that the model knows.
-    pub token: u32,
+    /// Tokens that the model knows and that are not padding; may be equal. Of causal models they differ:
+    /// sequences must not begin alike, because what they share would be computed once.
+    pub tokens: [u32; 2],
     /// Most tokens of a sequence.
     pub max_length: usize,
     /// Sequences of each batch that is tried, small ones first; at least one.
@@ -35,11 +36,26 @@ pub struct Sample {
 }
 
 impl Sample {
-    fn batch(self, lengths: &[usize]) -> (Work, Batch) {
+    /// The batch of the `run`-th run. Sequences of all runs differ in their first tokens, which are the bits
+    /// of their number.
+    fn batch(self, lengths: &[usize], run: usize) -> (Work, Batch) {
+        let first = run
+            * self
+                .shapes
+                .iter()
+                .map(|shape| shape.len())
+                .max()
+                .unwrap_or(1);
         let lengths = || lengths.iter().map(|&length| length.min(self.max_length));
         let encodings: Vec<Encoding> = lengths()
-            .map(|length| Encoding {
-                ids: vec![self.token; length],
+            .enumerate()
+            .map(|(index, length)| Encoding {
+                ids: (0..length)
+                    .map(|place| match place {
+                        0..16 => self.tokens[(first + index) >> place & 1],
+                        _ => self.tokens[0],
+                    })
+                    .collect(),
                 type_ids: vec![0; length],
             })
             .collect();
@@ -54,12 +70,12 @@ impl Sample {
 /// [`ScoreError`] when a session cannot score.
 pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Costs, ScoreError> {
     let workers = scorers.len();
-    for shape in sample.warm_up {
-        let (_, batch) = sample.batch(shape);
+    for (run, shape) in sample.warm_up.iter().enumerate() {
+        let (_, batch) = sample.batch(shape, run);
         side_by_side(scorers, |scorer| scorer.score(&batch))?;
     }
     let started = Instant::now();
-    let (_, first) = sample.batch(sample.shapes[0]);
+    let (_, first) = sample.batch(sample.shapes[0], sample.warm_up.len());
     side_by_side(scorers, |scorer| scorer.score(&first))?;
     let left = BUDGET.saturating_sub(started.elapsed());
     let measured = side_by_side(scorers, |scorer| try_shapes(scorer, sample, left))?;
@@ -104,8 +120,9 @@ fn try_shapes(
     let started = Instant::now();
     let mut measured: Vec<(Work, f64)> = Vec::new();
     let shapes = sample.shapes;
-    for shape in shapes.iter().cycle().take(3 * shapes.len()) {
-        let (work, batch) = sample.batch(shape);
+    let runs = shapes.iter().cycle().take(3 * shapes.len());
+    for (run, shape) in (sample.warm_up.len() + 1..).zip(runs) {
+        let (work, batch) = sample.batch(shape, run);
         // By what the last one took: only to know whether there is time for another.
         let expected = measured.last().map_or(0.0, |(last, seconds)| {
             1.2 * seconds * work.tokens as f64 / last.tokens as f64
@@ -137,7 +154,7 @@ mod tests {
     }
 
     const SAMPLE: Sample = Sample {
-        token: 0,
+        tokens: [0, 1],
         max_length: 100,
         shapes: &SHAPES,
         warm_up: &[&[8], &[16]],
@@ -151,6 +168,15 @@ mod tests {
         // At least what it takes; a busy machine can make it any longer.
         assert!(seconds > 4e-3, "{seconds}");
         assert_eq!(costs.workers(), 1);
+    }
+
+    #[test]
+    fn no_sequence_begins_as_another() {
+        let batches: Vec<Batch> = (0..20).map(|run| SAMPLE.batch(SHAPES[1], run).1).collect();
+        let mut starts: Vec<&[u32]> = batches.iter().flat_map(|b| b.ids().chunks(16)).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), 20 * SHAPES[1].len());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::graph::cuda::Floats;
 use rerankd_model::graph::{self, Rows};
-use rerankd_model::{Model, ModelError};
+use rerankd_model::{Manifest, Model, ModelError};
 use rerankd_runtime::Device;
 use rerankd_runtime::cuda::{self, CudaModel};
 use rerankd_runtime::device::{Choice, Gpu, Taken, ThisMachine, choose};
@@ -101,7 +101,45 @@ impl Plan {
     }
 
     /// Opens every session, and drops the model: its memory is wanted for them.
+    ///
+    /// # Errors
+    /// When the model cannot be opened, or not on the device.
     pub(super) fn open(
+        self,
+        config: &LoadConfig,
+        library: &Library,
+        model: Model,
+    ) -> Result<Engine, LoadError> {
+        let this = match model.manifest.encoder.decoder() {
+            Some(_) => self.on_processor(config, &model.manifest)?,
+            None => self,
+        };
+        this.open_built(config, library, model)
+    }
+
+    /// The plan of a causal model, which runs on the processor.
+    fn on_processor(self, config: &LoadConfig, manifest: &Manifest) -> Result<Self, LoadError> {
+        if matches!(self.choice.device, Taken::Cpu) {
+            return Ok(self);
+        }
+        if config.device != Device::Auto {
+            return Err(LoadError::Model(ModelError::new(
+                format!(
+                    "`{}` is a causal model (`{}`), which runs on the processor only",
+                    manifest.id, manifest.architecture
+                ),
+                "serve it with `--device cpu`",
+            )));
+        }
+        let choice = Choice {
+            device: Taken::Cpu,
+            because: "a causal model runs on the processor".to_owned(),
+        };
+        let arithmetic = Arithmetic::of(config, &choice.device)?;
+        Ok(Self { choice, arithmetic })
+    }
+
+    fn open_built(
         self,
         config: &LoadConfig,
         library: &Library,
@@ -250,15 +288,15 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Batches to measure it by, of `token` and sequences of `max_length`.
-    pub(super) fn sample(&self, token: u32, max_length: usize) -> Sample {
+    /// Batches to measure it by, of `tokens` and sequences of `max_length`.
+    pub(super) fn sample(&self, tokens: [u32; 2], max_length: usize) -> Sample {
         // A GPU's first run of a size is slow: its kernels are loaded, and its memory is taken.
         let (shapes, warm_up): (&[&[usize]], &[&[usize]]) = match self.on_gpu {
             true => (&cuda::SHAPES, &cuda::SHAPES),
             false => (&SHAPES, &[]),
         };
         Sample {
-            token,
+            tokens,
             max_length,
             shapes,
             warm_up,
@@ -279,6 +317,32 @@ mod tests {
             ..LoadConfig::default()
         };
         Arithmetic::of(&config, device).map(Arithmetic::name)
+    }
+
+    #[test]
+    fn causal_models_stay_on_the_processor() {
+        let name = "../../tests/reference/models/causal-qwen3";
+        let model = Model::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+        let plan = |device| {
+            let config = LoadConfig {
+                device,
+                ..LoadConfig::default()
+            };
+            let choice = Choice {
+                device: Taken::Cuda(Gpu::default()),
+                because: "a GPU is there".into(),
+            };
+            let arithmetic = Arithmetic::of(&config, &choice.device).unwrap();
+            Plan { choice, arithmetic }.on_processor(&config, &model.manifest)
+        };
+        let error = plan(Device::Cuda(0)).map(|_| ()).unwrap_err().to_string();
+        assert!(
+            error.contains("`causal-qwen3`") && error.contains("--device cpu"),
+            "{error}"
+        );
+        let plan = plan(Device::Auto).unwrap();
+        assert_eq!(plan.choice.name(), "cpu");
+        assert!(matches!(plan.arithmetic, Arithmetic::Cpu(_)));
     }
 
     #[test]

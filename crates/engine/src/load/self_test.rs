@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
-use rerankd_model::encoder::{EncodeError, EncodedPair, PairEncoder};
+use rerankd_model::encoder::{EncodeError, EncodedPair, Encoder};
 use rerankd_runtime::Scorer;
 
 /// Pairs that are alike, unlike, short, long, and in several scripts: no model that reads has one
@@ -80,7 +80,7 @@ impl SelfTest {
     ///
     /// # Errors
     /// [`SelfTestError::Encode`].
-    pub fn new(encoder: &PairEncoder, labels: usize) -> Result<Self, SelfTestError> {
+    pub fn new(encoder: &Encoder, labels: usize) -> Result<Self, SelfTestError> {
         let pairs = PAIRS.map(|(query, document)| Pair {
             query: query.into(),
             document: document.into(),

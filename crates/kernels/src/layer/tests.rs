@@ -13,13 +13,13 @@ const LENGTHS: [i32; 4] = [5, 21, 1, 9];
 const DAMAGED: usize = 1;
 
 /// Weights of a dense layer in some arithmetic.
-trait Owned {
+pub(super) trait Owned {
     type Products: Products;
     fn new(weights: &[f32], inputs: usize, bias: Vec<f32>) -> Self;
     fn matrix(&self) -> <Self::Products as Products>::Matrix<'_>;
 }
 
-struct Float {
+pub(super) struct Float {
     strips: Vec<f32>,
     bias: Vec<f32>,
 }
@@ -40,7 +40,7 @@ impl Owned for Float {
     }
 }
 
-struct Byte {
+pub(super) struct Byte {
     quantized: Quantized,
     bias: Vec<f32>,
 }

@@ -173,9 +173,24 @@ fn pre_tokenizer_is_local(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     match pre_tokenizer {
         P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) => true,
         P::ByteLevel(_) | P::Metaspace(_) => true,
+        P::Split(_) => splits_words(pre_tokenizer).unwrap_or(false),
         P::Sequence(steps) => steps.as_ref().iter().all(pre_tokenizer_is_local),
         _ => false,
     }
+}
+
+/// Whether a `Split` step has the pattern of Qwen, Llama 3 or a relative. It matches from left to right, looks
+/// one character ahead at most, and prefers the longer match except for the contractions, which are short.
+fn splits_words(pre_tokenizer: &PreTokenizerWrapper) -> Option<bool> {
+    const BEFORE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}";
+    const AFTER_DIGITS: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let step = serde_json::to_value(pre_tokenizer).ok()?;
+    let pattern = step.get("pattern")?.get("Regex")?.as_str()?;
+    let digits = pattern
+        .strip_prefix(BEFORE_DIGITS)?
+        .strip_suffix(AFTER_DIGITS)?;
+    let isolated = step.get("behavior")? == "Isolated" && step.get("invert")? == false;
+    Some(isolated && ["", "{1,3}"].contains(&digits))
 }
 
 /// Whether a cut may follow `c`: it is not whitespace, is not mapped to whitespace, and does not join the next

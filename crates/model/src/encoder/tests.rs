@@ -447,13 +447,14 @@ fn token_types_can_be_cleared() {
 fn a_tokenizer_that_does_not_match_the_model_is_rejected() {
     let encoder = PairEncoder::new(&bert_template(), 20, None).unwrap();
     let tokens = encoder.tokenizer.inner().get_vocab_size(true);
-    assert!(encoder.check_compatible(tokens, 2).is_ok());
-    let error = encoder.check_compatible(tokens - 1, 2).unwrap_err();
+    assert!(encoder.check_compatible(tokens, 2, true).is_ok());
+    let error = encoder.check_compatible(tokens - 1, 2, true).unwrap_err();
     assert!(error.message().contains("`vocab_size`"), "{error}");
-    let error = encoder.check_compatible(tokens, 1).unwrap_err();
+    let error = encoder.check_compatible(tokens, 1, true).unwrap_err();
     assert!(error.message().contains("`type_vocab_size`"), "{error}");
     let bare = PairEncoder::new(&bare(), 20, None).unwrap();
-    let error = bare.check_compatible(tokens, 2).unwrap_err();
+    assert!(bare.check_compatible(tokens, 2, false).is_ok());
+    let error = bare.check_compatible(tokens, 2, true).unwrap_err();
     assert!(error.message().contains("no special tokens"), "{error}");
 }
 

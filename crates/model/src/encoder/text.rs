@@ -18,7 +18,7 @@ use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TextTokens {
+pub(crate) struct TextTokens {
     /// Token ids, up to the limit, from the end of the text that is kept.
     pub ids: Vec<u32>,
     /// Number of tokens of the text; a lower bound if `all` is false.
@@ -45,7 +45,7 @@ impl TextTokens {
 }
 
 /// The `length` ids that truncation keeps.
-pub(super) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
+pub(crate) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -> &[u32] {
     match direction {
         TruncationDirection::Right => &ids[..length],
         TruncationDirection::Left => &ids[ids.len() - length..],
@@ -61,7 +61,7 @@ const LOOKAHEAD: usize = 2;
 
 /// A tokenizer and its default truncation direction.
 #[derive(Debug)]
-pub(super) struct TextTokenizer {
+pub(crate) struct TextTokenizer {
     tokenizer: Tokenizer,
     direction: TruncationDirection,
     /// Finds safe cuts; `None` if texts must be tokenized as a whole.
@@ -99,6 +99,25 @@ impl TextTokenizer {
 
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Rejects a tokenizer with ids that have no embedding.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn check_vocabulary(&self, vocab_size: usize) -> Result<(), ModelError> {
+        // Not their number: ids may have gaps.
+        let ids = self.tokenizer.get_vocab(true).into_values();
+        let tokens = ids.max().map_or(0, |id| id as usize + 1);
+        if tokens <= vocab_size {
+            return Ok(());
+        }
+        Err(ModelError::new(
+            format!(
+                "`tokenizer.json` has {tokens} tokens, but `vocab_size` in `config.json` is {vocab_size}"
+            ),
+            "use the tokenizer the model was trained with",
+        ))
     }
 
     /// The default truncation direction.
@@ -140,6 +159,25 @@ impl TextTokenizer {
     pub fn count(&self, text: &str) -> Result<usize, EncodeError> {
         self.run(&self.shorten(text), usize::MAX, self.direction)
             .map(|tokens| tokens.length)
+    }
+
+    /// All ids of a text.
+    ///
+    /// # Errors
+    /// Same as [`TextTokenizer::tokenize`].
+    pub fn all(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.run(text, usize::MAX, TruncationDirection::Right)
+            .map(|tokens| tokens.ids)
+    }
+
+    /// The byte ranges of a text's tokens; they may begin or end within a character.
+    ///
+    /// # Errors
+    /// Same as [`TextTokenizer::tokenize`].
+    pub fn spans(&self, text: &str) -> Result<Vec<Offsets>, EncodeError> {
+        let tokens = self.tokenizer.encode(text, false);
+        let tokens = tokens.map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
+        Ok(tokens.get_offsets().to_vec())
     }
 
     /// A text with the same tokens that may be shorter.

@@ -1,6 +1,6 @@
 //! Tokenizes and decodes single texts, for inspection.
 
-use super::{EncodeError, PairEncoder};
+use super::{EncodeError, Encoder};
 
 /// A token of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,14 +13,14 @@ pub struct TextToken {
     pub span: Option<(usize, usize)>,
 }
 
-impl PairEncoder {
+impl Encoder {
     /// The tokens of a text, without truncation.
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn text_tokens(&self, text: &str, special: bool) -> Result<Vec<TextToken>, EncodeError> {
         let tokens = self
-            .tokenizer
+            .tokenizer()
             .inner()
             .encode(text, special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))?;
@@ -47,7 +47,7 @@ impl PairEncoder {
     /// # Errors
     /// [`EncodeError::Tokenizer`] if the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, EncodeError> {
-        self.tokenizer
+        self.tokenizer()
             .inner()
             .decode(ids, skip_special)
             .map_err(|error| EncodeError::Tokenizer(error.to_string()))

@@ -1,6 +1,6 @@
 //! Builds an ONNX graph node by node. Knows the file format, nothing about models.
 
-use half::f16;
+use half::{bf16, f16};
 use prost::Message;
 
 use super::operator;
@@ -50,6 +50,8 @@ pub enum Data {
     F32(Vec<f32>),
     /// 16-bit floats.
     F16(Vec<f16>),
+    /// 16-bit floats with the exponents of 32-bit ones.
+    BF16(Vec<bf16>),
     /// 8-bit integers.
     I8(Vec<i8>),
     /// 32-bit integers.
@@ -61,6 +63,7 @@ impl Data {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
+            Self::BF16(data) => data.len(),
             Self::I8(data) => data.len(),
             Self::I32(data) => data.len(),
         }
@@ -70,6 +73,7 @@ impl Data {
         match self {
             Self::F32(_) => DataType::Float,
             Self::F16(_) => DataType::Float16,
+            Self::BF16(_) => DataType::Bfloat16,
             Self::I8(_) => DataType::Int8,
             Self::I32(_) => DataType::Int32,
         }
@@ -80,6 +84,7 @@ impl Data {
         match self {
             Self::F32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::F16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::BF16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::I8(data) => data.iter().map(|&x| x as u8).collect(),
             Self::I32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }

@@ -27,6 +27,10 @@ pub(super) struct Inputs {
     position_ids: Value,
     lengths: Value,
     cls_index: Value,
+    /// Of a decoder; the inputs above are missing then, except for the ids.
+    pub(super) segments: Value,
+    /// Likewise.
+    pub(super) keep: Value,
 }
 
 impl<'a> EncoderGraph<'a> {
@@ -37,12 +41,37 @@ impl<'a> EncoderGraph<'a> {
             position_ids: graph.input(io::POSITION_IDS, DataType::Int64, &[TOKENS]),
             lengths: graph.input(io::LENGTHS, DataType::Int32, &[SEQUENCES]),
             cls_index: graph.input(io::CLS_INDEX, DataType::Int64, &[SEQUENCES]),
+            segments: Value::missing(),
+            keep: Value::missing(),
         };
         Self {
             graph,
             model,
             config: &model.manifest.encoder,
             last_layer,
+            precision,
+            inputs,
+            relative_bias: None,
+        }
+    }
+
+    /// The graph of a decoder.
+    pub(super) fn decoder(model: &'a Model, precision: Precision) -> Self {
+        let mut graph = GraphBuilder::default();
+        let segments = [Dim::Named("segments"), Dim::Fixed(operator::SEGMENT)];
+        let inputs = Inputs {
+            input_ids: graph.input(io::INPUT_IDS, DataType::Int64, &[TOKENS]),
+            segments: graph.input(io::SEGMENTS, DataType::Int32, &segments),
+            keep: graph.input(io::KEEP, DataType::Int32, &[Dim::Fixed(operator::KEEP)]),
+            position_ids: Value::missing(),
+            lengths: Value::missing(),
+            cls_index: Value::missing(),
+        };
+        Self {
+            graph,
+            model,
+            config: &model.manifest.encoder,
+            last_layer: Rows::All,
             precision,
             inputs,
             relative_bias: None,
@@ -70,6 +99,7 @@ impl<'a> EncoderGraph<'a> {
                 self.relative_bias = Some(self.relative_bias(bias)?);
             }
             LayerForm::PreNormGated(gated) => return self.encode_gated(gated),
+            LayerForm::Decoder(_) => unreachable!("decoders have a graph of their own"),
         }
         let mut hidden = self.embeddings()?;
         for layer in 0..self.config.layers {
@@ -473,6 +503,7 @@ impl<'a> EncoderGraph<'a> {
                 let biased = self.graph.op(&biased, "Add", &[x, &bias]);
                 self.graph.op(&output, "Relu", &[&biased])
             }
+            HiddenAct::Silu => unreachable!("no encoder has it"),
         })
     }
 
@@ -571,10 +602,11 @@ impl<'a> EncoderGraph<'a> {
 }
 
 /// The attribute for the activation of the feed-forward network.
-fn activation(function: HiddenAct) -> i64 {
+pub(super) fn activation(function: HiddenAct) -> i64 {
     match function {
         HiddenAct::Gelu => operator::GELU,
         HiddenAct::GeluTanh => operator::GELU_TANH,
         HiddenAct::Relu => operator::RELU,
+        HiddenAct::Silu => operator::SILU,
     }
 }

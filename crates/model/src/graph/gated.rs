@@ -249,6 +249,7 @@ impl EncoderGraph<'_> {
             HiddenAct::Gelu => (CONTRIB, "Gelu"),
             HiddenAct::GeluTanh => (CONTRIB, "FastGelu"),
             HiddenAct::Relu => (STANDARD, "Relu"),
+            HiddenAct::Silu => unreachable!("no encoder has it"),
         };
         let activated = format!("{name}.activated");
         let activated = self
@@ -290,7 +291,12 @@ impl EncoderGraph<'_> {
     }
 
     /// The bias of a dense layer, or zeros.
-    fn bias(&self, name: &str, size: usize, exists: bool) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn bias(
+        &self,
+        name: &str,
+        size: usize,
+        exists: bool,
+    ) -> Result<Vec<f32>, ModelError> {
         if exists {
             self.model().weights.read(&format!("{name}.bias"), &[size])
         } else {

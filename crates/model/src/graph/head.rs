@@ -9,8 +9,8 @@ use crate::onnx::AttributeProto;
 
 /// One row per sequence, `[sequences, width]`.
 pub(super) struct Pooled {
-    rows: Value,
-    width: usize,
+    pub(super) rows: Value,
+    pub(super) width: usize,
 }
 
 impl EncoderGraph<'_> {
@@ -47,7 +47,8 @@ impl EncoderGraph<'_> {
             Pooling::Mean => operator::MEAN,
             Pooling::MeanSqrt => operator::MEAN_SQRT,
             Pooling::WeightedMean => operator::WEIGHTED_MEAN,
-            Pooling::Last => operator::LAST,
+            // What is behind the last token that is not padding was cut off.
+            Pooling::Last | Pooling::LastBefore(_) => operator::LAST,
         };
         let lengths = self.lengths();
         self.graph.node(
@@ -72,6 +73,10 @@ impl EncoderGraph<'_> {
                     width = dense.out;
                 }
                 HeadStep::Norm(norm) => rows = self.head_norm(norm, &rows, width)?,
+                HeadStep::LogitScore(score) => {
+                    rows = self.logit_score(*score, &rows)?;
+                    width = 1;
+                }
             }
         }
         Ok(rows)

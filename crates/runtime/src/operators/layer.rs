@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput,
 };
@@ -15,7 +17,7 @@ use super::{
 use crate::preemption::between_layers;
 use rerankd_kernels::attention::Queries;
 use rerankd_kernels::compute_pool::ComputePool;
-use rerankd_kernels::fp32::{self, Fp32};
+use rerankd_kernels::fp32::{self, Bf16, Bf16Matrix, Fp32};
 use rerankd_kernels::layer::{
     self, Epilogue, Layer, LayerInput, Norms, Products, QkvProjection, Scratch,
 };
@@ -47,11 +49,17 @@ pub(super) trait GraphProducts: Products {
     /// The element types of a dense layer's inputs.
     const MATRIX: &'static [TensorElementType];
 
-    /// The name of the operator of a layer.
-    fn operator_name(form: Form) -> &'static str;
+    /// The name of the operator of a decoder layer.
+    const DECODER_LAYER: &'static str;
 
     /// The dense layer in the inputs that [`Self::MATRIX`] describes.
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<Self::Matrix<'a>>;
+}
+
+/// An arithmetic that encoders have.
+pub(super) trait EncoderProducts: GraphProducts {
+    /// The name of the operator of a layer.
+    fn operator_name(form: Form) -> &'static str;
 }
 
 thread_local! {
@@ -66,13 +74,7 @@ impl GraphProducts for Int8 {
         TensorElementType::Int32,
         TensorElementType::Float32,
     ];
-
-    fn operator_name(form: Form) -> &'static str {
-        match form {
-            Form::PostNorm => operator::QUANTIZED_LAYER,
-            Form::PreNormGated => operator::QUANTIZED_GATED_LAYER,
-        }
-    }
+    const DECODER_LAYER: &'static str = operator::QUANTIZED_DECODER_LAYER;
 
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<quantized::Matrix<'a>> {
         Ok(quantized::Matrix {
@@ -87,13 +89,7 @@ impl GraphProducts for Int8 {
 impl GraphProducts for Fp32 {
     const MATRIX: &'static [TensorElementType] =
         &[TensorElementType::Float32, TensorElementType::Float32];
-
-    fn operator_name(form: Form) -> &'static str {
-        match form {
-            Form::PostNorm => operator::LAYER,
-            Form::PreNormGated => operator::GATED_LAYER,
-        }
-    }
+    const DECODER_LAYER: &'static str = operator::DECODER_LAYER;
 
     fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<fp32::Matrix<'a>> {
         Ok(fp32::Matrix {
@@ -103,11 +99,43 @@ impl GraphProducts for Fp32 {
     }
 }
 
-fn activation(number: i64) -> ort::Result<Epilogue> {
+impl GraphProducts for Bf16 {
+    const MATRIX: &'static [TensorElementType] =
+        &[TensorElementType::Bfloat16, TensorElementType::Float32];
+    const DECODER_LAYER: &'static str = operator::BF16_DECODER_LAYER;
+
+    fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<Bf16Matrix<'a>> {
+        Ok(Bf16Matrix {
+            strips: inputs[0].try_extract_tensor::<bf16>()?.1.reinterpret_cast(),
+            bias: floats(inputs, 1)?,
+        })
+    }
+}
+
+impl EncoderProducts for Int8 {
+    fn operator_name(form: Form) -> &'static str {
+        match form {
+            Form::PostNorm => operator::QUANTIZED_LAYER,
+            Form::PreNormGated => operator::QUANTIZED_GATED_LAYER,
+        }
+    }
+}
+
+impl EncoderProducts for Fp32 {
+    fn operator_name(form: Form) -> &'static str {
+        match form {
+            Form::PostNorm => operator::LAYER,
+            Form::PreNormGated => operator::GATED_LAYER,
+        }
+    }
+}
+
+pub(super) fn activation(number: i64) -> ort::Result<Epilogue> {
     Ok(match number {
         operator::GELU => Epilogue::Gelu,
         operator::GELU_TANH => Epilogue::GeluTanh,
         operator::RELU => Epilogue::Relu,
+        operator::SILU => Epilogue::Silu,
         other => return Err(ort::Error::new(format!("activation {other} is unknown"))),
     })
 }
@@ -292,7 +320,7 @@ impl<P> EncoderLayer<P> {
     }
 }
 
-impl<P: GraphProducts> Operator for EncoderLayer<P> {
+impl<P: EncoderProducts> Operator for EncoderLayer<P> {
     type Kernel<'attr> = EncoderLayerKernel<P>;
 
     fn name(&self) -> &str {

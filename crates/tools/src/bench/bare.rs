@@ -9,7 +9,7 @@ use super::record::{Outcome, Sample, Summary};
 use super::text::{Request, Texts};
 use rerankd_core::{Batch, Encoding};
 use rerankd_core::{Limits, RerankCommand, ScoreOptions};
-use rerankd_model::encoder::{EncodeError, PairEncoder};
+use rerankd_model::encoder::{EncodeError, Encoder};
 use rerankd_runtime::{ScoreError, Scorer};
 
 /// Number of requests that are tokenized before the measurement. Sessions score them repeatedly.
@@ -35,7 +35,7 @@ pub enum BareError {
 /// # Errors
 /// When the tokenizer fails.
 pub fn batches(
-    encoder: &PairEncoder,
+    encoder: &Encoder,
     texts: &Texts,
     clients: usize,
     max_tokens: usize,

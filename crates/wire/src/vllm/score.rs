@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rerankd_core::{
-    Limits, Pair, PredictCommand, Prediction, Priority, RerankError, TruncationSide,
+    Instruction, Limits, Pair, PredictCommand, Prediction, Priority, RerankError, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -68,8 +68,10 @@ request! {
         activation?: bool as Option<Flag>,
         /// How urgent it is, from 0, the default, to 999.
         priority?: Priority as Option<Urgency>,
+        /// What the texts are judged by; ignored by models that take no instruction.
+        instruction?: String as Option<String>,
     }
-    refuses { instruction, mm_processor_kwargs, chat_template_kwargs }
+    refuses { mm_processor_kwargs, chat_template_kwargs }
 }
 
 impl ScoreRequest {
@@ -107,7 +109,9 @@ impl ScoreRequest {
                 )));
             }
         };
-        PredictCommand::named("text_2", pairs, options.read(), limits)
+        let instruction = Instruction::from_fields(self.instruction, None);
+        let command = PredictCommand::named("text_2", pairs, options.read(), limits)?;
+        Ok(command.with_instruction(instruction))
     }
 }
 

@@ -12,6 +12,9 @@ fn tokenizers() -> Vec<(String, PairEncoder)> {
         .map(|entry| entry.unwrap().path())
         .collect();
     folders.push(root.join("models/minilm-l6-rank"));
+    for name in ["pieces", "named"] {
+        folders.push(root.join("tests/reference/prompts").join(name));
+    }
     folders.sort();
     let saved = folders.into_iter().filter_map(|folder| {
         let name = folder.file_name()?.to_str()?.to_owned();
@@ -165,6 +168,10 @@ fn long_words_of_known_letters_are_decided_by_their_prefix() {
             &format!("({word} {word}) the river {word}"),
             20,
         );
+        // A word of Llama 3's kind can be one token although no merge leads to it.
+        if name == "named" {
+            continue;
+        }
         assert!(
             encoder
                 .tokenizer

@@ -187,7 +187,7 @@ fn a_query_that_fills_more_than_half_of_each_chunk_is_refused() {
 
 #[test]
 fn tokens_show_the_text_they_stand_for() {
-    let encoder = encoder(8);
+    let encoder = crate::encoder::Encoder::from(encoder(8));
     let tokens = encoder.text_tokens("the running", true).unwrap();
     let shown: Vec<(&str, Option<(usize, usize)>)> = tokens
         .iter()

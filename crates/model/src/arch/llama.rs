@@ -1,0 +1,16 @@
+//! `LlamaForCausalLM` and `LlamaForSequenceClassification`: optional biases everywhere.
+
+use super::decoder::{LLAMA, head, read};
+use super::{Architecture, Kind};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "llama",
+    kinds: &[Kind {
+        model_type: "llama",
+        class: "LlamaForSequenceClassification",
+        tokenizer: "TokenizersBackend",
+        pad_token_id: 0,
+    }],
+    encoder: |config, _| read(config, &LLAMA),
+    head,
+};
