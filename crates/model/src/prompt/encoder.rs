@@ -281,7 +281,10 @@ impl PromptEncoder {
             .map(|name| format!("`{name}`"))
             .collect();
         EncodeError::UnknownPrompt {
-            known: names.join(", "),
+            known: match names.is_empty() {
+                true => "there are none".to_owned(),
+                false => names.join(", "),
+            },
         }
     }
 }

@@ -440,6 +440,11 @@ fn prompts_are_named() {
         .bind(TruncationOptions::default(), &named)
         .unwrap_err();
     assert!(error.to_string().contains("`facts`, `query`"), "{error}");
+    let encoder = self::encoder("turns", 100);
+    let error = encoder
+        .bind(TruncationOptions::default(), &named)
+        .unwrap_err();
+    assert!(error.to_string().contains("there are none"), "{error}");
 }
 
 /// A copy of a reference model to change.
