@@ -363,6 +363,10 @@ impl Reranker {
             bound.map_err(|error| RerankError::invalid(error.to_string()))?;
             return Ok(instruction.clone());
         }
+        // An empty one is none.
+        if *instruction == Instruction::Text("".into()) {
+            return Ok(Instruction::Default);
+        }
         match options.instruction {
             InstructionPolicy::Ignore => Ok(Instruction::Default),
             InstructionPolicy::Reject => Err(RerankError::unsupported(
