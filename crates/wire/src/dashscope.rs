@@ -178,7 +178,6 @@ impl RerankRequest for CompatibleRequest {
             top_n: self.top_n,
             return_documents: self.return_documents,
             instruct: self.instruct,
-            ..Parameters::default()
         };
         command(query, texts, parameters, served)
     }

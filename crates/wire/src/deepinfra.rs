@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use rerankd_core::{Instruction, Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
+use rerankd_core::{
+    Instruction, Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 

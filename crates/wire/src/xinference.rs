@@ -2,7 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Instruction, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions};
+use rerankd_core::{
+    Instruction, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
