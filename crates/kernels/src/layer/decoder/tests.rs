@@ -367,7 +367,7 @@ fn company_and_a_shared_prefix_change_no_bit_in_int8() {
 fn chunks_are_about_equal() {
     for rows in 1..2000 {
         let chunk = chunk_rows(rows);
-        assert!(chunk <= CHUNK && chunk % ROUND == 0, "{rows}");
+        assert!(chunk <= CHUNK && chunk.is_multiple_of(ROUND), "{rows}");
         let chunks = rows.div_ceil(chunk);
         assert!(chunks <= rows.div_ceil(CHUNK), "{rows}");
     }
