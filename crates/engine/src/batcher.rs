@@ -5,13 +5,14 @@
 //! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
 //! that batch runs, so a request that arrives late still gets its share of the next.
 
+pub(crate) mod batch;
 #[doc(hidden)]
 pub mod hand_over;
 mod preemption;
 mod queue;
 mod reply;
 mod scheduler;
-pub(crate) mod worker;
+mod worker;
 mod workers;
 
 use std::sync::atomic::{AtomicU64, Ordering};

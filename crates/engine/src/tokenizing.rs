@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use self::queue::{ChunkQueue, FlowId, Taken};
 use crate::admission::Expected;
-use crate::batcher::worker::message;
+use crate::batcher::batch::message;
 use crate::metrics::Metrics;
 use crate::queue_delay::QueueDelay;
 use rerankd_core::SchedulingHints;

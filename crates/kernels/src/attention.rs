@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use super::elementary::{exp, multiply_add};
+use super::elementary::exp;
+use super::isa::multiply_add;
 use super::isa::{InstructionSet, Isa, Step};
 
 /// Queries of one block where registers are wide: two registers of AVX-512.

@@ -2,7 +2,7 @@
 //!
 //! They are inlined into kernels, and so compiled for each instruction set. All of them keep NaN.
 
-use super::isa::Isa;
+use super::isa::{Isa, multiply_add};
 
 /// Numbers that are worked on at once where a sum or the like runs over a row: a register of
 /// AVX-512, two of AVX2.
@@ -22,12 +22,6 @@ pub(super) fn fold<const N: usize>(lanes: [f32; N], join: impl Fn(f32, f32) -> f
         }
     }
     lanes[0]
-}
-
-/// `a b + c`.
-#[inline(always)]
-pub(super) fn multiply_add<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
-    if I::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Adding it to a number of at most 22 bits leaves the nearest whole number, ties to even, in the low

@@ -176,6 +176,12 @@ macro_rules! with_tile_shape {
 #[cfg(target_arch = "x86_64")]
 use with_tile_shape;
 
+/// `a b + c`.
+#[inline(always)]
+pub(super) fn multiply_add<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
+    if I::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// One instruction set. Holding a value proves that the processor has it.
 pub(super) trait Isa: Copy {
     /// The name in logs and answers.

@@ -1,6 +1,7 @@
 //! LayerNorm and RMSNorm, row by row.
 
-use super::elementary::{LANES, Lanes, fold, multiply_add};
+use super::elementary::{LANES, Lanes, fold};
+use super::isa::multiply_add;
 use super::isa::{Isa, Step};
 
 /// Weights of a LayerNorm.

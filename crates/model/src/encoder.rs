@@ -21,7 +21,7 @@ pub use tokens::TextToken;
 pub use truncate::longest_first;
 pub use truncating::TruncatingEncoder;
 
-use crate::prompt::TemplateError;
+use crate::prompt::template::TemplateError;
 use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions};

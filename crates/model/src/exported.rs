@@ -124,7 +124,7 @@ impl ExportedModel {
             activation: manifest::activation(&config, &saved, labels.len())?,
             labels,
             max_length,
-            prompt: manifest::prompt(&saved)?,
+            prompt: saved.default_prompt()?,
             tokenizer_config: manifest::tokenizer_config(
                 &config,
                 &tokenizer,

@@ -138,7 +138,7 @@ impl Manifest {
             max_length,
             prompt: match prompts {
                 Some(_) => None,
-                None => prompt(&saved)?,
+                None => saved.default_prompt()?,
             },
             is_causal,
             prompts,
@@ -369,25 +369,6 @@ fn call_length(module: &Object) -> Result<Option<usize>, ModelError> {
         Some(text) => text.count("max_length"),
         None => Ok(None),
     }
-}
-
-/// The default prompt, unless it is empty.
-pub(super) fn prompt(saved: &SavedSettings) -> Result<Option<String>, ModelError> {
-    let Some(model) = &saved.model else {
-        return Ok(None);
-    };
-    let Some(name) = model.text("default_prompt_name")? else {
-        return Ok(None);
-    };
-    let prompts = model.object("prompts")?;
-    let Some(prompts) = prompts.filter(|p| p.contains(name)) else {
-        return Err(model.invalid(
-            "default_prompt_name",
-            &format!("is `{name}`, which is not in `prompts`"),
-        ));
-    };
-    let text = prompts.text(name)?.unwrap_or("");
-    Ok(Some(text.to_owned()).filter(|t| !t.is_empty()))
 }
 
 /// Settings that transformers derives from the class, regardless of `tokenizer.json`.

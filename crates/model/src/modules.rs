@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::head::{Dense, Head, HeadAct, HeadStep, LogitScore, Norm, Pooling, Residual};
 use super::json::{Object, read_value};
 use super::names::is_file_name;
-use super::prompt::MessageFormat;
-use super::{Files, ModelError, manifest};
+use super::prompt::template::MessageFormat;
+use super::{Files, ModelError};
 
 /// The list of modules.
 pub const MODULES: &str = "modules.json";
@@ -186,7 +186,26 @@ impl SavedSettings {
                 prompts.insert(name.to_owned(), text.to_owned());
             }
         }
-        Ok((prompts, manifest::prompt(self)?))
+        Ok((prompts, self.default_prompt()?))
+    }
+
+    /// The default prompt, unless it is empty.
+    pub(super) fn default_prompt(&self) -> Result<Option<String>, ModelError> {
+        let Some(model) = &self.model else {
+            return Ok(None);
+        };
+        let Some(name) = model.text("default_prompt_name")? else {
+            return Ok(None);
+        };
+        let prompts = model.object("prompts")?;
+        let Some(prompts) = prompts.filter(|p| p.contains(name)) else {
+            return Err(model.invalid(
+                "default_prompt_name",
+                &format!("is `{name}`, which is not in `prompts`"),
+            ));
+        };
+        let text = prompts.text(name)?.unwrap_or("");
+        Ok(Some(text.to_owned()).filter(|t| !t.is_empty()))
     }
 }
 

@@ -9,7 +9,7 @@ mod encoder;
 mod pieces;
 mod profile;
 mod source;
-mod template;
+pub(crate) mod template;
 
 use std::collections::BTreeMap;
 

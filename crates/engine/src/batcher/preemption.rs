@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::worker::{self, Next};
+use super::batch::{self, Next};
 use crate::plan::largest_part;
 use rerankd_runtime::{LayerHook, Scorer};
 
@@ -104,10 +104,10 @@ impl Preemption {
             let spent = inner.spent.as_secs_f64();
             let now = Instant::now();
             let taken = state.scheduler.preempt(number, inner.running, spent, now);
-            worker::note(shared, &state, &taken);
+            batch::note(shared, &state, &taken);
             let busy = state.scheduler.workers.busy();
             drop(state);
-            worker::record_begun(&taken);
+            batch::record_begun(&taken);
             if taken.jobs.is_empty() {
                 if taken.more {
                     continue;
@@ -121,8 +121,8 @@ impl Preemption {
                 busy,
                 alone: false,
             };
-            let scored = worker::run_batch(shared, inner.scorer.as_mut(), &batch);
-            worker::complete(shared, batch, scored, |_| ());
+            let scored = batch::run_batch(shared, inner.scorer.as_mut(), &batch);
+            batch::complete(shared, batch, scored, |_| ());
             shared.metrics.preemptions.inc();
             inner.spent += started.elapsed();
         }

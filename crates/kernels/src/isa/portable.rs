@@ -1,7 +1,6 @@
 //! Any processor, without SIMD intrinsics: the definition that the other instruction sets agree with.
 
-use super::{FloatTile, Isa, Step, Tile};
-use crate::elementary::multiply_add;
+use super::{FloatTile, Isa, Step, Tile, multiply_add};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 //! the queries. Weights of softmax are rounded to eight bits, and what rounding takes from one token
 //! goes to the next, so that many small weights do not vanish together.
 
-use crate::elementary::{multiply_add, rough_exp2, round_to_i32};
+use crate::elementary::{rough_exp2, round_to_i32};
+use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 

@@ -1,8 +1,9 @@
 //! A dense layer over quantized rows.
 
 use super::rows::Rows;
-use crate::elementary::{multiply_add, rough_gelu};
+use crate::elementary::rough_gelu;
 use crate::epilogue::{Epilogue, with_epilogue};
+use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP, strip_size};
 
