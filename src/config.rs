@@ -216,9 +216,10 @@ setting::settings! {
         cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
         // Not noticeable to a person.
-        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. Batches
-        /// are this long only while one request is alone; when several wait, they are as short as
-        /// costs little throughput. Very small values reduce throughput.
+        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. Small
+        /// requests interrupt a longer batch between two of its layers. On a GPU and with ONNX files,
+        /// where they cannot, batches are shorter while several requests wait. Very small values reduce
+        /// throughput.
         max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
         // Most clients have given up by then.

@@ -132,19 +132,24 @@ impl Batcher {
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub fn start(config: BatcherConfig, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(mut config: BatcherConfig, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
         let workers = config.scorers.len();
         metrics.workers.set(workers as i64);
+        let mut scheduler = Scheduler::new(
+            config.labels,
+            workers,
+            config.costs,
+            config.limits,
+            config.admission,
+            metrics.queue_tokens.clone(),
+        );
+        let mut scorers = config.scorers.iter_mut();
+        if scorers.all(|scorer| scorer.nested().is_some()) {
+            scheduler = scheduler.preemptible();
+        }
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                scheduler: Scheduler::new(
-                    config.labels,
-                    workers,
-                    config.costs,
-                    config.limits,
-                    config.admission,
-                    metrics.queue_tokens.clone(),
-                ),
+                scheduler,
                 closed: false,
             }),
             work: Condvar::new(),

@@ -151,6 +151,9 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     let self_test = SelfTest::new(&encoder, card.labels.len())?;
     for scorer in &mut engine.opened.scorers {
         self_test.run(&mut **scorer)?;
+        if let Some(nested) = scorer.nested() {
+            self_test.run(nested)?;
+        }
     }
     let sample = engine.sample(card.sample_tokens, card.max_length);
     let started = Instant::now();

@@ -33,7 +33,13 @@ impl BatchLimits {
     }
 }
 
-/// Seconds to which a batch is filled up once a request ends with it, where several wait.
+/// Largest part of a short batch's time that its fixed cost may be.
+const SHORT_OVERHEAD: f64 = 0.03;
+/// The same for a short batch with which a request ends: others fill it up no further.
+const ENDING_OVERHEAD: f64 = 0.06;
+/// The shortest time to which batches are limited, in seconds: what nobody notices.
+const MIN_SECONDS: f64 = 0.01;
+/// Seconds to which a preemptible batch is filled up once a request ends with it.
 const ENDING_SECONDS: f64 = 0.03;
 /// A request is small next to another that takes so many times as long.
 const SMALL: f64 = 4.0;
@@ -80,6 +86,8 @@ pub struct Plan {
     share: f64,
     /// Seconds after which a batch with which a request ends takes no more.
     ending_seconds: f64,
+    /// Whether small requests can interrupt the batch.
+    is_preemptible: bool,
     /// Whether the batch runs between two layers of another.
     preempts: bool,
 }
@@ -93,14 +101,26 @@ impl Plan {
             cost,
             share: even_share(cost.marginal(waiting), others),
             ending_seconds: f64::INFINITY,
+            is_preemptible: false,
             preempts: false,
         }
     }
 
-    /// The same where several requests wait: not filled up once a request ends with it. The next request takes
-    /// `each` seconds of every worker; one that is quick leaves them their part.
+    /// The same where several requests wait and cannot interrupt the batch: as short as costs little throughput.
     #[must_use]
-    pub fn beside_others(mut self, each: f64) -> Self {
+    pub fn short(mut self) -> Self {
+        let seconds = |overhead: f64| (self.cost.base / overhead).max(MIN_SECONDS);
+        self.limits.max_seconds = self.limits.max_seconds.min(seconds(SHORT_OVERHEAD));
+        self.ending_seconds = seconds(ENDING_OVERHEAD);
+        self
+    }
+
+    /// The same where several requests wait, and small ones can interrupt the batch: not filled up once a request
+    /// ends with it. The next request takes `each` seconds of every worker; one that is quick leaves them their
+    /// part.
+    #[must_use]
+    pub fn preemptible(mut self, each: f64) -> Self {
+        self.is_preemptible = true;
         self.ending_seconds = ENDING_SECONDS;
         if each <= QUICK_SECONDS {
             self.share = self.share.min(ENDING_SECONDS);
@@ -108,14 +128,19 @@ impl Plan {
         self
     }
 
-    /// The plan of a batch that runs between two layers of another: of at most so many seconds, in which a request
-    /// has `each` seconds on every worker.
+    /// The plan of a batch that runs between two layers of another, for at most `seconds`. A request takes `each`
+    /// seconds of every worker.
     #[must_use]
     pub fn preempting(mut self, seconds: f64, each: f64) -> Self {
         self.limits.max_seconds = self.limits.max_seconds.min(self.cost.base + seconds);
         self.share = each;
         self.preempts = true;
         self
+    }
+
+    /// Whether the batch runs between two layers of another.
+    pub fn preempts(&self) -> bool {
+        self.preempts
     }
 
     /// Whether a request that takes `each` seconds of every worker may have a part in the batch. A small one is
@@ -125,7 +150,8 @@ impl Plan {
             return self.cost.base + each <= self.limits.max_seconds;
         }
         let interrupts = each <= largest_part(self.cost.seconds(draft.work));
-        draft.work.sequences == 0 || !interrupts || each * SMALL > draft.largest
+        let joins = !self.is_preemptible || !interrupts || each * SMALL > draft.largest;
+        draft.work.sequences == 0 || joins
     }
 
     /// Whether a sequence of `length` tokens may join `draft`.
@@ -201,8 +227,25 @@ mod tests {
     }
 
     #[test]
+    fn batches_that_cannot_be_interrupted_are_short() {
+        let limits = BatchLimits {
+            max_seconds: 10.0,
+            ..LIMITS
+        };
+        let plan = Plan::new(limits, COST, Work::all([100; 99]), &[]);
+        assert!(plan.accepts(&draft(&[300, 99]), 100));
+        let short = plan.short();
+        assert!(short.accepts(&draft(&[300]), 20), "10 ms is 3 % of 330 ms");
+        assert!(!short.accepts(&draft(&[300]), 40));
+        assert!(short.admits(&draft(&[300]), 0.001));
+        let mut ending = draft(&[100]);
+        ending.add(20, true, 1.0);
+        assert!(short.accepts(&ending, 30) && !short.accepts(&ending, 50));
+    }
+
+    #[test]
     fn a_batch_that_ends_a_request_is_not_filled_up() {
-        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).beside_others(1.0);
+        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).preemptible(1.0);
         let mut ending = draft(&[5]);
         ending.add(5, true, 1.0);
         assert!(ending.work().sequences == 2 && plan.accepts(&ending, 10));
@@ -222,13 +265,13 @@ mod tests {
                 .take_while(|&n| plan.accepts(&draft(&vec![5; n]), 5))
                 .count()
         };
-        assert!(taken(plan.beside_others(QUICK_SECONDS)) < 7);
-        assert!(taken(plan.beside_others(2.0 * QUICK_SECONDS)) > 50);
+        assert!(taken(plan.preemptible(QUICK_SECONDS)) < 7);
+        assert!(taken(plan.preemptible(2.0 * QUICK_SECONDS)) > 50);
     }
 
     #[test]
     fn a_small_request_does_not_join_a_large_one_that_it_can_interrupt() {
-        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).beside_others(1.0);
+        let plan = Plan::new(LIMITS, COST, Work::all([100; 99]), &[]).preemptible(1.0);
         let large = draft(&[90]);
         assert!(!plan.admits(&large, 0.04) && plan.admits(&large, 0.06));
         assert!(plan.admits(&Draft::default(), 0.05) && plan.admits(&Draft::default(), 0.0));

@@ -47,7 +47,12 @@ pub trait Scorer: Send {
         drop(hook);
     }
 
-    /// A second scorer of the same model, for the batches that a hook runs. `None` if there is none left.
+    /// A second scorer of the same model, for the batches that a hook runs; `None` if it has none.
+    fn nested(&mut self) -> Option<&mut (dyn Scorer + 'static)> {
+        None
+    }
+
+    /// Takes the second scorer.
     fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {
         None
     }

@@ -134,9 +134,13 @@ impl OnnxModel {
     /// # Errors
     /// As [`Self::session`].
     pub fn interruptible_session(&self) -> Result<OnnxScorer, ScoreError> {
-        let nested = Box::new(self.session(1)?);
+        let mut nested = self.session(1)?;
+        // Small requests come one by one: there is no next batch to keep a prefix for.
+        if let Some(causal) = &mut nested.layout.causal {
+            causal.keeps = 0;
+        }
         Ok(OnnxScorer {
-            nested: Some(nested),
+            nested: Some(Box::new(nested)),
             ..self.session(1)?
         })
     }
@@ -196,6 +200,11 @@ impl Scorer for OnnxScorer {
 
     fn on_layer(&mut self, hook: LayerHook) {
         self.hook = Some(hook);
+    }
+
+    fn nested(&mut self) -> Option<&mut (dyn Scorer + 'static)> {
+        let nested = self.nested.as_deref_mut()?;
+        Some(nested)
     }
 
     fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {

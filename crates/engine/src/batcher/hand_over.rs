@@ -43,7 +43,8 @@ pub fn measure(workers: usize, requests: usize) -> HandOver {
     };
     let gauge = prometheus::IntGauge::new("queue_tokens", "tokens").expect("the name is valid");
     let costs = Costs::guess(workers);
-    let mut scheduler = Scheduler::new(1, workers, costs, limits, unlimited, gauge);
+    let scheduler = Scheduler::new(1, workers, costs, limits, unlimited, gauge);
+    let mut scheduler = scheduler.preemptible();
     let now = tokio::time::Instant::now();
     let mut receivers = Vec::with_capacity(requests);
     let mut queueing = Duration::ZERO;

@@ -317,10 +317,12 @@ impl Queue {
         self.flows.len()
     }
 
-    /// All work of the request whose turn it is.
-    pub(super) fn next_request(&self) -> Option<Work> {
+    /// All work of the request whose turn it is, and the tokens of its next sequence.
+    pub(super) fn next_request(&self) -> Option<(Work, usize)> {
         let (_, id) = self.turns.next()?;
-        Some(self.flows[&id].total)
+        let flow = &self.flows[&id];
+        let (_, job) = flow.waiting.first_key_value()?;
+        Some((flow.total, self.jobs[job].tokens))
     }
 
     /// Takes the next batch of `worker` out of the queue.
@@ -371,6 +373,9 @@ impl Queue {
                 });
             }
             if turn == 0 {
+                if plan.preempts() {
+                    break;
+                }
                 self.turns.set_aside(tenant, id);
                 aside.push((tenant, id));
                 if aside.len() > MAX_PASSED_OVER {

@@ -22,6 +22,8 @@ pub(super) struct Scheduler {
     limits: BatchLimits,
     /// Seconds that a request may wait for others.
     max_delay: f64,
+    /// Whether workers can interrupt what they run.
+    is_preemptible: bool,
 }
 
 /// What a request was given when it was admitted.
@@ -51,6 +53,15 @@ impl Scheduler {
             memory: Memory::new(admission.memory, tokens),
             limits,
             max_delay: admission.max_delay,
+            is_preemptible: false,
+        }
+    }
+
+    /// The same with workers that can interrupt what they run: see [`Self::preempt`].
+    pub fn preemptible(self) -> Self {
+        Self {
+            is_preemptible: true,
+            ..self
         }
     }
 
@@ -102,7 +113,10 @@ impl Scheduler {
         };
         let mut plan = Plan::new(limits, cost, waiting, &others);
         if self.queue.is_shared() {
-            plan = plan.beside_others(self.next_part());
+            plan = match self.is_preemptible {
+                true => plan.preemptible(self.next_part()),
+                false => plan.short(),
+            };
         }
         let speed = self.speed(now);
         let mut taken = self.queue.take(number, &plan, speed, now.into_std());
@@ -113,12 +127,15 @@ impl Scheduler {
         taken
     }
 
-    /// Seconds for which the request whose turn it is would interrupt every worker; infinite if nothing waits.
+    /// Seconds for which the request whose turn it is would interrupt a worker: its share, and at least one
+    /// sequence. Infinite if nothing waits.
     pub fn next_part(&self) -> f64 {
-        let next = self.queue.next_request();
-        next.map_or(f64::INFINITY, |next| {
-            self.costs.loaded().marginal(next) / self.workers.alive() as f64
-        })
+        let Some((total, next)) = self.queue.next_request() else {
+            return f64::INFINITY;
+        };
+        let cost = self.costs.loaded();
+        let share = cost.marginal(total) / self.workers.alive() as f64;
+        share.max(cost.marginal(Work::of(next)))
     }
 
     /// Takes a batch for worker `number` to run between two layers of its own, which takes `running` seconds
@@ -127,8 +144,9 @@ impl Scheduler {
     /// Only for a request that is small next to the running batch, and only when it is its turn, so nobody gets
     /// more than its share. A batch is interrupted for as long as it takes itself at most.
     pub fn preempt(&mut self, number: usize, running: f64, spent: f64, now: Instant) -> Taken {
-        let (most, each) = (largest_part(running), self.next_part());
-        if each > most || spent >= running {
+        let most = largest_part(running).min(running - spent);
+        let each = self.next_part();
+        if each > most {
             return Taken::default();
         }
         let cost = self.costs.loaded();

@@ -125,7 +125,7 @@ impl Simulation {
         let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
         let costs = Costs::new(Estimator::new(COST), workers);
         Self {
-            scheduler: Scheduler::new(1, workers, costs, limits, admission, gauge),
+            scheduler: Scheduler::new(1, workers, costs, limits, admission, gauge).preemptible(),
             start: Instant::now(),
             now: 0.0,
             workers: (0..workers).map(|_| None).collect(),

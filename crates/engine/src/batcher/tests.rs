@@ -55,6 +55,10 @@ impl Scorer for TwoLayers {
         self.hook = Some(hook);
     }
 
+    fn nested(&mut self) -> Option<&mut (dyn Scorer + 'static)> {
+        self.nested.as_deref_mut()
+    }
+
     fn take_nested(&mut self) -> Option<Box<dyn Scorer>> {
         self.nested.take()
     }

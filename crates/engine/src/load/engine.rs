@@ -151,7 +151,13 @@ impl Plan {
             }
             (_, Arithmetic::Cpu(precision)) => {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
-                let layout = Layout::of(&model.manifest);
+                let mut layout = Layout::of(&model.manifest);
+                if config.cache.per_key
+                    && let Some(causal) = &mut layout.causal
+                {
+                    // The time of an answer would tell one key's holder what another has asked.
+                    causal.keeps = 0;
+                }
                 drop(model);
                 let pool = match precision {
                     // No operator of ours would borrow a core.
