@@ -16,12 +16,10 @@ use support::fake::Model;
 use support::server::TestApp;
 
 #[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../../tests/support"]
 mod support {
-    #[path = "../../../tests/support/fake.rs"]
     pub mod fake;
-    #[path = "../../../tests/support/real.rs"]
     pub mod real;
-    #[path = "../../../tests/support/server.rs"]
     pub mod server;
 }
 
