@@ -117,7 +117,7 @@ setting::settings! {
         rerank_document "FORM": DocumentForm = DocumentForm::Object;
 
         /// Return documents where a request does not say whether it wants them. Some clients read them
-        /// without asking; to others, they are only more to transfer.
+        /// without asking; for others, they only make responses larger.
         return_documents "BOOL": bool = false;
 
         /// Serve a web page at `/` for trying out queries, with live statistics. Without it, `/` is the

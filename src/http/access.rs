@@ -41,5 +41,6 @@ pub async fn check(State(state): State<AppState>, mut request: Request, next: Ne
     };
     let id = request.extensions().get::<RequestId>();
     let id = id.map_or("", RequestId::as_str);
-    failure.answer(route::dialect(request.method(), route), id)
+    let dialect = route::dialect_of_head(request.method(), route, request.headers());
+    failure.answer(dialect, id)
 }

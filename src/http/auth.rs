@@ -105,23 +105,28 @@ pub(super) fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let authorization = headers
         .get(header::AUTHORIZATION)
         .map(HeaderValue::as_bytes);
+    let authorization = authorization.map(<[u8]>::trim_ascii);
     let others = || KEY_HEADERS.iter().find_map(|name| headers.get(name));
+    // Last, since clients whose key is elsewhere send things like `undefined` there.
     authorization
-        .and_then(authorized)
+        .and_then(bearer)
         .or_else(|| Some(others()?.as_bytes()))
+        .or_else(|| authorization.and_then(bare))
         .map(<[u8]>::trim_ascii)
 }
 
-/// The key in `Authorization`: after `Bearer`, or bare, as some clients send it. `None` in other
-/// schemes.
-fn authorized(value: &[u8]) -> Option<&[u8]> {
-    let value = value.trim_ascii();
-    match value.iter().position(u8::is_ascii_whitespace) {
-        Some(end) => value[..end]
-            .eq_ignore_ascii_case(b"bearer")
-            .then(|| &value[end..]),
-        None => (!value.eq_ignore_ascii_case(b"bearer") && !value.is_empty()).then_some(value),
-    }
+/// The key after `Bearer`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let end = value.iter().position(u8::is_ascii_whitespace)?;
+    let (scheme, key) = value.split_at(end);
+    scheme.eq_ignore_ascii_case(b"bearer").then_some(key)
+}
+
+/// A key without a scheme, as some clients send it.
+fn bare(value: &[u8]) -> Option<&[u8]> {
+    let is_scheme = value.eq_ignore_ascii_case(b"bearer");
+    let spaced = value.iter().any(u8::is_ascii_whitespace);
+    (!is_scheme && !spaced && !value.is_empty()).then_some(value)
 }
 
 /// The origin of the page that sends a request, where the server does not answer it.
@@ -210,6 +215,14 @@ mod tests {
         assert_eq!(key("authorization", "abc").as_deref(), Some("abc"));
         assert_eq!(key("authorization", "Bearer"), None);
         assert_eq!(key("authorization", ""), None);
+        let both = |authorization: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", authorization.parse().unwrap());
+            headers.insert("x-api-key", "abc".parse().unwrap());
+            shown(&headers).map(|key| String::from_utf8(key.to_vec()).unwrap())
+        };
+        assert_eq!(both("undefined").as_deref(), Some("abc"));
+        assert_eq!(both("Bearer def").as_deref(), Some("def"));
     }
 
     #[test]

@@ -32,9 +32,11 @@ pub async fn answer(
 ) -> Response {
     let json_length = json_length(request.headers(), operations[0]);
     let told = detect_by_headers(operations, request.headers());
+    // Errors before the body is read have the form of its clients.
+    let early = told.unwrap_or(operations[0]);
     let accepted = match body::accept(request, &state).await {
         Ok(accepted) => accepted,
-        Err(failure) => return failure.answer(operations[0].dialect, id.as_str()),
+        Err(failure) => return failure.answer(early.dialect, id.as_str()),
     };
     let Accepted {
         reranker,
@@ -52,7 +54,7 @@ pub async fn answer(
     };
     let (endpoint, work) = match body::on_bytes(bytes, |bytes| reading.read(bytes)).await {
         Ok(read) => read,
-        Err(error) => (operations[0], Err(error)),
+        Err(error) => (early, Err(error)),
     };
     let answered = match work {
         Ok(work) => run(&state, &id, &reranker, endpoint, hints, work).await,

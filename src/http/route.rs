@@ -2,9 +2,10 @@
 
 use std::sync::LazyLock;
 
-use axum::http::Method;
+use axum::http::{HeaderMap, Method};
 
 use rerankd_wire::Endpoint;
+use rerankd_wire::detect::detect_by_headers;
 use rerankd_wire::registry::{endpoints, sharing};
 use rerankd_wire::{Dialect, INFINITY, NATIVE, OPEN_INFERENCE, VLLM};
 
@@ -75,6 +76,9 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ("/models", &NATIVE, Handler::Models),
         ("/v1/models", &NATIVE, Handler::Models),
         ("/v1/models/{model}", &NATIVE, Handler::Model),
+        ("/v1/models/{publisher}/{model}", &NATIVE, Handler::Model),
+        // `POST` is ZeroEntropy's, whose path would hide the one above.
+        ("/v1/models/rerank", &NATIVE, Handler::Model),
         ("/v1/cluster/auth", &NATIVE, Handler::NeedsKey),
         ("/infinity/models", &INFINITY, Handler::Models),
         ("/vllm/v1/models", &VLLM, Handler::Models),
@@ -140,6 +144,17 @@ pub fn dialect(method: &Method, path: &str) -> &'static Dialect {
     let same = at(path).find(|route| route.method == *method);
     same.or_else(|| at(path).next())
         .map_or(&NATIVE, |route| route.dialect)
+}
+
+/// The dialect of a request before its body is read: that of its headers, or else of its path.
+pub fn dialect_of_head(method: &Method, path: &str, headers: &HeaderMap) -> &'static Dialect {
+    let told = at(path).find_map(|route| match &route.handler {
+        Handler::Operations(operations) if route.method == *method => {
+            detect_by_headers(operations, headers)
+        }
+        _ => None,
+    });
+    told.map_or_else(|| dialect(method, path), |told| told.dialect)
 }
 
 /// Whether `path` is polled by machines.

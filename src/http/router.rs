@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, Version, header};
-use axum::middleware::{Next, from_fn_with_state, map_request};
+use axum::middleware::{Next, from_fn_with_state, map_request, map_response};
 use axum::routing::{MethodRouter, get, post};
 use http_body::Body;
 use tower_http::CompressionLevel;
@@ -61,6 +61,10 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::SilentReady => get(admin::silent_ready),
         Handler::Page => get(page::root),
         Handler::Models => get(admin::models),
+        Handler::Model if !route.names_model() => {
+            let name = route.path.rsplit('/').next().unwrap_or_default();
+            get(move |state| admin::model(state, ModelName(name.to_owned())))
+        }
         Handler::Model => get(admin::model),
         Handler::NeedsKey => get(admin::needs_key),
         Handler::Info => get(admin::info),
@@ -110,7 +114,9 @@ fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     let routes = if origins.is_empty() {
         routes
     } else {
-        routes.layer(cors(origins))
+        routes
+            .layer(cors(origins))
+            .layer(map_response(hide_from_others))
     };
     observed(routes, state)
 }
@@ -143,6 +149,15 @@ fn cors(origins: &[String]) -> CorsLayer {
             name("server-timing"),
             name("traceparent"),
         ])
+}
+
+/// Pages of other origins are not told which headers are allowed.
+async fn hide_from_others<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    if !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN) {
+        headers.remove(header::ACCESS_CONTROL_ALLOW_HEADERS);
+    }
+    response
 }
 
 /// Compresses what has at least so many bytes.

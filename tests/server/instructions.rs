@@ -54,7 +54,13 @@ async fn an_instruction_is_part_of_what_is_scored() {
         scores(&app, "/rerank", json!({"instruction": ""})).await,
         plain
     );
-    assert_eq!(hits(), 8);
+    for fields in [
+        json!({"instruction": "", "prompt_name": "named"}),
+        json!({"instruct": "w2 w3", "prompt_name": ""}),
+    ] {
+        assert_eq!(scores(&app, "/rerank", fields).await, told);
+    }
+    assert_eq!(hits(), 12);
 
     let body = json!({"pairs": [["w10", "w11"]], "instruction": "w2 w3"});
     let answer = app.post("/predict", body.to_string()).await;

@@ -54,6 +54,14 @@ async fn with_keys_only_those_who_show_one_are_served() {
         let answer = post(&app, "/rerank", shown, RERANK).await;
         assert_eq!(answer.status, 200, "{shown:?}: {}", answer.body);
     }
+    let pinecone = [("x-pinecone-api-version", "2025-10"), ("api-key", "wrong")];
+    let answer = post(&app, "/rerank", &pinecone, RERANK).await;
+    assert_eq!(answer.status, 401);
+    assert!(
+        answer.json()["error"]["code"].is_string(),
+        "{}",
+        answer.body
+    );
     let token = format!("Token {KEY}");
     for wrong in [
         &[][..],
@@ -295,6 +303,17 @@ async fn a_browser_is_told_beforehand_what_it_may_send() {
         answer.header("access-control-allow-headers"),
         "authorization,content-type,x-fern-language,x-stainless-arch"
     );
+    let request = Request::options("/rerank")
+        .header("origin", "https://b.example")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "authorization");
+    let answer = app.send(request.body(Body::empty()).unwrap()).await;
+    for name in [
+        "access-control-allow-origin",
+        "access-control-allow-headers",
+    ] {
+        assert!(!answer.headers.contains_key(name), "{name}");
+    }
 }
 
 #[tokio::test]

@@ -318,6 +318,10 @@ pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
             "a profile is set, and no model is named",
             "pass `--model` with the directory of a causal model",
         )),
+        None if options.max_length.is_some() => Err(ModelError::new(
+            "a maximum length is set, and no model is named",
+            "pass `--model` with the directory of a causal model, or leave `--max-length` unset",
+        )),
         None if config.onnx_file.is_some() => Err(ModelError::new(
             "`onnx_file` names a file of a model, and no model is named",
             "pass `--model` with the directory that the file lies in",

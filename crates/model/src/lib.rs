@@ -211,7 +211,7 @@ impl AnyModel {
     /// [`AnyModel::open`] with settings of the operator.
     ///
     /// # Errors
-    /// Same as [`AnyModel::open`]; also if a profile is set and cannot be used.
+    /// Same as [`AnyModel::open`]; also if a profile or a maximum length is set and cannot be used.
     pub fn open_with(
         dir: &Path,
         onnx_file: Option<&Path>,
@@ -225,6 +225,15 @@ impl AnyModel {
                     && !(files.has_weights() && manifest::is_supported(&files)?)
             }
         };
+        if exported && options.max_length.is_some() {
+            return Err(ModelError::new(
+                format!(
+                    "a maximum length is set, but {} holds an ONNX file, which has its own",
+                    dir.display()
+                ),
+                "leave `--max-length` unset for this model",
+            ));
+        }
         Ok(if exported {
             Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?))
         } else {

@@ -129,9 +129,16 @@ pub(crate) fn resolve(
         if saved.reads_messages()? {
             return Err(unsupported_messages(files));
         }
-        return match &options.profile {
-            None => Ok(None),
-            Some(_) => Err(ModelError::new(
+        return match (&options.profile, options.max_length) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(ModelError::new(
+                format!(
+                    "a maximum length is set, but this model does not read prompts ({})",
+                    config.location()
+                ),
+                "leave `--max-length` unset for this model",
+            )),
+            (Some(_), _) => Err(ModelError::new(
                 format!(
                     "a profile is set, but this model does not read prompts ({})",
                     config.location()

@@ -276,7 +276,7 @@ impl Meta {
     }
 }
 
-/// CohereResponse of an error.
+/// Body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = CohereError)]
 pub struct CohereError<'a> {

@@ -205,6 +205,9 @@ mod tests {
             ),
             (r#"{"documents":[],"raw_scores":false}"#, "cohere_v1"),
             (r#"{"documents":[],"use_activation":false}"#, "vllm"),
+            (r#"{"documents":[],"activation":false}"#, "vllm"),
+            (r#"{"documents":[],"chat_template_kwargs":{}}"#, "vllm"),
+            (r#"{"documents":[],"mm_processor_kwargs":{}}"#, "vllm"),
             (r#"{"documents":[],"input":[]}"#, "cohere_v1"),
             (
                 r#"{"documents":[],"raw_scores":true,"return_documents":true,"truncate":true}"#,
@@ -234,10 +237,48 @@ mod tests {
             r#"{"documents":[],"use_activation":null}"#,
             r#"{"query":"q","texts":"a"}"#,
             r#"{"documents":[],"property":[]}"#,
-            r#"{"documents":[],"truncation":"start"}"#,
             r#"{"documents":[],"top_k":5,"top_k":null}"#,
         ] {
             assert_eq!(operation("/v1/rerank", body), "cohere_v1", "{body}");
+        }
+    }
+
+    #[test]
+    fn flags_and_counts_tell_as_strings_too() {
+        for (field, expected) in [
+            (r#""top_k":"1""#, "voyage"),
+            (r#""truncation":"true""#, "voyage"),
+            (r#""truncation":"true","top_n":"1""#, "cohere_v1"),
+            (r#""property":"","top_n":"1""#, "cohere_v1"),
+            (r#""use_activation":"false""#, "vllm"),
+            (r#""activation":"false""#, "vllm"),
+            (r#""truncate_prompt_tokens":"64""#, "vllm"),
+            (r#""max_tokens_per_query":"64""#, "vllm"),
+        ] {
+            let body = format!(r#"{{"documents":[],{field}}}"#);
+            assert_eq!(operation("/v1/rerank", &body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn fields_of_the_servers_own_format_are_not_lost() {
+        let body = |field: &str| {
+            format!(r#"{{"documents":[],"raw_scores":true,"return_documents":true{field}}}"#)
+        };
+        assert_eq!(operation("/rerank", &body("")), "infinity");
+        for field in [
+            r#","instruction":"i""#,
+            r#","instruct":"i""#,
+            r#","prompt_name":"p""#,
+            r#","max_tokens_per_doc":3"#,
+            r#","max_tokens_per_doc":"3""#,
+            r#","max_chunks_per_doc":3"#,
+            r#","max_chunks_per_doc":"3""#,
+            r#","priority":0"#,
+            r#","priority":"0""#,
+            r#","truncate":"false""#,
+        ] {
+            assert_eq!(operation("/rerank", &body(field)), "native", "{field}");
         }
     }
 

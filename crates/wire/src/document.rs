@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::answer::{DocumentForm, RankingAnswer};
 use super::read::content::{PartsSchema, text_of};
 use super::read::list::List;
-use super::read::{Path, Place, Read, Reader, half_a_pair, next_known, unexpected};
+use super::read::{Path, Place, Read, Reader, half_a_pair, is_half_a_pair, next_known, unexpected};
 
 /// Most fields of one document that are ranked together: more than any schema for search has.
 const MAX_RANK_FIELDS: usize = 64;
@@ -53,7 +53,7 @@ impl Read for Item {
     fn read<'de, D: Deserializer<'de>>(at: Place<'_>, value: D) -> Result<Self, D::Error> {
         let raw = <&RawValue as serde::Deserialize>::deserialize(value)?;
         match raw.get().as_bytes() {
-            [b'"', ..] => text(raw.get(), at).map(Self::Text),
+            [b'"', ..] => text(raw.get()).map(Self::Text),
             [b'{', ..] => Ok(Self::Object(raw.to_owned())),
             [b'[', ..] => Err(unexpected::<Self, D::Error>(at, &"sequence")),
             [b'n', ..] => Err(unexpected::<Self, D::Error>(at, &"null")),
@@ -64,8 +64,9 @@ impl Read for Item {
 }
 
 /// The text of a JSON string.
-fn text<E: Error>(json: &str, at: Place<'_>) -> Result<String, E> {
-    serde_json::from_str(json).map_err(|_| E::custom(half_a_pair(at.path)))
+fn text<E: Error>(json: &str) -> Result<String, E> {
+    // Without the position in the string, which would replace that in the body.
+    serde_json::from_str(json).map_err(|_| E::custom("unexpected end of hex escape"))
 }
 
 /// The fields of a document that are ranked, each once: a field that is named again would repeat its
@@ -196,14 +197,11 @@ fn ranked_text(
         Some(RankFields(names)) => names.iter().map(String::as_str).collect(),
         None => vec!["text"],
     };
-    let fields = Fields {
-        names: &names,
-        place,
-    };
+    let fields = Fields { names: &names };
     let mut json = serde_json::Deserializer::from_str(object.get());
     let values = fields
         .deserialize(&mut json)
-        .map_err(|error| RerankError::invalid(error.to_string()))?;
+        .map_err(|error| refusal(&error, place))?;
     let texts: Vec<String> = values.into_iter().flatten().collect();
     if texts.is_empty() {
         if rank_fields.is_none()
@@ -242,15 +240,25 @@ fn content_of(object: &RawValue, place: Place<'_>) -> Result<Option<String>, Rer
     let mut json = serde_json::Deserializer::from_str(object.get());
     match Content::read(place, &mut json) {
         Ok(Content(text)) => Ok(text),
-        Err(error) => Err(RerankError::invalid(error.to_string())),
+        Err(error) => Err(refusal(&error, place)),
     }
+}
+
+/// What is wrong with the object at `place`. The parser's position is in that object, not in the body.
+fn refusal(error: &serde_json::Error, place: Place<'_>) -> RerankError {
+    RerankError::invalid(match is_half_a_pair(error) {
+        true => {
+            let broken = place.broken.take();
+            half_a_pair(&broken.unwrap_or_else(|| place.path.to_string()), "")
+        }
+        false => error.to_string(),
+    })
 }
 
 /// The texts of the fields `names` of an object, in this order; `None` for those that are absent or
 /// null.
 struct Fields<'a> {
     names: &'a [&'a str],
-    place: Place<'a>,
 }
 
 impl<'de> DeserializeSeed<'de> for Fields<'_> {
@@ -278,7 +286,7 @@ impl<'de> serde::de::Visitor<'de> for Fields<'_> {
             values[index] = None;
             values[index] = match value.get().as_bytes() {
                 [b'n', ..] => None,
-                [b'"', ..] => Some(text(value.get(), self.place)?),
+                [b'"', ..] => Some(text(value.get())?),
                 _ => Some(compact(value.get())),
             };
         }
@@ -393,5 +401,16 @@ mod tests {
         }
         let error = texts(r#"{"documents":["\ud800"]}"#).unwrap_err();
         assert!(error.message().contains("`documents[0]` is not valid"));
+        for (item, place) in [
+            (r#"{"text":"\ud800"}"#, "documents[1]"),
+            (
+                r#"{"content":[{"type":"text","text":"\ud800"}]}"#,
+                "documents[1].content[0].text",
+            ),
+        ] {
+            let error = texts(&format!(r#"{{"documents":["a",{item}]}}"#)).unwrap_err();
+            let expected = format!("`{place}` is not valid Unicode: it contains half");
+            assert!(error.message().starts_with(&expected), "{error}");
+        }
     }
 }

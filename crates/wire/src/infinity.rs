@@ -50,8 +50,18 @@ pub static INFINITY: Dialect = Dialect {
         ],
         none: &[
             Mark("truncate", ValueKind::Flag),
+            Mark("truncate", ValueKind::Text),
             Mark("truncation_strategy", ValueKind::Text),
             Mark("truncation_direction", ValueKind::Text),
+            Mark("instruction", ValueKind::Text),
+            Mark("instruct", ValueKind::Text),
+            Mark("prompt_name", ValueKind::Text),
+            Mark("max_tokens_per_doc", ValueKind::Number),
+            Mark("max_tokens_per_doc", ValueKind::Text),
+            Mark("max_chunks_per_doc", ValueKind::Number),
+            Mark("max_chunks_per_doc", ValueKind::Text),
+            Mark("priority", ValueKind::Number),
+            Mark("priority", ValueKind::Text),
         ],
         ..Signature::NONE
     })],

@@ -98,7 +98,7 @@ pub struct LlamaCppResponse<'a> {
     results: Vec<RankedDocument<'a>>,
 }
 
-/// LlamaCppResponse of an error.
+/// Body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = LlamaCppError)]
 pub struct LlamaCppError<'a> {

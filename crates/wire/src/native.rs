@@ -182,8 +182,7 @@ impl RerankRequest for NativeRequest {
             truncation,
             ..ScoreOptions::default()
         };
-        let instruction = self.instruction.or(self.instruct);
-        let instruction = Instruction::from_fields(instruction, self.prompt_name);
+        let instruction = instruction(self.instruction, self.instruct, self.prompt_name)?;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.texts("documents", limits)?;
@@ -223,8 +222,7 @@ impl PredictRequest {
             truncate: TruncationPolicy::from_flag(self.truncate),
             ..ScoreOptions::default()
         };
-        let instruction = self.instruction.or(self.instruct);
-        let instruction = Instruction::from_fields(instruction, self.prompt_name);
+        let instruction = instruction(self.instruction, self.instruct, self.prompt_name)?;
         let pairs = self.pairs.ok_or_else(|| missing("pairs"))?;
         let pairs = pairs.within("pairs", limits)?.into_iter();
         let pairs = pairs.map(|[query, document]| Pair {
@@ -233,6 +231,31 @@ impl PredictRequest {
         });
         let command = PredictCommand::new(pairs.collect(), options, limits)?;
         Ok(command.with_instruction(instruction))
+    }
+}
+
+/// The one instruction that is set; an empty string sets none.
+fn instruction(
+    instruction: Option<String>,
+    instruct: Option<String>,
+    prompt_name: Option<String>,
+) -> Result<Instruction, RerankError> {
+    let is_set = |text: &String| !text.is_empty();
+    // An empty text alone stands for the template's own instruction.
+    let empty = [&instruction, &instruct]
+        .into_iter()
+        .flatten()
+        .any(|text| text.is_empty());
+    let name = prompt_name.filter(is_set);
+    match (instruction.filter(is_set), instruct.filter(is_set), name) {
+        (Some(text), None, None) | (None, Some(text), None) => {
+            Ok(Instruction::from_fields(Some(text), None))
+        }
+        (None, None, Some(name)) => Ok(Instruction::from_fields(None, Some(name))),
+        (None, None, None) => Ok(Instruction::from_fields(empty.then(String::new), None)),
+        _ => Err(RerankError::invalid(
+            "`instruction`, `instruct` and `prompt_name` exclude each other; send one of them",
+        )),
     }
 }
 

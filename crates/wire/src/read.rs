@@ -329,26 +329,32 @@ pub fn parse<T: Read>(body: &[u8], limits: &Limits) -> Result<T, RerankError> {
 
 /// What is wrong with a body, and with the value of it that is `broken`.
 fn describe(error: &serde_json::Error, broken: Option<&str>) -> RerankError {
-    if error.classify() == Category::Data {
-        return RerankError::invalid(error.to_string());
-    }
+    let is_data = error.classify() == Category::Data;
+    let (line, column) = (error.line(), error.column());
     match broken {
-        // So the parser calls half of a surrogate pair, and nothing else.
-        Some(place) if error.to_string().contains("hex escape") => {
-            let (line, column) = (error.line(), error.column());
-            RerankError::malformed(format!(
-                "{} at line {line} column {column}",
-                half_a_pair(&place)
-            ))
+        Some(place) if is_half_a_pair(error) => {
+            let message = half_a_pair(&place, &format!(" at line {line} column {column}"));
+            match is_data {
+                true => RerankError::invalid(message),
+                false => RerankError::malformed(message),
+            }
         }
+        _ if is_data => RerankError::invalid(error.to_string()),
         _ => RerankError::malformed(format!("the body is not valid JSON: {error}")),
     }
 }
 
-/// The refusal of a string at `place` that holds half of a surrogate pair.
-pub fn half_a_pair(place: &impl Display) -> String {
+/// Whether a string holds half of a surrogate pair: the parser calls so that, and nothing else.
+pub fn is_half_a_pair(error: &serde_json::Error) -> bool {
+    error.to_string().contains("hex escape")
+}
+
+/// The refusal of a string at `place` that holds half of a surrogate pair; `position` is empty, or
+/// where that is in the body.
+pub fn half_a_pair(place: &dyn Display, position: &str) -> String {
     format!(
-        "{place} is not valid Unicode: it has half of a surrogate pair; send both halves or neither"
+        "{place} is not valid Unicode{position}: it contains half of a surrogate pair; send both \
+         halves or neither"
     )
 }
 

@@ -55,9 +55,16 @@ pub static VLLM: Dialect = Dialect {
         .ignoring(&["user", "request_id", "cache_salt", "padding"])
         .told_by(Signature::any(&[
             Mark("truncate_prompt_tokens", ValueKind::Number),
+            Mark("truncate_prompt_tokens", ValueKind::Text),
             Mark("truncation_side", ValueKind::Text),
             Mark("use_activation", ValueKind::Flag),
+            Mark("use_activation", ValueKind::Text),
+            Mark("activation", ValueKind::Flag),
+            Mark("activation", ValueKind::Text),
             Mark("max_tokens_per_query", ValueKind::Number),
+            Mark("max_tokens_per_query", ValueKind::Text),
+            Mark("chat_template_kwargs", ValueKind::Object),
+            Mark("mm_processor_kwargs", ValueKind::Object),
         ])),
         Operation::new(
             "vllm_score",
@@ -250,7 +257,7 @@ struct Document<'a> {
     multi_modal: (),
 }
 
-/// VllmResponse of an error.
+/// Body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = VllmError)]
 pub struct VllmError<'a> {

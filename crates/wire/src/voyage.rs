@@ -43,11 +43,16 @@ pub static VOYAGE: Dialect = Dialect {
     .told_by(
         Signature::any(&[
             Mark("truncation", ValueKind::Flag),
+            Mark("truncation", ValueKind::Text),
             Mark("top_k", ValueKind::Number),
+            Mark("top_k", ValueKind::Text),
         ])
         .or_models(&["rerank-1", "rerank-2", "rerank-lite-"])
         .or_header("x-fern-sdk-name", "voyageai")
-        .unless(&[Mark("top_n", ValueKind::Number)]),
+        .unless(&[
+            Mark("top_n", ValueKind::Number),
+            Mark("top_n", ValueKind::Text),
+        ]),
     )],
     error,
 };
@@ -135,7 +140,7 @@ struct Usage {
     total_tokens: usize,
 }
 
-/// VoyageResponse of an error.
+/// Body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = VoyageError)]
 pub struct VoyageError<'a> {

@@ -31,8 +31,10 @@ pub static WEAVIATE: Dialect = Dialect {
     )
     .requiring(&["query"])
     .told_by(
-        Signature::any(&[Mark("property", ValueKind::Text)])
-            .unless(&[Mark("top_n", ValueKind::Number)]),
+        Signature::any(&[Mark("property", ValueKind::Text)]).unless(&[
+            Mark("top_n", ValueKind::Number),
+            Mark("top_n", ValueKind::Text),
+        ]),
     )],
     error,
 };
@@ -124,7 +126,7 @@ struct Score<'a> {
     score: f32,
 }
 
-/// WeaviateResponse of an error.
+/// Body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = WeaviateError)]
 pub struct WeaviateError<'a> {

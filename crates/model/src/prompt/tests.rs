@@ -80,6 +80,20 @@ fn resolved(dir: &std::path::Path, options: &ModelOptions) -> Result<Prompted, M
     Ok(resolved.expect("the model is causal"))
 }
 
+#[test]
+fn an_encoder_refuses_a_maximum_length() {
+    let dir = folder("../models/tiny-bert");
+    let options = ModelOptions {
+        max_length: Some(8),
+        ..ModelOptions::default()
+    };
+    let error = crate::AnyModel::open_with(&dir, None, &options)
+        .err()
+        .unwrap();
+    let error = format!("{error:?}");
+    assert!(error.contains("leave `--max-length` unset"), "{error}");
+}
+
 /// The encoder of a reference model, with another maximum length, and after a change of its settings.
 fn encoder_with(
     name: &str,
