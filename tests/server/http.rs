@@ -274,13 +274,13 @@ async fn malformed_bodies_are_named() {
             ),
             (
                 r#"{"query":"\ud800","documents":["a"]}"#,
-                "`query` is not valid Unicode: it has half of a surrogate pair; send both halves or \
-                 neither at line 1 column 17",
+                "`query` is not valid Unicode at line 1 column 17: it contains half of a surrogate \
+                 pair; send both halves or neither",
             ),
             (
                 r#"{"query":"q","documents":["\udc00 secret"]}"#,
-                "`documents[0]` is not valid Unicode: it has half of a surrogate pair; send both halves \
-                 or neither at line 1 column 33",
+                "`documents[0]` is not valid Unicode at line 1 column 33: it contains half of a \
+                 surrogate pair; send both halves or neither",
             ),
             (
                 "{\"query\":\"a\nb\"}",
