@@ -7,6 +7,8 @@ use rerankd_core::Pair;
 
 /// Tokens per byte of English text, before anything has been measured.
 const INITIAL_DENSITY: f64 = 0.25;
+/// Most tokens per byte that can be learned, so that no request spoils the estimates of others.
+const MAX_DENSITY: f64 = 1.5;
 /// Weight of the newest request in the running density.
 const DENSITY_WEIGHT: f64 = 0.1;
 
@@ -27,13 +29,17 @@ impl TokenEstimator {
         }
     }
 
-    /// The work of `pairs`, each read in at most `chunks` parts.
-    pub fn work(&self, pairs: &[Pair], chunks: usize) -> Work {
-        let most = self.max_length.saturating_mul(chunks);
+    /// The work of `pairs`, each read in at most `chunks` parts, and each part with `overhead` bytes beside its
+    /// text.
+    pub fn work(&self, pairs: &[Pair], overhead: usize, chunks: usize) -> Work {
         let density = f64::from_bits(self.density.load(Ordering::Relaxed));
+        let tokens_of = |bytes: usize| (bytes as f64 * density) as usize;
+        let overhead = tokens_of(overhead).min(self.max_length.saturating_sub(1));
+        let room = (self.max_length - overhead).max(1);
         let work = |pair: &Pair| {
-            let tokens = ((pair.bytes() as f64 * density) as usize).clamp(1, most.max(1));
-            let parts = tokens.div_ceil(self.max_length.max(1)).max(1);
+            let text = tokens_of(pair.bytes());
+            let parts = text.div_ceil(room).clamp(1, chunks);
+            let tokens = (overhead * parts + text).clamp(1, (self.max_length * parts).max(1));
             Work {
                 sequences: parts,
                 tokens,
@@ -46,12 +52,12 @@ impl TokenEstimator {
             .fold(Work::default(), |sum, work| sum + work)
     }
 
-    /// Learns that `bytes` of text became `tokens`. Truncated text must not be counted: the tokens of
+    /// Learns that `bytes` of text, with what is beside it, became `tokens`. Truncated text must not be counted: the tokens of
     /// the rest are unknown.
     pub fn observe(&self, bytes: usize, tokens: usize) {
         if bytes > 0 {
             let density = f64::from_bits(self.density.load(Ordering::Relaxed));
-            let newest = tokens as f64 / bytes as f64;
+            let newest = (tokens as f64 / bytes as f64).min(MAX_DENSITY);
             let mixed = density + DENSITY_WEIGHT * (newest - density);
             self.density.store(mixed.to_bits(), Ordering::Relaxed);
         }
@@ -75,11 +81,32 @@ mod tests {
     #[test]
     fn a_pair_counts_at_most_the_length_of_its_parts() {
         let estimator = TokenEstimator::new(512);
-        let one = estimator.work(&pairs(1000, 1 << 16), 1);
+        let one = estimator.work(&pairs(1000, 1 << 16), 0, 1);
         assert_eq!((one.sequences, one.tokens), (1000, 512_000));
-        let parts = estimator.work(&pairs(1, 1 << 16), 4);
+        let parts = estimator.work(&pairs(1, 1 << 16), 0, 4);
         assert_eq!((parts.sequences, parts.tokens), (4, 4 * 512));
-        assert_eq!(estimator.work(&pairs(1, 400), 1), Work::of(100));
+        assert_eq!(estimator.work(&pairs(1, 400), 0, 1), Work::of(100));
+    }
+
+    #[test]
+    fn each_part_counts_what_is_beside_its_text() {
+        let estimator = TokenEstimator::new(512);
+        assert_eq!(estimator.work(&pairs(1, 400), 800, 1), Work::of(300));
+        // 400 tokens, with room for 112 in each part.
+        let parts = estimator.work(&pairs(1, 1600), 1600, 9);
+        assert_eq!((parts.sequences, parts.tokens), (4, 4 * 400 + 400));
+        let full = estimator.work(&pairs(1, 400), 1 << 20, 1);
+        assert_eq!(full, Work::of(512));
+    }
+
+    /// A few bytes can become many tokens, as where characters are missing from a vocabulary.
+    #[test]
+    fn one_tenant_cannot_spoil_the_estimates_of_others() {
+        let estimator = TokenEstimator::new(8192);
+        for _ in 0..1000 {
+            estimator.observe(2, 8000);
+        }
+        assert!(estimator.work(&pairs(1, 100), 0, 1).tokens <= 150);
     }
 
     #[test]
@@ -88,6 +115,6 @@ mod tests {
         for _ in 0..100 {
             estimator.observe(100, 100);
         }
-        assert!(estimator.work(&pairs(1, 100), 1).tokens > 90);
+        assert!(estimator.work(&pairs(1, 100), 0, 1).tokens > 90);
     }
 }

@@ -23,7 +23,9 @@ use rerankd_core::{
     TruncationOptions, TruncationPolicy, rank,
 };
 use rerankd_core::{Encoding, PairKey};
-use rerankd_model::encoder::{EncodeError, EncodedPair, EncodedQuery, Encoder, TextToken};
+use rerankd_model::encoder::{
+    BoundEncoder, EncodeError, EncodedPair, EncodedQuery, Encoder, TextToken,
+};
 use rerankd_runtime::Scorer;
 
 /// What is served, for `/info`, logs and responses.
@@ -377,7 +379,11 @@ impl Reranker {
 
     async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
         let (timeline, started) = (Timeline::current(), Instant::now());
-        let costs = TextCosts::of(pairs, |text| self.text_cost(text, terms.options.truncation));
+        let bound = self
+            .encoder
+            .bind(terms.options.truncation, &terms.instruction)
+            .map_err(|error| untokenized(PoolError::Encode(error)))?;
+        let costs = TextCosts::of(pairs, &bound);
         let permit = self.admit(pairs, &costs, &terms)?;
         let tokenizing = self.tokenizers.open(terms.hints, costs.total());
         timeline.record(Step::Admission, started, Instant::now());
@@ -404,7 +410,7 @@ impl Reranker {
             hints: terms.hints,
             work: self
                 .estimator
-                .work(pairs, terms.options.truncation.chunks()),
+                .work(pairs, costs.overhead, terms.options.truncation.chunks()),
             bytes: pairs.iter().map(Pair::bytes).sum::<usize>() + terms.instruction.bytes(),
             tokenizing: self.tokenizers.expect(terms.hints, costs.total()),
         };
@@ -412,10 +418,6 @@ impl Reranker {
             self.refused(refusal.reason());
             refusal.into()
         })
-    }
-
-    fn text_cost(&self, text: &str, truncation: TruncationOptions) -> usize {
-        TEXT_COST + self.encoder.bytes_read(text.len(), truncation)
     }
 
     fn refused(&self, reason: &str) {
@@ -541,7 +543,8 @@ impl Reranker {
         let encoded = &prepared.encoded;
         let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
         let (bytes, tokens) = whole.fold((0, 0), |(bytes, tokens), (pair, encoded)| {
-            (bytes + pair.bytes(), tokens + encoded.full_length)
+            let read = pair.bytes() + texts.costs.overhead;
+            (bytes + read, tokens + encoded.full_length)
         });
         // Where only some tokens of each text were asked for, the density of the rest is unknown.
         if terms.options.truncation == TruncationOptions::default() {
@@ -633,7 +636,7 @@ impl Reranker {
         index: usize,
         terms: &Terms,
     ) -> Result<usize, RerankError> {
-        let cost = texts.pairs[index].bytes();
+        let cost = texts.costs.overhead + texts.pairs[index].bytes();
         let (encoder, pairs) = (self.encoder.clone(), Arc::clone(texts.pairs));
         let (truncation, instruction) = (terms.options.truncation, terms.instruction.clone());
         let work = move || {
@@ -672,6 +675,7 @@ fn untokenized(error: PoolError) -> RerankError {
         PoolError::Encode(
             error @ (EncodeError::Template(_)
             | EncodeError::EmptyPrompt
+            | EncodeError::PromptTooLong { .. }
             | EncodeError::UnknownPrompt { .. }
             | EncodeError::NoInstruction),
         ) => RerankError::invalid(error.to_string()),
@@ -681,6 +685,8 @@ fn untokenized(error: PoolError) -> RerankError {
 
 /// What the texts of pairs cost to tokenize. Consecutive pairs with the same query share its tokens.
 struct TextCosts {
+    /// Approximate bytes that the model reads of each pair beside its texts.
+    overhead: usize,
     /// Of each pair.
     documents: Vec<usize>,
     /// Of each query that is tokenized.
@@ -692,7 +698,7 @@ struct TextCosts {
 }
 
 impl TextCosts {
-    fn of(pairs: &[Pair], cost: impl Fn(&str) -> usize) -> Self {
+    fn of(pairs: &[Pair], encoder: &BoundEncoder) -> Self {
         let same = |a: &Pair, b: &Pair| Arc::ptr_eq(&a.query, &b.query) || a.query == b.query;
         let mut first = Vec::new();
         let mut query_of = Vec::with_capacity(pairs.len());
@@ -702,9 +708,13 @@ impl TextCosts {
             }
             query_of.push(first.len() - 1);
         }
+        let document =
+            |pair: &Pair| TEXT_COST + encoder.pair_cost(pair.query.len(), pair.document.len());
+        let query = |&at: &usize| TEXT_COST + encoder.query_cost(pairs[at].query.len());
         Self {
-            documents: pairs.iter().map(|pair| cost(&pair.document)).collect(),
-            queries: first.iter().map(|&at| cost(&pairs[at].query)).collect(),
+            overhead: encoder.overhead(),
+            documents: pairs.iter().map(document).collect(),
+            queries: first.iter().map(query).collect(),
             first,
             query_of,
         }

@@ -1,5 +1,5 @@
-//! Causal self-attention with grouped queries over packed rows, where sequences may share a prefix: rows that are
-//! there once, or that a call before left its keys and values of.
+//! Causal self-attention with grouped queries over packed rows, where sequences may share a prefix. The
+//! rows of a shared prefix are in the batch once, or an earlier call has kept their keys and values.
 //!
 //! Several heads of queries read the same keys and values, so the lanes of a block are the queries of some tokens
 //! in all of those heads. Each query's sums are made in the order of its keys, whether they are in a shared prefix

@@ -49,8 +49,18 @@ pub enum EncodeError {
     #[error("the model's chat template fails on these texts: {0}")]
     Template(#[from] TemplateError),
     /// The texts leave nothing to read.
-    #[error("the prompt of this pair has no tokens")]
+    #[error("a pair has no tokens; send a query or a document that has some")]
     EmptyPrompt,
+    /// What must not be cut of a prompt is too long.
+    #[error(
+        "a prompt has {tokens} tokens that cannot be cut; the limit is {limit}; shorten the instruction, or allow more tokens"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt that cannot be cut.
+        tokens: usize,
+        /// Maximum tokens of a prompt.
+        limit: usize,
+    },
     /// The request names a prompt that the model does not have.
     #[error("`prompt_name` is not one of the model's prompts: {known}")]
     UnknownPrompt {
@@ -103,6 +113,23 @@ impl EncodedPair {
             full_length,
             read_length,
         }
+    }
+
+    /// This pair, if a model that reads `max_length` tokens can read each of its chunks. Every pair passes here
+    /// before it gets into a batch, where it would fail the pairs of others.
+    pub(crate) fn readable(self, max_length: usize) -> Result<Self, EncodeError> {
+        for chunk in std::iter::once(&self.encoding).chain(&self.further_chunks) {
+            if chunk.is_empty() {
+                return Err(EncodeError::EmptyPrompt);
+            }
+            if chunk.len() > max_length {
+                return Err(EncodeError::PromptTooLong {
+                    tokens: chunk.len(),
+                    limit: max_length,
+                });
+            }
+        }
+        Ok(self)
     }
 
     /// Whether the pair was truncated.
@@ -233,11 +260,6 @@ impl PairEncoder {
     /// Binds the truncation options of a request.
     pub fn truncating(&self, options: TruncationOptions) -> TruncatingEncoder<'_> {
         TruncatingEncoder::new(self, options)
-    }
-
-    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
-    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
-        self.truncating(options).bytes_read(length)
     }
 
     /// [`TruncatingEncoder::query`] with default options.

@@ -14,8 +14,9 @@ use crate::layer::Products;
 use crate::norm::NormalizeRms;
 pub use crate::norm::RmsNorm;
 
-/// Most rows that go through all products before the next ones begin. Decoders are wide: their weights do not stay
-/// in a cache, so they are read seldom, and the activations between two products go to the last-level cache.
+/// Most rows that go through all products before the next ones begin. Decoders are wide, and
+/// their weights do not stay in a cache: large chunks read them from memory less often. The activations between two
+/// products then spill to the last-level cache.
 const CHUNK: usize = 256;
 /// Rows of a chunk are a multiple of this, so that few blocks of rows are left half full.
 const ROUND: usize = 8;

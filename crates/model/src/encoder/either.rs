@@ -79,10 +79,14 @@ impl Encoder {
     /// Sets the instruction of requests without one; `None` leaves the model's.
     ///
     /// # Errors
-    /// [`ModelError`] if the model takes no instruction.
+    /// [`ModelError`] if the model takes no instruction, or if this one leaves no room for texts.
     pub fn with_instruction(self, instruction: Option<&str>) -> Result<Self, ModelError> {
         match (self, instruction) {
-            (Self::Prompts(encoder), Some(text)) => Ok(encoder.with_instruction(text).into()),
+            (Self::Prompts(encoder), Some(text)) => {
+                let encoder = encoder.with_instruction(text);
+                encoder.check_room()?;
+                Ok(encoder.into())
+            }
             (Self::Pairs(_), Some(_)) => Err(ModelError::new(
                 "an instruction is set, and this model takes none",
                 "leave `--instruction` unset for this model",
@@ -138,14 +142,6 @@ impl Encoder {
             .encode(pairs, cancelled)
     }
 
-    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
-    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
-        match self {
-            Self::Pairs(encoder) => encoder.bytes_read(length, options),
-            Self::Prompts(encoder) => encoder.bytes_read(length, options),
-        }
-    }
-
     pub(super) fn tokenizer(&self) -> &TextTokenizer {
         match self {
             Self::Pairs(encoder) => &encoder.tokenizer,
@@ -155,6 +151,31 @@ impl Encoder {
 }
 
 impl BoundEncoder<'_> {
+    /// Approximate bytes that the model reads of a pair beside its texts: special tokens, the template and the
+    /// instruction.
+    pub fn overhead(&self) -> usize {
+        match self {
+            Self::Pairs(encoder) => encoder.overhead(),
+            Self::Prompts(encoder) => encoder.overhead(),
+        }
+    }
+
+    /// Approximate bytes that are tokenized once for a query of `query` bytes.
+    pub fn query_cost(&self, query: usize) -> usize {
+        match self {
+            Self::Pairs(encoder) => encoder.bytes_read(query),
+            Self::Prompts(encoder) => encoder.query_cost(query),
+        }
+    }
+
+    /// Approximate bytes that are tokenized for each document, of `document` bytes, of a query of `query` bytes.
+    pub fn pair_cost(&self, query: usize, document: usize) -> usize {
+        match self {
+            Self::Pairs(encoder) => encoder.bytes_read(document),
+            Self::Prompts(encoder) => encoder.pair_cost(query, document),
+        }
+    }
+
     /// Prepares a query for its documents.
     ///
     /// # Errors
@@ -169,8 +190,8 @@ impl BoundEncoder<'_> {
     /// Encodes a document with its query.
     ///
     /// # Errors
-    /// [`EncodeError`] if the tokenizer or a template fails, or if the query leaves no room and must not be
-    /// cut.
+    /// [`EncodeError`] if the tokenizer or a template fails, if what must not be cut leaves no room, or if the
+    /// pair has no tokens.
     ///
     /// # Panics
     /// If the query is of another kind of encoder.

@@ -236,8 +236,13 @@ proptest! {
         let config = TokenizerConfig { truncate_start: Some(from_start), ..TokenizerConfig::default() };
         for (name, file) in all() {
             let encoder = PairEncoder::with_config(&file, max_length, None, &config).unwrap();
-            let pair = encoder.pair(&encoder.query(&query).unwrap(), &document).unwrap();
+            let pair = encoder.pair(&encoder.query(&query).unwrap(), &document);
             let (expected, full) = expected(&file, max_length, direction, &query, &document);
+            if expected.is_empty() {
+                prop_assert_eq!(pair, Err(EncodeError::EmptyPrompt), "{}", name);
+                continue;
+            }
+            let pair = pair.unwrap();
             prop_assert_eq!(&pair.encoding, &expected, "{}", name);
             prop_assert_eq!(pair.truncated(), full > max_length, "{}", name);
             prop_assert!(pair.full_length <= full, "{}", name);

@@ -54,6 +54,8 @@ pub(crate) fn keep(ids: &[u32], length: usize, direction: TruncationDirection) -
 
 /// Bytes of a prefix to try first, per token to keep; most languages need fewer.
 const BYTES_PER_TOKEN: usize = 8;
+/// Bytes of text that a token stands for, about.
+pub(crate) const BYTES_PER_ID: usize = 4;
 /// Growth factor of the prefix between attempts.
 const GROWTH: usize = 4;
 /// Maximum lookahead of a pre-tokenizer, in characters.
@@ -202,7 +204,8 @@ impl TextTokenizer {
         let mut read = 0;
         let mut short = String::new();
         let mut tried = 0;
-        let mut target = limit.saturating_mul(BYTES_PER_TOKEN);
+        // Never 0, which does not grow.
+        let mut target = limit.max(1).saturating_mul(BYTES_PER_TOKEN);
         while target < text.len() {
             let start = match &self.shortener {
                 Some(shortener) => {

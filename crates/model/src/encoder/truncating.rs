@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokenizers::TruncationDirection;
 
-use super::text::{TextTokens, keep};
+use super::text::{BYTES_PER_ID, TextTokens, keep};
 use super::{EncodeError, EncodedPair, PairEncoder, QueryTokens, longest_first};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions, TruncationStrategy};
@@ -69,7 +69,7 @@ impl<'a> TruncatingEncoder<'a> {
     ///
     /// # Errors
     /// [`EncodeError::Tokenizer`] if the tokenizer fails, [`EncodeError::QueryTooLong`] if the query must not
-    /// be truncated and leaves no room.
+    /// be truncated and leaves no room, [`EncodeError::EmptyPrompt`] if the pair has no tokens.
     pub fn pair(&self, query: &QueryTokens, document: &str) -> Result<EncodedPair, EncodeError> {
         let limit = self
             .encoder
@@ -87,12 +87,13 @@ impl<'a> TruncatingEncoder<'a> {
         let mut chunks = keep(&tokens.ids, read, self.direction).chunks(share.document.max(1));
         let encoding = assemble(chunks.next().unwrap_or_default());
         let known = query.tokens.length + tokens.length + special;
-        Ok(EncodedPair {
+        let pair = EncodedPair {
             encoding,
             further_chunks: chunks.map(assemble).collect::<Vec<Encoding>>(),
             full_length: known + usize::from(!query.tokens.all || !tokens.all),
             read_length: share.query + read + special,
-        })
+        };
+        pair.readable(self.encoder.max_length)
     }
 
     /// The exact number of tokens of a pair before truncation, special tokens included.
@@ -114,6 +115,12 @@ impl<'a> TruncatingEncoder<'a> {
         self.encoder
             .tokenizer
             .bytes_read(length, limit, self.direction)
+    }
+
+    /// Approximate bytes of a pair beside its texts: its special tokens and the prompt before the query.
+    pub fn overhead(&self) -> usize {
+        let prompt = self.encoder.prompt.as_ref().map_or(0, String::len);
+        BYTES_PER_ID * self.encoder.template.special_tokens() + prompt
     }
 
     /// Encodes pairs in order, on the calling thread. A query shared by consecutive pairs is tokenized once.

@@ -13,7 +13,7 @@ use tokenizers::TruncationDirection;
 use super::pieces::{self, CompiledPiece, Part, Texts};
 use super::template::{ChatTemplate, Message, TemplateError};
 use super::{ChatConfig, Layout, PromptConfig};
-use crate::encoder::text::{TextTokenizer, TextTokens, keep};
+use crate::encoder::text::{BYTES_PER_ID, TextTokenizer, TextTokens, keep};
 use crate::encoder::{EncodeError, EncodedPair};
 use crate::{Model, ModelError, TokenizerConfig};
 use rerankd_core::{Instruction, Pair, TruncationOptions, TruncationSide, TruncationStrategy};
@@ -26,8 +26,6 @@ const PROBES: [[&str; 2]; 3] = [
 ];
 /// Texts whose prompts have only the tail of the template in common.
 const FILLERS: [&str; 2] = ["0", "1 2 3 4"];
-/// Documents that start differently, to find the tokens that precede all of them.
-const DOCUMENTS: [&str; 4] = ["0", " a", "\n", ""];
 /// Tokens that a document may have more in its prompt than alone.
 const SEAM: usize = 2;
 
@@ -104,6 +102,26 @@ enum Form {
     Pieces(Pieces),
 }
 
+impl Form {
+    /// Bytes of a prompt beside its texts.
+    fn frame(&self) -> Result<usize, TemplateError> {
+        let [query, document] = PROBES[0];
+        let bytes = match self {
+            Self::Chat(chat) => chat.render(None, query, document)?.len(),
+            Self::Pieces(pieces) => {
+                let texts = Texts {
+                    instruction: None,
+                    query,
+                    document,
+                };
+                let rendered = pieces.pieces.iter().map(|piece| piece.render(texts));
+                rendered.map(|text| Ok(text?.len())).sum::<Result<_, _>>()?
+            }
+        };
+        Ok(bytes.saturating_sub(query.len() + document.len()))
+    }
+}
+
 /// Encodes pairs of a causal model. Shared by all threads.
 #[derive(Debug)]
 pub struct PromptEncoder {
@@ -113,6 +131,8 @@ pub struct PromptEncoder {
     default: Option<String>,
     max_length: usize,
     strategy: TruncationStrategy,
+    /// Bytes of a prompt beside its texts and its instruction.
+    frame: usize,
 }
 
 /// A query with its instruction, ready for its documents.
@@ -140,8 +160,10 @@ struct PiecesQuery {
     after: Vec<u32>,
     /// Tokens of the query that were cut off; a lower bound.
     lost: usize,
-    /// Tokens that the document may have.
+    /// Tokens that the piece with the document may have.
     room: usize,
+    /// Tokens of that piece without a document.
+    empty: usize,
 }
 
 impl PromptEncoder {
@@ -171,8 +193,10 @@ impl PromptEncoder {
                 query_percent: pieces.query_percent,
             }),
         };
+        let frame = form.frame().map_err(|error| invalid(error.to_string()))?;
         Ok(Self {
             tokenizer: TextTokenizer::new(tokenizer_json, tokenizer)?,
+            frame,
             form,
             prompts: config.prompts.clone(),
             default: config.default.clone(),
@@ -184,8 +208,8 @@ impl PromptEncoder {
     /// The encoder of `model`.
     ///
     /// # Errors
-    /// [`ModelError`] if the model has no prompt, or if the tokenizer or a template is invalid or does not
-    /// match the model.
+    /// [`ModelError`] if the model has no prompt, if the tokenizer or a template is invalid or does not match
+    /// the model, or if the maximum length leaves no room for texts.
     pub fn for_model(model: &Model) -> Result<Self, ModelError> {
         let manifest = &model.manifest;
         let config = manifest.prompts.as_ref().ok_or_else(|| {
@@ -200,7 +224,30 @@ impl PromptEncoder {
         encoder
             .tokenizer
             .check_vocabulary(manifest.encoder.vocab_size)?;
+        encoder.check_room()?;
         Ok(encoder)
+    }
+
+    /// Refuses a maximum length that the prompt takes up without its texts.
+    pub(crate) fn check_room(&self) -> Result<(), ModelError> {
+        let bound = self.bind(TruncationOptions::default(), &Instruction::Default);
+        let needed = bound.and_then(|bound| bound.least_length());
+        let needed = needed.map_err(|error| {
+            ModelError::new(
+                format!("the prompt cannot be made: {error}"),
+                "check the template against the one the model was published with",
+            )
+        })?;
+        if needed <= self.max_length {
+            return Ok(());
+        }
+        Err(ModelError::new(
+            format!(
+                "the prompt has {needed} tokens with the shortest texts, and the maximum length is {}",
+                self.max_length
+            ),
+            "raise `--max-length`, or shorten `--instruction`",
+        ))
     }
 
     /// Sets the default truncation strategy.
@@ -221,19 +268,6 @@ impl PromptEncoder {
     /// Maximum tokens of a pair.
     pub fn max_length(&self) -> usize {
         self.max_length
-    }
-
-    /// Names of the instructions that the model knows.
-    pub fn prompt_names(&self) -> impl Iterator<Item = &str> {
-        self.prompts.keys().map(String::as_str)
-    }
-
-    /// Approximate bytes of a text of `length` bytes that are tokenized: its cost.
-    pub fn bytes_read(&self, length: usize, options: TruncationOptions) -> usize {
-        let asked = options.max_tokens.map_or(usize::MAX, |most| most.get());
-        let direction = self.tokenizer.direction();
-        self.tokenizer
-            .bytes_read(length, self.max_length.min(asked), direction)
     }
 
     pub(crate) fn tokenizer(&self) -> &TextTokenizer {
@@ -303,6 +337,51 @@ pub struct BoundPrompts<'a> {
 }
 
 impl BoundPrompts<'_> {
+    /// Approximate bytes of a prompt beside its texts.
+    pub fn overhead(&self) -> usize {
+        self.encoder.frame + self.instruction.map_or(0, str::len)
+    }
+
+    /// Approximate bytes that are tokenized once for a query of `query` bytes.
+    pub fn query_cost(&self, query: usize) -> usize {
+        let limited = match self.options.max_query_tokens {
+            Some(_) => query,
+            None => 0,
+        };
+        let prompt = self.overhead() + query;
+        limited
+            + match self.encoder.form {
+                Form::Pieces(_) => prompt,
+                // A prompt that is cut needs its length without a document, and two to find its tail.
+                Form::Chat(_) if prompt > self.max_length => prompt + 2 * self.overhead(),
+                Form::Chat(_) => 0,
+            }
+    }
+
+    /// Approximate bytes that are tokenized for each document, of `document` bytes, of a query of `query` bytes.
+    pub fn pair_cost(&self, query: usize, document: usize) -> usize {
+        let tokenizer = &self.encoder.tokenizer;
+        let (around, direction) = match self.encoder.form {
+            Form::Chat(_) => (self.overhead() + query, tokenizer.direction()),
+            Form::Pieces(_) => (0, self.direction),
+        };
+        let limited = match self.options.max_document_tokens {
+            Some(_) => document,
+            None => 0,
+        };
+        let prompt = around + document;
+        let once = limited + tokenizer.bytes_read(prompt, self.max_length, direction);
+        let chunks = self.options.chunks();
+        if prompt <= self.max_length || (chunks == 1 && direction == self.direction) {
+            return once;
+        }
+        // The document is tokenized to find its parts, and each part with what is around it.
+        let room = self.max_length.saturating_mul(BYTES_PER_ID);
+        let room = room.saturating_sub(around).max(BYTES_PER_ID);
+        let parts = document.div_ceil(room).clamp(1, chunks);
+        once + document + parts * around + document.min(parts.saturating_mul(room))
+    }
+
     /// Prepares a query for its documents.
     ///
     /// # Errors
@@ -327,19 +406,21 @@ impl BoundPrompts<'_> {
     ///
     /// # Errors
     /// [`EncodeError`] if the tokenizer or the template fails, [`EncodeError::QueryTooLong`] if the query must
-    /// not be cut and leaves no room.
+    /// not be cut and leaves no room, [`EncodeError::PromptTooLong`] if what is never cut exceeds the maximum
+    /// length, [`EncodeError::EmptyPrompt`] if the prompt has no tokens.
     pub fn pair(&self, query: &PromptQuery, document: &str) -> Result<EncodedPair, EncodeError> {
         let document = match self.options.max_document_tokens {
             None => Cow::Borrowed(document),
             Some(most) => self.shorten(document, most.get())?,
         };
-        match (&self.encoder.form, &query.0) {
+        let pair = match (&self.encoder.form, &query.0) {
             (Form::Chat(chat), QueryForm::Chat(query)) => self.chat_pair(chat, query, &document),
             (Form::Pieces(pieces), QueryForm::Pieces(query)) => {
                 self.pieces_pair(pieces, query, &document)
             }
             _ => unreachable!("a query is paired by the encoder that made it"),
-        }
+        };
+        pair?.readable(self.max_length)
     }
 
     /// Encodes pairs in order. A query shared by consecutive pairs is prepared once.
@@ -387,29 +468,19 @@ impl BoundPrompts<'_> {
         }
     }
 
-    /// The number of first tokens that the prompts of all documents of a query share, unless a document
-    /// changes how the text before it is tokenized.
-    ///
-    /// # Errors
-    /// Same as [`Self::pair`].
-    pub fn shared_prefix(&self, query: &PromptQuery) -> Result<usize, EncodeError> {
-        let chat = match (&self.encoder.form, &query.0) {
-            (Form::Chat(chat), QueryForm::Chat(query)) => (chat, query),
-            (_, QueryForm::Pieces(query)) => return Ok(query.before.len()),
-            _ => unreachable!("a query is paired by the encoder that made it"),
-        };
-        let mut shared: Option<Vec<u32>> = None;
-        for document in DOCUMENTS {
-            let ids = self.ids(chat.0, &chat.1.text, document)?;
-            shared = Some(match shared {
-                None => ids,
-                Some(mut before) => {
-                    before.truncate(common(before.iter().zip(&ids)));
-                    before
-                }
-            });
+    /// Tokens of the prompt of the shortest texts.
+    fn least_length(&self) -> Result<usize, EncodeError> {
+        match &self.encoder.form {
+            Form::Chat(chat) => Ok(self.ids(chat, FILLERS[0], FILLERS[0])?.len()),
+            Form::Pieces(pieces) => {
+                let pieces = pieces.pieces.iter();
+                let tokens = pieces.map(|piece| {
+                    let text = piece.render(self.texts(FILLERS[0], FILLERS[0]))?;
+                    self.encoder.tokenizer.count(&text)
+                });
+                tokens.sum()
+            }
         }
-        Ok(shared.unwrap_or_default().len().min(self.max_length))
     }
 
     fn chat_pair(
@@ -464,9 +535,6 @@ impl BoundPrompts<'_> {
         let tokens = tokenizer.tokenize(&text, self.max_length, tokenizer.direction())?;
         let length = full_length(&tokens);
         let mut ids = tokens.ids;
-        if ids.is_empty() {
-            return Err(EncodeError::EmptyPrompt);
-        }
         if chat.restore_suffix && ids.len() >= self.max_length {
             let suffix = self.suffix(chat, query)?;
             let kept = suffix.len().min(ids.len());
@@ -486,7 +554,7 @@ impl BoundPrompts<'_> {
         let count = common(first.iter().rev().zip(second.iter().rev()));
         let suffix = match count < first.len().min(second.len()) {
             true => first.split_off(first.len() - count),
-            // The texts do not show, so nothing is known about the tail.
+            // One prompt is the end of the other, so the two do not show where the tail begins.
             false => Vec::new(),
         };
         Ok(query.suffix.get_or_init(|| suffix))
@@ -511,10 +579,7 @@ impl BoundPrompts<'_> {
             .pieces
             .iter()
             .map(|piece| {
-                let text = match piece.part {
-                    Part::Document => String::new(),
-                    _ => piece.render(self.texts(query, ""))?,
-                };
+                let text = piece.render(self.texts(query, ""))?;
                 let tokens = self.encoder.tokenizer.all(&text)?;
                 Ok((piece, tokens))
             })
@@ -530,11 +595,16 @@ impl BoundPrompts<'_> {
             after: Vec::new(),
             lost: 0,
             room: window,
+            empty: 0,
         };
         let mut seen_document = false;
         for (piece, mut ids) in rendered {
             match piece.part {
-                Part::Document => seen_document = true,
+                Part::Document => {
+                    seen_document = true;
+                    form.empty = ids.len();
+                    continue;
+                }
                 Part::Query if ids.len() > most => {
                     form.lost += ids.len() - most;
                     ids = keep(&ids, most, self.direction).to_vec();
@@ -587,28 +657,17 @@ impl BoundPrompts<'_> {
             true => length - query.lost,
             false => length - query.lost - 1,
         };
-        let overhead = self
-            .encoder
-            .tokenizer
-            .count(&piece.render(self.texts("", ""))?)?;
-        let room = query.room.saturating_sub(overhead + SEAM);
+        let room = query.room.saturating_sub(query.empty + SEAM);
         if whole || self.options.chunks() == 1 || room == 0 {
             let chunks = vec![assemble(&tokens)];
-            return Self::not_empty(EncodedPair::of_prompts(chunks, length, read(whole)));
+            return Ok(EncodedPair::of_prompts(chunks, length, read(whole)));
         }
         let (parts, all) = self.parts(document, room)?;
         let chunks = parts
             .iter()
             .map(|part| Ok(assemble(&encode(part)?)))
             .collect::<Result<_, EncodeError>>()?;
-        Self::not_empty(EncodedPair::of_prompts(chunks, length, read(all)))
-    }
-
-    fn not_empty(pair: EncodedPair) -> Result<EncodedPair, EncodeError> {
-        match pair.encoding.is_empty() {
-            true => Err(EncodeError::EmptyPrompt),
-            false => Ok(pair),
-        }
+        Ok(EncodedPair::of_prompts(chunks, length, read(all)))
     }
 
     fn texts<'t>(&'t self, query: &'t str, document: &'t str) -> Texts<'t> {
@@ -645,10 +704,13 @@ impl BoundPrompts<'_> {
         let starts = spans.iter().step_by(room).map(|span| span.0).skip(1);
         let mut bounds: Vec<usize> = starts.map(|at| on_boundary(document, at)).collect();
         bounds.push(document.len());
-        bounds.dedup();
         let mut start = 0;
         let mut parts = Vec::new();
         for end in bounds {
+            // A character of several tokens is in one part.
+            if end == start {
+                continue;
+            }
             if parts.len() == self.options.chunks() {
                 return Ok((parts, false));
             }

@@ -222,14 +222,32 @@ fn texts_of_a_classifier_are_joined_by_the_tokenizer() {
         for case in &reference.cases {
             let most = case.max_length.unwrap_or(reference.max_length);
             let encoder = PairEncoder::new(&json, most, None).unwrap();
-            let encoded = encoder
-                .encode(&case.pairs(), &AtomicBool::new(false))
-                .unwrap();
-            for (i, (pair, ids)) in encoded.iter().zip(&case.ids).enumerate() {
-                assert_eq!(pair.encoding.ids, *ids, "{name}, {most} tokens, pair {i}");
+            for (i, (pair, ids)) in case.pairs().iter().zip(&case.ids).enumerate() {
+                let query = encoder.query(&pair.query).unwrap();
+                let encoded = encoder.pair(&query, &pair.document);
+                // A batch has no place for a pair without tokens.
+                let expected = match ids.is_empty() {
+                    true => Err(EncodeError::EmptyPrompt),
+                    false => Ok(ids.clone()),
+                };
+                assert_eq!(
+                    encoded.map(|pair| pair.encoding.ids),
+                    expected,
+                    "{name}, {most} tokens, pair {i}"
+                );
             }
         }
     }
+}
+
+/// A tokenizer without special tokens leaves nothing of a pair without texts, and a batch has no place for it.
+#[test]
+fn a_pair_without_tokens_is_refused() {
+    let files = Files::in_directory(&folder("joined")).unwrap();
+    let encoder = PairEncoder::new(&files.tokenizer().unwrap(), 100, None).unwrap();
+    let pair = |query: &str, document: &str| encoder.pair(&encoder.query(query)?, document);
+    assert_eq!(pair("", ""), Err(EncodeError::EmptyPrompt));
+    assert_eq!(pair("", "a").unwrap().encoding.len(), 1);
 }
 
 /// Mistakes that the references must expose.
@@ -332,32 +350,110 @@ fn pieces_are_joined_by_id() {
     }
 }
 
+/// An encoder of the tokenizer of the pieces' reference, with the pieces of a profile.
+fn pieces_encoder(profile: &str, max_length: usize) -> PromptEncoder {
+    let dir = folder("pieces");
+    let json = Files::in_directory(&dir).unwrap().tokenizer().unwrap();
+    let options = ModelOptions {
+        profile: Some(ProfileChoice::parse(profile)),
+        max_length: None,
+    };
+    let prompted = resolved(&dir, &options).unwrap_or_else(|error| panic!("{error}"));
+    let config = prompted.config.unwrap();
+    PromptEncoder::new(&json, &TokenizerConfig::default(), &config, max_length).unwrap()
+}
+
 #[test]
-fn the_shared_prefix_is_shared_by_all_documents() {
-    for (name, least) in [("judge", 30), ("task", 12), ("turns", 5), ("named", 1)] {
-        let reference: Reference = read(&format!("{name}.json"));
-        let encoder = encoder(name, 1 << 20);
-        let mut whole = 0;
-        for case in reference
-            .cases
-            .iter()
-            .filter(|case| case.max_length.is_none())
-        {
-            let instruction = case.instruction();
-            let bound = encoder
-                .bind(TruncationOptions::default(), &instruction)
-                .unwrap();
-            for pair in case.pairs() {
-                let query = bound.query(&pair.query).unwrap();
-                let shared = bound.shared_prefix(&query).unwrap();
-                let ids = |document: &str| bound.pair(&query, document).unwrap().encoding.ids;
-                let (one, other) = (ids("0"), ids(&pair.document));
-                assert!(shared >= least || case.prompt.is_some(), "{name}: {shared}");
-                whole += usize::from(one[..shared] == other[..shared.min(other.len())]);
-            }
-        }
-        assert!(whole > 40, "{name}: {whole}");
+fn an_instruction_that_fills_the_prompt_is_refused() {
+    let encoder = pieces_encoder("bge-reranker-v2-gemma", 400);
+    encoder.check_room().unwrap();
+    let pair = |instruction: &Instruction, chunks| {
+        let options = TruncationOptions {
+            max_chunks: NonZeroUsize::new(chunks),
+            ..TruncationOptions::default()
+        };
+        let bound = encoder.bind(options, instruction).unwrap();
+        let query = bound.query("what")?;
+        bound.pair(&query, &"a document ".repeat(300))
+    };
+    let short = Instruction::Text("Yes or No?".into());
+    for chunk in pair(&short, 9).unwrap().encodings() {
+        assert!(chunk.len() <= 400, "{}", chunk.len());
     }
+    let long = Instruction::Text("is it so? ".repeat(1000).into());
+    for chunks in [1, 9] {
+        let error = pair(&long, chunks).unwrap_err();
+        assert!(
+            matches!(error, EncodeError::PromptTooLong { limit: 400, .. }),
+            "{error}"
+        );
+    }
+    let encoder = encoder.with_instruction(&"is it so? ".repeat(1000));
+    let error = encoder.check_room().unwrap_err().to_string();
+    assert!(error.contains("shorten `--instruction`"), "{error}");
+}
+
+#[test]
+fn a_maximum_length_without_room_for_texts_is_refused() {
+    for encoder in [
+        pieces_encoder("mxbai-rerank-v2", 64),
+        pieces_encoder("bge-reranker-v2-gemma", 32),
+        encoder("turns", 10),
+    ] {
+        let error = encoder.check_room().unwrap_err().to_string();
+        assert!(error.contains("raise `--max-length`"), "{error}");
+    }
+    encoder("turns", 100).check_room().unwrap();
+}
+
+#[test]
+fn what_is_tokenized_for_each_document_is_charged_for_each() {
+    let long = Instruction::Text("i".repeat(1 << 16).into());
+    let cost = |encoder: &PromptEncoder, instruction: &Instruction, chunks| {
+        let options = TruncationOptions {
+            max_chunks: NonZeroUsize::new(chunks),
+            ..TruncationOptions::default()
+        };
+        let bound = encoder.bind(options, instruction).unwrap();
+        (bound.query_cost(100), bound.pair_cost(100, 1000))
+    };
+    let chat = encoder("turns", 1 << 20);
+    let (query, pair) = cost(&chat, &Instruction::Default, 1);
+    assert!(query == 0 && (1100..1500).contains(&pair), "{query} {pair}");
+    let (_, pair) = cost(&chat, &long, 1);
+    assert!(pair > 1 << 16, "{pair}");
+    let short = encoder("turns", 100);
+    let (one, parts) = (
+        cost(&short, &Instruction::Default, 1).1,
+        cost(&short, &Instruction::Default, 9).1,
+    );
+    assert!(parts > one + 1000, "{one} {parts}");
+    // Pieces are tokenized once for each query.
+    let pieces = pieces_encoder("bge-reranker-v2-gemma", 1 << 20);
+    let (query, pair) = cost(&pieces, &long, 1);
+    assert!(query > 1 << 16 && pair == 1000, "{query} {pair}");
+}
+
+/// A character can have more tokens than a part.
+#[test]
+fn no_part_of_a_document_is_empty() {
+    let encoder = encoder("turns", 1 << 20);
+    let instruction = Instruction::Default;
+    let all = encoder
+        .bind(TruncationOptions::default(), &instruction)
+        .unwrap();
+    let empty = all.pair(&all.query("q").unwrap(), "").unwrap().encoding;
+    // Room for one token of the document, and the tokens that may be added where it begins and ends.
+    let encoder = self::encoder("turns", empty.len() + 3);
+    let options = TruncationOptions {
+        max_chunks: NonZeroUsize::new(99),
+        ..TruncationOptions::default()
+    };
+    let bound = encoder.bind(options, &instruction).unwrap();
+    let pair = bound.pair(&bound.query("q").unwrap(), "🏳abcde");
+    let parts: Vec<_> = pair.unwrap().encodings().collect();
+    assert!(parts.len() > 2);
+    assert!(!parts.contains(&empty), "{parts:?}");
 }
 
 #[test]
