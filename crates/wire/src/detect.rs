@@ -9,7 +9,7 @@ use std::fmt;
 use http::HeaderMap;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::dialect::{Endpoint, Mark, ValueKind};
+use crate::dialect::{Endpoint, ValueKind};
 use crate::read::{BYTE_ORDER_MARK, next_known};
 
 /// The operation that `body` asks for: the first of `candidates` whose signature it has, else the
@@ -47,8 +47,11 @@ const MODEL: &str = "model";
 /// As much of a model's name as tells.
 const MODEL_BYTES: usize = 32;
 
+/// A key of a body, and the kind of its value.
+type Found = (&'static str, ValueKind);
+
 /// What `body` holds under the keys that some candidate looks for, and how its model's name begins.
-fn marks(candidates: &[Endpoint], body: &[u8]) -> (Vec<Mark>, String) {
+fn marks(candidates: &[Endpoint], body: &[u8]) -> (Vec<Found>, String) {
     let mut names = vec![MODEL];
     for endpoint in candidates {
         for key in endpoint.operation.signature.keys() {
@@ -72,7 +75,7 @@ fn marks(candidates: &[Endpoint], body: &[u8]) -> (Vec<Mark>, String) {
 
 struct Collect<'a> {
     names: &'a [&'static str],
-    found: &'a mut Vec<Mark>,
+    found: &'a mut Vec<Found>,
     model: &'a mut String,
 }
 
@@ -90,7 +93,7 @@ impl<'de> Visitor<'de> for Collect<'_> {
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
         while let Some(key) = next_known(&mut map, self.names)? {
             // Of repeated keys the last counts.
-            self.found.retain(|mark| mark.0 != key);
+            self.found.retain(|(found, _)| *found != key);
             let kind = KindOf {
                 key,
                 found: self.found,
@@ -105,13 +108,13 @@ impl<'de> Visitor<'de> for Collect<'_> {
 /// Notes the kind of a value as soon as it begins: what follows may be broken.
 struct KindOf<'a> {
     key: &'static str,
-    found: &'a mut Vec<Mark>,
+    found: &'a mut Vec<Found>,
     model: &'a mut String,
 }
 
 impl KindOf<'_> {
     fn note(&mut self, kind: ValueKind) {
-        self.found.push(Mark(self.key, kind));
+        self.found.push((self.key, kind));
     }
 }
 

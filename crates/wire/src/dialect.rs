@@ -129,9 +129,9 @@ impl Operation {
     }
 }
 
-/// A key that tells a body by the kind of its value; null, and every other kind, tell nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark(pub &'static str, pub ValueKind);
+/// A key that tells a body if its value is of one of these kinds; null, and every other kind, tell nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark(pub &'static str, pub &'static [ValueKind]);
 
 /// What a value is in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +146,13 @@ pub enum ValueKind {
     List,
     /// An object.
     Object,
+}
+
+impl ValueKind {
+    /// A flag, which may be written as a string.
+    pub const FLAG: &'static [Self] = &[Self::Flag, Self::Text];
+    /// A count, which may be written as a string.
+    pub const COUNT: &'static [Self] = &[Self::Number, Self::Text];
 }
 
 /// The keys that tell the bodies of an operation.
@@ -204,9 +211,12 @@ impl Signature {
         lists.into_iter().flatten().map(|mark| mark.0)
     }
 
-    /// Whether a body with the marks `found` that asks for `model` is meant.
-    pub(crate) fn matches(&self, found: &[Mark], model: &str) -> bool {
-        let has = |mark: &Mark| found.contains(mark);
+    /// Whether a body is meant that has values of these kinds under the keys `found`, and asks for `model`.
+    pub(crate) fn matches(&self, found: &[(&str, ValueKind)], model: &str) -> bool {
+        let has = |mark: &Mark| {
+            let is = |(key, kind): &(&str, ValueKind)| *key == mark.0 && mark.1.contains(kind);
+            found.iter().any(is)
+        };
         let all = !self.all.is_empty() && self.all.iter().all(has);
         let named = self.models.iter().any(|start| model.starts_with(start));
         (all || named || self.any.iter().any(has)) && !self.none.iter().any(has)

@@ -44,8 +44,8 @@ pub static MIXEDBREAD: Dialect = Dialect {
         "return_input",
     ])
     .told_by(
-        Signature::any(&[Mark("input", ValueKind::List)])
-            .unless(&[Mark("documents", ValueKind::List)]),
+        Signature::any(&[Mark("input", &[ValueKind::List])])
+            .unless(&[Mark("documents", &[ValueKind::List])]),
     )],
     error: native::ERROR,
 };

@@ -48,11 +48,8 @@ pub static TEI: Dialect = Dialect {
         )
         .told_by(
             // One text is a string.
-            Signature::any(&[
-                Mark("inputs", ValueKind::List),
-                Mark("inputs", ValueKind::Text),
-            ])
-            .unless(&[Mark("pairs", ValueKind::List)]),
+            Signature::any(&[Mark("inputs", &[ValueKind::List, ValueKind::Text])])
+                .unless(&[Mark("pairs", &[ValueKind::List])]),
         ),
         Operation::new(
             "tei",
@@ -71,8 +68,8 @@ pub static TEI: Dialect = Dialect {
         )
         .requiring(&["[].index", "[].score"])
         .told_by(
-            Signature::any(&[Mark("texts", ValueKind::List)])
-                .unless(&[Mark("documents", ValueKind::List)]),
+            Signature::any(&[Mark("texts", &[ValueKind::List])])
+                .unless(&[Mark("documents", &[ValueKind::List])]),
         ),
         Operation {
             max_body_bytes: Some(MAX_TOKENIZE_BYTES),

@@ -54,17 +54,13 @@ pub static VLLM: Dialect = Dialect {
         ])
         .ignoring(&["user", "request_id", "cache_salt", "padding"])
         .told_by(Signature::any(&[
-            Mark("truncate_prompt_tokens", ValueKind::Number),
-            Mark("truncate_prompt_tokens", ValueKind::Text),
-            Mark("truncation_side", ValueKind::Text),
-            Mark("use_activation", ValueKind::Flag),
-            Mark("use_activation", ValueKind::Text),
-            Mark("activation", ValueKind::Flag),
-            Mark("activation", ValueKind::Text),
-            Mark("max_tokens_per_query", ValueKind::Number),
-            Mark("max_tokens_per_query", ValueKind::Text),
-            Mark("chat_template_kwargs", ValueKind::Object),
-            Mark("mm_processor_kwargs", ValueKind::Object),
+            Mark("truncate_prompt_tokens", ValueKind::COUNT),
+            Mark("truncation_side", &[ValueKind::Text]),
+            Mark("use_activation", ValueKind::FLAG),
+            Mark("activation", ValueKind::FLAG),
+            Mark("max_tokens_per_query", ValueKind::COUNT),
+            Mark("chat_template_kwargs", &[ValueKind::Object]),
+            Mark("mm_processor_kwargs", &[ValueKind::Object]),
         ])),
         Operation::new(
             "vllm_score",

@@ -42,17 +42,12 @@ pub static VOYAGE: Dialect = Dialect {
     ])
     .told_by(
         Signature::any(&[
-            Mark("truncation", ValueKind::Flag),
-            Mark("truncation", ValueKind::Text),
-            Mark("top_k", ValueKind::Number),
-            Mark("top_k", ValueKind::Text),
+            Mark("truncation", ValueKind::FLAG),
+            Mark("top_k", ValueKind::COUNT),
         ])
         .or_models(&["rerank-1", "rerank-2", "rerank-lite-"])
         .or_header("x-fern-sdk-name", "voyageai")
-        .unless(&[
-            Mark("top_n", ValueKind::Number),
-            Mark("top_n", ValueKind::Text),
-        ]),
+        .unless(&[Mark("top_n", ValueKind::COUNT)]),
     )],
     error,
 };

@@ -31,10 +31,8 @@ pub static WEAVIATE: Dialect = Dialect {
     )
     .requiring(&["query"])
     .told_by(
-        Signature::any(&[Mark("property", ValueKind::Text)]).unless(&[
-            Mark("top_n", ValueKind::Number),
-            Mark("top_n", ValueKind::Text),
-        ]),
+        Signature::any(&[Mark("property", &[ValueKind::Text])])
+            .unless(&[Mark("top_n", ValueKind::COUNT)]),
     )],
     error,
 };

@@ -45,9 +45,8 @@ pub static XINFERENCE: Dialect = Dialect {
     .ignoring(&["kwargs"])
     // Its client always sends the first, RAGFlow the last.
     .told_by(Signature::any(&[
-        Mark("kwargs", ValueKind::Text),
-        Mark("return_len", ValueKind::Flag),
-        Mark("return_len", ValueKind::Text),
+        Mark("kwargs", &[ValueKind::Text]),
+        Mark("return_len", ValueKind::FLAG),
     ]))],
     error: native::ERROR,
 };
