@@ -13,7 +13,7 @@ use super::cohere::{RankedDocument, results_as};
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
 use super::error::{Problem, Reply, missing};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
@@ -116,7 +116,7 @@ request! {
 
 /// The command of either form; `texts` are what it ranks.
 fn command(
-    query: Query,
+    query: String,
     texts: Texts,
     parameters: Parameters,
     served: &Served<'_>,
@@ -127,7 +127,7 @@ fn command(
     };
     let instruction = Instruction::from_fields(parameters.instruct, None);
     let top_n = parameters.top_n;
-    let command = RerankCommand::new(query.into(), texts, top_n, options, &served.limits)?
+    let command = RerankCommand::new(query, texts, top_n, options, &served.limits)?
         .with_instruction(instruction);
     let repeat = parameters
         .return_documents
@@ -144,7 +144,7 @@ impl RerankRequest for DashScopeRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
         let input = self.input.ok_or_else(|| missing("input"))?;
-        let query = input.query.ok_or_else(|| missing("input.query"))?;
+        let query = input.query.ok_or_else(|| missing("input.query"))?.into();
         let documents = input.documents.ok_or_else(|| missing("input.documents"))?;
         let texts = documents.texts("input.documents", &served.limits)?;
         command(query, texts, self.parameters.unwrap_or_default(), served)
@@ -171,9 +171,7 @@ impl RerankRequest for CompatibleRequest {
     }
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
-        let query = self.query.ok_or_else(|| missing("query"))?;
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let texts = documents.texts("documents", &served.limits)?;
+        let (query, texts) = query_and_documents(self.query, self.documents, &served.limits)?;
         let parameters = Parameters {
             top_n: self.top_n,
             return_documents: self.return_documents,

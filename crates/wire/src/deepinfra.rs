@@ -1,9 +1,7 @@
 //! DeepInfra's `POST /v1/inference/{model}`: a score for each document, in the order of the request.
 
-use std::sync::Arc;
-
 use rerankd_core::{
-    Instruction, Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions,
+    Instruction, Limits, PredictCommand, Prediction, RerankError, Scale, ScoreOptions,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,6 +9,7 @@ use utoipa::ToSchema;
 use super::answer::Context;
 use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
+use super::pairs::pairs;
 use super::read::content::{TextObject, TextSchema};
 use super::read::list::List;
 use super::read::{self, request};
@@ -88,27 +87,16 @@ impl DeepInfraRequest {
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let queries = queries.texts("queries", limits)?.items;
         let documents = documents.texts("documents", limits)?.items;
-        let mut queries: Vec<Arc<str>> = queries.into_iter().map(Arc::from).collect();
-        match queries.len() {
-            1 => queries = vec![queries[0].clone(); documents.len()],
-            count if count == documents.len() => {}
-            count => {
-                return Err(RerankError::invalid(format!(
-                    "`queries` has {count} items and `documents` has {}; send one query, or as many of each",
-                    documents.len()
-                )));
-            }
-        }
-        let pairs = queries.into_iter().zip(documents);
-        let pairs = pairs.map(|(query, document)| Pair {
-            query,
-            document: document.into(),
-        });
+        let pairs = pairs(queries, documents, |queries, documents| {
+            format!(
+                "`queries` has {queries} items and `documents` has {documents}; send one query, or as many of each"
+            )
+        })?;
         let options = ScoreOptions {
             scale: Scale::Unit,
             ..ScoreOptions::default()
         };
-        let command = PredictCommand::named("documents", pairs.collect(), options, limits)?;
+        let command = PredictCommand::named("documents", pairs, options, limits)?;
         Ok(command.with_instruction(Instruction::from_fields(self.instruction, None)))
     }
 }

@@ -11,8 +11,8 @@ use super::answer::RankingAnswer;
 use super::cohere::{RankedDocument, results};
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
-use super::error::{Problem, Reply, missing};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::error::{Problem, Reply};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::Count;
 use super::read::list::List;
 use super::read::request;
@@ -70,9 +70,7 @@ impl RerankRequest for LlamaCppRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
         let limits = &served.limits;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let documents = documents.texts("documents", limits)?;
+        let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
         let options = ScoreOptions::default();
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?;
         Ok((command, Echo::default()))

@@ -19,7 +19,7 @@ use super::dialect::{
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Chunks, Count, Flag, Urgency};
 use super::read::list::List;
 use super::read::pair::TextPair;
@@ -183,9 +183,7 @@ impl RerankRequest for NativeRequest {
             ..ScoreOptions::default()
         };
         let instruction = instruction(self.instruction, self.instruct, self.prompt_name)?;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let documents = documents.texts("documents", limits)?;
+        let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
             .with_instruction(instruction);
         let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));

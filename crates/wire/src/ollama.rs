@@ -10,8 +10,8 @@ use super::answer::{DocumentForm, RankingAnswer};
 use super::cohere::{RankedDocument, results_as};
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
-use super::error::{Problem, Reply, missing};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::error::{Problem, Reply};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
@@ -73,9 +73,7 @@ impl RerankRequest for OllamaRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
         let limits = &served.limits;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let texts = documents.texts("documents", limits)?;
+        let (query, texts) = query_and_documents(self.query, self.documents, limits)?;
         let options = ScoreOptions {
             scale: Scale::Unit,
             ..ScoreOptions::default()

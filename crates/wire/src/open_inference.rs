@@ -4,15 +4,14 @@
 //! numbers, `scores`, in the order of the documents. Texts are taken from the body, or from behind it
 //! in Triton's binary form; scores are always in the body, which clients of either kind read.
 
-use std::sync::Arc;
-
-use rerankd_core::{Limits, Pair, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
+use rerankd_core::{Limits, PredictCommand, Prediction, RerankError, Scale, ScoreOptions};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::Context;
 use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
+use super::pairs::pairs;
 use super::read::form::Flag;
 use super::read::list::List;
 use super::read::tensor::{InferParameters, OutputName, Tensor};
@@ -191,22 +190,11 @@ impl InferRequest {
         let documents = documents.ok_or_else(|| missing_tensor(DOCUMENTS))?;
         let documents = documents.within(DOCUMENTS, limits)?;
         let query = query.within(QUERY, limits)?;
-        let mut queries: Vec<Arc<str>> = query.into_iter().map(Arc::from).collect();
-        match queries.len() {
-            1 => queries = vec![queries[0].clone(); documents.len()],
-            count if count == documents.len() => {}
-            count => {
-                return Err(RerankError::invalid(format!(
-                    "`{QUERY}` has {count} texts and `{DOCUMENTS}` {}; send one, or as many of each",
-                    documents.len()
-                )));
-            }
-        }
-        let pairs = queries.into_iter().zip(documents);
-        let pairs = pairs.map(|(query, document)| Pair {
-            query,
-            document: document.into(),
-        });
+        let pairs = pairs(query, documents, |queries, documents| {
+            format!(
+                "`{QUERY}` has {queries} texts and `{DOCUMENTS}` {documents}; send one, or as many of each"
+            )
+        })?;
         let options = ScoreOptions {
             scale: if self.parameters.unwrap_or_default().raw_scores {
                 Scale::Raw
@@ -215,7 +203,7 @@ impl InferRequest {
             },
             ..ScoreOptions::default()
         };
-        let command = PredictCommand::named(DOCUMENTS, pairs.collect(), options, limits)?;
+        let command = PredictCommand::named(DOCUMENTS, pairs, options, limits)?;
         Ok((command, self.id))
     }
 }

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
-use super::error::{Problem, Reply, missing};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::error::{Problem, Reply};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
@@ -70,9 +70,7 @@ impl RerankRequest for SglangRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
         let limits = &served.limits;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let texts = documents.texts("documents", limits)?;
+        let (query, texts) = query_and_documents(self.query, self.documents, limits)?;
         let options = ScoreOptions::default();
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
             .with_instruction(Instruction::from_fields(self.instruct, None));

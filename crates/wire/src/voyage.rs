@@ -12,8 +12,8 @@ use super::dialect::{
     Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
 use super::document::{Document, Echo};
-use super::error::{Problem, Reply, missing};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::error::{Problem, Reply};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Count, Flag};
 use super::read::list::List;
 use super::read::request;
@@ -80,9 +80,7 @@ impl RerankRequest for VoyageRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Echo), RerankError> {
         let limits = &served.limits;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let documents = documents.texts("documents", limits)?;
+        let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
         let options = ScoreOptions {
             scale: Scale::Unit,
             truncate: TruncationPolicy::from_flag(self.truncation),

@@ -12,9 +12,8 @@ use super::answer::RankingAnswer;
 use super::dialect::{
     Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
 };
-use super::error::missing;
 use super::native::{self, NativeError};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Chunks, Count, Flag};
 use super::read::list::List;
 use super::read::request;
@@ -90,9 +89,7 @@ impl RerankRequest for XinferenceRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
         let limits = &served.limits;
-        let query = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let documents = documents.texts("documents", limits)?;
+        let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
         let options = ScoreOptions {
             scale: Scale::Unit,
             truncation: TruncationOptions {

@@ -10,9 +10,8 @@ use super::answer::{DocumentForm, RankingAnswer};
 use super::cohere::{RankedDocument, results_as};
 use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
 use super::document::Echo;
-use super::error::missing;
 use super::native::{self, NativeError};
-use super::read::content::{Query, TextObject, TextSchema};
+use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::Count;
 use super::read::list::List;
 use super::read::request;
@@ -75,9 +74,7 @@ impl RerankRequest for ZeroEntropyRequest {
 
     fn into_command(self, served: &Served<'_>) -> Result<(RerankCommand, Kept), RerankError> {
         let limits = &served.limits;
-        let query: String = self.query.ok_or_else(|| missing("query"))?.into();
-        let documents = self.documents.ok_or_else(|| missing("documents"))?;
-        let texts = documents.texts("documents", limits)?;
+        let (query, texts) = query_and_documents(self.query, self.documents, limits)?;
         let bytes = query.len() + texts.items.iter().map(String::len).sum::<usize>();
         let options = ScoreOptions {
             scale: Scale::Unit,

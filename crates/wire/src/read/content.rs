@@ -1,10 +1,12 @@
 //! Texts that may come as objects: with the text, or with the parts that it is made of.
 
+use rerankd_core::{Limits, RerankError, Texts};
 use serde::de::{Error, MapAccess, SeqAccess};
 use utoipa::ToSchema;
 
 use super::list::List;
 use super::{Path, Place, Read, Reader, next_known, value_of};
+use crate::error::missing;
 
 /// A string, or an object that holds one under `text`, or its parts under `content`.
 #[derive(Debug)]
@@ -50,6 +52,20 @@ impl Read for Query {
     fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
         TextObject::object(at, map).map(|text| Self(text.0))
     }
+}
+
+/// The query and the documents of a request that calls them `query` and `documents`.
+///
+/// # Errors
+/// If one is missing, or there are too many documents.
+pub fn query_and_documents<Q: Into<String>, D: Into<String>>(
+    query: Option<Q>,
+    documents: Option<List<D>>,
+    limits: &Limits,
+) -> Result<(String, Texts), RerankError> {
+    let query = query.ok_or_else(|| missing("query"))?.into();
+    let documents = documents.ok_or_else(|| missing("documents"))?;
+    Ok((query, documents.texts("documents", limits)?))
 }
 
 /// The text of an object; `None` where it has none.

@@ -1,9 +1,7 @@
 //! `POST /score`: texts scored against texts, in the order of the request.
 
-use std::sync::Arc;
-
 use rerankd_core::{
-    Instruction, Limits, Pair, PredictCommand, Prediction, Priority, RerankError, TruncationSide,
+    Instruction, Limits, PredictCommand, Prediction, Priority, RerankError, TruncationSide,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,6 +10,7 @@ use super::{ContentList, Options, SideName};
 use crate::answer::Context;
 use crate::dialect::{Body, Served, Work, with_priority};
 use crate::error::{missing, to_json};
+use crate::pairs::pairs;
 use crate::read::content::Contents;
 use crate::read::form::{CountOrMinusOne, CountOrZero, Flag, Urgency};
 use crate::read::scalar::{ModelName, Whole};
@@ -97,30 +96,15 @@ impl ScoreRequest {
             max_query_tokens: self.max_tokens_per_query,
             max_document_tokens: self.max_tokens_per_doc,
         };
-        let pairs = match (first.len(), second.len()) {
-            (1, _) => {
-                let query: Arc<str> = first.into_iter().next().unwrap_or_default().into();
-                zip(std::iter::repeat(query), second)
-            }
-            (a, b) if a == b => zip(first.into_iter().map(Arc::from), second),
-            (a, b) => {
-                return Err(RerankError::invalid(format!(
-                    "`text_1` has {a} items and `text_2` has {b}; send one of the first, or as many of each"
-                )));
-            }
-        };
+        let pairs = pairs(first, second, |first, second| {
+            format!(
+                "`text_1` has {first} items and `text_2` has {second}; send one of the first, or as many of each"
+            )
+        })?;
         let instruction = Instruction::from_fields(self.instruction, None);
         let command = PredictCommand::named("text_2", pairs, options.read(), limits)?;
         Ok(command.with_instruction(instruction))
     }
-}
-
-fn zip(first: impl Iterator<Item = Arc<str>>, second: Vec<String>) -> Vec<Pair> {
-    let pair = |(query, document): (Arc<str>, String)| Pair {
-        query,
-        document: document.into(),
-    };
-    first.zip(second).map(pair).collect()
 }
 
 /// Answer of `POST /score`.
