@@ -142,9 +142,8 @@ pub struct Size {
 /// A tenant holds at most three times what is free, and its long requests at most what is free and an eighth
 /// of the capacity, so that a large one is admitted beside small ones. So one tenant holds at most three
 /// quarters and its long requests nine sixteenths, two tenants each three sevenths, and there is room for a
-/// newcomer however many tenants there are. A request counts as at most half of the
-/// capacity: one that is larger leaves room for others. The
-/// queue exceeds its capacity by at most the excess of that request.
+/// newcomer however many tenants there are. A request counts as at most half of the capacity: one that is
+/// larger leaves room for others. The queue exceeds its capacity by at most the excess of that request.
 #[derive(Debug)]
 pub struct Memory {
     capacity: Size,

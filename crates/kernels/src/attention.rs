@@ -12,11 +12,11 @@ use super::isa::multiply_add;
 use super::isa::{InstructionSet, Isa, Step};
 
 /// Queries of one block where registers are wide: two registers of AVX-512.
-const WIDE_LANES: usize = 32;
+pub(super) const WIDE_LANES: usize = 32;
 /// Queries of one block: two registers of AVX2.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Queries of the last block of a sequence, when no more are left: one register.
-const FEW_LANES: usize = 8;
+pub(super) const FEW_LANES: usize = 8;
 /// Keys, or dimensions of the values, that are worked on at once: with [`LANES`], eight independent
 /// sums, what it takes to keep two multipliers of latency four busy.
 pub(super) const STEP: usize = 4;

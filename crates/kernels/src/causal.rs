@@ -5,16 +5,9 @@
 //! in all of those heads. Each query's sums are made in the order of its keys, whether they are in a shared prefix
 //! or not: its context has the same bits either way.
 
-use super::attention::{STEP, products};
+use super::attention::{FEW_LANES, LANES, STEP, WIDE_LANES, products};
 use super::elementary::exp;
 use super::isa::{InstructionSet, Isa, Step};
-
-/// Queries of one block where registers are wide: two registers of AVX-512.
-const WIDE_LANES: usize = 32;
-/// Queries of one block: two registers of AVX2.
-const LANES: usize = 16;
-/// Queries of the last block, when no more are left: one register.
-const FEW_LANES: usize = 8;
 
 /// Consecutive rows: the tokens of a sequence, of a prefix that several sequences share, or of a sequence behind
 /// its prefix.

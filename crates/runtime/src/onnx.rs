@@ -172,30 +172,11 @@ pub struct OnnxScorer {
 
 impl Scorer for OnnxScorer {
     fn score(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
-        let Some(causal) = self.layout.causal else {
-            return self.run(&PackedInputs::new(batch, self.layout));
-        };
-        let inputs = CausalInputs::new(batch, causal, &std::mem::take(&mut self.kept));
-        let (hook, session) = (self.hook.as_ref(), &mut self.session);
-        let run = || preemption::with(hook, || run_causal(session, &inputs));
-        let logits = self.pool.run(run)?;
-        self.kept = inputs.kept;
-        Ok(logits)
+        self.forward(batch, false)
     }
 
     fn score_alone(&mut self, batch: &Batch) -> Result<Vec<f32>, ScoreError> {
-        let Some(causal) = self.layout.causal else {
-            let inputs = PackedInputs::new(batch, self.layout);
-            let (hook, session) = (self.hook.as_ref(), &mut self.session);
-            let run = || preemption::with(hook, || run(session, &inputs));
-            return self.pool.run_alone(batch.tokens(), run);
-        };
-        let inputs = CausalInputs::new(batch, causal, &std::mem::take(&mut self.kept));
-        let (hook, session) = (self.hook.as_ref(), &mut self.session);
-        let run = || preemption::with(hook, || run_causal(session, &inputs));
-        let logits = self.pool.run_alone(inputs.input_ids.len(), run)?;
-        self.kept = inputs.kept;
-        Ok(logits)
+        self.forward(batch, true)
     }
 
     fn on_layer(&mut self, hook: LayerHook) {
@@ -213,6 +194,33 @@ impl Scorer for OnnxScorer {
 }
 
 impl OnnxScorer {
+    fn forward(&mut self, batch: &Batch, alone: bool) -> Result<Vec<f32>, ScoreError> {
+        let Some(causal) = self.layout.causal else {
+            let inputs = PackedInputs::new(batch, self.layout);
+            return self.compute(batch.tokens(), alone, |session| run(session, &inputs));
+        };
+        let inputs = CausalInputs::new(batch, causal, &std::mem::take(&mut self.kept));
+        let rows = inputs.input_ids.len();
+        let logits = self.compute(rows, alone, |session| run_causal(session, &inputs))?;
+        self.kept = inputs.kept;
+        Ok(logits)
+    }
+
+    /// Computes so many rows, on this thread or, if nothing else runs, on all cores.
+    fn compute(
+        &mut self,
+        rows: usize,
+        alone: bool,
+        run: impl FnOnce(&mut Session) -> Result<Vec<f32>, ScoreError> + Send,
+    ) -> Result<Vec<f32>, ScoreError> {
+        let (hook, session) = (self.hook.as_ref(), &mut self.session);
+        let run = || preemption::with(hook, || run(session));
+        match alone {
+            true => self.pool.run_alone(rows, run),
+            false => self.pool.run(run),
+        }
+    }
+
     /// Nodes that each provider of ONNX Runtime runs.
     ///
     /// # Errors
@@ -226,9 +234,9 @@ impl OnnxScorer {
     /// # Errors
     /// [`ScoreError`] when ONNX Runtime fails.
     pub fn run(&mut self, inputs: &PackedInputs) -> Result<Vec<f32>, ScoreError> {
-        let (hook, session) = (self.hook.as_ref(), &mut self.session);
-        self.pool
-            .run(|| preemption::with(hook, || run(session, inputs)))
+        self.compute(inputs.input_ids.len(), false, |session| {
+            run(session, inputs)
+        })
     }
 }
 

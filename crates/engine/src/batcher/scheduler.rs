@@ -128,9 +128,10 @@ impl Scheduler {
     }
 
     /// Seconds for which the request whose turn it is would interrupt a worker: its share, and at least one
-    /// sequence. Infinite if nothing waits.
+    /// sequence. Infinite if nothing waits, or workers cannot be interrupted.
     pub fn next_part(&self) -> f64 {
-        let Some((total, next)) = self.queue.next_request() else {
+        let next = self.is_preemptible.then(|| self.queue.next_request());
+        let Some((total, next)) = next.flatten() else {
             return f64::INFINITY;
         };
         let cost = self.costs.loaded();
