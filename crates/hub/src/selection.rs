@@ -5,7 +5,7 @@ use serde_json::Value;
 use rerankd_model::exported::DEFAULT_PATHS;
 use rerankd_model::modules::{MODULE_CONFIGS, MODULES};
 use rerankd_model::names::is_inner_path;
-use rerankd_model::prompt::PROFILE_FILE;
+use rerankd_model::prompt::{PROFILE_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER};
 use rerankd_model::{PICKLES, WEIGHTS_FILE, WEIGHTS_INDEX};
 
 /// Small files with configuration and tokenizer, besides [`MODULE_CONFIGS`].
@@ -19,12 +19,9 @@ const CONFIG_FILES: [&str; 10] = [
     "added_tokens.json",
     "adapter_config.json",
     // Separate in newer versions.
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     PROFILE_FILE,
 ];
-
-/// Folder of further chat templates.
-const TEMPLATES: &str = "additional_chat_templates/";
 
 /// The weights of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +41,9 @@ pub enum Weights {
 /// Configuration and tokenizer files.
 pub fn config_files(files: &[String]) -> Vec<String> {
     let template = |name: &str| {
-        let inside = name.strip_prefix(TEMPLATES);
-        inside.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+        let inside = name.strip_prefix(TEMPLATE_FOLDER);
+        let file = inside.and_then(|rest| rest.strip_prefix('/'));
+        file.is_some_and(|file| file.ends_with(".jinja") && !file.contains('/'))
     };
     let known = |name: &str| {
         CONFIG_FILES.contains(&name) || MODULE_CONFIGS.contains(&name) || template(name)

@@ -48,6 +48,8 @@ pub(super) const MAX_TYPES: usize = 256;
 pub(super) struct Architecture {
     /// The name shown to operators and clients.
     pub(super) name: &'static str,
+    /// Whether attention is causal, and pairs are written as prompts.
+    pub(super) is_causal: bool,
     /// Model types with this architecture.
     pub(super) kinds: &'static [Kind],
     /// Reads `config.json`.

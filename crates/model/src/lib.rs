@@ -263,7 +263,7 @@ pub const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.js
 
 /// Configuration and tokenizer files, besides [`modules::MODULE_CONFIGS`].
 const COMPANIONS: [&str; 10] = [
-    "chat_template.jinja",
+    prompt::TEMPLATE_FILE,
     "config.json",
     "config_sentence_transformers.json",
     modules::MODULES,

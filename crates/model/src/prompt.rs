@@ -18,9 +18,10 @@ use serde_json::{Map, Value};
 pub use encoder::{BoundPrompts, PromptEncoder, PromptQuery};
 pub use pieces::Piece;
 pub use profile::{PROFILE_FILE, Profile, ProfileChoice};
-pub(crate) use source::TEMPLATE_FOLDER;
+pub use source::{TEMPLATE_FILE, TEMPLATE_FOLDER};
 pub use template::{ChatTemplate, Message, MessageFormat, TemplateError};
 
+use crate::arch;
 use crate::head::LogitScore;
 use crate::json::Object;
 use crate::modules::SavedSettings;
@@ -29,9 +30,6 @@ use rerankd_core::Activation;
 
 /// Maximum tokens of a pair, unless the operator sets another.
 pub const DEFAULT_MAX_LENGTH: usize = 8192;
-
-/// Families whose attention is causal, by `model_type`.
-const FAMILIES: [&str; 5] = ["gemma", "llama", "mistral", "qwen2", "qwen3"];
 
 /// How a model's pairs are written.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +109,7 @@ pub(crate) fn resolve(
     let generates =
         saved_score.is_some() || class.is_some_and(|name| name.ends_with("ForCausalLM"));
     let family = config.text("model_type")?;
-    let is_causal = family.is_some_and(|family| FAMILIES.contains(&family));
+    let is_causal = family.is_some_and(|family| causal_types().contains(&family));
     if generates && !is_causal {
         let named = class.or(family).unwrap_or("unknown");
         return Err(ModelError::new(
@@ -121,7 +119,7 @@ pub(crate) fn resolve(
             ),
             format!(
                 "supported are those with a `model_type` of {}",
-                FAMILIES.join(", ")
+                causal_types().join(", ")
             ),
         ));
     }
@@ -163,6 +161,14 @@ pub(crate) fn resolve(
         return model.as_saved(saved_score).map(Some);
     }
     model.without_modules(id).map(Some)
+}
+
+/// Each `model_type` whose attention is causal, in alphabetical order.
+fn causal_types() -> Vec<&'static str> {
+    let causal = arch::kinds().filter(|(architecture, _)| architecture.is_causal);
+    let mut types: Vec<_> = causal.map(|(_, kind)| kind.model_type).collect();
+    types.sort_unstable();
+    types
 }
 
 /// The files of a causal model.
@@ -251,7 +257,7 @@ impl Source<'_> {
         let Some(found) = source::chat_template(self.files, named)? else {
             return Err(no_prompt(&format!(
                 "{}: the model has no chat template",
-                self.files.location("chat_template.jinja")
+                self.files.location(TEMPLATE_FILE)
             )));
         };
         let mut variables = source::special_tokens(self.files)?;

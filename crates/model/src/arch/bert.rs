@@ -5,6 +5,7 @@ use crate::head::{Dense, Head, HeadAct};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "bert",
+    is_causal: false,
     kinds: &[Kind {
         model_type: "bert",
         class: "BertForSequenceClassification",

@@ -30,6 +30,7 @@ const TENSORS: Tensors = Tensors {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "distilbert",
+    is_causal: false,
     kinds: &[Kind {
         model_type: "distilbert",
         class: "DistilBertForSequenceClassification",

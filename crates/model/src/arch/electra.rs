@@ -6,6 +6,7 @@ use crate::head::{Dense, Head, HeadAct};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "electra",
+    is_causal: false,
     kinds: &[Kind {
         model_type: "electra",
         class: "ElectraForSequenceClassification",

@@ -17,6 +17,7 @@ const FAMILY: Family = Family {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "gemma",
+    is_causal: true,
     kinds: &[Kind {
         model_type: "gemma",
         class: "GemmaForSequenceClassification",

@@ -5,6 +5,7 @@ use super::{Architecture, Kind};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "llama",
+    is_causal: true,
     kinds: &[Kind {
         model_type: "llama",
         class: "LlamaForSequenceClassification",

@@ -13,6 +13,7 @@ const FAMILY: Family = Family {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "mistral",
+    is_causal: true,
     kinds: &[Kind {
         model_type: "mistral",
         class: "MistralForSequenceClassification",

@@ -37,6 +37,7 @@ const LOCAL: &str = "sliding_attention";
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "modernbert",
+    is_causal: false,
     kinds: &[Kind {
         model_type: "modernbert",
         class: "ModernBertForSequenceClassification",

@@ -41,6 +41,7 @@ fn bucket(distance: i64) -> usize {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "mpnet",
+    is_causal: false,
     kinds: &[Kind {
         model_type: "mpnet",
         class: "MPNetForSequenceClassification",

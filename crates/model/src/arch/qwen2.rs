@@ -13,6 +13,7 @@ const FAMILY: Family = Family {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "qwen2",
+    is_causal: true,
     kinds: &[Kind {
         model_type: "qwen2",
         class: "Qwen2ForSequenceClassification",

@@ -14,6 +14,7 @@ const FAMILY: Family = Family {
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "qwen3",
+    is_causal: true,
     kinds: &[Kind {
         model_type: "qwen3",
         class: "Qwen3ForSequenceClassification",

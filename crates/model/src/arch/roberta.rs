@@ -15,6 +15,7 @@ const fn kind(model_type: &'static str, class: &'static str, tokenizer: &'static
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "roberta",
+    is_causal: false,
     kinds: &[
         kind(
             "roberta",

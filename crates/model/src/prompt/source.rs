@@ -6,9 +6,10 @@ use super::MessageFormat;
 use crate::json::{Object, read_value};
 use crate::{Files, ModelError};
 
-const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// File of a chat template; it takes precedence over that in the tokenizer's settings.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Folder of further chat templates.
-pub(crate) const TEMPLATE_FOLDER: &str = "additional_chat_templates";
+pub const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const DEFAULT: &str = "default";
 
