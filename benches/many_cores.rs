@@ -3,14 +3,14 @@
 //! Workers take batches and give results under one lock. At 500,000 pairs a second, each nanosecond that a pair
 //! needs under the lock is 0.05 % of the time.
 
-use rerankd_engine::hand_over::{HandOver, measure};
+use rerankd_engine::lock_time::{LockTime, measure};
 
 const WORKERS: usize = 128;
 const PAIRS_PER_SECOND: f64 = 500_000.0;
 
 fn main() {
     for requests in [100, 1_000, 10_000] {
-        let HandOver {
+        let LockTime {
             pairs,
             queueing,
             taking,

@@ -7,7 +7,7 @@
 
 pub(crate) mod batch;
 #[doc(hidden)]
-pub mod hand_over;
+pub mod lock_time;
 mod preemption;
 mod queue;
 mod reply;

@@ -97,7 +97,7 @@ mod tokenizing;
 pub mod trace;
 
 #[doc(hidden)]
-pub use batcher::hand_over;
+pub use batcher::lock_time;
 
 pub use config::{BatchConfig, CacheConfig, Precision};
 pub use load::{LoadConfig, LoadError, load};

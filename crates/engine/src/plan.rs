@@ -33,17 +33,18 @@ impl BatchLimits {
     }
 }
 
-/// Largest part of a short batch's time that its fixed cost may be.
+/// Maximum share of a short batch's time that its fixed cost takes.
 const SHORT_OVERHEAD: f64 = 0.03;
-/// The same for a short batch with which a request ends: others fill it up no further.
+/// The same for a short batch that completes a request.
 const ENDING_OVERHEAD: f64 = 0.06;
 /// The shortest time to which batches are limited, in seconds: what nobody notices.
 const MIN_SECONDS: f64 = 0.01;
-/// Seconds to which a preemptible batch is filled up once a request ends with it.
+/// Maximum seconds of a preemptible batch that completes a request.
 const ENDING_SECONDS: f64 = 0.03;
-/// A request is small next to another that takes so many times as long.
+/// A request is small next to one that takes this many times as long.
 const SMALL: f64 = 4.0;
-/// Seconds of every worker up to which all that can interrupt what they run share a request.
+/// A request that takes at most this many seconds of each worker is left to all workers, which interrupt their
+/// batches for it.
 const QUICK_SECONDS: f64 = 0.025;
 
 /// The longest time for which one request may interrupt a batch that takes so many seconds.

@@ -1,5 +1,5 @@
-//! Causal self-attention with grouped queries over packed rows, where sequences may share a prefix. The
-//! rows of a shared prefix are in the batch once, or an earlier call has kept their keys and values.
+//! Causal grouped-query attention (GQA) over packed (varlen) rows, with prefix caching: sequences may share a
+//! prefix, whose rows are in the batch once, or whose keys and values an earlier call has left in the KV cache.
 //!
 //! Several heads of queries read the same keys and values, so the lanes of a block are the queries of some tokens
 //! in all of those heads. Each query's sums are made in the order of its keys, whether they are in a shared prefix
@@ -41,7 +41,7 @@ pub struct CausalAttention<'a> {
     pub queries: &'a [f32],
     /// Rotated keys, then values: `[rows, 2 * kv_heads * size]`.
     pub keys: &'a [f32],
-    /// Keys and values that a call before left, of a sequence's first rows.
+    /// The KV cache: keys and values of a sequence's first rows, from an earlier call.
     pub kept: &'a [f32],
     /// The segments, which cover all rows in order.
     pub segments: &'a [Segment],

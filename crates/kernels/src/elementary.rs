@@ -140,7 +140,7 @@ pub(super) fn gelu_tanh<I: Isa>(x: f32) -> f32 {
     x * numerator / (1.0 + small)
 }
 
-/// `x / (1 + e^-x)`.
+/// SiLU (swish): `x / (1 + e^-x)`.
 #[inline(always)]
 pub(super) fn silu<I: Isa>(x: f32) -> f32 {
     let small = exp::<I>(-x.abs());

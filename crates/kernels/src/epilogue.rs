@@ -11,7 +11,7 @@ pub enum Epilogue {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
-    /// `x / (1 + e^-x)`.
+    /// SiLU (swish): `x / (1 + e^-x)`.
     Silu,
 }
 

@@ -103,7 +103,7 @@ pub enum HiddenAct {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
-    /// `x / (1 + e^-x)`; of decoders only.
+    /// SiLU (swish): `x / (1 + e^-x)`; of decoders only.
     Silu,
 }
 
@@ -213,8 +213,8 @@ pub struct PreNormGated {
     pub final_norm: &'static str,
 }
 
-/// Options of decoder layers: RMSNorm before attention and before a gated feed-forward network, rotary position
-/// embeddings, and causal attention with grouped queries.
+/// Options of decoder layers: RMSNorm before attention and before a gated feed-forward network (SwiGLU or GeGLU),
+/// rotary position embeddings, and causal grouped-query attention (GQA).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoder {
     /// Heads of keys and values; divides the heads of queries.

@@ -1,16 +1,16 @@
-//! Batches of a decoder as its graph takes them: tokens that sequences share at their start are computed once, also
-//! where they come in one batch after the other.
+//! Lays out batches for a decoder's graph, with prefix caching: a prefix that sequences share is computed once, and
+//! its keys and values stay in the session's KV cache for the next batch.
 
 use rerankd_core::Batch;
 use rerankd_model::EncoderConfig;
 use rerankd_model::graph::operator::{KEEP, SEGMENT};
 
-/// Bytes of keys and values that a session keeps for the next batch.
+/// Maximum bytes of a session's KV cache.
 const KEPT_BYTES: usize = 64 << 20;
-/// Most tokens of them: more than a template with its query has.
+/// Maximum tokens of the KV cache: more than a template with its query has.
 const KEPT_TOKENS: usize = 1024;
 
-/// Most tokens whose keys and values a session keeps for the next batch.
+/// Maximum tokens of a session's KV cache, which keeps keys and values for the next batch.
 pub fn kept_tokens(encoder: &EncoderConfig) -> usize {
     encoder.decoder().map_or(0, |decoder| {
         let numbers = encoder.layers * 2 * decoder.kv_heads * decoder.head_size;
@@ -25,7 +25,7 @@ pub struct Causal {
     pub padding: Option<u32>,
     /// Whether tokens that sequences of a batch share at their start are computed once.
     pub shares: bool,
-    /// Most tokens whose keys and values are kept for the next batch.
+    /// Maximum tokens of the KV cache.
     pub keeps: usize,
 }
 

@@ -39,7 +39,7 @@ pub struct Layout {
     /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
     /// padding token, where a text spells it out.
     pub skipped_token: Option<u32>,
-    /// Of a decoder: its graph takes [`CausalInputs`], and the above does not count.
+    /// For a decoder, whose graph takes [`CausalInputs`]; the fields above are unused then.
     pub causal: Option<Causal>,
 }
 
@@ -164,7 +164,7 @@ pub struct OnnxScorer {
     session: Session,
     pool: ComputePool,
     layout: Layout,
-    /// Of a decoder: tokens whose keys and values its layers have kept. None after a run that failed.
+    /// For a decoder: the tokens in its KV cache. Empty after a failed run.
     kept: Vec<u32>,
     hook: Option<LayerHook>,
     nested: Option<Box<OnnxScorer>>,

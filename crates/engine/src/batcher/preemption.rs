@@ -1,7 +1,7 @@
 //! Runs short batches between two layers of a long one.
 //!
-//! A worker cannot leave a batch, and a long text holds it for a tenth of a second or more. Between two layers it
-//! looks whether a small request waits whose turn it is, and runs that on a second session first.
+//! A worker cannot abandon a batch, and a long text takes a tenth of a second or more. Between two layers, the worker
+//! checks whether a small request is next, and runs it first, on a second session.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;

@@ -1,5 +1,5 @@
-//! A decoder layer over packed rows: causal self-attention with grouped queries and rotary positions, and a gated
-//! feed-forward network, each behind an RMSNorm, with their residual connections.
+//! A decoder layer over packed rows: causal grouped-query attention (GQA) with rotary position embeddings, and a
+//! gated feed-forward network (SwiGLU or GeGLU), each after an RMSNorm (pre-norm), with residual connections.
 
 use std::iter;
 

@@ -1,4 +1,4 @@
-//! Measures how long the scheduler, and with it the lock, is held for each pair. For benchmarks.
+//! Measures for how long the scheduler's lock is held for each pair. For benchmarks.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use crate::plan::{BatchLimits, SHARE_ABOVE};
 use crate::trace::Timeline;
 use rerankd_core::{Encoding, PairKey, SchedulingHints, Tenant};
 
-/// What it took to hand all waiting pairs to workers and to take their results.
+/// The time under the lock.
 #[derive(Debug, Clone, Copy)]
-pub struct HandOver {
+pub struct LockTime {
     /// Pairs of all requests.
     pub pairs: usize,
     /// Time to admit and queue the requests.
@@ -24,9 +24,9 @@ pub struct HandOver {
     pub completing: Duration,
 }
 
-/// Hands over the pairs of `requests` requests, 50 pairs of 18 tokens each, that all wait at the same time, from
-/// 200 tenants, to `workers` workers that take turns.
-pub fn measure(workers: usize, requests: usize) -> HandOver {
+/// Schedules `requests` requests of 50 pairs of 18 tokens, from 200 tenants, that all wait at the same time for
+/// `workers` workers, which take batches in turn.
+pub fn measure(workers: usize, requests: usize) -> LockTime {
     const PAIRS: usize = 50;
     const TOKENS: usize = 18;
     let limits = BatchLimits {
@@ -96,7 +96,7 @@ pub fn measure(workers: usize, requests: usize) -> HandOver {
         scheduler.workers.finish(worker);
         completing += started.elapsed();
     }
-    HandOver {
+    LockTime {
         pairs: requests * PAIRS,
         queueing,
         taking,
