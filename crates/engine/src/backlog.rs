@@ -4,11 +4,11 @@
 //! differ by less than a factor of two and sizes by a fifth, so that a sum over groups stands for the sum
 //! over requests. The number of groups does not grow with the number of requests.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::cost::{Cost, Work};
-use crate::fair::FULL_SHARE;
+use crate::fair::{FULL_SHARE, HashMap};
 use rerankd_core::{SchedulingHints, Tenant};
 
 /// Seconds over which the rate of new requests is averaged.
@@ -146,39 +146,52 @@ fn done_before(theirs: f64, own: f64) -> f64 {
     }
 }
 
+/// Moves a member of this `weight` whose work was `old` to the group of `new`. A group without members is gone.
+fn replace<K: Ord>(
+    groups: &mut BTreeMap<K, Group>,
+    key: impl Fn(Work) -> K,
+    weight: u64,
+    old: Work,
+    new: Work,
+) {
+    let (from, to) = (key(old), key(new));
+    if old.sequences > 0
+        && let Some(group) = groups.get_mut(&from)
+    {
+        group.remove(weight, old);
+        if group.members == 0 && (new.sequences == 0 || from != to) {
+            groups.remove(&from);
+        }
+    }
+    if new.sequences > 0 {
+        groups.entry(to).or_default().add(weight, new);
+    }
+}
+
 impl Backlog {
     /// A request with these `hints` has `work` waiting from now on.
     pub fn add(&mut self, hints: SchedulingHints, work: Work) {
-        self.total += work;
-        let tenant = self.tenants.entry(hints.tenant).or_default();
-        let old = tenant.total;
-        tenant.total += work;
-        let group = tenant.classes.entry(class(hints, work)).or_default();
-        group.add(weight(hints), work);
-        let new = tenant.total;
-        self.resize(old, new);
+        self.replace(hints, Work::default(), work);
     }
 
     /// A request with these `hints` no longer has `work` waiting.
     pub fn remove(&mut self, hints: SchedulingHints, work: Work) {
-        let Some(tenant) = self.tenants.get_mut(&hints.tenant) else {
-            return;
-        };
-        self.total -= work;
-        let old = tenant.total;
-        tenant.total -= work;
-        let key = class(hints, work);
-        if let Some(group) = tenant.classes.get_mut(&key) {
-            group.remove(weight(hints), work);
-            if group.members == 0 {
-                tenant.classes.remove(&key);
-            }
-        }
-        let new = tenant.total;
-        if tenant.classes.is_empty() {
+        self.replace(hints, work, Work::default());
+    }
+
+    /// A request with these `hints` has `new` waiting instead of `old`. One without sequences does not wait.
+    pub fn replace(&mut self, hints: SchedulingHints, old: Work, new: Work) {
+        self.total = self.total + new - old;
+        let tenant = self.tenants.entry(hints.tenant).or_default();
+        let before = tenant.total;
+        tenant.total = before + new - old;
+        let after = tenant.total;
+        let class = |work| class(hints, work);
+        replace(&mut tenant.classes, class, weight(hints), old, new);
+        replace(&mut self.sizes, size, FULL_SHARE, before, after);
+        if after.sequences == 0 {
             self.tenants.remove(&hints.tenant);
         }
-        self.resize(old, new);
     }
 
     /// Notes that a request of `work` was admitted.
@@ -203,24 +216,6 @@ impl Backlog {
     /// All that waits.
     pub fn total(&self) -> Work {
         self.total
-    }
-
-    /// Moves a tenant whose waiting work was `old` to the group of `new`.
-    fn resize(&mut self, old: Work, new: Work) {
-        if old.sequences > 0
-            && let Some(group) = self.sizes.get_mut(&size(old))
-        {
-            group.remove(FULL_SHARE, old);
-            if group.members == 0 {
-                self.sizes.remove(&size(old));
-            }
-        }
-        if new.sequences > 0 {
-            self.sizes
-                .entry(size(new))
-                .or_default()
-                .add(FULL_SHARE, new);
-        }
     }
 
     /// Seconds of work that all requests together are given by the time the request has had its own, if

@@ -173,7 +173,8 @@ impl<K: Copy + Ord + Hash> Level<K> {
 
     /// All members take turns again.
     fn recall(&mut self) {
-        self.waiting.append(&mut self.aside);
+        // `BTreeSet::append` would build the whole set anew.
+        self.waiting.extend(std::mem::take(&mut self.aside));
     }
 
     fn is_empty(&self) -> bool {

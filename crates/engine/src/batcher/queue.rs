@@ -4,8 +4,11 @@
 //! is taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
 //! the job stays with the rest, so no request leads the others.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::time::Instant;
+
+use slotmap::{SlotMap, new_key_type};
+use smallvec::SmallVec;
 
 use super::BatchError;
 use super::reply::Reply;
@@ -22,9 +25,10 @@ use rerankd_core::{SchedulingHints, Tenant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct FlowId(u64);
 
-/// Identifies a sequence to be scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct JobId(u64);
+new_key_type! {
+    /// Identifies a sequence to be scored.
+    pub(super) struct JobId;
+}
 
 /// One sequence of a batch.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ struct Pending {
     state: PendingState,
     tokens: usize,
     /// Requests that want it, with its position in each. Empty when all have left while it runs.
-    owners: Vec<(FlowId, usize)>,
+    owners: SmallVec<[(FlowId, usize); 1]>,
 }
 
 enum PendingState {
@@ -56,13 +60,24 @@ impl Pending {
     fn waits(&self) -> bool {
         matches!(self.state, PendingState::Waiting(_))
     }
+
+    /// Hands it to a batch of `worker`.
+    fn start(&mut self, worker: usize) -> Encoding {
+        let running = PendingState::Running(worker);
+        match std::mem::replace(&mut self.state, running) {
+            PendingState::Waiting(encoding) => encoding,
+            PendingState::Running(_) => unreachable!("a job that runs waits in no request"),
+        }
+    }
 }
 
 /// A request of which something is waiting or running.
 struct Flow {
     hints: SchedulingHints,
-    /// By position in the request, which is the order in which they are taken.
-    waiting: BTreeMap<usize, JobId>,
+    /// The job of each of its sequences, in the order in which they are taken.
+    jobs: Vec<JobId>,
+    /// Position of the first sequence that waits; the number of sequences if none does.
+    next: usize,
     /// Work of the waiting sequences.
     work: Work,
     /// The same as the backlog has it, which follows once for each batch.
@@ -71,17 +86,28 @@ struct Flow {
     total: Work,
     /// Sequences that are not scored yet, waiting or running.
     unscored: usize,
-    /// The job of each of its sequences.
-    jobs: Vec<JobId>,
     /// Whether a sequence was taken at its turn.
     begun: bool,
     /// Tokens that were scored for it.
     scored_tokens: usize,
+    /// Those of them that its permit still holds.
+    unspent_tokens: usize,
     logits: Vec<f32>,
     reply: Reply,
     permit: MemoryPermit,
     timeline: Timeline,
     queued_at: Instant,
+}
+
+type Jobs = SlotMap<JobId, Pending>;
+
+impl Flow {
+    /// Goes on to the next sequence that waits.
+    fn advance(&mut self, jobs: &Jobs) {
+        let waits = |job: &JobId| jobs.get(*job).is_some_and(Pending::waits);
+        let passed = self.jobs[self.next..].iter().position(waits);
+        self.next = passed.map_or(self.jobs.len(), |passed| self.next + passed);
+    }
 }
 
 /// A request that enters the queue.
@@ -152,7 +178,7 @@ impl Speed {
 /// All requests in the queue.
 pub(super) struct Queue {
     flows: HashMap<FlowId, Flow>,
-    jobs: HashMap<JobId, Pending>,
+    jobs: Jobs,
     /// Jobs that later requests for the same pair join.
     by_key: HashMap<PairKey, JobId>,
     turns: Turns<Tenant, FlowId>,
@@ -164,13 +190,14 @@ pub(super) struct Queue {
     /// Estimated work of requests that are admitted and being tokenized.
     reserved: Work,
     next_flow: u64,
-    next_job: u64,
     labels: usize,
 }
 
 /// Requests that a batch may pass over because their next sequence is too long for what is left of
 /// it: bounds the time under the lock.
 const MAX_PASSED_OVER: usize = 16;
+/// What is left of a batch is filled up unless the next sequence, which no longer fits, is so many times smaller.
+const WORTH_FILLING: usize = 16;
 /// With more requests, one gives several short sequences in a turn: bounds the time under the lock.
 const MANY_REQUESTS: usize = 64;
 /// Tokens of such a turn.
@@ -181,6 +208,16 @@ const MAX_REFUSED: usize = 64;
 /// A request is taken to wait this much longer than expected: under overload every wait is at its limit,
 /// and half of them would be over it.
 const MARGIN: f64 = 1.1;
+
+/// What one turn may add to a batch.
+struct Room<'a> {
+    plan: &'a Plan,
+    draft: &'a mut Draft,
+    /// Seconds that the request takes of every worker.
+    each: f64,
+    /// Tokens of a turn of several sequences.
+    turn_tokens: usize,
+}
 
 /// What an event has cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +245,7 @@ impl Queue {
     pub(super) fn new(labels: usize) -> Self {
         Self {
             flows: HashMap::default(),
-            jobs: HashMap::default(),
+            jobs: Jobs::default(),
             by_key: HashMap::default(),
             turns: Turns::new(),
             backlog: Backlog::default(),
@@ -216,7 +253,6 @@ impl Queue {
             waiting: Work::default(),
             reserved: Work::default(),
             next_flow: 0,
-            next_job: 0,
             labels,
         }
     }
@@ -240,22 +276,21 @@ impl Queue {
         self.next_flow += 1;
         let unscored = arrival.encodings.len();
         let mut jobs = Vec::with_capacity(unscored);
-        let (mut waiting, mut work, mut shared) = (BTreeMap::new(), Work::default(), 0);
+        let (mut next, mut work, mut shared) = (unscored, Work::default(), 0);
         for (index, (key, encoding)) in arrival.encodings.into_iter().enumerate() {
-            let known = self.by_key.get(&key).copied();
-            shared += usize::from(known.is_some());
-            let job = known.unwrap_or_else(|| self.add(key, encoding));
-            let pending = self.jobs.get_mut(&job).expect("known jobs exist");
+            let (job, known) = self.job(key, encoding);
+            shared += usize::from(known);
+            let pending = &mut self.jobs[job];
             pending.owners.push((id, index));
             jobs.push(job);
             if pending.waits() {
-                waiting.insert(index, job);
+                next = next.min(index);
                 work += Work::of(pending.tokens);
             }
         }
         let hints = arrival.hints;
-        if let Some((_, first)) = waiting.first_key_value() {
-            let next = self.jobs[first].tokens;
+        if let Some(first) = jobs.get(next) {
+            let next = self.jobs[*first].tokens;
             self.turns.join(hints.tenant, id, weight(hints), next);
             self.backlog.add(hints, work);
         }
@@ -263,14 +298,15 @@ impl Queue {
             id,
             Flow {
                 hints,
-                waiting,
+                jobs,
+                next,
                 work,
                 counted: work,
                 total: work,
                 unscored,
-                jobs,
                 begun: false,
                 scored_tokens: 0,
+                unspent_tokens: 0,
                 logits: vec![0.0; unscored * self.labels],
                 reply: arrival.reply,
                 permit: arrival.permit,
@@ -281,20 +317,22 @@ impl Queue {
         (id, shared)
     }
 
-    fn add(&mut self, key: PairKey, encoding: Encoding) -> JobId {
-        let id = JobId(self.next_job);
-        self.next_job += 1;
+    /// The job of a pair, and whether it was there already.
+    fn job(&mut self, key: PairKey, encoding: Encoding) -> (JobId, bool) {
+        let entry = match self.by_key.entry(key) {
+            Entry::Occupied(known) => return (*known.get(), true),
+            Entry::Vacant(entry) => entry,
+        };
         let tokens = encoding.len();
         self.waiting += Work::of(tokens);
-        self.by_key.insert(key, id);
-        let pending = Pending {
+        let id = self.jobs.insert(Pending {
             key,
             state: PendingState::Waiting(encoding),
             tokens,
-            owners: Vec::new(),
-        };
-        self.jobs.insert(id, pending);
-        id
+            owners: SmallVec::new(),
+        });
+        entry.insert(id);
+        (id, false)
     }
 
     /// What was admitted and is not in a batch yet.
@@ -320,9 +358,13 @@ impl Queue {
     /// All work of the request whose turn it is, and the tokens of its next sequence.
     pub(super) fn next_request(&self) -> Option<(Work, usize)> {
         let (_, id) = self.turns.next()?;
+        Some((self.flows[&id].total, self.next_tokens(id)))
+    }
+
+    /// Tokens of the next sequence of a request that waits.
+    fn next_tokens(&self, id: FlowId) -> usize {
         let flow = &self.flows[&id];
-        let (_, job) = flow.waiting.first_key_value()?;
-        Some((flow.total, self.jobs[job].tokens))
+        self.jobs[flow.jobs[flow.next]].tokens
     }
 
     /// Takes the next batch of `worker` out of the queue.
@@ -354,26 +396,16 @@ impl Queue {
             if !plan.admits(&draft, each) {
                 break;
             }
-            let queued_at = flow.queued_at;
-            let mut turn = 0;
-            while let Some((_, &job)) = self.flows[&id].waiting.first_key_value() {
-                let tokens = self.jobs[&job].tokens;
-                if turn > 0 && turn + tokens > turn_tokens || !plan.accepts(&draft, tokens) {
-                    break;
-                }
-                turn += tokens;
-                draft.add(tokens, self.flows[&id].waiting.len() == 1, each);
-                let (key, encoding) = self.start(job, worker, id);
-                taken.jobs.push(Job {
-                    id: job,
-                    key,
-                    encoding,
-                    queued_at,
-                    requests: self.traced(job),
-                });
-            }
+            let mut room = Room {
+                plan,
+                draft: &mut draft,
+                each,
+                turn_tokens,
+            };
+            let turn = self.take_turn(id, worker, &mut room, &mut taken.jobs);
             if turn == 0 {
-                if plan.preempts() {
+                let next = self.next_tokens(id);
+                if plan.preempts() || next * WORTH_FILLING <= draft.work().tokens {
                     break;
                 }
                 self.turns.set_aside(tenant, id);
@@ -387,11 +419,12 @@ impl Queue {
             self.follow(id);
             let flow = self.flows.get_mut(&id).expect("it was just there");
             if !std::mem::replace(&mut flow.begun, true) {
-                taken.begun.push((flow.timeline.clone(), queued_at));
+                taken.begun.push((flow.timeline.clone(), flow.queued_at));
             }
         }
         self.turns.recall(&aside);
         self.update_backlog();
+        self.trace(&mut taken.jobs);
         taken
     }
 
@@ -402,61 +435,84 @@ impl Queue {
             let Some(flow) = self.flows.get_mut(&id) else {
                 continue;
             };
-            self.backlog.remove(flow.hints, flow.counted);
-            if !flow.waiting.is_empty() {
-                self.backlog.add(flow.hints, flow.work);
-            }
+            self.backlog.replace(flow.hints, flow.counted, flow.work);
             flow.counted = flow.work;
         }
     }
 
-    /// Timelines of the requests that want `job`, where traces are sent.
-    fn traced(&self, job: JobId) -> Vec<Timeline> {
-        if !trace::is_on() {
-            return Vec::new();
+    /// Moves sequences of the request `id` to a batch of `worker`, as many as there is room for. Returns their
+    /// tokens. Its next turn is left to [`Self::follow`].
+    fn take_turn(
+        &mut self,
+        id: FlowId,
+        worker: usize,
+        room: &mut Room<'_>,
+        taken: &mut Vec<Job>,
+    ) -> usize {
+        let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
+        let mut turn = 0;
+        // Other requests that wait for one of the sequences: almost always none.
+        let mut others = Vec::new();
+        while let Some(&job) = flow.jobs.get(flow.next) {
+            let pending = &mut self.jobs[job];
+            let tokens = pending.tokens;
+            if turn > 0 && turn + tokens > room.turn_tokens
+                || !room.plan.accepts(room.draft, tokens)
+            {
+                break;
+            }
+            turn += tokens;
+            room.draft.add(tokens, flow.work.sequences == 1, room.each);
+            let work = Work::of(tokens);
+            self.waiting -= work;
+            if flow.counted == flow.work {
+                self.touched.push(id);
+            }
+            for (owner, _) in &pending.owners {
+                match *owner == id {
+                    true => flow.work -= work,
+                    false => others.push((*owner, work)),
+                }
+            }
+            taken.push(Job {
+                id: job,
+                key: pending.key,
+                encoding: pending.start(worker),
+                queued_at: flow.queued_at,
+                requests: Vec::new(),
+            });
+            flow.advance(&self.jobs);
         }
-        let owners = self.jobs[&job].owners.iter();
-        owners
-            .map(|(id, _)| self.flows[id].timeline.clone())
-            .collect()
+        for (other, work) in others {
+            let flow = self.flows.get_mut(&other).expect("an owner is a flow");
+            if flow.counted == flow.work {
+                self.touched.push(other);
+            }
+            flow.work -= work;
+            flow.advance(&self.jobs);
+            self.follow(other);
+        }
+        turn
     }
 
-    /// Moves `job` from all requests in which it waits to a batch of `worker`, at the turn of the request `of`, whose
-    /// next turn is left to [`Self::follow`].
-    fn start(&mut self, job: JobId, worker: usize, of: FlowId) -> (PairKey, Encoding) {
-        let pending = self.jobs.get_mut(&job).expect("a waiting job exists");
-        let running = PendingState::Running(worker);
-        let PendingState::Waiting(encoding) = std::mem::replace(&mut pending.state, running) else {
-            unreachable!("a job that runs waits in no request");
-        };
-        let work = Work::of(pending.tokens);
-        self.waiting -= work;
-        // Almost always none.
-        let mut changed = Vec::new();
-        for (id, index) in &pending.owners {
-            let flow = self.flows.get_mut(id).expect("an owner is a flow");
-            if flow.counted == flow.work {
-                self.touched.push(*id);
-            }
-            flow.waiting.remove(index);
-            flow.work -= work;
-            if *id != of {
-                changed.push(*id);
-            }
+    /// Adds the timelines of the requests that want each of `jobs`, where traces are sent.
+    fn trace(&self, jobs: &mut [Job]) {
+        if !trace::is_on() {
+            return;
         }
-        let started = (pending.key, encoding);
-        for id in changed {
-            self.follow(id);
+        for job in jobs {
+            let owners = self.jobs[job.id].owners.iter();
+            let timelines = owners.map(|(id, _)| self.flows[id].timeline.clone());
+            job.requests = timelines.collect();
         }
-        started
     }
 
     /// Gives a request of which something was taken its next turn.
     fn follow(&mut self, id: FlowId) {
         let flow = &self.flows[&id];
         let tenant = flow.hints.tenant;
-        match flow.waiting.first_key_value() {
-            Some((_, next)) => self.turns.set_next(tenant, id, self.jobs[next].tokens),
+        match flow.jobs.get(flow.next) {
+            Some(next) => self.turns.set_next(tenant, id, self.jobs[*next].tokens),
             None => self.turns.leave(tenant, id),
         }
     }
@@ -516,6 +572,7 @@ impl Queue {
     /// whose logits are not finite fails the requests that want it, and no other.
     pub(super) fn complete(&mut self, jobs: &[Job], logits: &[f32]) -> Outcome {
         let mut outcome = Outcome::default();
+        let mut unspent = Vec::new();
         for (job, row) in jobs.iter().zip(logits.chunks_exact(self.labels)) {
             let pending = self.end(job.id);
             if pending.owners.is_empty() {
@@ -536,13 +593,21 @@ impl Queue {
                 let start = index * self.labels;
                 flow.logits[start..start + self.labels].copy_from_slice(row);
                 flow.unscored -= 1;
-                flow.permit.spend(pending.tokens);
+                if flow.unspent_tokens == 0 {
+                    unspent.push(id);
+                }
+                flow.unspent_tokens += pending.tokens;
                 if flow.unscored == 0 {
                     let flow = self.flows.remove(&id).expect("it was just there");
                     // Its tokens are no longer outstanding when its client sees the answer.
                     drop(flow.permit);
                     flow.reply.answer(Ok(flow.logits));
                 }
+            }
+        }
+        for id in unspent {
+            if let Some(flow) = self.flows.get_mut(&id) {
+                flow.permit.spend(std::mem::take(&mut flow.unspent_tokens));
             }
         }
         outcome
@@ -568,19 +633,15 @@ impl Queue {
     pub(super) fn abandon(&mut self, worker: usize, reason: &str) {
         let lost =
             |pending: &Pending| matches!(pending.state, PendingState::Running(by) if by == worker);
-        let jobs: Vec<JobId> = self
-            .jobs
-            .iter()
-            .filter(|(_, p)| lost(p))
-            .map(|(id, _)| *id)
-            .collect();
+        let running = self.jobs.iter().filter(|(_, pending)| lost(pending));
+        let jobs: Vec<JobId> = running.map(|(id, _)| id).collect();
         for job in jobs {
             let pending = self.end(job);
             self.fail_owners(pending, reason);
         }
         // A request whose job ended without being counted would wait forever.
         let stuck = |flow: &Flow| {
-            let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(job));
+            let open = flow.jobs.iter().filter(|job| self.jobs.contains_key(**job));
             open.count() != flow.unscored
         };
         let flows: Vec<FlowId> = self
@@ -603,7 +664,7 @@ impl Queue {
     }
 
     fn end(&mut self, job: JobId) -> Pending {
-        let pending = self.jobs.remove(&job).expect("a job ends once");
+        let pending = self.jobs.remove(job).expect("a job ends once");
         self.by_key.remove(&pending.key);
         pending
     }
@@ -637,14 +698,12 @@ impl Queue {
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let mut flow = self.flows.remove(&id)?;
         self.turns.leave(flow.hints.tenant, id);
-        if flow.counted.sequences > 0 {
-            self.backlog.remove(flow.hints, flow.counted);
-        }
+        self.backlog.remove(flow.hints, flow.counted);
         flow.jobs.sort_unstable();
         flow.jobs.dedup();
         for &job in &flow.jobs {
             // Scored jobs are gone.
-            let Some(pending) = self.jobs.get_mut(&job) else {
+            let Some(pending) = self.jobs.get_mut(job) else {
                 continue;
             };
             pending.owners.retain(|(other, _)| *other != id);

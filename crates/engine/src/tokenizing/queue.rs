@@ -129,8 +129,7 @@ impl<W> ChunkQueue<W> {
         let (hints, after) = (flow.hints, flow.left);
         let next = flow.chunks.front().map(|(cost, _)| *cost);
         let lane = self.lane(takes_small);
-        lane.backlog.remove(hints, work(before));
-        lane.backlog.add(hints, work(after));
+        lane.backlog.replace(hints, work(before), work(after));
         lane.turns.charge(tenant, id, cost.max(1));
         match next {
             Some(next) => lane.turns.set_next(tenant, id, next),

@@ -103,7 +103,7 @@ impl Bench {
     fn complete(&mut self, jobs: &[Job]) -> Vec<(FlowId, usize)> {
         let logits: Vec<f32> = jobs.iter().map(|j| j.encoding.len() as f32).collect();
         let who = jobs.iter().flat_map(|job| {
-            let pending = &self.queue.jobs[&job.id];
+            let pending = &self.queue.jobs[job.id];
             let tokens = pending.tokens;
             pending.owners.iter().map(move |(id, _)| (*id, tokens))
         });

@@ -1,4 +1,4 @@
-//! How much of the time the scheduler's lock is held on a machine of many cores: `cargo bench --bench many_cores`.
+//! How much of the time the scheduler's lock is held on a machine of many cores: `cargo bench -p rerankd-engine`.
 //!
 //! Workers take batches and give results under one lock. At 500,000 pairs a second, each nanosecond that a pair
 //! needs under the lock is 0.05 % of the time.
@@ -9,18 +9,20 @@ const WORKERS: usize = 128;
 const PAIRS_PER_SECOND: f64 = 500_000.0;
 
 fn main() {
-    for requests in [100, 1_000, 10_000] {
+    for (requests, rounds) in [(100, 200), (1_000, 20), (10_000, 3)] {
         let LockTime {
             pairs,
+            batches,
             queueing,
             taking,
             completing,
-        } = measure(WORKERS, requests);
+        } = measure(WORKERS, requests, rounds, PAIRS_PER_SECOND);
         let each = |time: std::time::Duration| time.as_nanos() as f64 / pairs as f64;
         let held = each(queueing + taking + completing);
         println!(
-            "{requests} requests wait: {:.0} ns a pair to queue, {:.0} to take, {:.0} to complete; \
-             lock held {:.0} % at 500,000 pairs/s, at most {:.0} pairs/s",
+            "{requests} requests wait, {:.1} pairs a batch: {:.0} ns a pair to queue, {:.0} to take, \
+             {:.0} to complete; lock held {:.0} % at 500,000 pairs/s, at most {:.0} pairs/s",
+            pairs as f64 / batches as f64,
             each(queueing),
             each(taking),
             each(completing),
