@@ -744,7 +744,7 @@ proptest! {
                     let jobs = running.remove(0);
                     if fails {
                         for job in &jobs {
-                            failed.extend(bench.queue.jobs[&job.id].owners.iter().map(|(id, _)| *id));
+                            failed.extend(bench.queue.jobs[job.id].owners.iter().map(|(id, _)| *id));
                         }
                         bench.queue.fail(&jobs, "broken");
                     } else {
@@ -800,7 +800,7 @@ proptest! {
                 *served.entry(id).or_default() += length as f64;
             }
             if !all.iter().all(|(id, ..)| {
-                bench.queue.flows.get(id).is_some_and(|flow| !flow.waiting.is_empty())
+                bench.queue.flows.get(id).is_some_and(|flow| flow.work.sequences > 0)
             }) {
                 break;
             }
