@@ -201,7 +201,7 @@ const WORTH_FILLING: usize = 16;
 /// With more requests, one gives several short sequences in a turn: bounds the time under the lock.
 const MANY_REQUESTS: usize = 64;
 /// Tokens of such a turn.
-const TURN_TOKENS: usize = 128;
+const TURN_TOKENS: usize = 256;
 /// Late requests that are refused while one batch is formed: bounds the time under the lock.
 const MAX_REFUSED: usize = 64;
 
