@@ -24,7 +24,7 @@ use rerankd_engine::metrics::Metrics;
 use rerankd_tools::bench::bare::{self, BareError};
 use rerankd_tools::bench::drive::{Load, Progress};
 use rerankd_tools::bench::report::{Budget, Findings, Report};
-use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
+use rerankd_tools::bench::target::{Dialect, Engine, Server, ServerError, Target};
 use rerankd_tools::bench::text::{Kind, Source, Texts, read};
 use rerankd_tools::bench::{self, BudgetError, Pace, Times};
 
@@ -242,7 +242,7 @@ pub fn run(args: &Args) -> Exit {
 
 /// Measures a server.
 fn over_http(args: &Args, texts: Texts, url: &str) -> Result<Exit, Exit> {
-    let (server, bulk) = servers(args, url)?;
+    let (server, bulk) = servers(args, url).map_err(|error| Exit::Usage.with_error(error))?;
     run_async(async {
         let info = server.info().await;
         let info =
@@ -281,15 +281,29 @@ fn run_async(measurement: impl Future<Output = Result<Exit, Exit>>) -> Result<Ex
     done
 }
 
+/// Why a server cannot be asked.
+#[derive(Debug, thiserror::Error)]
+enum TargetError {
+    #[error("`{flag} {}`: the file {source}", path.display())]
+    KeyFile {
+        flag: &'static str,
+        path: PathBuf,
+        source: ValueError,
+    },
+    #[error("`--url {url}`: {source}")]
+    Url { url: String, source: ServerError },
+}
+
 /// The server as other clients and as bulk clients see it.
-fn servers(args: &Args, url: &str) -> Result<(Server, Server), Exit> {
+fn servers(args: &Args, url: &str) -> Result<(Server, Server), TargetError> {
     let key = |flag, file: &Option<PathBuf>| {
         let Some(path) = file.as_deref() else {
             return Ok(None);
         };
-        let keys = ApiKeys::read(path).map_err(|error| {
-            let path = path.display();
-            Exit::Usage.with_error(format_args!("`{flag} {path}`: the file {error}"))
+        let keys = ApiKeys::read(path).map_err(|source| TargetError::KeyFile {
+            flag,
+            path: path.to_owned(),
+            source,
         })?;
         Ok(keys.keys().first().map(|key| Secret::new(&*key.key)))
     };
@@ -297,7 +311,10 @@ fn servers(args: &Args, url: &str) -> Result<(Server, Server), Exit> {
     let bulk = key("--bulk-key-file", &args.bulk_key_file)?;
     let server = |key: Option<&Secret>| {
         let server = Server::new(url, args.dialect, key);
-        server.map_err(|error| Exit::Usage.with_error(format_args!("`--url {url}`: {error}")))
+        server.map_err(|source| TargetError::Url {
+            url: url.to_owned(),
+            source,
+        })
     };
     Ok((
         server(small.as_ref())?,
@@ -580,7 +597,9 @@ mod tests {
         assert!(shown(&bulk).contains("authorization"), "{bulk:?}");
         assert!(!shown(&bulk).contains("bulk-secret"));
         std::fs::remove_file(&file).unwrap();
-        let error = servers(&args, "http://127.0.0.1:1").unwrap_err();
+        let error = servers(&args, "http://127.0.0.1:1")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("`--bulk-key-file "), "{error}");
     }
 

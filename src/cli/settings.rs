@@ -709,7 +709,7 @@ mod tests {
         let path = dir.path().join("f.toml");
         std::fs::write(&path, "max_documents = 7").unwrap();
         let variable = [(FILE_VARIABLE.into(), path.into())];
-        let effective = Flags::default().layered(variable).unwrap();
+        let effective = <Flags>::default().layered(variable).unwrap();
         assert_eq!(effective.config.http.max_documents, 7);
     }
 
