@@ -96,15 +96,15 @@ $(BROWSER)/installed: tests/browser/requirements.txt
 	$(BROWSER)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
 	touch $@
 
-# The modules of dialects come from a list, which `cargo fmt` does not look into.
-DIALECTS := $(wildcard crates/wire/src/*.rs crates/wire/src/*/*.rs)
+# Modules that come from a list, which `cargo fmt` does not look into.
+LISTED := $(wildcard crates/wire/src/*.rs crates/wire/src/*/*.rs crates/model/src/arch/*.rs crates/kernels/src/isa/*.rs)
 
 .PHONY: fmt
 fmt:
-	$(CARGO) fmt --all -- $(DIALECTS)
+	$(CARGO) fmt --all -- $(LISTED)
 
 lint:
-	$(CARGO) fmt --all --check -- $(DIALECTS)
+	$(CARGO) fmt --all --check -- $(LISTED)
 	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 
 docs:

@@ -68,7 +68,7 @@ fn batches(max_tokens: usize) -> Vec<Batch> {
     for wave in 0..REQUESTS / CLIENTS {
         let mut encodings: Vec<Encoding> = (0..CLIENTS)
             .map(|client| command(wave * CLIENTS + client))
-            .flat_map(|command| encoder.encode(command.pairs(), &go_on).unwrap())
+            .flat_map(|command| encoder.encode(command.scoring().pairs(), &go_on).unwrap())
             .map(|pair| pair.encoding)
             .collect();
         encodings.sort_by_key(Encoding::len);

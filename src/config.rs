@@ -19,10 +19,10 @@ use std::time::Duration;
 
 pub use choice::{DocumentForm, LogFormat, Precision, TruncationStrategy};
 pub use device::Device;
-pub use keys::{ApiKey, ApiKeys, MAX_KEY_BYTES};
+pub use keys::{ApiKey, ApiKeys, KeysError, MAX_KEY_BYTES};
 pub use secret::Secret;
 pub use setting::PREFIX;
-pub use value::{Kind, Listen, Origins, Value};
+pub use value::{Kind, Listen, Origins, Value, ValueError};
 
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 

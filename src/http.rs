@@ -147,7 +147,7 @@ pub async fn serve(mut config: ListenerConfig, app: Router, closing: impl Future
                 Stream::Unix(stream) => protocols.serve(stream, tls.as_deref(), closed).await,
             };
             if let Err(error) = served {
-                tracing::debug!(peer, error, "connection ended early");
+                tracing::debug!(peer, %error, "connection ended early");
             }
             drop((open, slot));
         });

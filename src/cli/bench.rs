@@ -17,14 +17,14 @@ use super::download::ProgressSink;
 use super::loader::load_config;
 use super::settings::Flags;
 use super::{Exit, output, serve};
-use crate::config::{ApiKeys, Config, Value as _};
+use crate::config::{ApiKeys, Config, Value as _, ValueError};
 use rerankd_core::Secret;
 use rerankd_engine::load::{self, LoadError};
 use rerankd_engine::metrics::Metrics;
 use rerankd_tools::bench::bare::{self, BareError};
 use rerankd_tools::bench::drive::{Load, Progress};
 use rerankd_tools::bench::report::{Budget, Findings, Report};
-use rerankd_tools::bench::target::{Dialect, Engine, Server, Target};
+use rerankd_tools::bench::target::{Dialect, Engine, Server, ServerError, Target};
 use rerankd_tools::bench::text::{Kind, Source, Texts, read};
 use rerankd_tools::bench::{self, BudgetError, Pace, Times};
 
@@ -177,26 +177,36 @@ fn dialect(name: String) -> Dialect {
     found.map(|(_, dialect)| *dialect).unwrap_or_default()
 }
 
-fn rate(text: &str) -> Result<f64, String> {
-    let hint = "must be a number above zero, such as `0.5` or `20`";
+fn rate(text: &str) -> Result<f64, &'static str> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err(hint.to_owned()),
+        _ => Err("must be a number above zero, such as `0.5` or `20`"),
     }
 }
 
+/// Why a text is not a time of a measurement.
+#[derive(Debug, thiserror::Error)]
+enum TimeError {
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    #[error("must be at most `{}s`", LONGEST.as_secs())]
+    TooLong,
+    #[error("must be longer than zero")]
+    Zero,
+}
+
 /// Parses a duration as settings do.
-fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, TimeError> {
     match <Duration as crate::config::Value>::parse(text)? {
         time if time <= LONGEST => Ok(time),
-        _ => Err(format!("must be at most `{}s`", LONGEST.as_secs())),
+        _ => Err(TimeError::TooLong),
     }
 }
 
 /// The same, but not zero.
-fn timeout(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, TimeError> {
     match duration(text)? {
-        Duration::ZERO => Err("must be longer than zero".to_owned()),
+        Duration::ZERO => Err(TimeError::Zero),
         time => Ok(time),
     }
 }
@@ -271,21 +281,40 @@ fn run_async(measurement: impl Future<Output = Result<Exit, Exit>>) -> Result<Ex
     done
 }
 
+/// Why a server cannot be asked.
+#[derive(Debug, thiserror::Error)]
+enum TargetError {
+    #[error("`{flag} {}`: the file {source}", path.display())]
+    KeyFile {
+        flag: &'static str,
+        path: PathBuf,
+        source: ValueError,
+    },
+    #[error("`--url {url}`: {source}")]
+    Url { url: String, source: ServerError },
+}
+
 /// The server as other clients and as bulk clients see it.
-fn servers(args: &Args, url: &str) -> Result<(Server, Server), String> {
+fn servers(args: &Args, url: &str) -> Result<(Server, Server), TargetError> {
     let key = |flag, file: &Option<PathBuf>| {
-        let read = file.as_deref().map(|path| {
-            let keys = ApiKeys::read(path);
-            keys.map_err(|error| format!("`{flag} {}`: the file {error}", path.display()))
-        });
-        let first = |keys: ApiKeys| keys.keys().first().map(|key| Secret::new(&*key.key));
-        Ok::<_, String>(read.transpose()?.and_then(first))
+        let Some(path) = file.as_deref() else {
+            return Ok(None);
+        };
+        let keys = ApiKeys::read(path).map_err(|source| TargetError::KeyFile {
+            flag,
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(keys.keys().first().map(|key| Secret::new(&*key.key)))
     };
     let small = key("--key-file", &args.key_file)?;
     let bulk = key("--bulk-key-file", &args.bulk_key_file)?;
     let server = |key: Option<&Secret>| {
         let server = Server::new(url, args.dialect, key);
-        server.map_err(|error| format!("`--url {url}`: {error}"))
+        server.map_err(|source| TargetError::Url {
+            url: url.to_owned(),
+            source,
+        })
     };
     Ok((
         server(small.as_ref())?,
@@ -568,7 +597,9 @@ mod tests {
         assert!(shown(&bulk).contains("authorization"), "{bulk:?}");
         assert!(!shown(&bulk).contains("bulk-secret"));
         std::fs::remove_file(&file).unwrap();
-        let error = servers(&args, "http://127.0.0.1:1").unwrap_err();
+        let error = servers(&args, "http://127.0.0.1:1")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("`--bulk-key-file "), "{error}");
     }
 

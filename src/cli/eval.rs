@@ -140,11 +140,11 @@ struct RerankingArgs {
     common: Common,
 }
 
-fn three_names(text: &str) -> Result<[String; 3], String> {
+fn three_names(text: &str) -> Result<[String; 3], &'static str> {
     let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
     names
         .try_into()
-        .map_err(|_| "must be three names: of two texts and a score".to_owned())
+        .map_err(|_| "must be three names: of two texts and a score")
 }
 
 /// Evaluates and reports.

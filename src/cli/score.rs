@@ -63,7 +63,7 @@ pub struct Args {
 
     /// How often results are committed to disk. An interrupted run repeats what came after the last
     /// commit. Default: 1s; 15s for Parquet.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = <Duration as Value>::parse)]
     commit_every: Option<Duration>,
 
     /// Precision of matrix products. Default: the setting `precision`.
@@ -75,16 +75,12 @@ pub struct Args {
     engine: EngineFlags,
 }
 
-fn end(text: &str) -> Result<End, String> {
+fn end(text: &str) -> Result<End, &'static str> {
     match text {
-        "" => Err("must be a file name, or `-`".to_owned()),
+        "" => Err("must be a file name, or `-`"),
         "-" => Ok(End::Standard),
         path => Ok(End::File(path.into())),
     }
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    <Duration as Value>::parse(text)
 }
 
 /// Neither input nor output has a known extension.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use clap::builder::ArgAction;
@@ -24,21 +25,67 @@ const ADOPTED: [(&str, &str); 6] = [
     ("TRANSFORMERS_OFFLINE", "offline"),
 ];
 
-/// The flags for all settings.
+/// The flags for the settings that `S` has. File and environment may set all settings.
 #[derive(Debug, Clone, Default)]
-pub struct Flags {
+pub struct Flags<S = All> {
     file: Option<PathBuf>,
     given: Vec<Given>,
+    scope: PhantomData<S>,
 }
 
-/// The flags for the settings of commands that load a model and start no server. File and environment
-/// may set all settings.
-#[derive(Debug, Clone, Default)]
-pub struct EngineFlags(Flags);
+/// The flags of commands that load a model and start no server.
+pub type EngineFlags = Flags<Engine>;
 
-/// The flags for the settings of model downloads.
+/// The flags of commands that download models.
+pub type HubFlags = Flags<Hub>;
+
+/// Which settings a command has flags for.
+pub trait Scope {
+    /// Whether `setting` is one of them.
+    fn has(setting: &Setting) -> bool;
+}
+
+/// All settings.
 #[derive(Debug, Clone, Default)]
-pub struct HubFlags(Flags);
+pub struct All;
+
+impl Scope for All {
+    fn has(_: &Setting) -> bool {
+        true
+    }
+}
+
+/// Those for model downloads.
+#[derive(Debug, Clone, Default)]
+pub struct Hub;
+
+impl Scope for Hub {
+    fn has(setting: &Setting) -> bool {
+        setting.section.name == "hub"
+    }
+}
+
+/// Those for the model and how it runs. Each command has its own flag for the precision.
+#[derive(Debug, Clone, Default)]
+pub struct Engine;
+
+impl Scope for Engine {
+    fn has(setting: &Setting) -> bool {
+        const NAMES: [&str; 10] = [
+            "model",
+            "onnx_file",
+            "profile",
+            "instruction",
+            "max_length",
+            "threads",
+            "truncation",
+            "device",
+            "max_batch_tokens",
+            "cuda_batch_tokens",
+        ];
+        NAMES.contains(&setting.name) || Hub::has(setting)
+    }
+}
 
 /// Where the value of a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +150,7 @@ impl fmt::Display for Problems {
     }
 }
 
-impl Flags {
+impl<S> Flags<S> {
     /// The settings of this process. Prints errors in them to the standard error.
     ///
     /// # Errors
@@ -392,157 +439,66 @@ fn help(setting: &Setting, long: bool) -> String {
     }
 }
 
-/// Adds the flags of `settings` to `command`.
-fn augmented(command: Command, settings: impl Iterator<Item = &'static Setting>) -> Command {
-    let file = Arg::new(FILE_FLAG)
-        .long(FILE_FLAG)
-        .value_name("FILE")
-        .value_parser(clap::value_parser!(PathBuf))
-        .help(format!(
-            "Configuration file in TOML; environment variables and flags take precedence [env: {FILE_VARIABLE}]"
-        ));
-    settings.fold(command.arg(file), |command, setting| {
-        let arg = Arg::new(setting.name)
-            .long(setting.flag.as_str())
-            .value_name(match setting.kind {
-                Kind::Secret => "FILE",
-                _ => setting.value_name,
+impl<S: Scope> clap::Args for Flags<S> {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(FILE_FLAG)
+            .long(FILE_FLAG)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(format!(
+                "Configuration file in TOML; environment variables and flags take precedence [env: {FILE_VARIABLE}]"
+            ));
+        let settings = Setting::all().iter().filter(|setting| S::has(setting));
+        command.arg(file).args(settings.map(flag))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// The flag of `setting`.
+fn flag(setting: &'static Setting) -> Arg {
+    let arg = Arg::new(setting.name)
+        .long(setting.flag.as_str())
+        .value_name(match setting.kind {
+            Kind::Secret => "FILE",
+            _ => setting.value_name,
+        })
+        .help(help(setting, false))
+        .long_help(help(setting, true))
+        .help_heading(setting.section.about.trim_end_matches('.'))
+        .action(ArgAction::Set);
+    match setting.kind {
+        Kind::Switch => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        _ => arg.allow_hyphen_values(true),
+    }
+}
+
+impl<S: Scope> clap::FromArgMatches for Flags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let settings = Setting::all().iter().filter(|setting| S::has(setting));
+        let given = settings.filter_map(|setting| {
+            Some(Given {
+                setting,
+                text: matches.get_one::<String>(setting.name)?.clone(),
+                in_file: setting.kind == Kind::Secret,
+                origin: Origin::Flag(&setting.flag),
             })
-            .help(help(setting, false))
-            .long_help(help(setting, true))
-            .help_heading(setting.section.about.trim_end_matches('.'))
-            .action(ArgAction::Set);
-        command.arg(match setting.kind {
-            Kind::Switch => arg
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("true"),
-            _ => arg.allow_hyphen_values(true),
+        });
+        Ok(Self {
+            given: given.collect(),
+            file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
+            scope: PhantomData,
         })
-    })
-}
-
-/// The values of `settings` in `matches`.
-fn given(matches: &ArgMatches, settings: impl Iterator<Item = &'static Setting>) -> Flags {
-    let given = settings.filter_map(|setting| {
-        Some(Given {
-            setting,
-            text: matches.get_one::<String>(setting.name)?.clone(),
-            in_file: setting.kind == Kind::Secret,
-            origin: Origin::Flag(&setting.flag),
-        })
-    });
-    Flags {
-        file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
-        given: given.collect(),
-    }
-}
-
-impl clap::FromArgMatches for Flags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut flags = Self::default();
-        flags.update_from_arg_matches(matches)?;
-        Ok(flags)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = given(matches, Setting::all().iter());
-        Ok(())
-    }
-}
-
-impl clap::Args for Flags {
-    fn augment_args(command: Command) -> Command {
-        augmented(command, Setting::all().iter())
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl EngineFlags {
-    /// Those for the model and how it runs. Each command has its own flag for the precision.
-    fn settings() -> impl Iterator<Item = &'static Setting> {
-        const NAMES: [&str; 10] = [
-            "model",
-            "onnx_file",
-            "profile",
-            "instruction",
-            "max_length",
-            "threads",
-            "truncation",
-            "device",
-            "max_batch_tokens",
-            "cuda_batch_tokens",
-        ];
-        let is_one = |s: &&Setting| NAMES.contains(&s.name) || s.section.name == "hub";
-        Setting::all().iter().filter(is_one)
-    }
-
-    /// As [`Flags::resolve`].
-    ///
-    /// # Errors
-    /// The exit code for wrong settings.
-    pub fn resolve(&self) -> Result<Effective, Exit> {
-        self.0.resolve()
-    }
-}
-
-impl HubFlags {
-    /// Those for model downloads.
-    fn settings() -> impl Iterator<Item = &'static Setting> {
-        Setting::all().iter().filter(|s| s.section.name == "hub")
-    }
-
-    /// As [`Flags::resolve`].
-    ///
-    /// # Errors
-    /// The exit code for wrong settings.
-    pub fn resolve(&self) -> Result<Effective, Exit> {
-        self.0.resolve()
-    }
-}
-
-impl clap::FromArgMatches for HubFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(given(matches, Self::settings())))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
-    }
-}
-
-impl clap::Args for HubFlags {
-    fn augment_args(command: Command) -> Command {
-        augmented(command, Self::settings())
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for EngineFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(given(matches, Self::settings())))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for EngineFlags {
-    fn augment_args(command: Command) -> Command {
-        augmented(command, Self::settings())
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
     }
 }
 
@@ -753,7 +709,7 @@ mod tests {
         let path = dir.path().join("f.toml");
         std::fs::write(&path, "max_documents = 7").unwrap();
         let variable = [(FILE_VARIABLE.into(), path.into())];
-        let effective = Flags::default().layered(variable).unwrap();
+        let effective = <Flags>::default().layered(variable).unwrap();
         assert_eq!(effective.config.http.max_documents, 7);
     }
 

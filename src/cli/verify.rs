@@ -32,12 +32,12 @@ pub struct Args {
     engine: EngineFlags,
 }
 
-fn tolerance(text: &str) -> Result<f64, String> {
+fn tolerance(text: &str) -> Result<f64, &'static str> {
     let number = text
         .parse()
         .ok()
         .filter(|n: &f64| n.is_finite() && *n >= 0.0);
-    number.ok_or_else(|| "must be a number that is not negative, such as `0.0001`".to_owned())
+    number.ok_or("must be a number that is not negative, such as `0.0001`")
 }
 
 /// Compares scores, and prints the differences.

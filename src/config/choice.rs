@@ -5,7 +5,7 @@ pub use rerankd_engine::config::Precision;
 pub use rerankd_wire::DocumentForm;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-use super::value::{Kind, Value, listed};
+use super::value::{Kind, Value, ValueError};
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
@@ -28,10 +28,10 @@ macro_rules! choices {
 
             const KIND: Kind = Kind::Choice(<$type>::VARIANTS);
 
-            fn parse(text: &str) -> Result<Self, String> {
+            fn parse(text: &str) -> Result<Self, ValueError> {
                 text.trim()
                     .parse()
-                    .map_err(|_| format!("must be one of {}", listed(<$type>::VARIANTS)))
+                    .map_err(|_| ValueError::Choice(<$type>::VARIANTS))
             }
 
             fn show(&self) -> Option<String> {

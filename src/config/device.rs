@@ -2,17 +2,15 @@
 
 pub use rerankd_runtime::Device;
 
-use super::value::{Kind, Value};
+use super::value::{Kind, Value, ValueError};
 
 impl Value for Device {
     type Bound = ();
 
     const KIND: Kind = Kind::Text;
 
-    fn parse(text: &str) -> Result<Self, String> {
-        text.trim()
-            .parse()
-            .map_err(|error: rerankd_runtime::UnknownDevice| error.to_string())
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        Ok(text.trim().parse()?)
     }
 
     fn show(&self) -> Option<String> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 
-use super::value::{Kind, Value};
+use super::value::{Kind, Value, ValueError};
 
 /// Shortest key; shorter ones are easy to guess.
 const MIN_CHARACTERS: usize = 8;
@@ -48,6 +48,38 @@ impl ApiKeys {
     }
 }
 
+/// Why a text is not a list of API keys. Entries are named by their number: their text may be a key.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeysError {
+    /// An entry has another form.
+    #[error("must list entries `KEY` or `NAME: KEY`; entry {0} is neither")]
+    Entry(usize),
+    /// A key has characters that no header can carry.
+    #[error("must list keys of printable ASCII characters; entry {0} has others")]
+    Characters(usize),
+    /// A key is too short or too long.
+    #[error(
+        "must list keys of {MIN_CHARACTERS} to {MAX_KEY_BYTES} characters; entry {entry} has {length}"
+    )]
+    Length {
+        /// Number of the entry.
+        entry: usize,
+        /// Length of its key in bytes.
+        length: usize,
+    },
+    /// A key or a name stands twice.
+    #[error("must list every key and every name once; entry {entry} repeats `{name}`")]
+    Repeated {
+        /// Number of the later entry.
+        entry: usize,
+        /// Its name.
+        name: String,
+    },
+    /// There is no key: a file that was emptied by mistake must not open the server to everyone.
+    #[error("must list at least one key")]
+    Empty,
+}
+
 /// Entries `KEY` or `NAME: KEY`, separated by commas or line breaks. A `#` at the start of a line or
 /// after a space begins a comment; within a key it is part of the key. The colon is required so that a
 /// key is never mistaken for a name and logged.
@@ -56,7 +88,7 @@ impl Value for ApiKeys {
 
     const KIND: Kind = Kind::Secret;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         let lines = text.lines().map(without_comment);
         let entries = lines.flat_map(|line| line.split(','));
         let mut keys = Vec::<ApiKey>::new();
@@ -68,31 +100,21 @@ impl Value for ApiKeys {
                 [name, key] if name.len() > 1 && name.ends_with(':') => {
                     (name[..name.len() - 1].to_owned(), key)
                 }
-                _ => {
-                    return Err(format!(
-                        "must list entries `KEY` or `NAME: KEY`; entry {number} is neither"
-                    ));
-                }
+                _ => return Err(KeysError::Entry(number).into()),
             };
-            // Messages name the entry by its number: the text may be a key.
             if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(format!(
-                    "must list keys of printable ASCII characters; entry {number} has others"
-                ));
+                return Err(KeysError::Characters(number).into());
             }
             if !(MIN_CHARACTERS..=MAX_KEY_BYTES).contains(&key.len()) {
-                return Err(format!(
-                    "must list keys of {MIN_CHARACTERS} to {MAX_KEY_BYTES} characters; entry {number} has {}",
-                    key.len()
-                ));
+                let (entry, length) = (number, key.len());
+                return Err(KeysError::Length { entry, length }.into());
             }
             if keys
                 .iter()
                 .any(|other| other.name == name || other.key == key)
             {
-                return Err(format!(
-                    "must list every key and every name once; entry {number} repeats `{name}`"
-                ));
+                let entry = number;
+                return Err(KeysError::Repeated { entry, name }.into());
             }
             keys.push(ApiKey {
                 name,
@@ -100,14 +122,13 @@ impl Value for ApiKeys {
             });
         }
         if keys.is_empty() {
-            // A file that was emptied by mistake must not open the server to everyone.
-            return Err("must list at least one key".to_owned());
+            return Err(KeysError::Empty.into());
         }
         Ok(Self { keys, file: None })
     }
 
-    fn read(path: &Path) -> Result<Self, String> {
-        let text = super::value::secret_file(path)?;
+    fn read(path: &Path) -> Result<Self, ValueError> {
+        let text = std::fs::read_to_string(path)?;
         Ok(Self {
             file: Some(path.to_owned()),
             ..Self::parse(&text)?

@@ -4,19 +4,19 @@ use std::path::Path;
 
 pub use rerankd_core::Secret;
 
-use super::value::{Kind, Value};
+use super::value::{Kind, Value, ValueError};
 
 impl Value for Secret {
     type Bound = ();
 
     const KIND: Kind = Kind::Secret;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         Ok(Self::new(text.trim()))
     }
 
-    fn read(path: &Path) -> Result<Self, String> {
-        Self::parse(&super::value::secret_file(path)?)
+    fn read(path: &Path) -> Result<Self, ValueError> {
+        Self::parse(&std::fs::read_to_string(path)?)
     }
 
     fn show(&self) -> Option<String> {

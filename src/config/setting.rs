@@ -1,6 +1,6 @@
 //! A setting without its value: its names, its help text, and how its value is parsed and shown.
 
-use super::value::Kind;
+use super::value::{Kind, ValueError};
 
 /// A section of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Section {
 pub const PREFIX: &str = "RERANKD_";
 
 /// Parses a value, and returns what stores it in a configuration of type `C`.
-type Parse<C> = fn(&str) -> Result<Box<dyn FnOnce(&mut C)>, String>;
+type Parse<C> = fn(&str) -> Result<Box<dyn FnOnce(&mut C)>, ValueError>;
 
 /// The suffix of a secret's name for the path of a file with the secret.
 const IN_FILE: &str = "_file";
@@ -56,8 +56,8 @@ impl<C: Default> Setting<C> {
     /// Parses `text`, and stores the value in `config`.
     ///
     /// # Errors
-    /// A predicate that follows the name of the setting, such as `must be a whole number`.
-    pub fn set(&self, config: &mut C, text: &str) -> Result<(), String> {
+    /// [`ValueError`] if it is not a value of this setting.
+    pub fn set(&self, config: &mut C, text: &str) -> Result<(), ValueError> {
         (self.parse)(text).map(|set| set(config))
     }
 
@@ -84,7 +84,7 @@ impl<C: Default> Setting<C> {
     ///
     /// # Errors
     /// As [`Setting::set`], or why the file cannot be read.
-    pub fn set_from_file(&self, config: &mut C, path: &str) -> Result<(), String> {
+    pub fn set_from_file(&self, config: &mut C, path: &str) -> Result<(), ValueError> {
         (self.read)(path).map(|set| set(config))
     }
 

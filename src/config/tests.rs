@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[track_caller]
-fn duration(text: &str) -> Result<Duration, String> {
-    <Duration as Value>::parse(text)
+fn duration(text: &str) -> Option<Duration> {
+    <Duration as Value>::parse(text).ok()
 }
 
 #[test]
@@ -19,10 +19,10 @@ fn durations_take_units_or_plain_seconds() {
         ("0.1s", 100),
         (" 1.5 s ", 1500),
     ] {
-        assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
+        assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)));
     }
     for text in ["", "s", "10 days", "-1s", "1e9", "1.2.3", "ms10"] {
-        assert!(duration(text).is_err(), "{text}");
+        assert_eq!(duration(text), None, "{text}");
     }
 }
 
@@ -40,7 +40,7 @@ fn durations_are_written_as_they_are_read() {
         "0.0000015s",
     ] {
         let written = duration(text).unwrap();
-        assert_eq!(duration(&written.show().unwrap()), Ok(written), "{text}");
+        assert_eq!(duration(&written.show().unwrap()), Some(written), "{text}");
     }
     assert_eq!(Duration::from_secs(100).show().unwrap(), "100s");
 }
@@ -49,13 +49,13 @@ fn durations_are_written_as_they_are_read() {
 fn addresses_need_a_port() {
     let address = |text| <Listen as Value>::parse(text);
     assert_eq!(
-        address("[::]:1"),
-        Ok(Listen::Tcp("[::]:1".parse().unwrap()))
+        address("[::]:1").unwrap(),
+        Listen::Tcp("[::]:1".parse().unwrap())
     );
     // A name is not looked up here.
     assert_eq!(
-        address("name.invalid:80"),
-        Ok(Listen::Name("name.invalid:80".to_owned()))
+        address("name.invalid:80").unwrap(),
+        Listen::Name("name.invalid:80".to_owned())
     );
     assert_eq!(
         address("unix:/run/s").unwrap(),
@@ -71,7 +71,7 @@ fn addresses_need_a_port() {
         "a b:1",
         "name:99999",
     ] {
-        let message = address(text).unwrap_err();
+        let message = address(text).unwrap_err().to_string();
         assert!(message.contains("HOST:PORT"), "{text}: {message}");
     }
 }
@@ -99,7 +99,7 @@ fn keys_are_parsed_with_their_names_and_never_shown() {
         "a same-key-twice, b same-key-twice",
         "kéy-of-letters-beyond-ascii",
     ] {
-        let message = ApiKeys::parse(wrong).unwrap_err();
+        let message = ApiKeys::parse(wrong).unwrap_err().to_string();
         assert!(!message.contains("same-key"), "{message}");
     }
 }
@@ -133,7 +133,7 @@ fn every_default_is_one_that_can_be_set() {
     for setting in Setting::all() {
         let mut config = Config::default();
         match setting.default() {
-            Some(text) => assert_eq!(setting.set(&mut config, &text), Ok(()), "{}", setting.name),
+            Some(text) => setting.set(&mut config, &text).unwrap(),
             None => assert!(setting.otherwise.is_some(), "{}: say what is", setting.name),
         }
         assert_eq!(config, Config::default(), "{}", setting.name);
@@ -153,7 +153,7 @@ fn ends_of_ranges_are_within_and_the_next_is_not() {
     ] {
         assert_eq!(documents.set(&mut config, text).is_ok(), taken, "{text}");
     }
-    let message = documents.set(&mut config, "0").unwrap_err();
+    let message = documents.set(&mut config, "0").unwrap_err().to_string();
     assert_eq!(message, "must be from `1` to `1000000`");
 }
 
@@ -174,7 +174,9 @@ fn a_number_sign_within_a_key_is_part_of_it() {
 
 #[test]
 fn a_key_is_never_taken_for_a_name() {
-    let refused = ApiKeys::parse("s3cret-abc123 production").unwrap_err();
+    let refused = ApiKeys::parse("s3cret-abc123 production")
+        .unwrap_err()
+        .to_string();
     assert!(!refused.contains("s3cret"), "{refused}");
 }
 

@@ -1,9 +1,15 @@
 //! How values of settings are parsed from text and written as text.
 
+use std::io;
 use std::net::SocketAddr;
+use std::num::ParseIntError;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rerankd_runtime::UnknownDevice;
+
+use super::keys::KeysError;
 
 /// How a value is written, in a configuration file and in documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +30,52 @@ pub enum Kind {
     Secret,
 }
 
+/// Why a text is not a value of a setting: a predicate that follows the setting's name.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// It is not a whole number.
+    #[error("must be a whole number")]
+    Number(#[source] ParseIntError),
+    /// It is neither of the words of a switch.
+    #[error("must be `true` or `false`")]
+    Switch,
+    /// It is none of the words that the setting has.
+    #[error("must be one of {}", listed(.0))]
+    Choice(&'static [&'static str]),
+    /// It is not a duration.
+    #[error("must be a duration such as `500ms`, `10s`, `2m`, `1h`, or plain seconds")]
+    Duration,
+    /// It is outside the range of the setting, from the first to the last of these.
+    #[error("must be from `{0}` to `{1}`")]
+    Range(String, String),
+    /// There is no text.
+    #[error("must not be empty")]
+    Empty,
+    /// A text in the list is not the origin of a web page.
+    #[error("must list origins such as `https://search.example`, or `*`; `{0}` is neither")]
+    Origin(String),
+    /// The path of a Unix socket is relative.
+    #[error("must be an absolute path after `unix:`")]
+    RelativeSocket,
+    /// It is not an address to listen on.
+    #[error(
+        "must be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`, or `unix:/path`"
+    )]
+    Address,
+    /// It is not a device.
+    #[error(transparent)]
+    Device(#[from] UnknownDevice),
+    /// It is not a list of API keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The setting is not a secret.
+    #[error("is not a secret and cannot be in a file of its own")]
+    NotSecret,
+    /// The file with a secret cannot be read.
+    #[error("cannot be read: {0}")]
+    File(#[from] io::Error),
+}
+
 /// The type of a setting's value.
 pub trait Value: Sized + 'static {
     /// The type of a range's ends; `()` if values have no ranges.
@@ -35,15 +87,15 @@ pub trait Value: Sized + 'static {
     /// Parses it.
     ///
     /// # Errors
-    /// A predicate that follows the name of the setting, such as `must be a whole number`.
-    fn parse(text: &str) -> Result<Self, String>;
+    /// [`ValueError`] if it is not such a value.
+    fn parse(text: &str) -> Result<Self, ValueError>;
 
     /// Reads a secret from a file.
     ///
     /// # Errors
     /// As [`Value::parse`], or why the file cannot be read.
-    fn read(_path: &Path) -> Result<Self, String> {
-        Err("is not a secret and cannot be in a file of its own".to_owned())
+    fn read(_path: &Path) -> Result<Self, ValueError> {
+        Err(ValueError::NotSecret)
     }
 
     /// Writes it so that [`Value::parse`] can parse it, except for secrets; `None` if it is not set.
@@ -68,13 +120,16 @@ pub(super) fn ends<T: Value>(range: &RangeInclusive<T::Bound>) -> (String, Strin
 /// Checks that `value` is within `range`.
 ///
 /// # Errors
-/// The range, as a predicate that follows the name of the setting.
-pub(super) fn within<T: Value>(value: &T, range: &RangeInclusive<T::Bound>) -> Result<(), String> {
+/// [`ValueError::Range`] if it is not.
+pub(super) fn within<T: Value>(
+    value: &T,
+    range: &RangeInclusive<T::Bound>,
+) -> Result<(), ValueError> {
     if value.within(range) {
         return Ok(());
     }
     let (first, last) = ends::<T>(range);
-    Err(format!("must be from `{first}` to `{last}`"))
+    Err(ValueError::Range(first, last))
 }
 
 /// Words as a list in a sentence.
@@ -88,11 +143,9 @@ impl Value for usize {
 
     const KIND: Kind = Kind::Number;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         let digits = text.trim().replace('_', "");
-        digits
-            .parse()
-            .map_err(|_| "must be a whole number".to_owned())
+        digits.parse().map_err(ValueError::Number)
     }
 
     fn show(&self) -> Option<String> {
@@ -113,11 +166,11 @@ impl Value for bool {
 
     const KIND: Kind = Kind::Switch;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         match text.trim().to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Ok(true),
             "false" | "0" | "no" | "off" => Ok(false),
-            _ => Err("must be `true` or `false`".to_owned()),
+            _ => Err(ValueError::Switch),
         }
     }
 
@@ -131,9 +184,9 @@ impl Value for String {
 
     const KIND: Kind = Kind::Text;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         match text.trim() {
-            "" => Err("must not be empty".to_owned()),
+            "" => Err(ValueError::Empty),
             text => Ok(text.to_owned()),
         }
     }
@@ -148,9 +201,9 @@ impl Value for PathBuf {
 
     const KIND: Kind = Kind::Text;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         match text {
-            "" => Err("must not be empty".to_owned()),
+            "" => Err(ValueError::Empty),
             text => Ok(text.into()),
         }
     }
@@ -166,9 +219,8 @@ impl Value for Duration {
 
     const KIND: Kind = Kind::Time;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         let text = text.trim();
-        let wrong = || "must be a duration such as `500ms`, `10s`, `2m`, `1h`, or plain seconds";
         let digits = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(text.len());
@@ -178,9 +230,9 @@ impl Value for Duration {
             "" | "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return Err(wrong().to_owned()),
+            _ => return Err(ValueError::Duration),
         };
-        let number: f64 = number.parse().map_err(|_| wrong().to_owned())?;
+        let number: f64 = number.parse().map_err(|_| ValueError::Duration)?;
         // Rounds to microseconds, so that `0.1s` is exactly 100 ms. Too large a number becomes the
         // largest one, which is beyond every range.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -212,14 +264,6 @@ impl Value for Duration {
     }
 }
 
-/// The contents of a file with a secret.
-///
-/// # Errors
-/// Why it cannot be read, as a predicate that follows the name of the setting.
-pub(super) fn secret_file(path: &Path) -> Result<String, String> {
-    std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
-}
-
 /// Origins of web pages as browsers send them; `*` stands for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origins(Vec<String>);
@@ -237,13 +281,11 @@ impl Value for Origins {
 
     const KIND: Kind = Kind::List;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         let texts = text.split(',').map(str::trim);
         let origins = texts.filter(|text| !text.is_empty()).map(|origin| {
             if origin != "*" && !is_origin(origin) {
-                return Err(format!(
-                    "must list origins such as `https://search.example`, or `*`; `{origin}` is neither"
-                ));
+                return Err(ValueError::Origin(origin.to_owned()));
             }
             Ok(origin.to_owned())
         });
@@ -294,10 +336,10 @@ impl Value for Listen {
 
     const KIND: Kind = Kind::Text;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         if let Some(path) = text.strip_prefix(UNIX) {
             if !Path::new(path).is_absolute() {
-                return Err("must be an absolute path after `unix:`".to_owned());
+                return Err(ValueError::RelativeSocket);
             }
             return Ok(Self::Unix(path.into()));
         }
@@ -309,11 +351,7 @@ impl Value for Listen {
             !host.is_empty() && host.chars().all(in_name) && port.parse::<u16>().is_ok()
         });
         if !is_name {
-            return Err(
-                "must be `HOST:PORT`, such as `127.0.0.1:8080`, `0.0.0.0:8080` or `[::]:8080`, or \
-                 `unix:/path`"
-                    .to_owned(),
-            );
+            return Err(ValueError::Address);
         }
         Ok(Self::Name(text.to_owned()))
     }
@@ -328,7 +366,7 @@ impl<T: Value> Value for Option<T> {
 
     const KIND: Kind = T::KIND;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, ValueError> {
         T::parse(text).map(Some)
     }
 

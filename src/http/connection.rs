@@ -4,6 +4,8 @@ mod leftover;
 mod traffic;
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,20 @@ const STREAMS: u32 = 128;
 
 /// How long a connection that speaks HTTP/2 may leave a ping without an answer.
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a connection ended before its client closed it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    #[error("the TLS handshake took too long")]
+    HandshakeTimeout,
+    #[error("TLS: {0}")]
+    Tls(#[source] io::Error),
+    #[error("idle, or slow to read")]
+    Idle,
+    /// The client does not speak HTTP, or is gone.
+    #[error("{0}")]
+    Http(#[source] Box<dyn Error + Send + Sync>),
+}
 
 /// Speaks HTTP on connections.
 pub(super) struct Protocols {
@@ -69,7 +85,7 @@ impl Protocols {
         io: IO,
         tls: Option<&Tls>,
         mut closed: watch::Receiver<bool>,
-    ) -> Result<(), String>
+    ) -> Result<(), ConnectionError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -81,8 +97,8 @@ impl Protocols {
             _ = closed.wait_for(|closed| *closed) => return Ok(()),
         };
         let stream = shaken
-            .map_err(|_| "the TLS handshake took too long".to_owned())?
-            .map_err(|error| format!("TLS: {error}"))?;
+            .map_err(|_| ConnectionError::HandshakeTimeout)?
+            .map_err(ConnectionError::Tls)?;
         let builder = match stream.get_ref().1.alpn_protocol() {
             Some(H2) => &self.http2,
             _ => &self.http1,
@@ -95,7 +111,7 @@ impl Protocols {
         builder: &Builder<TokioExecutor>,
         io: IO,
         mut closed: watch::Receiver<bool>,
-    ) -> Result<(), String>
+    ) -> Result<(), ConnectionError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -119,7 +135,7 @@ impl Protocols {
         let (mut told, mut given_up) = (false, false);
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(|error| error.to_string()),
+                ended = connection.as_mut() => return ended.map_err(ConnectionError::Http),
                 _ = closed.wait_for(|closed| *closed), if !told => {
                     told = true;
                     connection.as_mut().graceful_shutdown();
@@ -128,7 +144,7 @@ impl Protocols {
                     // It was asked to close, and has not in the same time again. A request that
                     // came at the last moment starts that time anew.
                     if given_up {
-                        return Err("idle, or slow to read".to_owned());
+                        return Err(ConnectionError::Idle);
                     }
                     (told, given_up) = (true, true);
                     connection.as_mut().graceful_shutdown();
@@ -158,7 +174,7 @@ mod tests {
     async fn asked() -> (
         hyper::http::response::Parts,
         h2::RecvStream,
-        tokio::task::JoinHandle<Result<(), String>>,
+        tokio::task::JoinHandle<Result<(), ConnectionError>>,
     ) {
         let app = Router::new().route("/", post(async || vec![0; ANSWER_BYTES]));
         let (client, server) = duplex(4096);
@@ -199,7 +215,8 @@ mod tests {
     async fn a_client_of_http2_that_stops_reading_is_closed() {
         let (_head, _body, served) = asked().await;
         let begun = Instant::now();
-        assert_eq!(served.await.unwrap().unwrap_err(), "idle, or slow to read");
+        let error = served.await.unwrap().unwrap_err();
+        assert!(matches!(error, ConnectionError::Idle), "{error}");
         assert!(begun.elapsed() <= 3 * PATIENCE);
     }
 

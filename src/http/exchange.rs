@@ -185,9 +185,9 @@ async fn rank(
     command: RerankCommand,
     head: SchedulingHints,
 ) -> Result<(Ranking, Cost), RerankError> {
-    let priority = command.hints().priority;
+    let priority = command.scoring().hints().priority;
     let command = command.with_hints(SchedulingHints { priority, ..head });
-    let pairs = command.pairs().len();
+    let pairs = command.scoring().pairs().len();
     let ranking = reranker.rerank(command).await?;
     check_finite(ranking.results.iter().map(|ranked| ranked.score))?;
     let tokens = ranking.tokens;

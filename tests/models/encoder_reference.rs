@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use crate::support::reference::{Reference, model_dir};
+use crate::support::reference::{Reference, for_each_encoder, model_dir};
 use rerankd_core::Activation;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::{HiddenAct, Model, TokenizerClass};
@@ -19,66 +19,24 @@ fn check_ids(name: &str) {
     let encoder = PairEncoder::for_model(&model).unwrap_or_else(|error| panic!("{error}"));
     let pairs = reference.pairs();
     let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
-    assert!(pairs.len() >= 200, "{} pairs", pairs.len());
+    assert!(pairs.len() >= 200, "{name}: {} pairs", pairs.len());
     for (i, pair) in encoded.iter().enumerate() {
-        assert_eq!(pair.encoding.ids, reference.ids[i], "ids of pair {i}");
+        assert_eq!(
+            pair.encoding.ids, reference.ids[i],
+            "{name}: ids of pair {i}"
+        );
         assert_eq!(
             pair.encoding.type_ids, reference.type_ids[i],
-            "types of pair {i}"
+            "{name}: types of pair {i}"
         );
     }
     let cut = encoded.iter().filter(|pair| pair.truncated()).count();
-    assert!(cut > 10, "only {cut} pairs are truncated");
+    assert!(cut > 10, "{name}: only {cut} pairs are truncated");
 }
 
 #[test]
-fn bert_ids() {
-    check_ids("tiny-bert");
-}
-
-#[test]
-fn cased_bert_ids() {
-    check_ids("tiny-bert-3-labels");
-}
-
-#[test]
-fn roberta_ids() {
-    check_ids("tiny-roberta");
-}
-
-#[test]
-fn xlm_roberta_ids() {
-    check_ids("tiny-xlm-roberta");
-}
-
-#[test]
-fn camembert_ids() {
-    check_ids("tiny-camembert");
-}
-
-#[test]
-fn distilbert_ids() {
-    check_ids("tiny-distilbert");
-}
-
-#[test]
-fn electra_ids() {
-    check_ids("tiny-electra");
-}
-
-#[test]
-fn modular_ids() {
-    check_ids("tiny-modular");
-}
-
-#[test]
-fn mpnet_ids() {
-    check_ids("tiny-mpnet");
-}
-
-#[test]
-fn modernbert_ids() {
-    check_ids("tiny-modernbert");
+fn every_encoder_has_the_ids_of_the_reference() {
+    for_each_encoder(check_ids);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::support::packed::{self, library};
 use crate::support::program::{PROGRAM, plain};
-use crate::support::reference::{Reference, model_dir};
+use crate::support::reference::{Reference, for_each_encoder, model_dir};
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::encoder::PairEncoder;
@@ -25,19 +25,6 @@ const LEAST_RANK_CORRELATION: f64 = 0.997;
 const LEAST_OF_TINY: f64 = 0.98;
 /// Tolerance for int8 scores in different batches.
 const NEIGHBOURS: f64 = 0.005;
-const MODELS: [&str; 11] = [
-    "tiny-bert",
-    "tiny-bert-3-labels",
-    "tiny-camembert",
-    "tiny-distilbert",
-    "tiny-electra",
-    "tiny-modernbert",
-    "tiny-modernbert-biased",
-    "tiny-modular",
-    "tiny-mpnet",
-    "tiny-roberta",
-    "tiny-xlm-roberta",
-];
 
 fn encodings(encoder: &PairEncoder, reference: &Reference) -> Vec<Encoding> {
     let pairs = reference.pairs();
@@ -97,9 +84,7 @@ fn check(name: &str, largest: usize) {
 
 #[test]
 fn a_file_of_fp32_gives_the_logits_of_the_packed_graph() {
-    for name in MODELS {
-        check(name, usize::MAX);
-    }
+    for_each_encoder(|name| check(name, usize::MAX));
 }
 
 #[test]
@@ -109,7 +94,7 @@ fn weights_in_a_file_of_their_own_give_the_same() {
 
 #[test]
 fn a_file_of_int8_keeps_the_order_of_tiny_models() {
-    for name in MODELS {
+    for_each_encoder(|name| {
         let dir = model_dir(name);
         let model = Model::open(&dir).unwrap();
         let companions = Model::companions(Some(&dir)).unwrap();
@@ -122,7 +107,7 @@ fn a_file_of_int8_keeps_the_order_of_tiny_models() {
         let rho = spearman(&double(ours), &double(golden)).unwrap();
         println!("{name}: rank correlation of int8 with fp32: {rho:.4}");
         assert!(rho >= LEAST_OF_TINY, "{name}: {rho}");
-    }
+    });
 }
 
 /// Rank correlation of the embedded model on 300 pairs.

@@ -86,10 +86,7 @@ fn a_model_whose_scores_mean_nothing_is_refused() {
     );
     check_model(
         fill("bert.embeddings.LayerNorm.weight", f32::MAX),
-        &[
-            "scores that are no finite numbers",
-            "its weights are damaged",
-        ],
+        &["scores that are not finite", "its weights are damaged"],
     );
 }
 

@@ -1,6 +1,8 @@
 //! Reference scores of sentence-transformers, from `tests/reference/`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rerankd_core::Pair;
 use serde::Deserialize;
@@ -120,6 +122,32 @@ fn flat(rows: &[OneOrMany]) -> Vec<f32> {
 /// A file in the reference directory.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/reference").join(name)
+}
+
+/// Names of the small encoders for which a graph is built from the weights.
+pub fn encoders() -> Vec<String> {
+    let entries = std::fs::read_dir(root().join("tests/reference/models")).unwrap();
+    let dirs = entries.map(|entry| entry.unwrap().path());
+    let names = dirs.filter(|dir| dir.join("model.safetensors").exists());
+    let names = names.map(|dir| dir.file_name().unwrap().to_str().unwrap().to_owned());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("tiny-")).collect();
+    names.sort();
+    assert!(names.len() > 10, "{names:?}");
+    names
+}
+
+/// Calls `check` with every one of [`encoders`], on all cores.
+pub fn for_each_encoder(check: impl Fn(&str) + Sync) {
+    let (names, next) = (encoders(), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(name);
+                }
+            });
+        }
+    });
 }
 
 pub fn model_dir(name: &str) -> PathBuf {

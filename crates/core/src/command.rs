@@ -235,13 +235,9 @@ impl PredictCommand {
 /// A validated request to rank documents by relevance to a query.
 #[derive(Debug, Clone)]
 pub struct RerankCommand {
-    field: &'static str,
-    pairs: Arc<[Pair]>,
+    scoring: PredictCommand,
     top_n: usize,
     ties: TieOrder,
-    options: ScoreOptions,
-    instruction: Instruction,
-    hints: SchedulingHints,
 }
 
 impl RerankCommand {
@@ -261,22 +257,21 @@ impl RerankCommand {
         limits.check(field, items.len())?;
         limits.check_chunks(field, items.len(), options.truncation)?;
         let query: Arc<str> = query.into();
-        let pairs: Arc<[Pair]> = items
-            .into_iter()
-            .map(|document| Pair {
-                query: query.clone(),
-                document: document.into(),
-            })
-            .collect();
-        let top_n = top_n.map_or(pairs.len(), |n| n.get().min(pairs.len()));
+        let pairs = items.into_iter().map(|document| Pair {
+            query: query.clone(),
+            document: document.into(),
+        });
+        let pairs: Arc<[Pair]> = pairs.collect();
         Ok(Self {
-            field,
-            pairs,
-            top_n,
+            top_n: top_n.map_or(pairs.len(), |n| n.get().min(pairs.len())),
             ties: TieOrder::default(),
-            options,
-            instruction: Instruction::default(),
-            hints: SchedulingHints::default(),
+            scoring: PredictCommand {
+                field,
+                pairs,
+                options,
+                instruction: Instruction::default(),
+                hints: SchedulingHints::default(),
+            },
         })
     }
 
@@ -290,30 +285,23 @@ impl RerankCommand {
     #[must_use]
     pub fn with_instruction(self, instruction: Instruction) -> Self {
         Self {
-            instruction,
+            scoring: self.scoring.with_instruction(instruction),
             ..self
         }
-    }
-
-    /// The instruction.
-    pub fn instruction(&self) -> &Instruction {
-        &self.instruction
     }
 
     /// Sets the scheduling hints.
     #[must_use]
     pub fn with_hints(self, hints: SchedulingHints) -> Self {
-        Self { hints, ..self }
+        Self {
+            scoring: self.scoring.with_hints(hints),
+            ..self
+        }
     }
 
-    /// The scheduling hints.
-    pub fn hints(&self) -> SchedulingHints {
-        self.hints
-    }
-
-    /// Field name of the documents, for messages.
-    pub fn field(&self) -> &'static str {
-        self.field
+    /// How the documents are scored: one pair per document, in the order of the request.
+    pub fn scoring(&self) -> &PredictCommand {
+        &self.scoring
     }
 
     /// The order of documents with equal logits.
@@ -321,19 +309,9 @@ impl RerankCommand {
         self.ties
     }
 
-    /// One pair per document, in the order of the request.
-    pub fn pairs(&self) -> &Arc<[Pair]> {
-        &self.pairs
-    }
-
     /// Number of results; at most the number of documents.
     pub fn top_n(&self) -> usize {
         self.top_n
-    }
-
-    /// The scoring options.
-    pub fn options(&self) -> ScoreOptions {
-        self.options
     }
 }
 

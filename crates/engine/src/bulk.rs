@@ -1,8 +1,8 @@
-//! Scores any number of pairs with one model: the engine of the server, without the server.
+//! Scores any number of pairs with one model: the server's engine, without the server.
 //!
-//! Callers hand in chunks and take their scores in the same order. While one chunk is read or
-//! written, others are in the queue, so the workers always have something to do; the queue plans its
-//! batches over the rows of all of them.
+//! Callers submit chunks and receive their scores in the same order. While one chunk is read or
+//! written, others are in the queue, so workers are never idle; batches are formed from the rows of all
+//! of them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,39 +16,39 @@ use crate::metrics::Metrics;
 use crate::service::{ModelInfo, Reranker};
 use rerankd_core::{Limits, Pair, PredictCommand, RerankError, Scale, ScoreOptions};
 
-/// Chunks that are scored while their caller reads and writes: with two, one is always whole in the
-/// queue when the other ends; the third makes up for a slow disk.
+/// Chunks in flight while the caller reads and writes: with two, one is complete in the queue when the
+/// other ends; the third covers a slow disk.
 const CHUNKS_IN_FLIGHT: usize = 3;
 /// Pairs of one chunk of [`Engine::score_all`].
 const CHUNK_PAIRS: usize = 256;
 
-/// Scores of one pair, one for each label; or why there is none.
+/// Scores of one pair, one per label, or why it has none.
 pub type Outcome = Result<Vec<f32>, RowError>;
 
-/// Why a pair has no score, in words for whoever sent it.
+/// Why a pair has no score. The text is for whoever sent the pair.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct RowError(pub String);
 
-/// The engine cannot score anything: its work is over.
+/// The engine cannot score any pair.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the model fails: {0}")]
 pub struct EngineError(String);
 
-/// A loaded model and the runtime that its queue lives on.
+/// A loaded model, and the async runtime of its queue.
 pub struct Engine {
     runtime: Runtime,
     reranker: Arc<Reranker>,
 }
 
 impl Engine {
-    /// Loads a model. Its queue takes everything: whoever works offline waits rather than retries.
+    /// Loads a model. Its queue is unlimited: offline jobs wait instead of retrying.
     ///
     /// # Errors
-    /// [`LoadError`], as for the server.
+    /// Same as [`load::load`].
     ///
     /// # Panics
-    /// When the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn load(config: &LoadConfig) -> Result<Self, LoadError> {
         let mut config = config.clone();
         config.batching.max_queue_tokens = usize::MAX;
@@ -57,10 +57,10 @@ impl Engine {
         Ok(Self::new(load::load(&config, Metrics::new())?))
     }
 
-    /// An engine around a model that is loaded already.
+    /// An engine for a model that is already loaded.
     ///
     /// # Panics
-    /// When the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn new(reranker: Reranker) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -73,12 +73,12 @@ impl Engine {
         }
     }
 
-    /// What is loaded.
+    /// The loaded model.
     pub fn info(&self) -> &ModelInfo {
         self.reranker.info()
     }
 
-    /// A line of chunks; `T` is what the caller wants back with the scores of each.
+    /// A pipeline of chunks; `T` is returned to the caller with the scores of each.
     pub fn line<T>(&self, scale: Scale) -> Line<'_, T> {
         Line {
             engine: self,
@@ -87,10 +87,11 @@ impl Engine {
         }
     }
 
-    /// Scores `pairs`, `[pairs, labels]` row by row, and tells `scored` how many more are done.
+    /// Scores `pairs`, and returns `[pairs, labels]`, row-major. Calls `scored` with the number of pairs in
+    /// each finished chunk.
     ///
     /// # Errors
-    /// [`EngineError`] when a pair has no score: what is evaluated must be whole.
+    /// [`EngineError`] if any pair has no score: an evaluation must be complete.
     pub fn score_all(
         &self,
         pairs: &[Pair],
@@ -115,10 +116,10 @@ impl Engine {
     }
 }
 
-/// The outcomes of one chunk, or the end of everything.
+/// The outcomes of one chunk.
 type Scoring = Result<Vec<Outcome>, EngineError>;
 
-/// Chunks on their way, oldest first.
+/// Chunks in flight, oldest first.
 pub struct Line<'a, T> {
     engine: &'a Engine,
     scale: Scale,
@@ -126,11 +127,11 @@ pub struct Line<'a, T> {
 }
 
 impl<T> Line<'_, T> {
-    /// Sends a chunk off, with one outcome to come for each of `pairs`. Once enough are on their
-    /// way, waits for the oldest and gives it back.
+    /// Submits a chunk, which has one outcome per pair. Once enough chunks are in flight, waits for the
+    /// oldest and returns it.
     ///
     /// # Errors
-    /// [`EngineError`] when the engine fails whatever it is given.
+    /// [`EngineError`] if the engine fails on every pair.
     pub fn push(
         &mut self,
         tag: T,
@@ -152,10 +153,10 @@ impl<T> Line<'_, T> {
         self.pop()
     }
 
-    /// Waits for the oldest chunk; `None` when none is on its way.
+    /// Waits for the oldest chunk; `None` if none is in flight.
     ///
     /// # Errors
-    /// [`EngineError`] when the engine fails whatever it is given.
+    /// Same as [`Line::push`].
     pub fn pop(&mut self) -> Result<Option<(T, Vec<Outcome>)>, EngineError> {
         let Some((tag, task)) = self.chunks.pop_front() else {
             return Ok(None);
@@ -168,14 +169,14 @@ impl<T> Line<'_, T> {
         Ok(Some((tag, outcomes)))
     }
 
-    /// Whether no chunk is on its way.
+    /// Whether no chunk is in flight.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 }
 
-/// Scores one chunk. Where it fails it is halved, and halved again, until what fails is a single
-/// row: a row that nothing can score takes no other down with it.
+/// Scores one chunk. If it fails, it is split in half again and again until only single rows fail, so
+/// that one bad row fails no other.
 async fn score(
     reranker: &Reranker,
     pairs: Vec<Pair>,
@@ -183,7 +184,7 @@ async fn score(
 ) -> Result<Vec<Outcome>, EngineError> {
     let count = pairs.len();
     let mut outcomes = Vec::with_capacity(count);
-    // What is still to do, the next part last.
+    // The parts still to score, the next one last.
     let mut parts = vec![pairs];
     let mut last_failure = String::new();
     while let Some(mut part) = parts.pop() {
@@ -204,7 +205,7 @@ async fn score(
             }
         }
     }
-    // A row that fails alone is to blame for it; where every one of several does, the engine is.
+    // If every one of several rows fails, the engine is at fault, not a row.
     if count > 1 && !last_failure.is_empty() && outcomes.iter().all(Result::is_err) {
         return Err(EngineError(last_failure));
     }
@@ -226,7 +227,7 @@ async fn predict(
     Ok(rows.map(finite).collect())
 }
 
-/// A score that is no number cannot be written in JSON, and means nothing anywhere.
+/// JSON cannot hold a score that is not finite, and such a score is meaningless.
 fn finite(row: &[f32]) -> Outcome {
     if row.iter().all(|score| score.is_finite()) {
         Ok(row.to_vec())
@@ -235,7 +236,7 @@ fn finite(row: &[f32]) -> Outcome {
     }
 }
 
-/// The cause where there is one: nobody here looks for it in a log.
+/// The cause, if there is one: offline, nobody looks for it in a log.
 fn reason(error: &RerankError) -> String {
     error.cause().unwrap_or(error.message()).to_owned()
 }

@@ -1,8 +1,8 @@
-//! Scores that are already known.
+//! The cache of scores.
 //!
-//! A pair is known by a keyed 128-bit hash of what the model reads of it. The key is drawn anew by each
-//! process, so nobody can make up two texts that are taken for each other. What is kept are raw logits:
-//! a score from here is the same bits as when it was computed.
+//! The cache key of a pair is a keyed 128-bit hash of the tokens that the model reads. Each process draws a
+//! random hash key, so that nobody can construct colliding texts. Values are raw logits: a cached score is
+//! bit-identical to the computed one.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -16,24 +16,24 @@ use crate::config::CacheConfig;
 use rerankd_core::Tenant;
 use rerankd_core::{Encoding, PairKey};
 
-/// What a kept score costs beside its logits: key, links, counters, and its part of the tables. An
-/// estimate, on the safe side of the sum of their sizes.
+/// Memory of an entry besides its logits: key, links, counters, and its share of the tables. An estimate,
+/// on the safe side.
 const ENTRY_BYTES: u32 = 240;
 
-/// Names pairs.
+/// Makes the cache keys of pairs.
 #[derive(Debug, Clone)]
 pub struct PairKeys {
-    /// Knows the process's secret, the model and its precision.
+    /// A hasher that has read the process's secret, the model and its precision.
     start: SipHasher13,
-    /// Whether the same pair is another one for another tenant.
+    /// Whether tenants have separate keys.
     by_tenant: bool,
 }
 
 impl PairKeys {
-    /// Names pairs as `model` reads them: whatever decides the scores, such as its fingerprint and its
+    /// `model` is everything besides the pair that determines scores, such as the model's fingerprint and
     /// precision.
     pub fn new(model: &[&str], by_tenant: bool) -> Self {
-        // Two outputs of a hasher that the standard library has seeded with what the system gives.
+        // The standard library seeds this hasher with the system's random numbers.
         let random = RandomState::new();
         let mut start = SipHasher13::new_with_keys(random.hash_one(0_u8), random.hash_one(1_u8));
         for part in model {
@@ -43,7 +43,7 @@ impl PairKeys {
         Self { start, by_tenant }
     }
 
-    /// The name of the pair that `encoding` is to the model, for `tenant`.
+    /// The key of an encoded pair, for `tenant`.
     pub fn of(&self, encoding: &Encoding, tenant: Tenant) -> PairKey {
         let mut hasher = self.start;
         if self.by_tenant {
@@ -63,22 +63,22 @@ impl PairKeys {
     }
 }
 
-/// Scores of pairs by their keys.
+/// Scores by the keys of pairs.
 #[derive(Debug)]
 pub enum ScoreCache {
-    /// Knows nothing and keeps nothing.
+    /// Stores nothing.
     Off,
-    /// In memory, up to a limit. Those that are asked for often stay longest.
+    /// In memory, up to a limit. Frequently used entries stay longest.
     Memory {
         /// Logits by pair.
         scores: Cache<PairKey, Arc<[f32]>>,
-        /// Shows the memory taken.
+        /// Reports the memory used.
         gauge: IntGauge,
     },
 }
 
 impl ScoreCache {
-    /// A cache of these limits. `gauge` shows the bytes it takes.
+    /// A cache with these limits. `gauge` reports the bytes it uses.
     pub fn new(limits: &CacheConfig, gauge: IntGauge) -> Self {
         if limits.size == 0 {
             return Self::Off;
@@ -96,12 +96,12 @@ impl ScoreCache {
         }
     }
 
-    /// Whether anything is ever kept.
+    /// Whether scores are stored.
     pub fn is_on(&self) -> bool {
         matches!(self, Self::Memory { .. })
     }
 
-    /// The logits of the pair of this `key`, if they are known.
+    /// The cached logits of the pair with this `key`.
     pub fn get(&self, key: PairKey) -> Option<Arc<[f32]>> {
         match self {
             Self::Off => None,
@@ -109,7 +109,7 @@ impl ScoreCache {
         }
     }
 
-    /// Keeps the `logits` of a pair.
+    /// Stores the `logits` of a pair.
     pub fn insert(&self, key: PairKey, logits: &[f32]) {
         if let Self::Memory { scores, gauge } = self {
             scores.insert(key, logits.into());

@@ -1,26 +1,26 @@
-//! What an engine is told: arithmetic, batching and caching.
+//! Configuration of an engine: precision, batching and caching.
 
 use std::time::Duration;
 
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
-/// Arithmetic of the model's matrix products.
+/// Precision of the model's matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "lowercase")]
 pub enum Precision {
-    /// 32-bit floats, as the reference computes.
+    /// 32-bit floats, as in the reference implementation.
     #[default]
     Fp32,
-    /// 8-bit weights and activations: faster, and very nearly the same scores.
+    /// 8-bit weights and activations: faster, with slightly different scores.
     Int8,
     /// 16-bit floats, on a GPU.
     Fp16,
-    /// `Int8` where it is faster and its effect on the scores was measured.
+    /// `Int8` where it is faster and its effect on scores was measured.
     Auto,
 }
 
 impl Precision {
-    /// The name in settings and answers.
+    /// The name in settings and responses.
     pub fn name(self) -> &'static str {
         self.into()
     }
@@ -29,56 +29,55 @@ impl Precision {
 /// How pairs become batches, and how many may wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchConfig {
-    /// Most tokens of one batch.
+    /// Maximum number of tokens in a batch.
     pub max_batch_tokens: usize,
-    /// Most tokens of one batch on a GPU.
+    /// Maximum number of tokens in a batch on a GPU.
     pub cuda_batch_tokens: usize,
-    /// Longest that one batch may take by the engine's own estimate, in milliseconds, unless a single
-    /// pair takes longer.
+    /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer.
     pub max_batch_ms: usize,
-    /// Longest that a request is expected to wait for others.
+    /// Maximum time that a request may be expected to wait for others.
     pub max_queue_delay: Duration,
-    /// Most tokens that may wait.
+    /// Maximum number of tokens in the queue.
     pub max_queue_tokens: usize,
-    /// Most bytes of text that may wait.
+    /// Maximum bytes of text in the queue.
     pub max_queue_bytes: usize,
 }
 
 impl Default for BatchConfig {
     fn default() -> Self {
         Self {
-            // Matrix products of a small model run at full speed from 64 rows on; the less one batch
-            // takes, the sooner a newcomer gets its turn.
+            // Matrix products of a small model run at full speed from 64 rows on; the smaller a batch, the
+            // sooner a new request gets its turn.
             max_batch_tokens: 512,
             // Enough rows to keep a large GPU busy with a small model.
             cuda_batch_tokens: 16_384,
-            // What people do not notice.
+            // Not noticeable to a person.
             max_batch_ms: 100,
             // Most clients have given up by then.
             max_queue_delay: Duration::from_secs(10),
             // A few megabytes: half a minute of work for a small machine.
             max_queue_tokens: 262_144,
-            // Sixteen request bodies of the largest size that a server accepts.
+            // Sixteen request bodies of the maximum size.
             max_queue_bytes: 64 << 20,
         }
     }
 }
 
-/// Which scores are kept.
+/// The score cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// Bytes for known scores; 0 keeps none.
+    /// Memory for cached scores in bytes; 0 disables the cache.
     pub size: usize,
-    /// Longest a score is kept; zero is forever.
+    /// Maximum age of a score; zero is unlimited.
     pub ttl: Duration,
-    /// Whether a tenant is answered from its own scores only.
+    /// Whether each tenant has a cache of its own.
     pub per_key: bool,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
         Self {
-            // Some 250,000 scores.
+            // About 250,000 scores.
             size: 64 * 1024 * 1024,
             ttl: Duration::ZERO,
             per_key: false,

@@ -1,26 +1,26 @@
-//! What a batch costs, in seconds: `base + per_token * T + per_square * sum(S_i^2)` for sequences of
-//! `S_i` tokens, `T` in all. Nothing is padded, so there is no other term. Pure arithmetic: no clock.
+//! The cost of a batch in seconds: `base + per_token * T + per_square * sum(S_i^2)` for sequences of `S_i`
+//! tokens, `T` in total. Nothing is padded, so there is no other term. Pure arithmetic, without a clock.
 //!
-//! Everything but attention is linear in the tokens; attention is a square for each sequence; a run
-//! costs a little however small it is. The model is measured at start and follows live batches.
+//! Attention is quadratic in the length of each sequence, everything else is linear in the tokens, and each
+//! run has a fixed cost. The coefficients are measured at startup and follow live batches.
 
 use std::array::from_fn;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::Duration;
 
-/// How much there is to compute for some sequences.
+/// The amount of computation for some sequences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
     /// Number of sequences.
     pub sequences: usize,
-    /// Tokens of all of them.
+    /// Total number of tokens.
     pub tokens: usize,
     /// Sum of the squares of their lengths.
     pub squares: u64,
 }
 
 impl Work {
-    /// The work of one sequence of `length` tokens.
+    /// Work of one sequence of `length` tokens.
     pub fn of(length: usize) -> Self {
         Self {
             sequences: 1,
@@ -29,7 +29,7 @@ impl Work {
         }
     }
 
-    /// The work of sequences of these `lengths`.
+    /// Work of sequences of these `lengths`.
     pub fn all(lengths: impl IntoIterator<Item = usize>) -> Self {
         let sum = |sum: Self, length| sum + Self::of(length);
         lengths.into_iter().fold(Self::default(), sum)
@@ -75,11 +75,11 @@ impl SubAssign for Work {
 /// Coefficients, in seconds; none is negative.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
-    /// Of any run.
+    /// Per run.
     pub base: f64,
-    /// Of each token.
+    /// Per token.
     pub per_token: f64,
-    /// Of each pair of tokens of one sequence.
+    /// Per pair of tokens of a sequence.
     pub per_square: f64,
 }
 
@@ -91,7 +91,7 @@ impl Cost {
         per_square: 5e-7,
     };
 
-    /// Seconds that one batch of `work` takes; 0 when there is none.
+    /// Seconds that a batch of `work` takes; 0 if it is empty.
     pub fn seconds(&self, work: Work) -> f64 {
         match work.sequences {
             0 => 0.0,
@@ -99,7 +99,7 @@ impl Cost {
         }
     }
 
-    /// Seconds that `work` adds to a batch which runs anyway.
+    /// Seconds that `work` adds to a batch.
     pub fn marginal(&self, work: Work) -> f64 {
         self.per_token * work.tokens as f64 + self.per_square * work.squares as f64
     }
@@ -117,34 +117,34 @@ impl Cost {
     }
 }
 
-/// `seconds` as a duration that can be added to any time of day.
+/// `seconds` as a duration that can be added to any instant.
 pub fn duration(seconds: f64) -> Duration {
     const MOST: Duration = Duration::from_secs(100 * 24 * 3600);
     Duration::try_from_secs_f64(seconds.max(0.0)).map_or(MOST, |duration| duration.min(MOST))
 }
 
-/// What is kept of the past when a batch is learnt from: a hundred batches weigh.
+/// Factor by which older batches lose weight with each new one: about a hundred count.
 const FORGETTING: f64 = 0.99;
-/// Weight of the newest batch in how fast the machine is as a whole.
+/// Weight of the newest batch in the overall speed of the machine.
 const LEVEL_WEIGHT: f64 = 0.05;
-/// A batch that is so many times off the estimate counts as this far off: one that the system held up
-/// says little, but a machine that became slower for good is followed within a few dozen.
+/// A batch that is off the estimate by a larger factor counts as off by this one: a single delayed batch says
+/// little, and a machine that became slower for good is still followed within a few dozen.
 const OUTLIER: f64 = 2.0;
-/// How strongly what live batches cannot tell apart is held to the proportions that were measured at
-/// start, in batches.
+/// How strongly the coefficients are held to the proportions measured at startup, in batches. It matters
+/// where live batches do not determine them.
 const ANCHOR: f64 = 0.3;
-/// The same at start itself, where there is only a guess to be held to.
+/// The same at startup, where there is only a guess.
 const ANCHOR_AT_START: f64 = 0.02;
 
-/// Follows the cost of batches as they are measured: recursive least squares of the relative error,
-/// with forgetting, held to coefficients that are not negative.
+/// Follows the cost of measured batches: recursive least squares of the relative error, with exponential
+/// forgetting and non-negative coefficients.
 #[derive(Debug, Clone)]
 pub struct Estimator {
-    /// What was measured at start.
+    /// The cost measured at startup.
     start: Cost,
-    /// How much slower than that the machine is at present.
+    /// How much slower than at startup the machine is now.
     level: f64,
-    /// Sums of products of what was seen: `[features, features]`, and features with seconds.
+    /// Weighted sums of products of the features, `[features, features]`, and of features with seconds.
     products: [[f64; 3]; 3],
     seconds: [f64; 3],
     anchor: f64,
@@ -164,7 +164,7 @@ impl Estimator {
         }
     }
 
-    /// Starts with what a few `measured` batches tell, each with its seconds. With none it is a guess.
+    /// Starts from `measured` batches, each with its seconds, or from a guess if there are none.
     pub fn calibrated(measured: &[(Work, f64)]) -> Self {
         let mut ratios: Vec<f64> = measured
             .iter()
@@ -188,12 +188,12 @@ impl Estimator {
         Self::new(estimator.cost)
     }
 
-    /// The present estimate.
+    /// The current estimate.
     pub fn cost(&self) -> Cost {
         self.cost
     }
 
-    /// Learns that a batch of `work` took so many `seconds`.
+    /// Learns that a batch of `work` took `seconds`.
     pub fn observe(&mut self, work: Work, seconds: f64) {
         let expected = self.cost.seconds(work);
         let usable = seconds.is_finite() && seconds > 0.0 && expected > 0.0;
@@ -218,8 +218,8 @@ impl Estimator {
         self.solve();
     }
 
-    /// The coefficients that fit best. None may be negative, so every choice of those that are not
-    /// zero is solved, and the best that is admissible counts.
+    /// Finds the coefficients that fit best. None may be negative, so every subset of non-zero coefficients is
+    /// solved, and the best non-negative solution is taken.
     fn solve(&mut self) {
         let anchor = self.start.times(self.level).array();
         // In units of the anchor, which makes all three numbers of the order of one.
@@ -251,14 +251,14 @@ impl Estimator {
     }
 }
 
-/// Half of what least squares minimises, up to a constant.
+/// Half of the least-squares objective, up to a constant.
 fn error(matrix: &[[f64; 3]; 3], right: &[f64; 3], at: &[f64; 3]) -> f64 {
     let gradient = from_fn(|i| 0.5 * dot(matrix[i], *at) - right[i]);
     dot(*at, gradient)
 }
 
-/// Solves `matrix`, which is symmetric, for the unknowns that are `free`; the others are 0. `None` when
-/// that is not possible.
+/// Solves the symmetric `matrix` for the unknowns that are `free`; the others are 0. `None` if it is
+/// singular.
 fn solve(matrix: [[f64; 3]; 3], right: [f64; 3], free: [bool; 3]) -> Option<[f64; 3]> {
     let [a, b, c]: [[f64; 3]; 3] = from_fn(|i| {
         from_fn(|j| match free[i] && free[j] {
@@ -280,9 +280,9 @@ fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     from_fn(|i| a[(i + 1) % 3] * b[(i + 2) % 3] - a[(i + 2) % 3] * b[(i + 1) % 3])
 }
 
-/// The cost of a batch beside which every other worker runs: cores share caches and memory, and sometimes
-/// their arithmetic. It is learnt from such batches only, so that a quiet hour does not make the next rush
-/// look fast.
+/// The cost of a batch while every worker is busy: cores share caches, memory bandwidth, and sometimes
+/// execution units. It is learned from such batches only, so that a quiet hour does not make the machine look
+/// faster than it is under load.
 #[derive(Debug, Clone)]
 pub struct Costs {
     loaded: Estimator,
@@ -290,7 +290,7 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// Starts with what was measured for `workers` workers.
+    /// Starts from the measured cost of `workers` workers.
     pub fn new(loaded: Estimator, workers: usize) -> Self {
         Self {
             loaded,
@@ -298,12 +298,12 @@ impl Costs {
         }
     }
 
-    /// Nothing was measured.
+    /// Starts from a guess.
     pub fn guess(workers: usize) -> Self {
         Self::new(Estimator::new(Cost::GUESS), workers)
     }
 
-    /// Workers that score at the same time.
+    /// Number of workers.
     pub fn workers(&self) -> usize {
         self.workers
     }
@@ -313,24 +313,24 @@ impl Costs {
         2 * busy > self.workers
     }
 
-    /// Of a batch while every worker runs.
+    /// Cost of a batch while every worker is busy.
     pub fn loaded(&self) -> Cost {
         self.loaded.cost()
     }
 
-    /// Learns that a batch of `work` took `seconds`, at whose start and end so many workers ran.
+    /// Learns that a batch of `work` took `seconds`. `busy` is the number of busy workers at its start and end.
     pub fn observe(&mut self, work: Work, seconds: f64, busy: [usize; 2]) {
         if busy.iter().all(|&busy| self.is_loaded(busy)) {
             self.loaded.observe(work, seconds);
         }
     }
 
-    /// Seconds that each token of batches of `work` takes all workers together.
+    /// Seconds per token of all workers together, in batches of `work`.
     pub fn pace(&self, work: Work) -> f64 {
         self.loaded.cost().seconds(work) / (work.tokens * self.workers) as f64
     }
 
-    /// Seconds that all workers together take for `work`, in batches of so many tokens.
+    /// Seconds that all workers together take for `work`, in batches of `batch_tokens`.
     pub fn drain_seconds(&self, work: Work, batch_tokens: usize) -> f64 {
         let cost = self.loaded.cost();
         let batches = work.tokens.div_ceil(batch_tokens.max(1));

@@ -7,7 +7,7 @@ use rerankd_core::Pair;
 
 /// Tokens per byte of English text, before anything has been measured.
 const INITIAL_DENSITY: f64 = 0.25;
-/// Most tokens per byte that can be learned, so that no request spoils the estimates of others.
+/// Maximum tokens per byte that can be learned, so that no request spoils the estimates of others.
 const MAX_DENSITY: f64 = 1.5;
 /// Weight of the newest request in the running density.
 const DENSITY_WEIGHT: f64 = 0.1;
@@ -21,7 +21,7 @@ pub(crate) struct TokenEstimator {
 }
 
 impl TokenEstimator {
-    /// A sequence never counts more than `max_length` tokens.
+    /// A sequence counts as at most `max_length` tokens.
     pub fn new(max_length: usize) -> Self {
         Self {
             max_length,
@@ -29,7 +29,7 @@ impl TokenEstimator {
         }
     }
 
-    /// The work of `pairs`, each read in at most `chunks` parts, and each part with `overhead` bytes beside its
+    /// The work of `pairs`, each split into at most `chunks` parts, each of which has `overhead` bytes besides its
     /// text.
     pub fn work(&self, pairs: &[Pair], overhead: usize, chunks: usize) -> Work {
         let density = f64::from_bits(self.density.load(Ordering::Relaxed));
@@ -52,8 +52,8 @@ impl TokenEstimator {
             .fold(Work::default(), |sum, work| sum + work)
     }
 
-    /// Learns that `bytes` of text, with what is beside it, became `tokens`. Truncated text must not be counted: the tokens of
-    /// the rest are unknown.
+    /// Learns that `bytes`, overhead included, became `tokens`. Truncated texts must not be passed: the number of
+    /// tokens in the rest is unknown.
     pub fn observe(&self, bytes: usize, tokens: usize) {
         if bytes > 0 {
             let density = f64::from_bits(self.density.load(Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! From files to a running [`Reranker`].
+//! Loads a model into a running [`Reranker`].
 
 mod calibrate;
 mod engine;
@@ -31,40 +31,40 @@ pub use self_test::SelfTestError;
 
 use self_test::SelfTest;
 
-/// What to load, and how much of the machine to give it.
+/// What to load, and how much of the machine it may use.
 #[derive(Debug, Clone)]
 pub struct LoadConfig {
-    /// Directory of the model; `None` for the embedded one.
+    /// Directory of the model; `None` for the built-in one.
     pub model: Option<PathBuf>,
-    /// ONNX file in that directory to run in place of what would be chosen.
+    /// ONNX file in that directory to run instead of the default.
     pub onnx_file: Option<PathBuf>,
-    /// Name that responses carry, in place of the model's own.
+    /// Model name in responses, instead of the model's own.
     pub served_model_name: Option<String>,
-    /// Which text gives way when a pair is too long and its request does not say.
+    /// What is truncated when a pair is too long and its request does not say.
     pub truncation: TruncationStrategy,
-    /// Profile of a causal model, by name or as a file, in place of what its files say.
+    /// Profile of a causal model, a name or a file, instead of what its files say.
     pub profile: Option<String>,
-    /// Most tokens of a pair of a causal model.
+    /// Maximum number of tokens of a pair of a causal model.
     pub max_length: Option<usize>,
-    /// Instruction of requests without one, in place of the model's.
+    /// Instruction of requests without one, instead of the model's.
     pub instruction: Option<String>,
-    /// ONNX Runtime's library, as `ORT_DYLIB_PATH` gives it.
+    /// Path of the ONNX Runtime library, as in `ORT_DYLIB_PATH`.
     pub runtime_library: Option<OsString>,
-    /// Threads that score, each with a session of its own.
+    /// Number of scoring threads, each with its own session.
     pub threads: usize,
-    /// Arithmetic of the matrix products.
+    /// Precision of the matrix products.
     pub precision: Precision,
-    /// What runs the model.
+    /// Device that runs the model.
     pub device: Device,
-    /// Where the system's loader looks first, as `LD_LIBRARY_PATH` gives it.
+    /// Where the system's loader looks first, as in `LD_LIBRARY_PATH`.
     pub library_path: Option<OsString>,
-    /// How pairs become batches, and how many may wait.
+    /// Batching and queueing.
     pub batching: BatchConfig,
-    /// Which scores are kept.
+    /// The score cache.
     pub cache: CacheConfig,
 }
 
-/// The built-in model on every core that this process may use.
+/// The built-in model on all cores that this process may use.
 impl Default for LoadConfig {
     fn default() -> Self {
         Self {
@@ -86,16 +86,16 @@ impl Default for LoadConfig {
     }
 }
 
-/// Why the server cannot start.
+/// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// ONNX Runtime is missing, broken or too old.
     #[error(transparent)]
     Library(#[from] LibraryError),
-    /// The device that was asked for cannot be used.
+    /// The requested device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The device has not the arithmetic that was asked for.
+    /// The device does not support the requested precision.
     #[error(transparent)]
     Precision(#[from] PrecisionError),
     /// The model cannot be served.
@@ -104,10 +104,10 @@ pub enum LoadError {
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot run the model: {0}")]
     Runtime(#[from] ScoreError),
-    /// The system refused the threads that score.
+    /// The system could not start the scoring threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
-    /// The model loaded, and its scores mean nothing.
+    /// The model loaded, but its scores are meaningless.
     #[error(transparent)]
     SelfTest(#[from] SelfTestError),
 }
@@ -121,10 +121,10 @@ impl From<PaddedError> for LoadError {
     }
 }
 
-/// Loads the model, opens its sessions, tests each and starts the workers. Blocks.
+/// Loads the model, opens its sessions, tests each of them, and starts the workers. Blocks.
 ///
 /// # Errors
-/// [`LoadError`], in words for the person who starts the server.
+/// [`LoadError`]; its message is for the person who starts the server.
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     tracing::info!(
@@ -132,7 +132,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
             .model
             .as_ref()
             .map(|dir| tracing::field::display(dir.display())),
-        "loading the model"
+        "loading model"
     );
     let plan = Plan::new(config, &library)?;
     let Prepared {
@@ -145,9 +145,9 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         format = card.format,
         layout = card.layout,
         precision = engine.precision,
-        "the model is read"
+        "model loaded"
     );
-    // It also warms the sessions up: no client pays for the first touch of their memory.
+    // This also warms up the sessions: no request pays for the first use of their memory.
     let self_test = SelfTest::new(&encoder, card.labels.len())?;
     for scorer in &mut engine.opened.scorers {
         self_test.run(&mut **scorer)?;
@@ -164,7 +164,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         took_ms = started.elapsed().as_millis() as u64,
         tokens_per_second = (1.0 / costs.pace(full)) as u64,
         longest_pair_ms = costs.loaded().seconds(Work::of(card.max_length)) * 1e3,
-        "sessions are warm, and the cost of batches is measured"
+        "calibrated"
     );
     let info = info(config, card, &library, &engine);
     let capacity = Capacity {
@@ -178,24 +178,24 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
     Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
 }
 
-/// What [`load`] would run, with nothing around it.
+/// The encoder and the sessions that [`load`] would use, without queue and workers.
 pub struct Bare {
-    /// Makes token ids of pairs.
+    /// Tokenizes pairs.
     pub encoder: Encoder,
-    /// What runs batches.
+    /// Sessions that score batches.
     pub sessions: Vec<Box<dyn Scorer>>,
-    /// The arithmetic, such as `fp32`.
+    /// The precision, such as `fp32`.
     pub precision: &'static str,
     /// The device, such as `cpu`.
     pub device: String,
-    /// Most tokens of one batch.
+    /// Maximum number of tokens in a batch.
     pub batch_tokens: usize,
 }
 
-/// Opens the encoder and the sessions that [`load`] would run. Blocks.
+/// Opens the encoder and the sessions that [`load`] would use. Blocks.
 ///
 /// # Errors
-/// As [`load`].
+/// Same as [`load`].
 pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     let plan = Plan::new(config, &library)?;
@@ -211,14 +211,14 @@ pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     })
 }
 
-/// A model that was read, and its sessions.
+/// A model and its sessions.
 struct Prepared {
     encoder: Encoder,
     card: Card,
     engine: Engine,
 }
 
-/// What a model is, whatever it comes as.
+/// Facts about a model, whatever its format.
 struct Card {
     id: String,
     architecture: String,
@@ -228,7 +228,7 @@ struct Card {
     max_length: usize,
     activation: Activation,
     parameters: usize,
-    /// Tokens to measure the cost of batches by.
+    /// Tokens for calibration.
     sample_tokens: [u32; 2],
 }
 
@@ -244,7 +244,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 tracing::info!(
                     prompts = prompts.origin,
                     max_length = model.manifest.max_length,
-                    "pairs are written as prompts"
+                    "pairs are formatted as prompts"
                 );
             }
             let encoder = bound(Encoder::for_model(&model)?)?;
@@ -292,7 +292,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
     }
 }
 
-/// Of a causal model, two tokens that are not padding; else the padding token.
+/// For a causal model, two tokens that are not padding; otherwise the padding token.
 fn sample_tokens(encoder: &EncoderConfig) -> [u32; 2] {
     let Some(decoder) = encoder.decoder() else {
         return [encoder.pad_token_id; 2];
@@ -303,10 +303,10 @@ fn sample_tokens(encoder: &EncoderConfig) -> [u32; 2] {
     [first, others.next().unwrap_or(first)]
 }
 
-/// Opens the model that is named, or else the embedded one.
+/// Opens the configured model, or the built-in one.
 ///
 /// # Errors
-/// [`ModelError`] when it cannot be served.
+/// [`ModelError`] if it cannot be served.
 pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
     let options = ModelOptions {
         profile: config.profile.as_deref().map(ProfileChoice::parse),
@@ -315,16 +315,16 @@ pub fn open(config: &LoadConfig) -> Result<AnyModel, ModelError> {
     match &config.model {
         Some(directory) => AnyModel::open_with(directory, config.onnx_file.as_deref(), &options),
         None if options.profile.is_some() => Err(ModelError::new(
-            "a profile is set, and no model is named",
+            "a profile is set, but no model",
             "pass `--model` with the directory of a causal model",
         )),
         None if options.max_length.is_some() => Err(ModelError::new(
-            "a maximum length is set, and no model is named",
+            "a maximum length is set, but no model",
             "pass `--model` with the directory of a causal model, or leave `--max-length` unset",
         )),
         None if config.onnx_file.is_some() => Err(ModelError::new(
-            "`onnx_file` names a file of a model, and no model is named",
-            "pass `--model` with the directory that the file lies in",
+            "`onnx_file` is set, but no model",
+            "pass `--model` with the directory that contains the file",
         )),
         None => Ok(AnyModel::Built(Box::new(Model::embedded()?))),
     }

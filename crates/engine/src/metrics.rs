@@ -1,5 +1,4 @@
-//! What an engine measures about itself, for Prometheus. Each field's doc comment is the metric's help
-//! text.
+//! Prometheus metrics of an engine. Each field's doc comment is the metric's help text.
 
 use crate::admission::Refusal;
 use prometheus::core::Collector;
@@ -8,26 +7,26 @@ use prometheus::{
     IntGaugeVec, Opts,
 };
 
-/// Seconds, from a cached lone pair to a thousand long documents on a busy small machine.
+/// Buckets in seconds, from one cached pair to a thousand long documents on a small, busy machine.
 pub const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
-/// Pairs of one batch.
+/// Buckets for pairs per batch.
 const PAIRS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-/// Tokens of one batch.
+/// Buckets for tokens per batch.
 const TOKENS: &[f64] = &[
     16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
 ];
 
 /// Builds one metric from its name, help text and shape. See [`metrics!`](crate::metrics!).
 pub trait Metric: Collector + Clone + 'static {
-    /// Labels or buckets; `()` for a plain number.
+    /// Labels or buckets; `()` if it has neither.
     type Shape;
 
-    /// The metric, at zero.
+    /// Creates the metric, at zero.
     ///
     /// # Errors
-    /// When a name or a label is not valid.
+    /// If a name or a label is invalid.
     fn build(name: &str, help: &str, shape: Self::Shape) -> prometheus::Result<Self>;
 }
 
@@ -52,8 +51,8 @@ impl Metric for Gauge {
     }
 }
 
-/// A label with all the values it can have. They are shown from the start, at zero: a value that came
-/// with its first event would hide that event from rates.
+/// A label with all its possible values. They are exported from the start, at zero: a series that
+/// appears with its first event would hide that event from `rate()`.
 pub type Closed = (&'static str, &'static [&'static str]);
 
 impl Metric for IntCounterVec {
@@ -74,7 +73,7 @@ impl Metric for IntCounterVec {
 
 /// The labels of a counter.
 pub enum Labels {
-    /// Labels whose values are not known here.
+    /// Labels whose values are not known in advance.
     Open(&'static [&'static str]),
     /// One label with a closed set of values.
     Closed(Closed),
@@ -108,7 +107,7 @@ impl Metric for HistogramVec {
     }
 }
 
-/// Declares a struct of metrics: each field with its name and shape; the doc comment is the help text.
+/// Declares a struct of metrics, each field with its name and shape. The doc comment is the help text.
 #[macro_export]
 macro_rules! metrics {
     (
@@ -124,7 +123,7 @@ macro_rules! metrics {
         }
 
         impl $type {
-            /// Every metric, at zero and in no registry.
+            /// Creates every metric, at zero and unregistered.
             pub fn new() -> std::sync::Arc<Self> {
                 std::sync::Arc::new(Self {
                     $($field: <$kind as $crate::metrics::Metric>::build(
@@ -139,7 +138,7 @@ macro_rules! metrics {
             /// Adds every metric to `registry`.
             ///
             /// # Errors
-            /// When the registry has a metric of one of these names.
+            /// If the registry already has a metric of one of these names.
             pub fn register(&self, registry: &prometheus::Registry) -> prometheus::Result<()> {
                 $(registry.register(Box::new(self.$field.clone()))?;)+
                 Ok(())
@@ -149,22 +148,22 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// What an engine counts.
+    /// Metrics of an engine.
     pub struct Metrics {
     /// Pairs admitted for scoring.
     pairs: IntCounter = "rerankd_pairs_total", ();
     /// Tokens of admitted pairs, after truncation.
     tokens: IntCounter = "rerankd_tokens_total", ();
-    /// Pairs that were cut to fit the model.
+    /// Pairs truncated to fit the model.
     truncated: IntCounter = "rerankd_truncated_pairs_total", ();
-    /// Requests refused before they cost a token, by reason: they would have missed their deadline (`cannot_finish_in_time`), waited too long for others (`queue_delay`), or the queue had no memory for them (`memory`).
+    /// Requests rejected before scoring, by reason: the deadline would be missed (`cannot_finish_in_time`), the request would wait too long for others (`queue_delay`), or the queue has no room (`memory`).
     refused: IntCounterVec = "rerankd_refused_requests_total",
         Labels::Closed(("reason", Refusal::REASONS));
-    /// Accepted requests whose deadline passed before their answer.
+    /// Accepted requests whose deadline passed before their response.
     missed_deadlines: IntCounter = "rerankd_missed_deadlines_total", ();
-    /// Requests whose client left before the answer.
+    /// Requests whose client disconnected before the response.
     cancelled: IntCounter = "rerankd_cancelled_requests_total", ();
-    /// Tokens that were scored for requests that were never answered.
+    /// Tokens scored for requests that were never answered.
     wasted_tokens: IntCounter = "rerankd_wasted_tokens_total", ();
     /// Batches whose scoring failed.
     failed_batches: IntCounter = "rerankd_failed_batches_total", ();
@@ -180,30 +179,30 @@ metrics! {
     tokenizer_panics: IntCounter = "rerankd_tokenizer_panics_total", ();
     /// Tokens admitted and not yet scored.
     queue_tokens: IntGauge = "rerankd_queue_tokens", ();
-    /// Seconds until what was admitted would be tokenized and scored if nothing came after it.
+    /// Seconds until everything admitted would be tokenized and scored if nothing else arrived.
     queue_delay_seconds: Gauge = "rerankd_queue_delay_seconds", ();
-    /// Pairs that were answered by the scoring of an identical pair at the same time.
+    /// Pairs answered by the scoring of an identical pair at the same time.
     shared_pairs: IntCounter = "rerankd_shared_pairs_total", ();
-    /// Pairs whose score was known.
+    /// Pairs whose score was cached.
     cache_hits: IntCounter = "rerankd_cache_hits_total", ();
-    /// Pairs whose score had to be computed while the cache was on.
+    /// Pairs whose score was not cached, while the cache was on.
     cache_misses: IntCounter = "rerankd_cache_misses_total", ();
-    /// Memory that known scores take, in bytes.
+    /// Memory used by cached scores, in bytes.
     cache_bytes: IntGauge = "rerankd_cache_bytes", ();
-    /// Pairs of one batch.
+    /// Pairs per batch.
     batch_pairs: Histogram = "rerankd_batch_pairs", PAIRS;
-    /// Tokens of one batch.
+    /// Tokens per batch.
     batch_tokens: Histogram = "rerankd_batch_tokens", TOKENS;
     /// Seconds a pair waited for its batch.
     queue_seconds: Histogram = "rerankd_queue_seconds", SECONDS;
     /// Seconds a request spent in tokenizing.
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
-    /// Seconds one batch spent in the model.
+    /// Seconds per batch in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
     }
 }
 
-/// Resident memory of this process, in bytes; `None` where the system does not tell.
+/// Resident memory of this process, in bytes; `None` if the system does not report it.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;

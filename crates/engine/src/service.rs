@@ -28,58 +28,58 @@ use rerankd_model::encoder::{
 };
 use rerankd_runtime::Scorer;
 
-/// What is served, for `/info`, logs and responses.
+/// Facts about the loaded model, for `/info`, logs and responses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
-    /// Name that responses carry.
+    /// Model name in responses.
     pub id: String,
-    /// Kind of network, such as `bert`.
+    /// Architecture, such as `bert`.
     pub architecture: String,
-    /// What its graph comes from: `safetensors` where it is built from weights, or `onnx`.
+    /// Source of the graph: `safetensors` if it is built from weights, or `onnx`.
     pub format: &'static str,
-    /// How batches are laid out: `packed`, or `padded`.
+    /// Layout of batches: `packed` or `padded`.
     pub layout: &'static str,
     /// Names of the outputs, in order.
     pub labels: Vec<String>,
-    /// Tokens a pair may have, special tokens included.
+    /// Maximum number of tokens of a pair, special tokens included.
     pub max_length: usize,
-    /// What is put behind the logits.
+    /// Activation applied to the logits.
     pub activation: Activation,
-    /// Arithmetic of the matrix products, such as `fp32`.
+    /// Precision of the matrix products, such as `fp32`.
     pub precision: &'static str,
-    /// Which of the processor's instructions the kernels of this server use.
+    /// Instruction set that the CPU kernels use.
     pub instructions: &'static str,
-    /// Numbers in the model.
+    /// Number of parameters.
     pub parameters: usize,
-    /// Threads that score: sessions times threads of each.
+    /// Scoring threads: sessions times threads per session.
     pub threads: usize,
-    /// Batches that are scored at the same time.
+    /// Number of sessions, each of which scores one batch at a time.
     pub sessions: usize,
     /// Version of ONNX Runtime.
     pub runtime_version: String,
-    /// What runs the model, as the setting `device` spells it.
+    /// Device that runs the model, in the format of the setting `device`.
     pub device: String,
-    /// Why it was taken.
+    /// Why this device was chosen.
     pub device_because: String,
-    /// Nodes of the graph that each provider of ONNX Runtime runs.
+    /// Number of graph nodes that each ONNX Runtime execution provider runs.
     pub providers: BTreeMap<String, usize>,
-    /// Most tokens of one batch.
+    /// Maximum number of tokens in a batch.
     pub batch_tokens: usize,
 }
 
-/// What may wait in a queue.
+/// Limits of the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueLimits {
-    /// Tokens that may be admitted and not yet scored.
+    /// Maximum number of tokens admitted and not yet scored.
     pub tokens: usize,
-    /// Bytes of the texts of requests that are admitted and not yet answered.
+    /// Maximum bytes of text of requests admitted and not yet answered.
     pub bytes: usize,
-    /// Longest that a request is expected to wait for others.
+    /// Maximum time that a request may be expected to wait for others.
     pub delay: Duration,
 }
 
 impl QueueLimits {
-    /// As the settings have them.
+    /// The limits in `config`.
     pub fn of(config: &BatchConfig) -> Self {
         Self {
             tokens: config.max_queue_tokens,
@@ -89,22 +89,22 @@ impl QueueLimits {
     }
 }
 
-/// How much a [`Reranker`] takes on.
+/// The capacity of a [`Reranker`].
 #[derive(Debug, Clone)]
 pub struct Capacity {
-    /// The most that one batch may be.
+    /// Limits of a batch.
     pub batch: BatchLimits,
-    /// What may wait.
+    /// Limits of the queue.
     pub queue: QueueLimits,
-    /// Threads that tokenize.
+    /// Number of tokenizer threads.
     pub encode_threads: usize,
-    /// Which scores are kept.
+    /// The score cache.
     pub cache: CacheConfig,
-    /// What batches cost.
+    /// Cost of batches.
     pub costs: Costs,
 }
 
-/// Answers commands with one model.
+/// Executes commands with one model.
 pub struct Reranker {
     info: ModelInfo,
     encoder: Arc<Encoder>,
@@ -114,16 +114,6 @@ pub struct Reranker {
     keys: PairKeys,
     cache: Arc<ScoreCache>,
     metrics: Arc<Metrics>,
-}
-
-/// What of a request scoring needs to know beside its pairs.
-#[derive(Debug, Clone)]
-struct Terms {
-    /// What the caller calls the pairs.
-    field: &'static str,
-    options: ScoreOptions,
-    instruction: Instruction,
-    hints: SchedulingHints,
 }
 
 /// A request's sequences, with those scores that are cached.
@@ -209,8 +199,8 @@ impl Reranker {
     /// Orders documents by logit, best first. Dropping the future cancels the work.
     ///
     /// # Errors
-    /// [`RerankError`]: the model has several labels, a pair is too long and must not be cut, the
-    /// queue is full, there is no time left, or scoring failed.
+    /// [`RerankError`]: the model has several labels, a pair is too long and must not be truncated, the queue is
+    /// full, the deadline would be missed, or scoring failed.
     pub async fn rerank(&self, command: RerankCommand) -> Result<Ranking, RerankError> {
         if self.info.labels.len() != 1 {
             return Err(RerankError::unsupported(format!(
@@ -218,21 +208,12 @@ impl Reranker {
                 self.info.labels.len()
             )));
         }
-        self.check(command.options())?;
-        let terms = Terms {
-            field: command.field(),
-            options: command.options(),
-            instruction: self.instruction(command.instruction(), command.options())?,
-            hints: command.hints(),
-        };
-        let scored = self.score(command.pairs(), terms).await?;
+        let scored = self.score(command.scoring()).await?;
         let mut order = rank(&scored.logits, command.ties());
         order.truncate(command.top_n());
         let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
-        command
-            .options()
-            .scale
-            .apply(self.info.activation, 1, &mut scores);
+        let scale = command.scoring().options().scale;
+        scale.apply(self.info.activation, 1, &mut scores);
         Ok(Ranking {
             results: order
                 .into_iter()
@@ -247,17 +228,10 @@ impl Reranker {
     /// Scores pairs, each on its own. Dropping the future cancels the work.
     ///
     /// # Errors
-    /// [`RerankError`]: softmax was asked of a single label, a pair is too long and must not be cut,
-    /// the queue is full, there is no time left, or scoring failed.
+    /// [`RerankError`]: softmax was requested of a single label, a pair is too long and must not be truncated, the
+    /// queue is full, the deadline would be missed, or scoring failed.
     pub async fn predict(&self, command: PredictCommand) -> Result<Prediction, RerankError> {
-        self.check(command.options())?;
-        let terms = Terms {
-            field: command.field(),
-            options: command.options(),
-            instruction: self.instruction(command.instruction(), command.options())?,
-            hints: command.hints(),
-        };
-        let scored = self.score(command.pairs(), terms).await?;
+        let scored = self.score(&command).await?;
         let labels = self.info.labels.len();
         let mut scores = scored.logits;
         command
@@ -287,8 +261,7 @@ impl Reranker {
         self.each(texts, hints, String::len, tokens).await
     }
 
-    /// The texts that lists of token ids stand for, without special tokens where they are skipped. Dropping
-    /// the future cancels the work.
+    /// The texts of lists of token ids, optionally without special tokens. Dropping the future cancels the work.
     ///
     /// # Errors
     /// When the tokenizer failed.
@@ -340,7 +313,7 @@ impl Reranker {
         self.batcher.can_serve()
     }
 
-    /// Takes no more batches and waits for those that run, for at most `limit`. What waits is never scored.
+    /// Starts no more batches, and waits at most `limit` for running ones. Queued pairs are never scored.
     pub fn stop(&self, limit: Duration) {
         self.batcher.stop(limit);
     }
@@ -377,42 +350,40 @@ impl Reranker {
         }
     }
 
-    async fn score(&self, pairs: &Arc<[Pair]>, terms: Terms) -> Result<Scored, RerankError> {
+    async fn score(&self, command: &PredictCommand) -> Result<Scored, RerankError> {
+        self.check(command.options())?;
+        let instruction = self.instruction(command.instruction(), command.options())?;
+        let command = &command.clone().with_instruction(instruction);
         let (timeline, started) = (Timeline::current(), Instant::now());
         let bound = self
             .encoder
-            .bind(terms.options.truncation, &terms.instruction)
+            .bind(command.options().truncation, command.instruction())
             .map_err(|error| untokenized(PoolError::Encode(error)))?;
-        let costs = TextCosts::of(pairs, &bound);
-        let permit = self.admit(pairs, &costs, &terms)?;
-        let tokenizing = self.tokenizers.open(terms.hints, costs.total());
+        let costs = TextCosts::of(command.pairs(), &bound);
+        let permit = self.admit(command, &costs)?;
+        let tokenizing = self.tokenizers.open(command.hints(), costs.total());
         timeline.record(Step::Admission, started, Instant::now());
         let unanswered = Unanswered(&self.metrics);
         let texts = Texts {
-            pairs,
+            command,
             costs,
             tokenizing,
         };
-        let scored = self.score_admitted(texts, &terms, permit).await;
+        let scored = self.score_admitted(texts, permit).await;
         unanswered.settle();
         scored
     }
 
-    /// Refuses what would be done too late, wait too long or take too much memory, before it costs
-    /// anything.
-    fn admit(
-        &self,
-        pairs: &[Pair],
-        costs: &TextCosts,
-        terms: &Terms,
-    ) -> Result<Permit, RerankError> {
+    /// Rejects a request that would miss its deadline, wait too long or take too much memory, before any work is
+    /// done for it.
+    fn admit(&self, command: &PredictCommand, costs: &TextCosts) -> Result<Permit, RerankError> {
+        let (pairs, hints) = (command.pairs(), command.hints());
+        let chunks = command.options().truncation.chunks();
         let demand = Demand {
-            hints: terms.hints,
-            work: self
-                .estimator
-                .work(pairs, costs.overhead, terms.options.truncation.chunks()),
-            bytes: pairs.iter().map(Pair::bytes).sum::<usize>() + terms.instruction.bytes(),
-            tokenizing: self.tokenizers.expect(terms.hints, costs.total()),
+            hints,
+            work: self.estimator.work(pairs, costs.overhead, chunks),
+            bytes: pairs.iter().map(Pair::bytes).sum::<usize>() + command.instruction().bytes(),
+            tokenizing: self.tokenizers.expect(hints, costs.total()),
         };
         self.batcher.admit(demand).map_err(|refusal| {
             self.refused(refusal.reason());
@@ -427,19 +398,18 @@ impl Reranker {
     async fn score_admitted(
         &self,
         texts: Texts<'_>,
-        terms: &Terms,
         permit: Permit,
     ) -> Result<Scored, RerankError> {
-        let Terms { field, options, .. } = *terms;
-        let encoding = self.encode(texts, terms, permit);
-        let (prepared, mut permit) = match terms.hints.deadline {
+        let (command, hints) = (texts.command, texts.command.hints());
+        let encoding = self.encode(texts, permit);
+        let (prepared, mut permit) = match hints.deadline {
             None => encoding.await?,
             Some(deadline) => {
                 let at = tokio::time::Instant::from_std(deadline.at);
                 let passed = BatchError::DeadlinePassed { begun: false };
                 tokio::time::timeout_at(at, encoding)
                     .await
-                    .map_err(|_| self.unscored(passed, terms.hints))??
+                    .map_err(|_| self.unscored(passed, hints))??
             }
         };
         let Prepared {
@@ -451,7 +421,9 @@ impl Reranker {
         let truncated: Vec<usize> = (0..encoded.len())
             .filter(|&index| encoded[index].truncated())
             .collect();
-        if let (TruncationPolicy::Reject, Some(&index)) = (options.truncate, truncated.first()) {
+        let policy = command.options().truncate;
+        if let (TruncationPolicy::Reject, Some(&index)) = (policy, truncated.first()) {
+            let field = command.field();
             return Err(RerankError::invalid(format!(
                 "`{field}[{index}]` is {} tokens long with its query and special tokens; the limit is {}; shorten it, or allow `truncate`",
                 encoded[index].full_length, self.info.max_length
@@ -482,9 +454,9 @@ impl Reranker {
                 let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
                 permit.correct(waiting);
                 self.batcher
-                    .score(unknown, terms.hints, permit)
+                    .score(unknown, hints, permit)
                     .await
-                    .map_err(|error| self.unscored(error, terms.hints))?
+                    .map_err(|error| self.unscored(error, hints))?
             }
         };
         let logits = merge(&known, computed, self.info.labels.len());
@@ -495,7 +467,7 @@ impl Reranker {
         })
     }
 
-    /// What a client is told of a request that has no logits.
+    /// The error of a request that was not scored.
     fn unscored(&self, error: BatchError, hints: SchedulingHints) -> RerankError {
         let by = hints.deadline.map(|deadline| deadline.by);
         match error {
@@ -522,23 +494,21 @@ impl Reranker {
         }
     }
 
-    /// Tokenizes on threads of its own, so that those that serve other requests stay free, looks up cached
-    /// scores, and corrects the permit's estimate.
+    /// Tokenizes on the tokenizer threads, looks up cached scores, and corrects the permit's estimate.
     async fn encode(
         &self,
         texts: Texts<'_>,
-        terms: &Terms,
         mut permit: Permit,
     ) -> Result<(Prepared, Permit), RerankError> {
         let started = Instant::now();
-        let pairs = texts.pairs;
-        let mut prepared = self.prepare(&texts, terms).await?;
+        let (pairs, options) = (texts.command.pairs(), texts.command.options());
+        let mut prepared = self.prepare(&texts).await?;
         let encoded = &mut prepared.encoded;
-        if terms.options.truncate == TruncationPolicy::Reject
+        if options.truncate == TruncationPolicy::Reject
             && let Some(index) = encoded.iter().position(EncodedPair::truncated)
         {
-            // The pair that is named to the caller is counted to its end.
-            encoded[index].full_length = self.full_length(&texts, index, terms).await?;
+            // The error names the full length of this pair.
+            encoded[index].full_length = self.full_length(&texts, index).await?;
         }
         let encoded = &prepared.encoded;
         let whole = pairs.iter().zip(encoded).filter(|(_, e)| !e.truncated());
@@ -546,8 +516,8 @@ impl Reranker {
             let read = pair.bytes() + texts.costs.overhead;
             (bytes + read, tokens + encoded.full_length)
         });
-        // Where only some tokens of each text were asked for, the density of the rest is unknown.
-        if terms.options.truncation == TruncationOptions::default() {
+        // If only some tokens of each text are read, the density of the rest is unknown.
+        if options.truncation == TruncationOptions::default() {
             self.estimator.observe(bytes, tokens);
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
@@ -559,18 +529,19 @@ impl Reranker {
         Ok((prepared, permit))
     }
 
-    /// Encodes all pairs: in one chunk where that is enough, else first the queries, then the documents.
-    async fn prepare(&self, texts: &Texts<'_>, terms: &Terms) -> Result<Prepared, RerankError> {
-        let Texts { pairs, costs, .. } = texts;
-        let (truncation, total) = (terms.options.truncation, costs.total());
+    /// Encodes all pairs: in one chunk if that is enough, otherwise first the queries, then the documents.
+    async fn prepare(&self, texts: &Texts<'_>) -> Result<Prepared, RerankError> {
+        let Texts { command, costs, .. } = texts;
+        let (pairs, instruction) = (command.pairs(), command.instruction());
+        let (truncation, total) = (command.options().truncation, costs.total());
         let finish = Finish {
             keys: self.keys.clone(),
             cache: self.cache.clone(),
-            tenant: terms.hints.tenant,
+            tenant: command.hints().tenant,
         };
         if total <= CHUNK_COST {
             let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
-            let instruction = terms.instruction.clone();
+            let instruction = instruction.clone();
             let work = move || {
                 let encoded = encoder
                     .bind(truncation, &instruction)?
@@ -588,7 +559,7 @@ impl Reranker {
         let first = Arc::new(costs.first.clone());
         let chunks_of_queries = chunks(&costs.queries).map(|(range, cost)| {
             let (encoder, pairs, first) = (self.encoder.clone(), Arc::clone(pairs), first.clone());
-            let instruction = terms.instruction.clone();
+            let instruction = instruction.clone();
             let work = move || {
                 let fitted = encoder.bind(truncation, &instruction)?;
                 let queries = first[range]
@@ -608,7 +579,7 @@ impl Reranker {
         let chunks_of_documents = chunks(&costs.documents).map(|(range, cost)| {
             let (encoder, pairs) = (self.encoder.clone(), Arc::clone(pairs));
             let query_of = query_of.clone();
-            let instruction = terms.instruction.clone();
+            let instruction = instruction.clone();
             let (queries, finish) = (queries.clone(), finish.clone());
             let work = move || {
                 let fitted = encoder.bind(truncation, &instruction)?;
@@ -629,20 +600,14 @@ impl Reranker {
         Ok(prepared)
     }
 
-    /// Tokens of a pair before truncation.
-    async fn full_length(
-        &self,
-        texts: &Texts<'_>,
-        index: usize,
-        terms: &Terms,
-    ) -> Result<usize, RerankError> {
-        let cost = texts.costs.overhead + texts.pairs[index].bytes();
-        let (encoder, pairs) = (self.encoder.clone(), Arc::clone(texts.pairs));
-        let (truncation, instruction) = (terms.options.truncation, terms.instruction.clone());
+    /// Number of tokens of a pair before truncation.
+    async fn full_length(&self, texts: &Texts<'_>, index: usize) -> Result<usize, RerankError> {
+        let (encoder, command) = (self.encoder.clone(), texts.command.clone());
+        let cost = texts.costs.overhead + command.pairs()[index].bytes();
         let work = move || {
             encoder
-                .bind(truncation, &instruction)?
-                .full_length(&pairs[index])
+                .bind(command.options().truncation, command.instruction())?
+                .full_length(&command.pairs()[index])
         };
         let chunk = Chunk {
             cost,
@@ -653,9 +618,9 @@ impl Reranker {
     }
 }
 
-/// The texts of a request that was admitted, and its turns on the tokenizing threads.
+/// The texts of an admitted request, and its access to the tokenizer threads.
 struct Texts<'a> {
-    pairs: &'a Arc<[Pair]>,
+    command: &'a PredictCommand,
     costs: TextCosts,
     tokenizing: Tokenizing<'a>,
 }
@@ -666,7 +631,7 @@ impl Texts<'_> {
     }
 }
 
-/// What a client is told of texts that were not tokenized.
+/// The error of texts that were not tokenized.
 fn untokenized(error: PoolError) -> RerankError {
     match error {
         PoolError::Encode(error @ EncodeError::QueryTooLong { .. }) => RerankError::invalid(
@@ -683,9 +648,9 @@ fn untokenized(error: PoolError) -> RerankError {
     }
 }
 
-/// What the texts of pairs cost to tokenize. Consecutive pairs with the same query share its tokens.
+/// Cost of tokenizing pairs. Consecutive pairs with the same query share its tokens.
 struct TextCosts {
-    /// Approximate bytes that the model reads of each pair beside its texts.
+    /// Approximate bytes of each pair besides its texts: special tokens and prompt.
     overhead: usize,
     /// Of each pair.
     documents: Vec<usize>,
@@ -725,12 +690,12 @@ impl TextCosts {
     }
 }
 
-/// Cost of a text beside its bytes, in bytes.
+/// Fixed cost of a text, in bytes.
 const TEXT_COST: usize = 64;
-/// Bytes of text that a token id stands for, about.
+/// Approximate bytes of text per token id.
 const BYTES_PER_ID: usize = 4;
 
-/// Cuts items of these `costs` into ranges of about [`CHUNK_COST`], each with its cost. An item that costs
+/// Splits items of these `costs` into ranges of about [`CHUNK_COST`], each with its cost. An item that costs
 /// more has a range of its own.
 fn chunks(costs: &[usize]) -> impl Iterator<Item = (Range<usize>, usize)> {
     let mut start = 0;
@@ -749,7 +714,7 @@ fn chunks(costs: &[usize]) -> impl Iterator<Item = (Range<usize>, usize)> {
     })
 }
 
-/// What is done with encoded pairs before they leave the tokenizing thread.
+/// Work on encoded pairs that is done on the tokenizer thread.
 #[derive(Clone)]
 struct Finish {
     keys: PairKeys,
@@ -775,13 +740,12 @@ impl Finish {
     }
 }
 
-/// The time of the runtime's clock, which tests stop.
+/// The time of the runtime's clock, which tests pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The logits of all sequences, in their order: those that are `known`, and the others `computed`, each
-/// of `labels`.
+/// The logits of all sequences, in order: the `known` ones, and the `computed` others, each `[labels]`.
 fn merge(known: &[Option<Arc<[f32]>>], computed: Vec<f32>, labels: usize) -> Vec<f32> {
     if known.iter().all(Option::is_none) {
         return computed;
@@ -794,8 +758,7 @@ fn merge(known: &[Option<Arc<[f32]>>], computed: Vec<f32>, labels: usize) -> Vec
     rows.flatten().copied().collect()
 }
 
-/// The logits of each pair's best part: for every label the highest, as one part that answers is
-/// enough.
+/// The logits of each pair's best chunk: the maximum per label, since one relevant chunk is enough.
 fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
     if parts.iter().all(|&parts| parts == 1) {
         return logits;
@@ -808,7 +771,7 @@ fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
             match part {
                 0 => best.extend_from_slice(row),
                 _ => best[start..].iter_mut().zip(row).for_each(|(best, &new)| {
-                    // Unlike `max`, this keeps what is no number, which is an error later.
+                    // Unlike `max`, this keeps NaN, which is an error later.
                     if new.total_cmp(best).is_gt() {
                         *best = new;
                     }
@@ -819,7 +782,7 @@ fn best_parts(logits: Vec<f32>, parts: &[usize], labels: usize) -> Vec<f32> {
     best
 }
 
-/// An admitted request. Dropped before it is settled, its client has left.
+/// An admitted request. If it is dropped before it is settled, its client has disconnected.
 struct Unanswered<'a>(&'a Metrics);
 
 impl Unanswered<'_> {

@@ -1,8 +1,8 @@
-//! The threads that tokenize, and whose turn it is.
+//! The pool of tokenizer threads.
 //!
-//! The work of a request is cut into chunks. A thread takes one chunk after the other, by the turns of
-//! [`ChunkQueue`], and never waits for another chunk: work that depends on other work is submitted when
-//! that is done. So a request waits for the chunks whose turn is before its own, and for nothing else.
+//! The work of a request is split into chunks. A thread takes one chunk after another, in the order of
+//! [`ChunkQueue`], and never waits for another chunk: dependent work is submitted once its inputs are done. So
+//! a request waits only for the chunks that are scheduled before its own.
 
 mod queue;
 
@@ -27,7 +27,8 @@ pub(crate) const CHUNK_COST: usize = 16 * 1024;
 const INITIAL_PACE: f64 = 2e-7;
 /// Weight of the newest chunk in the running pace.
 const PACE_WEIGHT: f64 = 0.05;
-/// A chunk that is so many times off the pace counts as this far off: it may have been preempted.
+/// A chunk that is off the pace by a larger factor counts as off by this one: its thread may have been
+/// preempted.
 const OUTLIER: f64 = 4.0;
 
 /// Part of the work of a request.
@@ -37,7 +38,7 @@ pub(crate) struct Chunk<T> {
     pub work: Box<dyn FnOnce() -> Result<T, EncodeError> + Send>,
 }
 
-/// Why the work of a request was not done.
+/// Why a request was not tokenized.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PoolError {
     #[error(transparent)]
@@ -59,7 +60,7 @@ pub(crate) struct TokenizerPool {
 
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when a chunk is queued, and when the pool is dropped.
+    /// Notified when a chunk is queued, and when the pool is dropped.
     work: Condvar,
     threads: usize,
     delay: Arc<QueueDelay>,
@@ -74,11 +75,11 @@ struct State {
 }
 
 impl State {
-    /// Learns that a chunk of this `cost` took so many `seconds`.
+    /// Learns that a chunk of this `cost` took `seconds`.
     fn learn(&mut self, cost: usize, seconds: f64) {
         let newest = seconds / cost.max(1) as f64;
         let newest = newest.clamp(self.pace / OUTLIER, self.pace * OUTLIER);
-        // A small chunk says as little as it weighs.
+        // A small chunk has a small weight.
         let weight = PACE_WEIGHT * (cost as f64 / CHUNK_COST as f64).min(1.0);
         self.pace += weight * (newest - self.pace);
     }
@@ -88,7 +89,7 @@ impl TokenizerPool {
     /// Starts `threads` threads, at least one.
     ///
     /// # Panics
-    /// When the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn start(threads: usize, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
@@ -112,7 +113,7 @@ impl TokenizerPool {
         Self { shared }
     }
 
-    /// When a newcomer of this `cost` would be done.
+    /// When a new request of this `cost` would be done.
     pub fn expect(&self, hints: SchedulingHints, cost: usize) -> Expected {
         let state = self.shared.lock();
         let threads = self.shared.threads as f64;
@@ -126,7 +127,7 @@ impl TokenizerPool {
         Expected::new(all.max(alone), alone)
     }
 
-    /// The work of a request of this `cost` in all. Dropping it removes the chunks that no thread has
+    /// Registers a request of this total `cost`. Dropping the result removes the chunks that no thread has
     /// taken.
     pub fn open(&self, hints: SchedulingHints, cost: usize) -> Tokenizing<'_> {
         let id = self.shared.change(|state| state.queue.open(hints, cost));
@@ -144,10 +145,10 @@ pub(crate) struct Tokenizing<'a> {
 }
 
 impl Tokenizing<'_> {
-    /// Runs chunks of the request. Their results come in order.
+    /// Runs chunks of the request, and returns their results in order.
     ///
     /// # Errors
-    /// [`PoolError`] of the first chunk that fails; the rest is then not run.
+    /// [`PoolError`] of the first chunk that fails; the others are then not run.
     pub async fn run<T: Send + 'static>(&self, chunks: Vec<Chunk<T>>) -> Result<Vec<T>, PoolError> {
         if chunks.is_empty() {
             return Ok(Vec::new());
@@ -202,7 +203,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and publishes what is left.
+    /// Changes the state, and publishes the remaining work.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
@@ -255,8 +256,8 @@ struct Results<T> {
 }
 
 impl<T> Collector<T> {
-    /// Runs a chunk, and answers the request when it was the last or failed. A panic fails the request
-    /// alone.
+    /// Runs a chunk, and replies to the request if it was the last one or failed. A panic fails only this
+    /// request.
     fn run(&self, index: usize, work: impl FnOnce() -> Result<T, EncodeError>) -> bool {
         let result = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(result) => result.map_err(PoolError::from),
@@ -281,7 +282,7 @@ impl<T> Collector<T> {
         };
         let succeeded = answer.is_ok();
         if let Some(reply) = results.reply.take() {
-            // The client may have just left.
+            // The client may have just disconnected.
             let _ = reply.send(answer);
         }
         succeeded

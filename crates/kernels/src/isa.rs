@@ -4,22 +4,11 @@
 //! quantized once and machines differ in speed alone. In fp32 every sum is made in the order of the inputs, so
 //! a row's result has the same bits whatever rows are multiplied beside it.
 //!
-//! An instruction set is one file that implements `Isa`, with its `mod` line, and one line in
-//! `instruction_sets!`.
+//! An instruction set is one file that implements `Isa`, and one line in `instruction_sets!`.
 #![allow(
     unsafe_code,
     reason = "calls instructions that not every processor has, after detecting them"
 )]
-
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod avx512_vnni;
-#[cfg(target_arch = "x86_64")]
-mod avx_vnni;
-mod portable;
 
 use crate::quantize::{COLUMNS, GROUP};
 #[cfg(test)]
@@ -29,39 +18,41 @@ pub(super) use portable::Portable;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstructionSet(Detected);
 
-/// Makes [`Detected`], the table of detectors and the dispatch from one list.
+/// Makes the modules, [`Detected`], the table of detectors and the dispatch from one list.
 macro_rules! instruction_sets {
-    ($($(#[$cfg:meta])? $set:ty as $name:ident,)+) => {
+    ($($(#[$cfg:meta])? $module:ident::$set:ident,)+) => {
+        $($(#[$cfg])? mod $module;)+
+
         /// An instruction set of this processor.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         enum Detected {
-            $($(#[$cfg])? $name($set),)+
+            $($(#[$cfg])? $set($module::$set),)+
         }
 
         /// Every instruction set, the fastest first.
         const ALL: &[fn() -> Option<Detected>] = &[
-            $($(#[$cfg])? || <$set>::detect().map(Detected::$name),)+
+            $($(#[$cfg])? || $module::$set::detect().map(Detected::$set),)+
         ];
 
         impl InstructionSet {
             /// The name in logs and answers, such as `avx2`.
             pub fn name(self) -> &'static str {
                 match self.0 {
-                    $($(#[$cfg])? Detected::$name(_) => <$set>::NAME,)+
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::NAME,)+
                 }
             }
 
             /// Whether its products are written with its own instructions.
             fn is_optimized(self) -> bool {
                 match self.0 {
-                    $($(#[$cfg])? Detected::$name(_) => <$set>::OPTIMIZED,)+
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::OPTIMIZED,)+
                 }
             }
 
             /// Runs `step` compiled for this instruction set.
             pub(super) fn perform<S: Step>(self, step: S) {
                 match self.0 {
-                    $($(#[$cfg])? Detected::$name(isa) => isa.perform(step),)+
+                    $($(#[$cfg])? Detected::$set(isa) => isa.perform(step),)+
                 }
             }
         }
@@ -69,11 +60,11 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
-    #[cfg(target_arch = "x86_64")] avx512_vnni::Avx512Vnni as Avx512Vnni,
-    #[cfg(target_arch = "x86_64")] avx512::Avx512 as Avx512,
-    #[cfg(target_arch = "x86_64")] avx_vnni::AvxVnni as AvxVnni,
-    #[cfg(target_arch = "x86_64")] avx2::Avx2 as Avx2,
-    portable::Portable as Portable,
+    #[cfg(target_arch = "x86_64")] avx512_vnni::Avx512Vnni,
+    #[cfg(target_arch = "x86_64")] avx512::Avx512,
+    #[cfg(target_arch = "x86_64")] avx_vnni::AvxVnni,
+    #[cfg(target_arch = "x86_64")] avx2::Avx2,
+    portable::Portable,
 }
 
 impl InstructionSet {

@@ -1,40 +1,38 @@
 //! Supported architectures, one module each: fields of `config.json`, tensor names and the
 //! classification head. The graph is built from these descriptions.
 //!
-//! To add one, add a module and its entry in `ALL`.
+//! To add one, add its file and its name in `architectures!`.
 
-mod bert;
 mod decoder;
-mod distilbert;
-mod electra;
-mod gemma;
-mod llama;
-mod mistral;
-mod modernbert;
-mod mpnet;
-mod qwen2;
-mod qwen3;
-mod roberta;
 
 use super::head::Head;
 use super::json::Object;
 use super::rotary::Rotary;
 use super::{ModelError, Weights};
 
-/// Every architecture.
-const ALL: [&Architecture; 11] = [
-    &bert::ARCHITECTURE,
-    &roberta::ARCHITECTURE,
-    &distilbert::ARCHITECTURE,
-    &electra::ARCHITECTURE,
-    &mpnet::ARCHITECTURE,
-    &modernbert::ARCHITECTURE,
-    &qwen3::ARCHITECTURE,
-    &qwen2::ARCHITECTURE,
-    &llama::ARCHITECTURE,
-    &mistral::ARCHITECTURE,
-    &gemma::ARCHITECTURE,
-];
+/// Makes the modules, and the list of what they declare.
+macro_rules! architectures {
+    ($($name:ident,)+) => {
+        $(mod $name;)+
+
+        /// Every architecture.
+        const ALL: &[&Architecture] = &[$(&$name::ARCHITECTURE),+];
+    };
+}
+
+architectures! {
+    bert,
+    roberta,
+    distilbert,
+    electra,
+    mpnet,
+    modernbert,
+    qwen3,
+    qwen2,
+    llama,
+    mistral,
+    gemma,
+}
 
 // Beyond every published model, and small enough that no product of two overflows.
 const MAX_WIDTH: usize = 1 << 17;
@@ -91,7 +89,7 @@ pub(super) fn find(
 /// All supported model types.
 pub(super) fn kinds() -> impl Iterator<Item = (&'static Architecture, &'static Kind)> {
     let kinds = |of: &'static Architecture| of.kinds.iter().map(move |kind| (of, kind));
-    ALL.into_iter().flat_map(kinds)
+    ALL.iter().copied().flat_map(kinds)
 }
 
 /// The activation of the feed-forward network.

@@ -19,7 +19,7 @@ pub use encoder::{BoundPrompts, PromptEncoder, PromptQuery};
 pub use pieces::Piece;
 pub use profile::{PROFILE_FILE, Profile, ProfileChoice};
 pub use source::{TEMPLATE_FILE, TEMPLATE_FOLDER};
-pub use template::{ChatTemplate, Message, MessageFormat, TemplateError};
+pub use template::{ChatTemplate, LayoutError, Message, MessageFormat, TemplateError};
 
 use crate::arch;
 use crate::head::LogitScore;
@@ -273,18 +273,16 @@ impl Source<'_> {
             format,
             restore_suffix,
         };
-        encoder::check_roles(&chat).map_err(|failure| {
+        encoder::check_roles(&chat).map_err(|error| {
             ModelError::new(
-                format!(
-                    "{}: the chat template cannot carry a pair: {failure}",
-                    found.location
-                ),
+                format!("{}: the chat template cannot carry a pair", found.location),
                 format!(
                     "add a `chat_template.jinja` that prints the messages with the roles `query` and \
                      `document`, or describe the prompt in `{PROFILE_FILE}` in the model's directory or with \
                      `--profile`"
                 ),
             )
+            .caused_by(error)
         })?;
         let (prompts, default) = self.saved.prompts()?;
         Ok(PromptConfig {

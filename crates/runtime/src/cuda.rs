@@ -88,7 +88,7 @@ impl CudaModel {
         let session = read(builder, graph)?;
         let providers = nodes_by_provider(&session)?;
         check(&providers)?;
-        let free = driver::free_memory(gpu.index).map_err(ScoreError)?;
+        let free = driver::free_memory(gpu.index).map_err(|error| ScoreError(error.to_string()))?;
         let budget = Budget::new(free / 100 * USABLE_PERCENT);
         tracing::info!(
             free_bytes = free,

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::driver::{self, DRIVER, DeviceFacts, RUNTIME};
+use super::driver::{self, DRIVER, DeviceFacts, DriverError, RUNTIME};
 use crate::Device;
 
 /// The library beside ONNX Runtime's that runs models on CUDA.
@@ -60,18 +60,52 @@ impl Choice {
 }
 
 /// A device was asked for that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`--device {asked}` cannot be used: {}; hint: {}, or start with `--device cpu`", .lack.found, .lack.hint)]
+#[derive(Debug, thiserror::Error)]
+#[error("`--device {asked}` cannot be used: {lack}; hint: {}, or start with `--device cpu`", lack.hint())]
 pub struct DeviceError {
     asked: Device,
+    #[source]
     lack: Lack,
 }
 
-/// What is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Lack {
-    found: String,
-    hint: &'static str,
+/// What a GPU's use lacks.
+#[derive(Debug, thiserror::Error)]
+enum Lack {
+    #[error("the NVIDIA driver's `{DRIVER}` cannot be loaded ({0})")]
+    Driver(#[source] DriverError),
+    #[error(transparent)]
+    Device(DriverError),
+    #[error(
+        "the driver is of CUDA {}.{}, and CUDA {} is needed",
+        .0.0, .0.1, OLDEST_CUDA.0
+    )]
+    NewerDriver((u32, u32)),
+    #[error(
+        "ONNX Runtime {version} in `{}` is built without CUDA: `{PROVIDER}` is not beside it",
+        library.display()
+    )]
+    Provider { version: String, library: PathBuf },
+    /// Each library that cannot be loaded, and why.
+    #[error("libraries of CUDA 13 and cuDNN 9 cannot be loaded: {0}")]
+    Libraries(String),
+}
+
+impl Lack {
+    /// How it is mended.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Driver(_) => {
+                "install the driver; in a container, give it the GPU (`docker run --gpus all`)"
+            }
+            Self::Device(_) => "`nvidia-smi -L` lists the devices that this process may see",
+            Self::NewerDriver(_) => "install a newer driver: 580 or later",
+            Self::Provider { .. } => {
+                "run `make onnxruntime-gpu`, and set ORT_DYLIB_PATH to the full path of \
+                 `target/onnxruntime-gpu/libonnxruntime.so`"
+            }
+            Self::Libraries(_) => "install them, and name their folders in LD_LIBRARY_PATH",
+        }
+    }
 }
 
 /// The machine, as far as a GPU is concerned.
@@ -79,14 +113,14 @@ pub trait Machine {
     /// Loads a library by its name, as the system's loader finds it.
     ///
     /// # Errors
-    /// What the loader said.
-    fn load(&self, name: &str) -> Result<(), String>;
+    /// [`DriverError::Library`] with what the loader said.
+    fn load(&self, name: &str) -> Result<(), DriverError>;
 
     /// What the driver says of device `index`.
     ///
     /// # Errors
-    /// In words.
-    fn facts(&self, index: u32) -> Result<DeviceFacts, String>;
+    /// [`DriverError`] when there is no such device, or the driver refuses.
+    fn facts(&self, index: u32) -> Result<DeviceFacts, DriverError>;
 
     /// Libraries of this name in other versions, where the loader looks.
     fn others(&self, name: &str) -> Vec<PathBuf>;
@@ -120,29 +154,17 @@ pub fn choose(
             .map_err(|lack| DeviceError { asked, lack }),
         Device::Auto => Ok(match probe(0, library, version, machine) {
             Ok(gpu) => cuda(gpu),
-            Err(lack) => cpu(format!("no GPU can be used: {}", lack.found)),
+            Err(lack) => cpu(format!("no GPU can be used: {lack}")),
         }),
     }
 }
 
 /// What of a GPU's use is not there, if anything.
 fn probe(index: u32, library: &Path, version: &str, machine: &dyn Machine) -> Result<Gpu, Lack> {
-    if let Err(reason) = machine.load(DRIVER) {
-        return Err(Lack {
-            found: format!("the NVIDIA driver's `{DRIVER}` cannot be loaded ({reason})"),
-            hint: "install the driver; in a container, give it the GPU (`docker run --gpus all`)",
-        });
-    }
-    let facts = machine.facts(index).map_err(|found| Lack {
-        found,
-        hint: "`nvidia-smi -L` lists the devices that this process may see",
-    })?;
+    machine.load(DRIVER).map_err(Lack::Driver)?;
+    let facts = machine.facts(index).map_err(Lack::Device)?;
     if facts.cuda < OLDEST_CUDA {
-        let ((major, minor), (oldest, _)) = (facts.cuda, OLDEST_CUDA);
-        return Err(Lack {
-            found: format!("the driver is of CUDA {major}.{minor}, and CUDA {oldest} is needed"),
-            hint: "install a newer driver: 580 or later",
-        });
+        return Err(Lack::NewerDriver(facts.cuda));
     }
     let beside = |name: &str| {
         library
@@ -150,13 +172,9 @@ fn probe(index: u32, library: &Path, version: &str, machine: &dyn Machine) -> Re
             .is_some_and(|folder| folder.join(name).is_file())
     };
     if !beside(PROVIDER) {
-        return Err(Lack {
-            found: format!(
-                "ONNX Runtime {version} in `{}` is built without CUDA: `{PROVIDER}` is not beside it",
-                library.display()
-            ),
-            hint: "run `make onnxruntime-gpu`, and set ORT_DYLIB_PATH to the full path of \
-                   `target/onnxruntime-gpu/libonnxruntime.so`",
+        return Err(Lack::Provider {
+            version: version.to_owned(),
+            library: library.to_owned(),
         });
     }
     let mut missing = String::new();
@@ -171,10 +189,7 @@ fn probe(index: u32, library: &Path, version: &str, machine: &dyn Machine) -> Re
         }
     }
     if !missing.is_empty() {
-        return Err(Lack {
-            found: format!("libraries of CUDA 13 and cuDNN 9 cannot be loaded: {missing}"),
-            hint: "install them, and name their folders in LD_LIBRARY_PATH",
-        });
+        return Err(Lack::Libraries(missing));
     }
     Ok(Gpu { index, facts })
 }
@@ -195,11 +210,11 @@ impl ThisMachine {
 }
 
 impl Machine for ThisMachine {
-    fn load(&self, name: &str) -> Result<(), String> {
+    fn load(&self, name: &str) -> Result<(), DriverError> {
         driver::load(name)
     }
 
-    fn facts(&self, index: u32) -> Result<DeviceFacts, String> {
+    fn facts(&self, index: u32) -> Result<DeviceFacts, DriverError> {
         driver::facts(index)
     }
 
@@ -309,15 +324,17 @@ mod tests {
     }
 
     impl Machine for Tree {
-        fn load(&self, name: &str) -> Result<(), String> {
+        fn load(&self, name: &str) -> Result<(), DriverError> {
             let found = self
                 .folders()
                 .iter()
                 .any(|folder| folder.join(name).exists());
-            found.then_some(()).ok_or("no such file".to_owned())
+            found
+                .then_some(())
+                .ok_or(libloading::Error::DlOpenUnknown.into())
         }
 
-        fn facts(&self, index: u32) -> Result<DeviceFacts, String> {
+        fn facts(&self, index: u32) -> Result<DeviceFacts, DriverError> {
             match index {
                 0 | 1 => Ok(DeviceFacts {
                     cuda: self.cuda,
@@ -325,7 +342,7 @@ mod tests {
                     capability: (9, 0),
                     memory_bytes: 1 << 34,
                 }),
-                _ => Err("the driver knows 2 devices".into()),
+                _ => Err(DriverError::UnknownDevice { devices: 2, index }),
             }
         }
 

@@ -29,13 +29,40 @@ pub struct DeviceFacts {
     pub memory_bytes: u64,
 }
 
+/// Why driver or runtime gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A library or one of its functions cannot be loaded.
+    #[error(transparent)]
+    Library(#[from] libloading::Error),
+    /// The driver has no device of this number.
+    #[error("the driver knows {devices} devices, and none is number {index}")]
+    UnknownDevice {
+        /// Devices that the driver has.
+        devices: u32,
+        /// The number that was asked for.
+        index: u32,
+    },
+    /// A function found no device at all.
+    #[error("`{0}` says that there is no device")]
+    NoDevice(&'static str),
+    /// A function failed.
+    #[error("`{function}` failed with {code}")]
+    Failed {
+        /// Its name.
+        function: &'static str,
+        /// What it returned.
+        code: c_int,
+    },
+}
+
 /// Loads the library `name` by the system's loader, for as long as the process lives.
 ///
 /// # Errors
-/// What the loader said.
-pub fn load(name: &str) -> Result<(), String> {
+/// [`DriverError::Library`] with what the loader said.
+pub fn load(name: &str) -> Result<(), DriverError> {
     // SAFETY: the initializers of the libraries of driver, CUDA and cuDNN have no precondition.
-    let library = unsafe { Library::new(name) }.map_err(|error| error.to_string())?;
+    let library = unsafe { Library::new(name) }?;
     // Threads of the driver may run in it from now on.
     std::mem::forget(library);
     Ok(())
@@ -46,13 +73,12 @@ type Status = c_int;
 /// What the driver says of device `index`.
 ///
 /// # Errors
-/// In words, when there is no driver, no such device, or the driver refuses.
-pub fn facts(index: u32) -> Result<DeviceFacts, String> {
+/// [`DriverError`] when there is no driver, no such device, or the driver refuses.
+pub fn facts(index: u32) -> Result<DeviceFacts, DriverError> {
     // SAFETY: as in `load`; each symbol has this signature in every version of the driver, and every
     // buffer is as long as is said.
     unsafe {
-        let driver = Library::new(DRIVER).map_err(|error| error.to_string())?;
-        let symbol = |error: libloading::Error| error.to_string();
+        let driver = Library::new(DRIVER)?;
         let init = driver.get::<unsafe extern "C" fn(u32) -> Status>(b"cuInit\0");
         let version =
             driver.get::<unsafe extern "C" fn(*mut c_int) -> Status>(b"cuDriverGetVersion\0");
@@ -66,26 +92,19 @@ pub fn facts(index: u32) -> Result<DeviceFacts, String> {
         let memory = driver
             .get::<unsafe extern "C" fn(*mut usize, c_int) -> Status>(b"cuDeviceTotalMem_v2\0");
 
-        ok("cuInit", init.map_err(symbol)?(0))?;
+        ok("cuInit", init?(0))?;
         let (mut cuda, mut devices, mut device) = (0, 0, 0);
-        ok("cuDriverGetVersion", version.map_err(symbol)?(&mut cuda))?;
-        ok("cuDeviceGetCount", count.map_err(symbol)?(&mut devices))?;
-        if i64::from(index) >= i64::from(devices) {
-            return Err(format!(
-                "the driver knows {devices} devices, and none is number {index}"
-            ));
+        ok("cuDriverGetVersion", version?(&mut cuda))?;
+        ok("cuDeviceGetCount", count?(&mut devices))?;
+        let devices = u32::try_from(devices).unwrap_or_default();
+        if index >= devices {
+            return Err(DriverError::UnknownDevice { devices, index });
         }
-        ok(
-            "cuDeviceGet",
-            get.map_err(symbol)?(&mut device, index as c_int),
-        )?;
+        ok("cuDeviceGet", get?(&mut device, index as c_int))?;
         let mut text = [0; 256];
         let length = text.len() as c_int - 1;
-        ok(
-            "cuDeviceGetName",
-            name.map_err(symbol)?(text.as_mut_ptr(), length, device),
-        )?;
-        let attribute = attribute.map_err(symbol)?;
+        ok("cuDeviceGetName", name?(text.as_mut_ptr(), length, device))?;
+        let attribute = attribute?;
         let (mut major, mut minor, mut bytes) = (0, 0, 0);
         ok(
             "cuDeviceGetAttribute",
@@ -95,10 +114,7 @@ pub fn facts(index: u32) -> Result<DeviceFacts, String> {
             "cuDeviceGetAttribute",
             attribute(&mut minor, CAPABILITY_MINOR, device),
         )?;
-        ok(
-            "cuDeviceTotalMem_v2",
-            memory.map_err(symbol)?(&mut bytes, device),
-        )?;
+        ok("cuDeviceTotalMem_v2", memory?(&mut bytes, device))?;
         // The driver stays loaded: see `load`.
         let name = CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned();
         std::mem::forget(driver);
@@ -114,18 +130,14 @@ pub fn facts(index: u32) -> Result<DeviceFacts, String> {
 /// Free bytes of device `index`, as the CUDA runtime has them.
 ///
 /// # Errors
-/// In words, when there is no runtime or it refuses.
-pub fn free_memory(index: u32) -> Result<u64, String> {
+/// [`DriverError`] when there is no runtime or it refuses.
+pub fn free_memory(index: u32) -> Result<u64, DriverError> {
     // SAFETY: as in `facts`.
     unsafe {
-        let runtime = Library::new(RUNTIME).map_err(|error| error.to_string())?;
-        let symbol = |error: libloading::Error| error.to_string();
-        let set = runtime
-            .get::<unsafe extern "C" fn(c_int) -> Status>(b"cudaSetDevice\0")
-            .map_err(symbol)?;
+        let runtime = Library::new(RUNTIME)?;
+        let set = runtime.get::<unsafe extern "C" fn(c_int) -> Status>(b"cudaSetDevice\0")?;
         let info = runtime
-            .get::<unsafe extern "C" fn(*mut usize, *mut usize) -> Status>(b"cudaMemGetInfo\0")
-            .map_err(symbol)?;
+            .get::<unsafe extern "C" fn(*mut usize, *mut usize) -> Status>(b"cudaMemGetInfo\0")?;
         let (mut free, mut total) = (0, 0);
         ok("cudaSetDevice", set(index as c_int))?;
         ok("cudaMemGetInfo", info(&mut free, &mut total))?;
@@ -134,10 +146,10 @@ pub fn free_memory(index: u32) -> Result<u64, String> {
     }
 }
 
-fn ok(function: &str, status: Status) -> Result<(), String> {
+fn ok(function: &'static str, status: Status) -> Result<(), DriverError> {
     match status {
         0 => Ok(()),
-        100 => Err(format!("`{function}` says that there is no device")),
-        code => Err(format!("`{function}` failed with {code}")),
+        100 => Err(DriverError::NoDevice(function)),
+        code => Err(DriverError::Failed { function, code }),
     }
 }

@@ -106,7 +106,7 @@ impl PaddedModel {
         };
         let place = format!("`{}`", self.file.path.display());
         let signature = Signature::read(session.inputs(), session.outputs(), self.rows.labels)
-            .map_err(|what| ModelError::new(format!("{place} {what}"), EXPORT_HINT))?;
+            .map_err(|error| ModelError::new(format!("{place} {error}"), EXPORT_HINT))?;
         Ok(PaddedScorer {
             session,
             signature,
@@ -147,6 +147,36 @@ struct Input {
     narrow: bool,
 }
 
+/// Why a file does not classify sequences: a predicate that follows the name of the file.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum SignatureError {
+    #[error("has no input `{0}`")]
+    MissingInput(&'static str),
+    #[error(
+        "has the input `{0}`; known are `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`"
+    )]
+    UnknownInput(String),
+    #[error("has the input `{name}` of type {kind}; it must be int64 or int32")]
+    InputType {
+        name: String,
+        kind: TensorElementType,
+    },
+    #[error("has the input `{0}`, which is no tensor")]
+    InputKind(String),
+    #[error("has the input `{name}` of shape {shape:?}; both batch and sequence must be dynamic")]
+    InputShape { name: String, shape: Vec<i64> },
+    #[error("has the outputs `{}`, and none of them is `logits`", .0.join("`, `"))]
+    NoLogits(Vec<String>),
+    #[error("has the output `{0}`, which is no tensor of float32")]
+    OutputKind(String),
+    #[error("has the output `{name}` of shape {shape:?}; `config.json` makes it [batch, {labels}]")]
+    OutputShape {
+        name: String,
+        shape: Vec<i64>,
+        labels: usize,
+    },
+}
+
 /// What a file wants, and what it gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Signature {
@@ -155,8 +185,8 @@ struct Signature {
 }
 
 impl Signature {
-    /// Reads it off a session, or says what is wrong with the file.
-    fn read(inputs: &[Outlet], outputs: &[Outlet], labels: usize) -> Result<Self, String> {
+    /// Reads it off a session.
+    fn read(inputs: &[Outlet], outputs: &[Outlet], labels: usize) -> Result<Self, SignatureError> {
         let outlets = |outlets: &[Outlet]| -> Vec<(String, ValueType)> {
             let outlet = |o: &Outlet| (o.name().to_owned(), o.dtype().clone());
             outlets.iter().map(outlet).collect()
@@ -168,7 +198,7 @@ impl Signature {
         inputs: &[(String, ValueType)],
         outputs: &[(String, ValueType)],
         labels: usize,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, SignatureError> {
         let inputs: Vec<Input> = inputs
             .iter()
             .map(|(name, kind)| input(name, kind))
@@ -178,18 +208,15 @@ impl Signature {
             (Role::AttentionMask, "attention_mask"),
         ] {
             if inputs.iter().all(|input| input.role != role) {
-                return Err(format!("has no input `{name}`"));
+                return Err(SignatureError::MissingInput(name));
             }
         }
         let named = outputs.iter().find(|(name, _)| name == "logits");
         let (name, kind) = match (named, outputs) {
             (Some(output), _) | (None, [output]) => output,
             _ => {
-                let names: Vec<&str> = outputs.iter().map(|(name, _)| name.as_str()).collect();
-                return Err(format!(
-                    "has the outputs `{}`, and none of them is `logits`",
-                    names.join("`, `")
-                ));
+                let names = outputs.iter().map(|(name, _)| name.clone());
+                return Err(SignatureError::NoLogits(names.collect()));
             }
         };
         check_output(name, kind, labels)?;
@@ -200,60 +227,47 @@ impl Signature {
     }
 }
 
-fn input(name: &str, kind: &ValueType) -> Result<Input, String> {
-    let Some(role) = Role::of(name) else {
-        return Err(format!(
-            "has the input `{name}`; known are `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`"
-        ));
+fn input(name: &str, kind: &ValueType) -> Result<Input, SignatureError> {
+    let name = name.to_owned();
+    let Some(role) = Role::of(&name) else {
+        return Err(SignatureError::UnknownInput(name));
     };
-    let (narrow, shape) = match kind {
-        ValueType::Tensor { ty, shape, .. } => match ty {
-            TensorElementType::Int64 => (false, shape),
-            TensorElementType::Int32 => (true, shape),
-            other => {
-                return Err(format!(
-                    "has the input `{name}` of type {other}; it must be int64 or int32"
-                ));
-            }
-        },
-        _ => return Err(format!("has the input `{name}`, which is no tensor")),
+    let ValueType::Tensor { ty, shape, .. } = kind else {
+        return Err(SignatureError::InputKind(name));
+    };
+    let narrow = match *ty {
+        TensorElementType::Int64 => false,
+        TensorElementType::Int32 => true,
+        kind => return Err(SignatureError::InputType { name, kind }),
     };
     if shape.len() != 2 || shape.iter().any(|&dim| dim >= 0) {
-        return Err(format!(
-            "has the input `{name}` of shape {:?}; both batch and sequence must be dynamic",
-            &shape[..]
-        ));
+        let shape = shape.to_vec();
+        return Err(SignatureError::InputShape { name, shape });
     }
-    Ok(Input {
-        name: name.to_owned(),
-        role,
-        narrow,
-    })
+    Ok(Input { name, role, narrow })
 }
 
-fn check_output(name: &str, kind: &ValueType, labels: usize) -> Result<(), String> {
+fn check_output(name: &str, kind: &ValueType, labels: usize) -> Result<(), SignatureError> {
+    let name = name.to_owned();
     let ValueType::Tensor {
         ty: TensorElementType::Float32,
         shape,
         ..
     } = kind
     else {
-        return Err(format!(
-            "has the output `{name}`, which is no tensor of float32"
-        ));
+        return Err(SignatureError::OutputKind(name));
     };
-    let classifies = match shape[..] {
-        [batch, columns] => {
-            batch < 0 && (columns < 0 || usize::try_from(columns).is_ok_and(|c| c == labels))
+    match shape[..] {
+        [batch, columns]
+            if batch < 0 && (columns < 0 || usize::try_from(columns) == Ok(labels)) =>
+        {
+            Ok(())
         }
-        _ => false,
-    };
-    match classifies {
-        true => Ok(()),
-        false => Err(format!(
-            "has the output `{name}` of shape {:?}; `config.json` makes it [batch, {labels}]",
-            &shape[..]
-        )),
+        _ => Err(SignatureError::OutputShape {
+            name,
+            shape: shape.to_vec(),
+            labels,
+        }),
     }
 }
 
@@ -455,6 +469,7 @@ mod tests {
         expected: &str,
     ) {
         let error = Signature::of(inputs, outputs, 2).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains(expected), "{error}");
     }
 

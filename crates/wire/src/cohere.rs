@@ -40,16 +40,7 @@ pub static V1: Dialect = Dialect {
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v1_ranks")),
     )
-    .requiring(&[
-        "id",
-        "results[].index",
-        "results[].relevance_score",
-        "meta.api_version.version",
-        "meta.billed_units.search_units",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
+    .requiring(REQUIRED)
     .rejecting(&["object"])],
     error: |problem| error(problem, Some(problem.message)),
 };
@@ -64,19 +55,22 @@ pub static V2: Dialect = Dialect {
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v2_ranks")),
     )
-    .requiring(&[
-        "id",
-        "results[].index",
-        "results[].relevance_score",
-        "meta.api_version.version",
-        "meta.billed_units.search_units",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
+    .requiring(REQUIRED)
     .rejecting(&["object"])],
     error: |problem| error(problem, None),
 };
+
+/// What clients of both versions read.
+const REQUIRED: &[&str] = &[
+    "id",
+    "results[].index",
+    "results[].relevance_score",
+    "meta.api_version.version",
+    "meta.billed_units.search_units",
+    "model",
+    "usage.prompt_tokens",
+    "usage.total_tokens",
+];
 
 fn form(schemas: &mut Schemas, example: Value) -> Form {
     Form::of::<CohereRequest, CohereResponse, CohereError>(schemas, example)

@@ -358,7 +358,7 @@ pub(crate) fn rerank<T: RerankRequest>(
     let hints = with_priority(request.priority());
     let (command, kept) = request.into_command(served)?;
     let command = command.with_hints(hints);
-    let pairs = command.pairs().clone();
+    let pairs = command.scoring().pairs().clone();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {
         let answer = RankingAnswer {
             context,

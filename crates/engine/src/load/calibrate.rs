@@ -1,4 +1,4 @@
-//! Measures what batches cost, before the first request.
+//! Measures the cost of batches before the first request.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use crate::cost::{Costs, Estimator, Work};
 use rerankd_core::{Batch, Encoding};
 use rerankd_runtime::{ScoreError, Scorer};
 
-/// Longest that all of it takes, as long as a short sequence takes a fraction of that.
+/// Maximum time of the calibration, if one short sequence takes a fraction of it.
 const BUDGET: Duration = Duration::from_millis(120);
 
-/// Sequences of each batch that is tried, small ones first: a slow machine ends after a few.
+/// Lengths of the sequences of each batch, small ones first: a slow machine runs only a few.
 pub const SHAPES: [&[usize]; 7] = [
     &[32],
     &[16, 16, 16, 16],
@@ -21,23 +21,23 @@ pub const SHAPES: [&[usize]; 7] = [
     &[24, 24, 24, 24, 24, 24, 24, 24],
 ];
 
-/// Makes batches of so many tokens.
+/// Makes the batches of a calibration.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// Tokens that the model knows and that are not padding; may be equal. Of causal models they differ:
-    /// sequences must not begin alike, because what they share would be computed once.
+    /// Tokens in the vocabulary that are not padding; may be equal. For causal models they differ: sequences must
+    /// not share a prefix, which would be computed only once.
     pub tokens: [u32; 2],
-    /// Most tokens of a sequence.
+    /// Maximum number of tokens of a sequence.
     pub max_length: usize,
-    /// Sequences of each batch that is tried, small ones first; at least one.
+    /// Lengths of the sequences of each batch, small ones first; at least one batch.
     pub shapes: &'static [&'static [usize]],
-    /// Batches that each scorer runs before any is measured, beside the first shape.
+    /// Batches that each scorer runs before the measurement, besides the first shape.
     pub warm_up: &'static [&'static [usize]],
 }
 
 impl Sample {
-    /// The batch of the `run`-th run. Sequences of all runs differ in their first tokens, which are the bits
-    /// of their number.
+    /// The batch of the `run`-th run. All sequences differ in their first tokens, which are the bits of their
+    /// number.
     fn batch(self, lengths: &[usize], run: usize) -> (Work, Batch) {
         let first = run
             * self
@@ -63,11 +63,11 @@ impl Sample {
     }
 }
 
-/// Warms every session up, so that no client pays for the first touch of its memory, and finds out
-/// what batches cost while all run side by side.
+/// Warms up every session, so that no request pays for the first use of its memory, and measures the cost
+/// of batches while all sessions run.
 ///
 /// # Errors
-/// [`ScoreError`] when a session cannot score.
+/// [`ScoreError`] if a session cannot score.
 pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Costs, ScoreError> {
     let workers = scorers.len();
     for (run, shape) in sample.warm_up.iter().enumerate() {
@@ -85,7 +85,7 @@ pub fn calibrate(scorers: &mut [Box<dyn Scorer>], sample: Sample) -> Result<Cost
     ))
 }
 
-/// Runs `work` on all scorers at the same time.
+/// Runs `work` on all scorers in parallel.
 fn side_by_side<T: Send>(
     scorers: &mut [Box<dyn Scorer>],
     work: impl Fn(&mut dyn Scorer) -> Result<T, ScoreError> + Sync,
@@ -102,7 +102,7 @@ fn side_by_side<T: Send>(
                 })
             })
             .collect();
-        let panicked = |_| Err(ScoreError("a session panicked in its warm-up".into()));
+        let panicked = |_| Err(ScoreError("a session panicked during warm-up".into()));
         let done = threads
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(panicked));
@@ -110,8 +110,7 @@ fn side_by_side<T: Send>(
     })
 }
 
-/// Scores one batch of each shape after the other, round and round, while the time allows. At least
-/// one is scored.
+/// Scores a batch of each shape in turn, several times, until `time` is up. Scores at least one.
 fn try_shapes(
     scorer: &mut dyn Scorer,
     sample: Sample,
@@ -123,7 +122,7 @@ fn try_shapes(
     let runs = shapes.iter().cycle().take(3 * shapes.len());
     for (run, shape) in (sample.warm_up.len() + 1..).zip(runs) {
         let (work, batch) = sample.batch(shape, run);
-        // By what the last one took: only to know whether there is time for another.
+        // From the previous batch; only decides whether there is time for another.
         let expected = measured.last().map_or(0.0, |(last, seconds)| {
             1.2 * seconds * work.tokens as f64 / last.tokens as f64
         });

@@ -19,18 +19,18 @@ use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
 use rerankd_runtime::padded::{PaddedModel, PaddedScorer};
 use rerankd_runtime::{ScoreError, Scorer};
 
-/// A device that was asked for an arithmetic that it has not.
+/// A device that does not support the requested precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PrecisionError {
-    /// 16 bits on a processor.
-    #[error("`--precision fp16` is for a GPU; hint: `--precision auto` fits every device")]
+    /// fp16 on a CPU.
+    #[error("`--precision fp16` requires a GPU; hint: `--precision auto` works on every device")]
     HalfOnCpu,
-    /// Eight bits on a GPU.
-    #[error("`--precision int8` is for processors; hint: `--precision auto` fits every device")]
+    /// int8 on a GPU.
+    #[error("`--precision int8` requires a CPU; hint: `--precision auto` works on every device")]
     Int8OnGpu,
 }
 
-/// Numbers that a model is computed with.
+/// The number format that a model is computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arithmetic {
     Cpu(graph::Precision),
@@ -38,8 +38,8 @@ enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// What the settings ask of `device`. `auto` trusts eight bits with the embedded model alone: of
-    /// others nobody has measured what becomes of their scores.
+    /// The configured precision on `device`. `auto` uses int8 for the built-in model only: its effect on the
+    /// scores of other models has not been measured.
     fn of(config: &LoadConfig, device: &Taken) -> Result<Self, PrecisionError> {
         use graph::Precision::{Fp32, Fp32Nodes, Int8};
         let (measured, set) = (config.model.is_none(), InstructionSet::best());
@@ -75,10 +75,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Looks at the machine where the settings ask for more than a processor.
+    /// Probes the machine if a GPU is requested.
     ///
     /// # Errors
-    /// When what is asked for is not there.
+    /// If the requested device or precision is not available.
     pub(super) fn new(config: &LoadConfig, library: &Library) -> Result<Self, LoadError> {
         let machine = ThisMachine::new(config.library_path.as_deref());
         let choice = choose(config.device, &library.path, &library.version, &machine)?;
@@ -100,10 +100,10 @@ impl Plan {
         Ok(Self { choice, arithmetic })
     }
 
-    /// Opens every session, and drops the model: its memory is wanted for them.
+    /// Opens all sessions, and drops the model to free its memory for them.
     ///
     /// # Errors
-    /// When the model cannot be opened, or not on the device.
+    /// If the model cannot be opened on the device.
     pub(super) fn open(
         self,
         config: &LoadConfig,
@@ -111,21 +111,21 @@ impl Plan {
         model: Model,
     ) -> Result<Engine, LoadError> {
         let this = match model.manifest.encoder.decoder() {
-            Some(_) => self.on_processor(config, &model.manifest)?,
+            Some(_) => self.on_cpu_only(config, &model.manifest)?,
             None => self,
         };
         this.open_built(config, library, model)
     }
 
-    /// The plan of a causal model, which runs on the processor.
-    fn on_processor(self, config: &LoadConfig, manifest: &Manifest) -> Result<Self, LoadError> {
+    /// The plan for a causal model, which runs on the CPU.
+    fn on_cpu_only(self, config: &LoadConfig, manifest: &Manifest) -> Result<Self, LoadError> {
         if matches!(self.choice.device, Taken::Cpu) {
             return Ok(self);
         }
         if config.device != Device::Auto {
             return Err(LoadError::Model(ModelError::new(
                 format!(
-                    "`{}` is a causal model (`{}`), which runs on the processor only",
+                    "`{}` is a causal model (`{}`), which runs on the CPU only",
                     manifest.id, manifest.architecture
                 ),
                 "serve it with `--device cpu`",
@@ -133,7 +133,7 @@ impl Plan {
         }
         let choice = Choice {
             device: Taken::Cpu,
-            because: "a causal model runs on the processor".to_owned(),
+            because: "causal models run on the CPU".to_owned(),
         };
         let arithmetic = Arithmetic::of(config, &choice.device)?;
         Ok(Self { choice, arithmetic })
@@ -155,12 +155,12 @@ impl Plan {
                 if config.cache.per_key
                     && let Some(causal) = &mut layout.causal
                 {
-                    // The time of an answer would tell one key's holder what another has asked.
+                    // Response times would reveal to one tenant what another has sent.
                     causal.keeps = 0;
                 }
                 drop(model);
                 let pool = match precision {
-                    // No operator of ours would borrow a core.
+                    // This graph has no custom operators that would borrow cores.
                     graph::Precision::Fp32Nodes => ComputePool::default(),
                     graph::Precision::Fp32 | graph::Precision::Int8 => {
                         ComputePool::new(config.threads)?
@@ -174,7 +174,7 @@ impl Plan {
                 )?
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {
-                unreachable!("the arithmetic was chosen for the device")
+                unreachable!("the precision was chosen for the device")
             }
         };
         Ok(Engine {
@@ -188,10 +188,10 @@ impl Plan {
 }
 
 impl Plan {
-    /// Opens every session of an ONNX file, which is run as it is, on the processor.
+    /// Opens all sessions of an ONNX file, which runs unchanged on the CPU.
     ///
     /// # Errors
-    /// When the settings ask for what the file is not.
+    /// If the settings contradict the file.
     pub(super) fn open_file(
         self,
         config: &LoadConfig,
@@ -201,24 +201,24 @@ impl Plan {
         let place = file.path.display();
         if config.device != Device::Auto && matches!(self.choice.device, Taken::Cuda(_)) {
             return Err(LoadError::Model(ModelError::new(
-                format!("`{place}` is an ONNX file, which is run on the processor"),
-                "serve it with `--device cpu`, or serve the weights of the model",
+                format!("`{place}` is an ONNX file; those run on the CPU only"),
+                "use `--device cpu`, or serve the weights of the model",
             )));
         }
         if config.precision == Precision::Int8 && file.precision() != "int8" {
             return Err(LoadError::Model(ModelError::new(
                 format!(
-                    "`{place}` computes in {}, and a file is run as it is",
+                    "`{place}` computes in {}, and ONNX files run unchanged",
                     file.precision()
                 ),
-                "leave `precision` out, or name a file that was quantised with `onnx_file`",
+                "leave `precision` unset, or set `onnx_file` to a quantized file",
             )));
         }
         Ok(Engine {
             device: "cpu".to_owned(),
             device_because: match self.choice.device {
                 Taken::Cpu => self.choice.because,
-                Taken::Cuda(_) => "an ONNX file is run on the processor".to_owned(),
+                Taken::Cuda(_) => "ONNX files run on the CPU".to_owned(),
             },
             on_gpu: false,
             precision: file.precision(),
@@ -227,7 +227,7 @@ impl Plan {
     }
 }
 
-/// A session for each thread. All are opened alike, so the first one tells which providers run them.
+/// Opens a session per thread. All are identical, so the first one tells which providers run them.
 fn on_cpu<S: Scorer + 'static, E: From<ScoreError>>(
     config: &LoadConfig,
     open: impl Fn() -> Result<S, E>,
@@ -269,14 +269,14 @@ fn on_gpu(
         providers: model.providers().clone(),
         limits: BatchLimits {
             max_tokens: tokens,
-            // They take turns on one device: half of a batch each is two batches.
+            // The scorers take turns on one device, so sharing a batch would gain nothing.
             share_above: tokens,
             ..BatchLimits::of(&config.batching)
         },
     })
 }
 
-/// What a device has been given.
+/// The scorers on a device, and their limits.
 pub(super) struct Opened {
     pub(super) scorers: Vec<Box<dyn Scorer>>,
     pub(super) sessions: usize,
@@ -294,9 +294,9 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Batches to measure it by, of `tokens` and sequences of `max_length`.
+    /// Batches for calibration, of `tokens` and sequences of `max_length`.
     pub(super) fn sample(&self, tokens: [u32; 2], max_length: usize) -> Sample {
-        // A GPU's first run of a size is slow: its kernels are loaded, and its memory is taken.
+        // A GPU's first run of each size is slow: it loads kernels and allocates memory.
         let (shapes, warm_up): (&[&[usize]], &[&[usize]]) = match self.on_gpu {
             true => (&cuda::SHAPES, &cuda::SHAPES),
             false => (&SHAPES, &[]),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn causal_models_stay_on_the_processor() {
+    fn causal_models_run_on_the_cpu() {
         let name = "../../tests/reference/models/causal-qwen3";
         let model = Model::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
         let plan = |device| {
@@ -339,7 +339,7 @@ mod tests {
                 because: "a GPU is there".into(),
             };
             let arithmetic = Arithmetic::of(&config, &choice.device).unwrap();
-            Plan { choice, arithmetic }.on_processor(&config, &model.manifest)
+            Plan { choice, arithmetic }.on_cpu_only(&config, &model.manifest)
         };
         let error = plan(Device::Cuda(0)).map(|_| ()).unwrap_err().to_string();
         assert!(

@@ -1,7 +1,7 @@
-//! Whether a model that loaded gives scores at all: a few pairs, scored before anybody is served.
+//! Checks that a loaded model gives usable scores, with a few pairs, before requests are served.
 //!
-//! Weights that are damaged, or a graph that does not fit them, can load without an error and then
-//! give the same answer to everything, or none. Which score is right is for `rerankd verify` to say.
+//! Damaged weights, or a graph that does not match them, can load without an error and then give every
+//! pair the same score, or NaN. `rerankd verify` checks whether scores are correct.
 
 use std::sync::atomic::AtomicBool;
 
@@ -10,9 +10,9 @@ use rerankd_core::{Batch, Encoding};
 use rerankd_model::encoder::{EncodeError, EncodedPair, Encoder};
 use rerankd_runtime::Scorer;
 
-/// Pairs that are alike, unlike, short, long, and in several scripts: no model that reads has one
-/// score for all. Together they are as long as a batch of a small request, so that scoring them also
-/// touches the memory that the first client would otherwise wait for.
+/// Similar, different, short and long pairs, in several scripts: no working model gives all of them the same
+/// score. Together they have the length of a small request's batch, so that scoring them also allocates the
+/// memory that the first request would otherwise wait for.
 const PAIRS: [(&str, &str); 6] = [
     ("A man is eating.", "A man is eating."),
     (
@@ -34,25 +34,27 @@ const PAIRS: [(&str, &str); 6] = [
     ),
 ];
 
-/// Least spread of the logits that is not a rounding error, against their size.
+/// Minimum spread of the logits, relative to their size, that is not a rounding error.
 const LEAST_SPREAD: f32 = 1e-6;
 
-/// Why a model is not served although it loaded.
+/// Why a loaded model is not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelfTestError {
-    /// The tokenizer gave up on plain text.
-    #[error("the tokenizer fails on plain text: {0}\nhint: is `tokenizer.json` of this model?")]
-    Encode(String),
-    /// The model could not be run, or its scorer noticed what it gave.
+    /// The tokenizer failed on plain text.
     #[error(
-        "the model fails on plain text: {0}\nhint: its weights are damaged, or do not fit its \
+        "the tokenizer fails on plain text: {0}\nhint: check that `tokenizer.json` belongs to this model"
+    )]
+    Encode(String),
+    /// The model could not be run.
+    #[error(
+        "the model fails on plain text: {0}\nhint: its weights are damaged, or do not match its \
          configuration; download it again"
     )]
     Score(String),
-    /// A score is no number.
+    /// A score is NaN or infinite.
     #[error(
-        "the model gives scores that are no finite numbers\nhint: its weights are damaged, or do not \
-         survive the precision that they are stored in; download it again"
+        "the model gives scores that are not finite\nhint: its weights are damaged, or exceed the range of \
+         the format that they are stored in; download it again"
     )]
     NotFinite,
     /// Every pair has the same scores.
@@ -69,17 +71,17 @@ impl From<EncodeError> for SelfTestError {
     }
 }
 
-/// The pairs as one model reads them.
+/// The pairs, tokenized for one model.
 pub struct SelfTest {
     batch: Batch,
     labels: usize,
 }
 
 impl SelfTest {
-    /// For a model that `encoder` tokenises for.
+    /// Tokenizes the pairs with `encoder`.
     ///
     /// # Errors
-    /// [`SelfTestError::Encode`].
+    /// [`SelfTestError::Encode`] if that fails.
     pub fn new(encoder: &Encoder, labels: usize) -> Result<Self, SelfTestError> {
         let pairs = PAIRS.map(|(query, document)| Pair {
             query: query.into(),
@@ -94,16 +96,16 @@ impl SelfTest {
         })
     }
 
-    /// Has `scorer` score the pairs.
+    /// Scores the pairs with `scorer`.
     ///
     /// # Errors
-    /// Any [`SelfTestError`] but [`SelfTestError::Encode`].
+    /// [`SelfTestError`] if that fails, or if the scores are unusable.
     pub fn run(&self, scorer: &mut dyn Scorer) -> Result<(), SelfTestError> {
         let logits = scorer.score(&self.batch);
         self.check(&logits.map_err(|error| SelfTestError::Score(error.to_string()))?)
     }
 
-    /// Judges `logits`, `[pairs, labels]` row by row.
+    /// Checks `logits`, `[pairs, labels]`, row-major.
     fn check(&self, logits: &[f32]) -> Result<(), SelfTestError> {
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(SelfTestError::NotFinite);

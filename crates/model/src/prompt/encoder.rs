@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokenizers::TruncationDirection;
 
 use super::pieces::{self, CompiledPiece, Part, Texts};
-use super::template::{ChatTemplate, Message, TemplateError};
+use super::template::{ChatTemplate, LayoutError, Message, TemplateError};
 use super::{ChatConfig, Layout, PromptConfig};
 use crate::encoder::text::{BYTES_PER_ID, TextTokenizer, TextTokens, keep};
 use crate::encoder::{EncodeError, EncodedPair};
@@ -29,19 +29,14 @@ const FILLERS: [&str; 2] = ["0", "1 2 3 4"];
 /// Tokens that a document may have more in its prompt than alone.
 const SEAM: usize = 2;
 
-/// Checks that a template prints both texts. The error says what is wrong.
-pub(super) fn check_roles(config: &ChatConfig) -> Result<(), String> {
-    let chat = Chat::new(config).map_err(|error| error.to_string())?;
-    let render = |[query, document]: [&str; 2]| {
-        chat.render(None, query, document)
-            .map_err(|error| error.to_string())
-    };
+/// Checks that a template prints both texts.
+pub(super) fn check_roles(config: &ChatConfig) -> Result<(), LayoutError> {
+    let chat = Chat::new(config)?;
+    let render = |[query, document]: [&str; 2]| chat.render(None, query, document);
     let base = render(PROBES[0])?;
     for (role, probe) in [("query", PROBES[1]), ("document", PROBES[2])] {
         if render(probe)? == base {
-            return Err(format!(
-                "it does not print the message with the role `{role}`"
-            ));
+            return Err(LayoutError::RoleNotPrinted(role));
         }
     }
     Ok(())
@@ -177,15 +172,13 @@ impl PromptEncoder {
         config: &PromptConfig,
         max_length: usize,
     ) -> Result<Self, ModelError> {
-        let invalid = |failure: String| {
-            ModelError::new(
-                format!("{}: {failure}", config.origin),
-                "check the template against the one the model was published with",
-            )
+        let invalid = |error: LayoutError| {
+            let hint = "check the template against the one the model was published with";
+            ModelError::new(&*config.origin, hint).caused_by(error)
         };
         let form = match &config.layout {
             Layout::Chat(chat) => Form::Chat(Box::new(
-                Chat::new(chat).map_err(|error| invalid(error.to_string()))?,
+                Chat::new(chat).map_err(|error| invalid(error.into()))?,
             )),
             Layout::Pieces(pieces) => Form::Pieces(Pieces {
                 pieces: pieces::compile(pieces).map_err(invalid)?,
@@ -193,7 +186,7 @@ impl PromptEncoder {
                 query_percent: pieces.query_percent,
             }),
         };
-        let frame = form.frame().map_err(|error| invalid(error.to_string()))?;
+        let frame = form.frame().map_err(|error| invalid(error.into()))?;
         Ok(Self {
             tokenizer: TextTokenizer::new(tokenizer_json, tokenizer)?,
             frame,

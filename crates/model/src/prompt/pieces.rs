@@ -4,7 +4,7 @@ use minijinja::context;
 use serde::Deserialize;
 
 use super::PiecesConfig;
-use super::template::{ChatTemplate, TemplateError};
+use super::template::{ChatTemplate, LayoutError, TemplateError};
 
 /// A piece of a prompt.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -53,33 +53,28 @@ impl CompiledPiece {
     }
 }
 
-/// Compiles the pieces. The error says what is wrong with them.
-pub(super) fn compile(config: &PiecesConfig) -> Result<Vec<CompiledPiece>, String> {
+/// Compiles the pieces.
+pub(super) fn compile(config: &PiecesConfig) -> Result<Vec<CompiledPiece>, LayoutError> {
     let compile = |piece: &Piece| {
-        let variables = config.variables.clone();
-        let template =
-            ChatTemplate::of_piece(&piece.text, variables).map_err(|error| error.to_string())?;
         let mut piece = CompiledPiece {
-            template,
+            template: ChatTemplate::of_piece(&piece.text, config.variables.clone())?,
             part: Part::Fixed,
             counted: piece.counted,
         };
         let render = |query, document| {
-            piece
-                .render(Texts {
-                    instruction: None,
-                    query,
-                    document,
-                })
-                .map_err(|error| error.to_string())
+            piece.render(Texts {
+                instruction: None,
+                query,
+                document,
+            })
         };
         let base = render("alpha", "bravo")?;
         let (query, document) = (render("charlie", "bravo")?, render("alpha", "foxtrot")?);
         piece.part = match (query != base, document != base) {
-            (_, false) if query == base => Part::Fixed,
+            (false, false) => Part::Fixed,
             (true, false) => Part::Query,
-            (false, _) => Part::Document,
-            (true, true) => return Err("a piece has both texts".to_owned()),
+            (false, true) => Part::Document,
+            (true, true) => return Err(LayoutError::BothTexts),
         };
         Ok(piece)
     };
@@ -90,8 +85,8 @@ pub(super) fn compile(config: &PiecesConfig) -> Result<Vec<CompiledPiece>, Strin
         .collect::<Result<_, _>>()?;
     let count = |part| pieces.iter().filter(|piece| piece.part == part).count();
     match (count(Part::Query), count(Part::Document)) {
-        (0, _) => Err("no piece has the query".to_owned()),
+        (0, _) => Err(LayoutError::NoQuery),
         (_, 1) => Ok(pieces),
-        _ => Err("not exactly one piece has the document".to_owned()),
+        _ => Err(LayoutError::NotOneDocument),
     }
 }

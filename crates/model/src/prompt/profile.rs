@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::encoder::check_roles;
 use super::pieces::{self, Part, Piece, Texts};
+use super::template::LayoutError;
 use super::{
     ChatConfig, DEFAULT_MAX_LENGTH, Layout, MessageFormat, PiecesConfig, PromptConfig, Prompted,
     source,
@@ -188,8 +189,7 @@ impl Profile {
                     format: MessageFormat::Flat,
                     restore_suffix: true,
                 };
-                check_roles(&chat)
-                    .map_err(|failure| self.invalid(&format!("`template`: {failure}")))?;
+                check_roles(&chat).map_err(|error| self.invalid("`template`").caused_by(error))?;
                 (Layout::Chat(chat), self.max_length)
             }
             (None, Some(pieces)) => {
@@ -229,14 +229,14 @@ impl Profile {
         config: &PiecesConfig,
         tokenizer: &TextTokenizer,
     ) -> Result<usize, ModelError> {
-        let invalid = |failure: String| self.invalid(&format!("`pieces`: {failure}"));
+        let invalid = |error: LayoutError| self.invalid("`pieces`").caused_by(error);
         let mut tokens = 0;
         for piece in pieces::compile(config).map_err(invalid)? {
             if piece.counted {
                 continue;
             }
             if piece.part != Part::Fixed {
-                return Err(invalid("a piece with a text must be `counted`".into()));
+                return Err(invalid(LayoutError::TextNotCounted));
             }
             let nothing = Texts {
                 instruction: None,
@@ -245,10 +245,10 @@ impl Profile {
             };
             let text = piece
                 .render(nothing)
-                .map_err(|error| invalid(error.to_string()))?;
+                .map_err(|error| invalid(error.into()))?;
             tokens += tokenizer
                 .count(&text)
-                .map_err(|error| invalid(error.to_string()))?;
+                .map_err(|error| self.invalid("`pieces`").caused_by(error))?;
         }
         Ok(tokens)
     }

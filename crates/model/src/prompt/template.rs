@@ -9,6 +9,29 @@ use serde_json::{Map, Value as Json};
 const FUEL: u64 = 4_000_000;
 const NAME: &str = "chat_template";
 
+/// Why a layout cannot carry a pair.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// A template is wrong.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The prompt is the same whatever the message with this role says.
+    #[error("it does not print the message with the role `{0}`")]
+    RoleNotPrinted(&'static str),
+    /// A piece depends on query and document.
+    #[error("a piece has both texts")]
+    BothTexts,
+    /// No piece depends on the query.
+    #[error("no piece has the query")]
+    NoQuery,
+    /// No piece depends on the document, or several do.
+    #[error("not exactly one piece has the document")]
+    NotOneDocument,
+    /// A piece that depends on a text does not count toward the length.
+    #[error("a piece with a text must be `counted`")]
+    TextNotCounted,
+}
+
 /// Why a template gave no prompt. Neither form contains text of a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {

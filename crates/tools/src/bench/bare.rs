@@ -53,7 +53,7 @@ pub fn batches(
             let options = ScoreOptions::default();
             let command = RerankCommand::new(query, documents, None, options, &limits)
                 .expect("requests have documents, and there is no limit");
-            let pairs = encoder.encode(command.pairs(), &canceled)?;
+            let pairs = encoder.encode(command.scoring().pairs(), &canceled)?;
             encodings.extend(pairs.into_iter().map(|pair| pair.encoding));
         }
         encodings.sort_by_key(|encoding| std::cmp::Reverse(encoding.len()));

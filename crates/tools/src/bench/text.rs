@@ -406,7 +406,9 @@ mod tests {
             let command =
                 RerankCommand::new(request.query, request.documents, None, options, &limits);
             let go_on = std::sync::atomic::AtomicBool::new(false);
-            let pairs = encoder.encode(command.unwrap().pairs(), &go_on).unwrap();
+            let pairs = encoder
+                .encode(command.unwrap().scoring().pairs(), &go_on)
+                .unwrap();
             let tokens: usize = pairs.iter().map(|pair| pair.encoding.len()).sum();
             assert_eq!(request.tokens, tokens as u64, "{kind:?}");
         }

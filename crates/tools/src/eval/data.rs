@@ -64,8 +64,8 @@ fn json_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalEr
     let mut pairs = Vec::new();
     each_object(path, |at, object| {
         pairs.push(GoldPair {
-            first: text(object, &fields[0]).map_err(|e| at.error(&e))?,
-            second: text(object, &fields[1]).map_err(|e| at.error(&e))?,
+            first: at.text(object, &fields[0])?,
+            second: at.text(object, &fields[1])?,
             score: object
                 .get(&fields[2])
                 .and_then(Value::as_f64)
@@ -146,9 +146,8 @@ pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
         }
         let parts: Vec<String> = fields
             .iter()
-            .map(|field| text(object, field))
-            .collect::<Result<_, _>>()
-            .map_err(|error| at.error(&error))?;
+            .map(|field| at.text(object, field))
+            .collect::<Result<_, _>>()?;
         items.push((id, parts.join(" ").trim().to_owned()));
         Ok(())
     })?;
@@ -232,6 +231,12 @@ impl At<'_> {
             self.line
         ))
     }
+
+    fn text(&self, object: &Map<String, Value>, field: &str) -> Result<String, EvalError> {
+        let text = object.get(field).and_then(Value::as_str);
+        text.map(str::to_owned)
+            .ok_or_else(|| self.error(&format!("`{field}` is not a string")))
+    }
 }
 
 fn whole(path: &Path, message: &str) -> EvalError {
@@ -268,12 +273,6 @@ fn each_object(
         let value = value.as_object();
         object(at, value.ok_or_else(|| at.error("not a JSON object"))?)
     })
-}
-
-fn text(object: &Map<String, Value>, field: &str) -> Result<String, String> {
-    let text = object.get(field).and_then(Value::as_str);
-    text.map(str::to_owned)
-        .ok_or_else(|| format!("`{field}` is not a string"))
 }
 
 fn id(value: &Value) -> Option<String> {

@@ -162,17 +162,29 @@ fn setup(job: &Job, model: &ModelInfo) -> Result<Map<String, Value>, JobError> {
     }
 }
 
+/// A job cannot be resumed with other settings.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "is unfinished, from a job with other settings: `{key}` was {before} and is {now}; hint: \
+     `--overwrite` starts over"
+)]
+struct OtherSettings {
+    key: String,
+    before: Value,
+    now: Value,
+}
+
 /// Refuses to resume a job with other settings.
-fn same(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), String> {
+fn same(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), OtherSettings> {
     let changed = now
         .iter()
         .find(|(key, value)| before.get(*key) != Some(*value));
     let Some((key, value)) = changed else {
         return Ok(());
     };
-    let before = before.get(key).cloned().unwrap_or_default();
-    Err(format!(
-        "is unfinished, from a job with other settings: `{key}` was {before} and is {value}; hint: \
-         `--overwrite` starts over"
-    ))
+    Err(OtherSettings {
+        key: key.clone(),
+        before: before.get(key).cloned().unwrap_or_default(),
+        now: value.clone(),
+    })
 }
