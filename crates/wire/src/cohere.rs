@@ -39,18 +39,7 @@ pub static V1: Dialect = Dialect {
         ],
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v1_ranks")),
-    )
-    .requiring(&[
-        "id",
-        "results[].index",
-        "results[].relevance_score",
-        "meta.api_version.version",
-        "meta.billed_units.search_units",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
-    .rejecting(&["object"])],
+    )],
     error: |problem| error(problem, Some(problem.message)),
 };
 
@@ -63,18 +52,7 @@ pub static V2: Dialect = Dialect {
         &[Path::shared("/v2/rerank", &[Kind::Rerank])],
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v2_ranks")),
-    )
-    .requiring(&[
-        "id",
-        "results[].index",
-        "results[].relevance_score",
-        "meta.api_version.version",
-        "meta.billed_units.search_units",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
-    .rejecting(&["object"])],
+    )],
     error: |problem| error(problem, None),
 };
 

@@ -35,13 +35,6 @@ pub static INFINITY: Dialect = Dialect {
             Form::of::<InfinityRequest, InfinityResponse, VllmError>(schemas, example)
         },
     )
-    .requiring(&[
-        "results[].index",
-        "results[].relevance_score",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
     // Its client always sends both; the server's own format has them too, but few send them.
     .told_by(Signature {
         all: &[

@@ -41,16 +41,7 @@ pub static NATIVE: Dialect = Dialect {
                 let example = example!("native/ranks");
                 Form::of::<NativeRequest, NativeResponse, NativeError>(schemas, example)
             },
-        )
-        .requiring(&[
-            "id",
-            "model",
-            "results[].index",
-            "results[].relevance_score",
-            "usage.prompt_tokens",
-            "usage.total_tokens",
-        ])
-        .rejecting(&["object"]),
+        ),
         Operation::new(
             "native_predict",
             Kind::Predict,

@@ -5,6 +5,7 @@ use serde::de::{Error, MapAccess, SeqAccess};
 use utoipa::ToSchema;
 
 use super::list::List;
+use super::scalar::Refused;
 use super::{Path, Place, Read, Reader, next_known, value_of};
 use crate::error::missing;
 
@@ -71,18 +72,21 @@ pub fn query_and_documents<Q: Into<String>, D: Into<String>>(
 /// The text of an object; `None` where it has none.
 ///
 /// # Errors
-/// When `text` is no string, or a part under `content` is no text.
+/// When `text` is no string, a part under `content` is no text, or there is a picture beside the text.
 pub fn text_of<'de, M: MapAccess<'de>>(
     at: Place<'_>,
     mut map: M,
 ) -> Result<Option<String>, M::Error> {
     let (mut text, mut content) = (None, None);
-    while let Some(key) = next_known(&mut map, &["text", "content"])? {
+    while let Some(key) = next_known(&mut map, &["text", "content", "image", "video"])? {
         let path = Path::Key(at.path, key);
         let at = at.at(&path);
         match key {
             "text" => text = map.next_value_seed(Reader::<Option<String>>::at(at))?,
-            _ => content = map.next_value_seed(Reader::<Option<Parts>>::at(at))?,
+            "content" => content = map.next_value_seed(Reader::<Option<Parts>>::at(at))?,
+            _ => {
+                map.next_value_seed(Reader::<Option<Refused>>::at(at))?;
+            }
         }
     }
     Ok(text.or(content.map(|parts| parts.0)))
