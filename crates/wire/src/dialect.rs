@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use rerankd_core::{
-    Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    Fusion, Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
     SchedulingHints,
 };
 use serde::Serialize;
@@ -343,10 +343,12 @@ pub(crate) fn rerank<T: RerankRequest>(
     let (command, kept) = request.into_command(served)?;
     let command = command.with_hints(hints);
     let pairs = command.pairs().clone();
+    let fusion = command.fusion().cloned();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {
         let answer = RankingAnswer {
             context,
             pairs: &pairs,
+            first_stage: fusion.as_deref().map(Fusion::first_stage),
             ranking,
         };
         to_json(&T::fill(&answer, &kept))
