@@ -178,8 +178,13 @@ impl RerankRequest for NativeRequest {
             ..ScoreOptions::default()
         };
         let instruction = instruction(self.instruction, self.instruct, self.prompt_name)?;
-        let documents = self.documents.as_ref().map_or(&[][..], List::kept);
-        let evidence: Vec<Evidence> = documents.iter().map(|document| document.evidence).collect();
+        let evidence: Vec<Evidence> = match (&self.fusion, &self.documents) {
+            (Some(_), Some(documents)) => {
+                let documents = documents.kept().iter();
+                documents.map(|document| document.evidence).collect()
+            }
+            _ => Vec::new(),
+        };
         let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
         let fusion = self.fusion.map(|fusion| fusion.with(&evidence, "documents"));
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
