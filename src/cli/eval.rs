@@ -140,7 +140,12 @@ struct RerankingArgs {
     fusion: Option<FusionMethod>,
 
     /// The weight of the first stage in `--fusion`, from 0 to 100; the model's is 1.
-    #[arg(long, value_name = "WEIGHT", default_value = "0.25", requires = "fusion")]
+    #[arg(
+        long,
+        value_name = "WEIGHT",
+        default_value = "0.25",
+        requires = "fusion"
+    )]
     #[arg(value_parser = fusion_weight)]
     fusion_weight: FusionWeight,
 

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::reference::{Reference, model_dir};
+use rerankd_core::{FusionMethod, FusionWeight};
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::data::{self, GoldPair, Texts};
-use rerankd_core::{FusionMethod, FusionWeight};
 use rerankd_tools::eval::reranking::{Figures, Part, Settings, Task};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -141,7 +141,11 @@ fn with_task(count: usize, test: impl FnOnce(&Task)) {
     for number in 0..count {
         let query = format!("q{number:02}");
         writeln!(judged, "{query} 0 {query}a 1").unwrap();
-        let scores = if number.is_multiple_of(2) { [9, 5, 1] } else { [1, 5, 9] };
+        let scores = if number.is_multiple_of(2) {
+            [9, 5, 1]
+        } else {
+            [1, 5, 9]
+        };
         for (document, score) in ["a", "b", "c"].into_iter().zip(scores) {
             let id = format!("{query}{document}");
             writeln!(found, "{query} Q0 {id} 1 {score} x").unwrap();
@@ -184,18 +188,29 @@ fn a_weight_is_fitted_on_one_half_and_measured_on_the_other() {
             let found = task.reranked(&logits, part).ndcg[0];
             assert!((found - second).abs() < 1e-12, "{part:?}: {found}");
         }
-        assert_eq!((Part::Fitted.len(8), Part::HeldOut.len(8), Part::HeldOut.len(1)), (4, 4, 0));
+        assert_eq!(
+            (
+                Part::Fitted.len(8),
+                Part::HeldOut.len(8),
+                Part::HeldOut.len(1)
+            ),
+            (4, 4, 0)
+        );
         assert_eq!(task.first_stage(Part::Fitted).ndcg[0], 1.0);
         assert_eq!(task.first_stage(Part::HeldOut).ndcg[0], 0.5);
         // On the even queries the first stage helps: the smallest weight that puts the relevant first.
         let method = FusionMethod::ZScore;
         let weight = task.fit(&logits, method);
         let figures = |weight: FusionWeight, part| {
-            task.reranked(&task.fused(&logits, method, weight), part).ndcg[0]
+            task.reranked(&task.fused(&logits, method, weight), part)
+                .ndcg[0]
         };
         assert_eq!(figures(weight, Part::Fitted), 1.0);
         let lower = FusionWeight::new(weight.get() - 0.1).unwrap();
-        assert!(figures(lower, Part::Fitted) < 1.0, "{weight:?} is not the smallest");
+        assert!(
+            figures(lower, Part::Fitted) < 1.0,
+            "{weight:?} is not the smallest"
+        );
         // On the others it does not, and their figures say so.
         assert!(figures(weight, Part::HeldOut) < second);
     });
@@ -375,12 +390,21 @@ fn reranking_puts_first_what_the_reference_puts_first() {
 
     // The first stage knows nothing here: the more it counts, the worse.
     let run_flag = ["--run", &path("run")];
-    let fusion = ["--fusion", "minmax", "--fusion-weight", "100", "--fit-fusion"];
+    let fusion = [
+        "--fusion",
+        "minmax",
+        "--fusion-weight",
+        "100",
+        "--fit-fusion",
+    ];
     let fused = report(&eval(&[&flags[..], &run_flag, &fusion].concat()));
     assert_eq!(fused["rows"][2]["name"], "fp32 + 100 first stage (minmax)");
     assert_eq!(fused["rows"][2]["figures"]["mrr@1"], 0.0);
     let fit = &fused["fits"][0];
-    assert_eq!((&fit["method"], &fit["weight"]), (&json!("minmax"), &json!(0.0)));
+    assert_eq!(
+        (&fit["method"], &fit["weight"]),
+        (&json!("minmax"), &json!(0.0))
+    );
     assert_eq!(fit["held_out"], cases / 2);
     assert_eq!(fit["rows"][2]["figures"]["mrr@1"], 1.0);
     let table = eval(&[&flags[..10], &["--fit-fusion"]].concat());

@@ -12,10 +12,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
 use rerankd::config::Config;
 use rerankd::http::route::{self, Handler, Route};
 use rerankd_core::Activation;
+use rerankd_wire::Endpoint;
 use rerankd_wire::detect::{detect, detect_by_headers};
 use rerankd_wire::registry::endpoints;
 use rerankd_wire::schema::Schemas;
-use rerankd_wire::Endpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -67,7 +67,10 @@ fn values<'a>(value: Option<&'a Value>, path: &str) -> Vec<Option<&'a Value>> {
         };
     }
     let end = path.find(['.', '[']).unwrap_or(path.len());
-    values(value.and_then(|value| value.get(&path[..end])), &path[end..])
+    values(
+        value.and_then(|value| value.get(&path[..end])),
+        &path[end..],
+    )
 }
 
 fn is_of_kind(value: &Value, kind: &str) -> bool {
@@ -90,12 +93,14 @@ fn wrong(body: &Value, path: &str, kind: &str) -> Option<String> {
         Some(kind) => (kind, true),
         None => (kind, false),
     };
-    values(Some(body), path).into_iter().find_map(|value| match value {
-        None if optional => None,
-        None => Some(format!("`{path}` is missing")),
-        Some(value) if is_of_kind(value, kind) => None,
-        Some(value) => Some(format!("`{path}` is {value}, not {kind}")),
-    })
+    values(Some(body), path)
+        .into_iter()
+        .find_map(|value| match value {
+            None if optional => None,
+            None => Some(format!("`{path}` is missing")),
+            Some(value) if is_of_kind(value, kind) => None,
+            Some(value) => Some(format!("`{path}` is {value}, not {kind}")),
+        })
 }
 
 /// The paths of values that are not `declared`.
@@ -106,7 +111,11 @@ fn undeclared(value: &Value, path: &str, declared: &BTreeSet<&str>, found: &mut 
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 undeclared(value, &path, declared, found);
             }
         }
@@ -134,13 +143,22 @@ fn responses_are_as_published_and_as_clients_read_them() {
         }
         seen.insert(operation.name);
         let body = &case.response.body;
-        let own = || contracts.iter().filter(|contract| contract.operation == operation.name);
+        let own = || {
+            contracts
+                .iter()
+                .filter(|contract| contract.operation == operation.name)
+        };
         let mut fail = |who: &str, what: String| {
             failures.push(format!("{}: {who}: {what}", path.display()));
         };
         let declared = own().flat_map(|own| own.response.keys().chain(own.added.keys()));
         let mut unknown = Vec::new();
-        undeclared(body, "", &declared.map(String::as_str).collect(), &mut unknown);
+        undeclared(
+            body,
+            "",
+            &declared.map(String::as_str).collect(),
+            &mut unknown,
+        );
         if !unknown.is_empty() {
             fail("not published", unknown.join(", "));
         }
@@ -179,12 +197,20 @@ fn responses_are_as_published_and_as_clients_read_them() {
 #[test]
 fn every_operation_is_held_against_two_clients() {
     let contracts = contracts();
-    let known: BTreeSet<&str> = endpoints().map(|endpoint| endpoint.operation.name).collect();
+    let known: BTreeSet<&str> = endpoints()
+        .map(|endpoint| endpoint.operation.name)
+        .collect();
     for contract in &contracts {
-        assert!(known.contains(&*contract.operation), "{}", contract.operation);
+        assert!(
+            known.contains(&*contract.operation),
+            "{}",
+            contract.operation
+        );
     }
     for Endpoint { operation, .. } in endpoints() {
-        let own = contracts.iter().filter(|contract| contract.operation == operation.name);
+        let own = contracts
+            .iter()
+            .filter(|contract| contract.operation == operation.name);
         let clients: Vec<usize> = own.map(|contract| contract.clients.len()).collect();
         assert!(!clients.is_empty(), "{} has no contract", operation.name);
         if matches!(operation.kind, Kind::Rerank | Kind::Score | Kind::Infer) {

@@ -9,7 +9,16 @@ use crate::error::RerankError;
 
 /// How two lists of scores come to a common scale.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantArray, VariantNames,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    VariantNames,
 )]
 #[strum(serialize_all = "lowercase")]
 pub enum FusionMethod {
@@ -68,7 +77,9 @@ impl FirstStage {
             Self::Scores(scores) => scores.clone(),
             Self::Ranks(ranks) => {
                 let ranks = ranks.iter();
-                ranks.map(|rank| rank.map(|rank| -f64::from(rank))).collect()
+                ranks
+                    .map(|rank| rank.map(|rank| -f64::from(rank)))
+                    .collect()
             }
         }
     }
@@ -169,7 +180,9 @@ fn linear(values: &[Option<f64>], fit: impl Fn(&[f64]) -> (f64, f64)) -> Vec<f64
         return vec![0.0; values.len()];
     }
     // Scaled first, so that no square overflows or underflows.
-    let largest = known.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+    let largest = known
+        .iter()
+        .fold(0.0_f64, |most, value| most.max(value.abs()));
     let known: Vec<f64> = known.iter().map(|value| value / largest).collect();
     let (offset, scale) = fit(&known);
     if scale == 0.0 {
@@ -237,7 +250,9 @@ mod tests {
         for &method in <FusionMethod as VariantArray>::VARIANTS {
             let of = |first| {
                 let weight = FusionWeight::default();
-                Fusion::new(method, weight, first, "documents").unwrap().combine(&logits)
+                Fusion::new(method, weight, first, "documents")
+                    .unwrap()
+                    .combine(&logits)
             };
             let ranks = of(FirstStage::Ranks(vec![Some(1), None, Some(2)]));
             let scores = of(FirstStage::Scores(vec![Some(9.0), None, Some(8.0)]));

@@ -226,7 +226,9 @@ impl Reranker {
             hints: command.hints(),
         };
         let scored = self.score(command.pairs(), terms).await?;
-        let fused = command.fusion().map(|fusion| fusion.combine(&scored.logits));
+        let fused = command
+            .fusion()
+            .map(|fusion| fusion.combine(&scored.logits));
         let mut order = match &fused {
             Some(fused) => rank_fused(fused, command.ties()),
             None => rank(&scored.logits, command.ties()),

@@ -143,15 +143,16 @@ impl RerankRequest for CohereRequest {
         let instruction = Instruction::from_fields(self.instruction, None);
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
             .with_instruction(instruction);
-        let fusion = self.fusion.map(|fusion| fusion.with(&evidence, "documents"));
+        let fusion = self
+            .fusion
+            .map(|fusion| fusion.with(&evidence, "documents"));
         let command = command.with_fusion(fusion.transpose()?);
         let all = self.top_n.is_none();
         Ok((command, Kept { echo, all }))
     }
 
     fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
-        let voyage =
-            kept.all && answer.context.dialect == V1.name && answer.first_stage.is_none();
+        let voyage = kept.all && answer.context.dialect == V1.name && answer.first_stage.is_none();
         CohereResponse {
             id: answer.context.id,
             model: answer.context.model,

@@ -161,7 +161,8 @@ fn score(given: Given) -> Option<Option<f64>> {
 fn rank(given: Given) -> Option<Option<u32>> {
     match given {
         Given::Nothing => Some(None),
-        Given::Number(rank) if rank >= 1.0 && rank.fract() == 0.0 => {
+        Given::Number(rank) if rank >= 1.0 && rank.fract() == 0.0 =>
+        {
             #[allow(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,

@@ -186,7 +186,9 @@ impl RerankRequest for NativeRequest {
             _ => Vec::new(),
         };
         let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
-        let fusion = self.fusion.map(|fusion| fusion.with(&evidence, "documents"));
+        let fusion = self
+            .fusion
+            .map(|fusion| fusion.with(&evidence, "documents"));
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
             .with_instruction(instruction)
             .with_fusion(fusion.transpose()?);

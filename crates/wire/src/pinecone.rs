@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationPolicy};
+use rerankd_core::{
+    RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationPolicy,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -17,8 +17,8 @@ use super::native::{self, NativeError};
 use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Chunks, Count, Flag};
 use super::read::list::List;
-use super::read::{Place, Read, Reader, request, unexpected};
 use super::read::scalar::{ModelName, Refused};
+use super::read::{Place, Read, Reader, request, unexpected};
 use super::schema::{Form, example};
 use super::usage::Usage;
 

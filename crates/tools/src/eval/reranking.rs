@@ -197,7 +197,10 @@ impl<'a> Task<'a> {
         for query in &self.queries {
             let (own, others) = rest.split_at(query.candidates.len());
             rest = others;
-            let scores = query.candidates.iter().map(|candidate| candidate.first_stage);
+            let scores = query
+                .candidates
+                .iter()
+                .map(|candidate| candidate.first_stage);
             let first_stage = FirstStage::Scores(scores.collect());
             match Fusion::new(method, weight, first_stage, "candidates") {
                 Ok(fusion) => {

@@ -28,9 +28,7 @@ impl Read for TextObject {
     }
 
     fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
-        text_of(at, map)?
-            .map(Self)
-            .ok_or_else(|| without_text(at))
+        text_of(at, map)?.map(Self).ok_or_else(|| without_text(at))
     }
 }
 
@@ -108,10 +106,7 @@ pub fn query_and_documents<Q: Into<String>, D: Into<String>>(
 ///
 /// # Errors
 /// When `text` is no string, a part under `content` is no text, or there is a picture beside the text.
-pub fn text_of<'de, M: MapAccess<'de>>(
-    at: Place<'_>,
-    map: M,
-) -> Result<Option<String>, M::Error> {
+pub fn text_of<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Option<String>, M::Error> {
     text_and_evidence(at, map, None)
 }
 
