@@ -5,6 +5,7 @@ CARGO ?= cargo
 ONNXRUNTIME := target/onnxruntime
 ONNXRUNTIME_GPU := target/onnxruntime-gpu
 CLIENTS := target/clients
+NODE_CLIENTS := target/clients-node
 DEPLOY := target/deploy
 BROWSER := target/browser
 # Tests, lints and proofs are of a program with everything in it: one build for all of them. What is
@@ -44,15 +45,21 @@ $(RAY)/installed: examples/ray/requirements.txt
 	touch $@
 
 # Real clients, the snippets of docs/clients.md, and requests made up from openapi.yaml, against the
-# real server.
-clients: onnxruntime $(CLIENTS)/installed
+# real server. Those for Node.js run where npm is; what is skipped says so.
+clients: onnxruntime $(CLIENTS)/installed $(NODE_CLIENTS)/installed
 	$(CARGO) build --locked $(FEATURES)
-	$(CLIENTS)/bin/python -m pytest -q -p no:cacheprovider tests/clients
+	$(CLIENTS)/bin/python -m pytest -q -rs -p no:cacheprovider tests/clients
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)
 	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
 	touch $@
+
+$(NODE_CLIENTS)/installed: tests/clients/node/package-lock.json
+	@if command -v npm > /dev/null; then mkdir -p $(NODE_CLIENTS) && \
+	cp tests/clients/node/package.json tests/clients/node/package-lock.json $(NODE_CLIENTS) && \
+	npm ci --prefix $(NODE_CLIENTS) --ignore-scripts --no-audit --no-fund --loglevel error && touch $@; \
+	else echo "npm is not installed; the clients for Node.js are skipped"; fi
 
 # What deploy/ and docker/ hold, against schemas, promtool, HAProxy and the running server. Debian's
 # haproxy and prometheus are needed for all of it; what cannot be run says so.

@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use strum::VariantNames;
+
 use super::loader::load_engine;
 use super::progress::Progress;
 use super::settings::EngineFlags;
 use super::{Exit, output};
 use crate::config::{Config, Precision};
-use rerankd_core::{Pair, Scale};
+use rerankd_core::{FusionMethod, FusionWeight, Pair, Scale};
 use rerankd_engine::service::ModelInfo;
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::metric::{largest_difference, spearman};
 use rerankd_tools::eval::plot::{self, PlotError, Series};
-use rerankd_tools::eval::report::{Agreement, Figures, Report, Row};
-use rerankd_tools::eval::reranking::{Settings, Task};
+use rerankd_tools::eval::report::{Agreement, Figures, Fit, Report, Row};
+use rerankd_tools::eval::reranking::{Part, Settings, Task};
 use rerankd_tools::eval::{EvalError, data, reranking};
 
 /// Flags of `eval`.
@@ -131,6 +134,26 @@ struct RerankingArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     relevant_from: u32,
 
+    /// Also combine the model's scores with those of the first stage, as a request with `fusion` does:
+    /// `zscore`, `minmax` or `rrf`.
+    #[arg(long, value_name = "METHOD", value_parser = fusion_method())]
+    fusion: Option<FusionMethod>,
+
+    /// The weight of the first stage in `--fusion`, from 0 to 100; the model's is 1.
+    #[arg(
+        long,
+        value_name = "WEIGHT",
+        default_value = "0.25",
+        requires = "fusion"
+    )]
+    #[arg(value_parser = fusion_weight)]
+    fusion_weight: FusionWeight,
+
+    /// Find the weight that is best on every other query by id, and report what it gives on the rest. The
+    /// method is that of `--fusion`, or `zscore`.
+    #[arg(long)]
+    fit_fusion: bool,
+
     /// Write the reranked documents to this file in TREC's run format. With several precisions, each has
     /// a file of its own, with the precision before the extension.
     #[arg(long, value_name = "FILE")]
@@ -145,6 +168,16 @@ fn three_names(text: &str) -> Result<[String; 3], &'static str> {
     names
         .try_into()
         .map_err(|_| "must be three names: of two texts and a score")
+}
+
+fn fusion_method() -> impl TypedValueParser<Value = FusionMethod> {
+    let names = <FusionMethod as VariantNames>::VARIANTS;
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<FusionMethod>())
+}
+
+fn fusion_weight(text: &str) -> Result<FusionWeight, String> {
+    let weight = text.parse().ok().and_then(FusionWeight::new);
+    weight.ok_or_else(|| format!("must be a number from 0 to {}", FusionWeight::MAX))
 }
 
 /// Evaluates and reports.
@@ -182,7 +215,7 @@ fn correlation(args: &CorrelationArgs, config: &Config) -> Result<(), EvalError>
             document: pair.second.as_str().into(),
         })
         .collect();
-    let runs = score(&args.common, config, &pairs)?;
+    let runs = score(&args.common, config, &pairs, Scale::Activated)?;
     let rows = runs.iter().map(|run| {
         let figures = Correlation::of(&gold, &run.scores);
         run.row(vec![
@@ -230,23 +263,64 @@ fn reranking(args: &RerankingArgs, config: &Config) -> Result<(), EvalError> {
             task.without_text
         );
     }
-    let runs = score(&args.common, config, &task_pairs(&task))?;
+    let fuses = args.fusion.is_some() || args.fit_fusion;
+    let scale = if fuses { Scale::Raw } else { Scale::Activated };
+    let runs = score(&args.common, config, &task_pairs(&task), scale)?;
     let figures = |figures: reranking::Figures| named(figures, &settings.cutoffs);
-    let mut rows = vec![Row {
-        name: if args.run.is_some() {
-            "first stage"
-        } else {
-            "BM25"
-        }
-        .to_owned(),
-        figures: Figures(figures(task.first_stage())),
+    let untimed = |name: String, found: reranking::Figures| Row {
+        name,
+        figures: Figures(figures(found)),
         seconds: None,
         pairs_per_second: None,
-    }];
-    rows.extend(
-        runs.iter()
-            .map(|run| run.row(figures(task.reranked(&run.scores)))),
-    );
+    };
+    let first_stage_name = if args.run.is_some() {
+        "first stage"
+    } else {
+        "BM25"
+    };
+    let first_stage = |part| untimed(first_stage_name.to_owned(), task.first_stage(part));
+    let fused = |run: &Run, method: FusionMethod, weight: FusionWeight, part| {
+        let scores = task.fused(&run.scores, method, weight);
+        let (precision, weight) = (run.precision.name(), weight.get());
+        let method: &str = method.into();
+        let name = format!("{precision} + {weight} {first_stage_name} ({method})");
+        untimed(name, task.reranked(&scores, part))
+    };
+    let mut rows = vec![first_stage(Part::All)];
+    for run in &runs {
+        rows.push(run.row(figures(task.reranked(&run.scores, Part::All))));
+        if let Some(method) = args.fusion {
+            rows.push(fused(run, method, args.fusion_weight, Part::All));
+        }
+    }
+    let queries_of = |part: Part| part.len(task.queries.len());
+    let fit = |run: &Run| {
+        let method = args.fusion.unwrap_or_default();
+        let weight = task.fit(&run.scores, method);
+        let name = run.precision.name().to_owned();
+        let alone = untimed(name.clone(), task.reranked(&run.scores, Part::HeldOut));
+        Fit {
+            name,
+            method: method.into(),
+            weight: weight.get(),
+            fitted_on: queries_of(Part::Fitted),
+            held_out: queries_of(Part::HeldOut),
+            rows: vec![
+                first_stage(Part::HeldOut),
+                alone,
+                fused(run, method, weight, Part::HeldOut),
+            ],
+        }
+    };
+    if args.fit_fusion && queries_of(Part::HeldOut) == 0 {
+        return Err(EvalError::Data(
+            "`--fit-fusion` needs two judged queries at least".to_owned(),
+        ));
+    }
+    let fits = match args.fit_fusion {
+        true => runs.iter().map(fit).collect(),
+        false => Vec::new(),
+    };
     if let Some(path) = &args.save_run {
         for run in &runs {
             save_run(&run_path(path, run.precision, runs.len()), &task, run)?;
@@ -277,7 +351,10 @@ fn reranking(args: &RerankingArgs, config: &Config) -> Result<(), EvalError> {
             ),
         ),
     ];
-    let report = report("reranking", data, &runs, rows);
+    let report = Report {
+        fits,
+        ..report("reranking", data, &runs, rows)
+    };
     finish(&args.common, &report, |title| plot::bars(title, &report))
 }
 
@@ -329,7 +406,12 @@ impl Run {
 }
 
 /// Scores `pairs` in each precision, one after the other, so that only one model is in memory.
-fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, EvalError> {
+fn score(
+    common: &Common,
+    config: &Config,
+    pairs: &[Pair],
+    scale: Scale,
+) -> Result<Vec<Run>, EvalError> {
     let precisions = match &common.precision[..] {
         [] => &[config.model.precision],
         precisions => precisions,
@@ -344,7 +426,7 @@ fn score(common: &Common, config: &Config, pairs: &[Pair]) -> Result<Vec<Run>, E
         }
         let mut progress = Progress::new(precision.name(), pairs.len() as u64);
         let started = Instant::now();
-        let scores = engine.score_all(pairs, Scale::Activated, |more| progress.add(more as u64))?;
+        let scores = engine.score_all(pairs, scale, |more| progress.add(more as u64))?;
         progress.end();
         Ok(Run {
             precision,
@@ -377,6 +459,7 @@ fn report(task: &'static str, data: Vec<(String, String)>, runs: &[Run], rows: V
         pairs: runs[0].scores.len(),
         rows,
         agreement,
+        fits: Vec::new(),
     }
 }
 

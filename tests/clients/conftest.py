@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
-from instance import ROOT, started  # noqa: E402, F401
+from instance import ROOT, TARGET, started  # noqa: E402, F401
 
 QUERY = "A man is eating food."
 DOCUMENTS = [
@@ -49,3 +49,11 @@ def expected(url):
 @pytest.fixture(scope="session")
 def logits(url):
     return rank(url, raw_scores=True)
+
+
+def check(expected, ranking):
+    """Same order, same scores."""
+    ranking = list(ranking)
+    assert [index for index, _ in ranking] == [index for index, _ in expected[: len(ranking)]]
+    for (_, score), (_, wanted) in zip(ranking, expected):
+        assert score == pytest.approx(wanted, abs=1e-6)

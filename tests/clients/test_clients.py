@@ -16,7 +16,7 @@ import tritonclient.http
 import voyageai
 import xinference_client
 import zeroentropy
-from conftest import DOCUMENTS, QUERY, TOO_MANY
+from conftest import DOCUMENTS, QUERY, TOO_MANY, check
 from haystack_integrations.components.rankers.cohere import CohereRanker as HaystackCohere
 from haystack_integrations.components.rankers.jina import JinaRanker as HaystackJina
 from infinity_client.api.default import rerank as infinity_rerank
@@ -33,14 +33,6 @@ from rerankers.models.api_rankers import APIRanker
 MODEL = "any-name"
 KEY = "no-key"
 NODES = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
-
-
-def check(expected, ranking):
-    """Same order, same scores."""
-    ranking = list(ranking)
-    assert [index for index, _ in ranking] == [index for index, _ in expected[: len(ranking)]]
-    for (_, score), (_, wanted) in zip(ranking, expected):
-        assert score == pytest.approx(wanted, abs=1e-6)
 
 
 def pairs(results):

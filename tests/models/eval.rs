@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::reference::{Reference, model_dir};
+use rerankd_core::{FusionMethod, FusionWeight};
 use rerankd_tools::eval::correlation::Correlation;
 use rerankd_tools::eval::data::{self, GoldPair, Texts};
-use rerankd_tools::eval::reranking::{Figures, Settings, Task};
+use rerankd_tools::eval::reranking::{Figures, Part, Settings, Task};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -121,14 +122,98 @@ fn rankings_are_measured_as_the_reference_does() {
             .iter()
             .flat_map(|query| query.candidates.iter().map(|c| case.scores[query.id][c.id]))
             .collect();
-        check(&case.name, &task.first_stage(), &case.at, &case.first_stage);
+        let first_stage = task.first_stage(Part::All);
+        check(&case.name, &first_stage, &case.at, &case.first_stage);
         check(
             &case.name,
-            &task.reranked(&scores),
+            &task.reranked(&scores, Part::All),
             &case.at,
             &case.reranked,
         );
     }
+}
+
+/// A task of `count` queries, of which each has three documents. The first stage ranks the relevant one first
+/// for even queries, last for the others.
+fn with_task(count: usize, test: impl FnOnce(&Task)) {
+    let (mut judged, mut found) = (String::new(), String::new());
+    let mut texts = [Texts::default(), Texts::default()];
+    for number in 0..count {
+        let query = format!("q{number:02}");
+        writeln!(judged, "{query} 0 {query}a 1").unwrap();
+        let scores = if number.is_multiple_of(2) {
+            [9, 5, 1]
+        } else {
+            [1, 5, 9]
+        };
+        for (document, score) in ["a", "b", "c"].into_iter().zip(scores) {
+            let id = format!("{query}{document}");
+            writeln!(found, "{query} Q0 {id} 1 {score} x").unwrap();
+            texts[1].items.push((id.clone(), id));
+        }
+        texts[0].items.push((query.clone(), query));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let qrels = data::read_qrels(&write("qrels", &judged)).unwrap();
+    let run = data::read_run(&write("run", &found)).unwrap();
+    let settings = Settings {
+        cutoffs: vec![10],
+        depth: 10,
+        relevant_from: 1,
+        add_relevant: false,
+    };
+    let [queries, corpus] = &texts;
+    test(&Task::new(corpus, queries, &qrels, Some(&run), &settings).unwrap());
+}
+
+#[test]
+fn a_weight_is_fitted_on_one_half_and_measured_on_the_other() {
+    with_task(8, |task| {
+        let candidates = task.queries.iter().flat_map(|query| &query.candidates);
+        // The model ranks the relevant document second everywhere.
+        let logits: Vec<f64> = candidates
+            .map(|candidate| match candidate.id.as_bytes()[3] {
+                b'a' => 0.0,
+                b'b' => 0.5,
+                _ => -1.0,
+            })
+            .collect();
+        let second = 1.0 / 3.0_f64.log2();
+        for part in [Part::All, Part::Fitted, Part::HeldOut] {
+            let found = task.reranked(&logits, part).ndcg[0];
+            assert!((found - second).abs() < 1e-12, "{part:?}: {found}");
+        }
+        assert_eq!(
+            (
+                Part::Fitted.len(8),
+                Part::HeldOut.len(8),
+                Part::HeldOut.len(1)
+            ),
+            (4, 4, 0)
+        );
+        assert_eq!(task.first_stage(Part::Fitted).ndcg[0], 1.0);
+        assert_eq!(task.first_stage(Part::HeldOut).ndcg[0], 0.5);
+        // On the even queries the first stage helps: the smallest weight that puts the relevant first.
+        let method = FusionMethod::ZScore;
+        let weight = task.fit(&logits, method);
+        let figures = |weight: FusionWeight, part| {
+            task.reranked(&task.fused(&logits, method, weight), part)
+                .ndcg[0]
+        };
+        assert_eq!(figures(weight, Part::Fitted), 1.0);
+        let lower = FusionWeight::new(weight.get() - 0.1).unwrap();
+        assert!(
+            figures(lower, Part::Fitted) < 1.0,
+            "{weight:?} is not the smallest"
+        );
+        // On the others it does not, and their figures say so.
+        assert!(figures(weight, Part::HeldOut) < second);
+    });
 }
 
 fn check(name: &str, ours: &Figures, at: &[usize], reference: &BTreeMap<String, f64>) {
@@ -302,6 +387,31 @@ fn reranking_puts_first_what_the_reference_puts_first() {
             .unwrap()
             .contains("<rect")
     );
+
+    // The first stage knows nothing here: the more it counts, the worse.
+    let run_flag = ["--run", &path("run")];
+    let fusion = [
+        "--fusion",
+        "minmax",
+        "--fusion-weight",
+        "100",
+        "--fit-fusion",
+    ];
+    let fused = report(&eval(&[&flags[..], &run_flag, &fusion].concat()));
+    assert_eq!(fused["rows"][2]["name"], "fp32 + 100 first stage (minmax)");
+    assert_eq!(fused["rows"][2]["figures"]["mrr@1"], 0.0);
+    let fit = &fused["fits"][0];
+    assert_eq!(
+        (&fit["method"], &fit["weight"]),
+        (&json!("minmax"), &json!(0.0))
+    );
+    assert_eq!(fit["held_out"], cases / 2);
+    assert_eq!(fit["rows"][2]["figures"]["mrr@1"], 1.0);
+    let table = eval(&[&flags[..10], &["--fit-fusion"]].concat());
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("of `zscore`, fitted on"), "{table}");
+    let wrong = eval(&[&flags[..], &["--fusion", "rrf", "--fusion-weight", "-1"]].concat());
+    assert_eq!(wrong.status.code(), Some(2));
 
     // Without a run, candidates come from BM25.
     let without_run = report(&eval(

@@ -3,7 +3,7 @@
 //! The cases are data in `tests/compat/<dialect>/`. The fake model scores a document by its number of
 //! words. `RERANKD_UPDATE=1` regenerates the responses; review the diff.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::support::fake::Model;
@@ -12,29 +12,29 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
 use rerankd::config::Config;
 use rerankd::http::route::{self, Handler, Route};
 use rerankd_core::Activation;
+use rerankd_wire::Endpoint;
 use rerankd_wire::detect::{detect, detect_by_headers};
 use rerankd_wire::registry::endpoints;
 use rerankd_wire::schema::Schemas;
-use rerankd_wire::{Endpoint, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A case.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Case {
+pub struct Case {
     about: String,
     #[serde(default, skip_serializing_if = "Server::is_default")]
-    server: Server,
-    request: Sent,
+    pub server: Server,
+    pub request: Sent,
     #[serde(default)]
-    response: Received,
+    pub response: Received,
 }
 
 /// Non-default server settings.
 #[derive(Serialize, Deserialize, Default, PartialEq)]
 #[serde(deny_unknown_fields, default)]
-struct Server {
+pub struct Server {
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,7 @@ struct Server {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     strict_model_name: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    rerank_document: Option<String>,
+    pub rerank_document: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     return_documents: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -89,7 +89,7 @@ impl Server {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sent {
+pub struct Sent {
     #[serde(default = "post", skip_serializing_if = "is_post")]
     method: String,
     path: String,
@@ -128,12 +128,12 @@ impl Sent {
 
 #[derive(Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Received {
-    status: u16,
+pub struct Received {
+    pub status: u16,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Value::is_null")]
-    body: Value,
+    pub body: Value,
 }
 
 impl Received {
@@ -173,7 +173,8 @@ fn hide_time(body: &mut Value) {
     }
 }
 
-fn cases() -> Vec<(PathBuf, Case)> {
+/// Every case, with its file.
+pub fn cases() -> Vec<(PathBuf, Case)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat");
     let list = |dir: &Path| {
         let entries = std::fs::read_dir(dir).unwrap();
@@ -282,7 +283,7 @@ async fn no_case_is_blind_to_the_order_of_its_texts() {
 }
 
 /// The operation that reads the body of `sent`, where it is at one of the routes as it stands.
-fn endpoint(sent: &Sent) -> Option<Endpoint> {
+pub fn endpoint(sent: &Sent) -> Option<Endpoint> {
     let same = |route: &&Route| {
         let (own, asked) = (route.path.split('/'), sent.path.split('/'));
         route.method.as_str() == sent.method
@@ -303,52 +304,6 @@ fn endpoint(sent: &Sent) -> Option<Endpoint> {
     Some(told.unwrap_or_else(|| detect(operations, sent.body.to_string().as_bytes())))
 }
 
-/// Whether `value` has something at `path`, such as `results[].index`, in every item of a list.
-fn has(value: &Value, path: &str) -> bool {
-    match path.split_once(['.', '[']) {
-        _ if path.is_empty() => true,
-        _ if path.starts_with("[]") => {
-            let rest = path[2..].trim_start_matches('.');
-            let items = value.as_array();
-            items.is_some_and(|items| items.iter().all(|item| has(item, rest)))
-        }
-        None => value.get(path).is_some(),
-        Some((key, _)) => {
-            let rest = path[key.len()..].trim_start_matches('.');
-            value.get(key).is_some_and(|value| has(value, rest))
-        }
-    }
-}
-
-/// What clients of each dialect fail without is in every one of its answers, and what they fail with in none.
-#[test]
-fn answers_have_what_clients_require() {
-    let mut seen = BTreeSet::new();
-    for (path, case) in cases() {
-        let Some(Endpoint { operation, .. }) = endpoint(&case.request) else {
-            continue;
-        };
-        if case.response.status != 200 {
-            continue;
-        }
-        for required in operation.required {
-            let found = has(&case.response.body, required);
-            assert!(found, "{} has no {required}", path.display());
-        }
-        for rejected in operation.rejected {
-            let found = has(&case.response.body, rejected);
-            assert!(!found, "{} has {rejected}", path.display());
-        }
-        seen.insert(operation.name);
-    }
-    for Endpoint { operation, .. } in endpoints() {
-        if matches!(operation.kind, Kind::Rerank | Kind::Score | Kind::Infer) {
-            assert!(!operation.required.is_empty(), "{}", operation.name);
-        }
-        assert!(seen.contains(operation.name), "{}", operation.name);
-    }
-}
-
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/clients.md");
 
 /// What becomes of each field that a dialect has, as `docs/clients.md` tells it. `RERANKD_UPDATE=1` writes it.
@@ -358,8 +313,7 @@ fn the_fields_of_requests_are_documented() {
     for Endpoint { operation, .. } in endpoints() {
         let mut schemas = Schemas::new();
         let form = (operation.form)(&mut schemas);
-        let (mut read, mut refused) = (Vec::new(), Vec::new());
-        fields(&form.request, "", &schemas, &mut read, &mut refused);
+        let (read, refused) = fields(&form.request, &schemas);
         for ignored in operation.ignored {
             assert!(!read.contains(&ignored.to_string()), "{ignored} is read");
         }
@@ -389,8 +343,15 @@ fn the_fields_of_requests_are_documented() {
     assert_eq!(&text[start..end], table);
 }
 
-/// The fields of the object that `schema` is, after `prefix`: those that are read, and those that are refused.
-fn fields(
+/// The fields of the object that `schema` is: those that are read, and those that are refused. Those of an
+/// object in it follow its name and a dot.
+pub fn fields(schema: &Value, schemas: &Schemas) -> (Vec<String>, Vec<String>) {
+    let (mut read, mut refused) = (Vec::new(), Vec::new());
+    collect_fields(schema, "", schemas, &mut read, &mut refused);
+    (read, refused)
+}
+
+fn collect_fields(
     schema: &Value,
     prefix: &str,
     schemas: &Schemas,
@@ -413,7 +374,7 @@ fn fields(
             Some((_, object)) if object["properties"].is_object() => {
                 let form = forms.iter().find(|form| named(form).is_some());
                 let prefix = format!("{field}.");
-                fields(form.unwrap_or(schema), &prefix, schemas, read, refused);
+                collect_fields(form.unwrap_or(schema), &prefix, schemas, read, refused);
             }
             _ => read.push(field),
         }

@@ -11,6 +11,7 @@ mod causal;
 mod compat;
 mod configuration;
 mod connections;
+mod contracts;
 mod end_to_end;
 mod http;
 mod hub;

@@ -40,6 +40,13 @@ def get(url: str, timeout: float = 5) -> tuple[int, str]:
         return 0, ""
 
 
+def free_port() -> int:
+    """A port that was free, for a program of others that is given a number."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
 class Server:
     """One instance, on a port that stays its own."""
 

@@ -2,10 +2,12 @@
 //!
 //! A command is validated when it is created: holding one proves that all limits were checked.
 
+use std::cmp::Ordering;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use crate::error::RerankError;
+use crate::fusion::Fusion;
 use crate::instruction::{Instruction, InstructionPolicy};
 use crate::scheduling::SchedulingHints;
 use crate::score::Scale;
@@ -120,7 +122,7 @@ pub struct ScoreOptions {
     pub instruction: InstructionPolicy,
 }
 
-/// The order of documents with equal logits.
+/// The order of documents with equal logits, or with equal combined scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TieOrder {
     /// In the order of the request.
@@ -238,6 +240,7 @@ pub struct RerankCommand {
     scoring: PredictCommand,
     top_n: usize,
     ties: TieOrder,
+    fusion: Option<Arc<Fusion>>,
 }
 
 impl RerankCommand {
@@ -272,6 +275,7 @@ impl RerankCommand {
                 instruction: Instruction::default(),
                 hints: SchedulingHints::default(),
             },
+            fusion: None,
         })
     }
 
@@ -304,6 +308,24 @@ impl RerankCommand {
         &self.scoring
     }
 
+    /// Ranks by the scores of the model and those of a first stage.
+    ///
+    /// # Panics
+    /// If `fusion` is not of as many documents.
+    #[must_use]
+    pub fn with_fusion(self, fusion: Option<Fusion>) -> Self {
+        if let Some(fusion) = &fusion {
+            assert_eq!(fusion.first_stage().len(), self.scoring.pairs.len());
+        }
+        let fusion = fusion.map(Arc::new);
+        Self { fusion, ..self }
+    }
+
+    /// What the ranking depends on beside the model.
+    pub fn fusion(&self) -> Option<&Arc<Fusion>> {
+        self.fusion.as_ref()
+    }
+
     /// The order of documents with equal logits.
     pub fn ties(&self) -> TieOrder {
         self.ties
@@ -320,8 +342,10 @@ impl RerankCommand {
 pub struct Ranked {
     /// Index of the document in the request.
     pub index: usize,
-    /// Score, on the requested scale.
+    /// Score of the model, on the requested scale.
     pub score: f32,
+    /// The combined score that it is ranked by, if there is a fusion.
+    pub fused: Option<f64>,
 }
 
 /// The result of a [`RerankCommand`].
@@ -352,11 +376,24 @@ pub struct Prediction {
 ///
 /// The sort is by logit because distinct logits can have the same sigmoid.
 pub fn rank(logits: &[f32], ties: TieOrder) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
+    descending(logits.len(), ties, |a, b| logits[a].total_cmp(&logits[b]))
+}
+
+/// Sorts documents by combined score in descending order.
+pub fn rank_fused(scores: &[f64], ties: TieOrder) -> Vec<usize> {
+    descending(scores.len(), ties, |a, b| scores[a].total_cmp(&scores[b]))
+}
+
+fn descending(
+    count: usize,
+    ties: TieOrder,
+    compare: impl Fn(usize, usize) -> Ordering,
+) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
     if ties == TieOrder::ReverseOrder {
         order.reverse();
     }
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    order.sort_by(|&a, &b| compare(b, a));
     order
 }
 
@@ -372,6 +409,8 @@ mod tests {
         let logits = [1.0, 3.0, 1.0, 3.0, 2.0];
         assert_eq!(rank(&logits, TieOrder::RequestOrder), [1, 3, 4, 0, 2]);
         assert_eq!(rank(&logits, TieOrder::ReverseOrder), [3, 1, 4, 2, 0]);
+        let scores = logits.map(f64::from);
+        assert_eq!(rank_fused(&scores, TieOrder::RequestOrder), [1, 3, 4, 0, 2]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod command;
 pub mod error;
+pub mod fusion;
 pub mod instruction;
 pub mod scheduling;
 pub mod score;
@@ -13,6 +14,7 @@ pub mod truncation;
 pub use batch::{Batch, Encoding, PairKey};
 pub use command::*;
 pub use error::{ErrorCode, RerankError};
+pub use fusion::{FirstStage, Fusion, FusionMethod, FusionWeight};
 pub use instruction::{Instruction, InstructionPolicy};
 pub use scheduling::{Deadline, DeadlineBy, Priority, SchedulingHints, Tenant};
 pub use score::{Activation, Scale};

@@ -20,7 +20,7 @@ use crate::trace::{Step, Timeline};
 use rerankd_core::{
     Activation, DeadlineBy, Instruction, InstructionPolicy, Pair, PredictCommand, Prediction,
     Ranked, Ranking, RerankCommand, RerankError, Scale, SchedulingHints, ScoreOptions, Tenant,
-    TruncationOptions, TruncationPolicy, rank,
+    TruncationOptions, TruncationPolicy, rank, rank_fused,
 };
 use rerankd_core::{Encoding, PairKey};
 use rerankd_model::encoder::{
@@ -196,7 +196,7 @@ impl Reranker {
         &self.info
     }
 
-    /// Orders documents by logit, best first. Dropping the future cancels the work.
+    /// Orders documents by logit, or by their combined score, best first. Dropping the future cancels the work.
     ///
     /// # Errors
     /// [`RerankError`]: the model has several labels, a pair is too long and must not be truncated, the queue is
@@ -209,7 +209,13 @@ impl Reranker {
             )));
         }
         let scored = self.score(command.scoring()).await?;
-        let mut order = rank(&scored.logits, command.ties());
+        let fused = command
+            .fusion()
+            .map(|fusion| fusion.combine(&scored.logits));
+        let mut order = match &fused {
+            Some(fused) => rank_fused(fused, command.ties()),
+            None => rank(&scored.logits, command.ties()),
+        };
         order.truncate(command.top_n());
         let mut scores: Vec<f32> = order.iter().map(|&index| scored.logits[index]).collect();
         let scale = command.scoring().options().scale;
@@ -218,7 +224,11 @@ impl Reranker {
             results: order
                 .into_iter()
                 .zip(scores)
-                .map(|(index, score)| Ranked { index, score })
+                .map(|(index, score)| Ranked {
+                    index,
+                    score,
+                    fused: fused.as_ref().map(|fused| fused[index]),
+                })
                 .collect(),
             truncated: scored.truncated,
             tokens: scored.tokens,

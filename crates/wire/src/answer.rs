@@ -1,6 +1,6 @@
 //! What an answer is made of.
 
-use rerankd_core::{Pair, Ranking};
+use rerankd_core::{FirstStage, Pair, Ranking};
 use serde::Serialize;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 use utoipa::ToSchema;
@@ -42,6 +42,8 @@ pub struct RankingAnswer<'a> {
     pub context: &'a Context<'a>,
     /// Texts in the order of the request.
     pub pairs: &'a [Pair],
+    /// What the first stage said about them, where the ranking depends on it.
+    pub first_stage: Option<&'a FirstStage>,
     /// Their order and scores.
     pub ranking: &'a Ranking,
 }

@@ -14,9 +14,12 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
-use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, rerank};
-use super::document::{Document, Echo, Item, RankFields};
+use super::dialect::{
+    Dialect, Kind, Mark, Operation, Path, RerankRequest, Served, Signature, ValueKind, rerank,
+};
+use super::document::{Document, Echo, Item, RankFields, evidence};
 use super::error::{Problem, Reply, missing};
+use super::fusion::{FusedScores, FusionRequest};
 use super::read::content::{Query, TextSchema};
 use super::read::form::{Chunks, Count, Flag, Urgency};
 use super::read::list::List;
@@ -40,8 +43,7 @@ pub static V1: Dialect = Dialect {
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v1_ranks")),
     )
-    .requiring(REQUIRED)
-    .rejecting(&["object"])],
+    .told_by(FUSION)],
     error: |problem| error(problem, Some(problem.message)),
 };
 
@@ -55,22 +57,12 @@ pub static V2: Dialect = Dialect {
         rerank::<CohereRequest>,
         |schemas| form(schemas, example!("cohere/v2_ranks")),
     )
-    .requiring(REQUIRED)
-    .rejecting(&["object"])],
+    .told_by(FUSION)],
     error: |problem| error(problem, None),
 };
 
-/// What clients of both versions read.
-const REQUIRED: &[&str] = &[
-    "id",
-    "results[].index",
-    "results[].relevance_score",
-    "meta.api_version.version",
-    "meta.billed_units.search_units",
-    "model",
-    "usage.prompt_tokens",
-    "usage.total_tokens",
-];
+/// What no other format reads: a body with it is that of the path, whatever else it has.
+pub const FUSION: Signature = Signature::any(&[Mark("fusion", &[ValueKind::Object])]);
 
 fn form(schemas: &mut Schemas, example: Value) -> Form {
     Form::of::<CohereRequest, CohereResponse, CohereError>(schemas, example)
@@ -100,6 +92,8 @@ request! {
         /// How urgent it is, from 0, the default, to 999: a request of priority `p` has `1 / (1 + p)` of
         /// the share of one of priority 0.
         priority?: Priority as Option<Urgency>,
+        /// Ranks by the model's scores and by the `score` or `rank` that documents have as objects.
+        fusion?: FusionRequest as Option<FusionRequest>,
     }
     refuses { relevant_spans, return_embeddings }
 }
@@ -126,6 +120,10 @@ impl RerankRequest for CohereRequest {
         let limits = &served.limits;
         let query = self.query.ok_or_else(|| missing("query"))?.into();
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
+        let evidence = match self.fusion {
+            Some(_) => evidence("documents", &documents, limits)?,
+            None => Vec::new(),
+        };
         let (texts, echo) = Echo::of_items(
             self.return_documents.unwrap_or(served.return_documents),
             "documents",
@@ -145,16 +143,20 @@ impl RerankRequest for CohereRequest {
         let instruction = Instruction::from_fields(self.instruction, None);
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?
             .with_instruction(instruction);
+        let fusion = self
+            .fusion
+            .map(|fusion| fusion.with(&evidence, "documents"));
+        let command = command.with_fusion(fusion.transpose()?);
         let all = self.top_n.is_none();
         Ok((command, Kept { echo, all }))
     }
 
     fn fill<'a>(answer: &RankingAnswer<'a>, kept: &'a Kept) -> impl Serialize + 'a {
-        let voyage = kept.all && answer.context.dialect == V1.name;
+        let voyage = kept.all && answer.context.dialect == V1.name && answer.first_stage.is_none();
         CohereResponse {
             id: answer.context.id,
             model: answer.context.model,
-            results: results(answer, &kept.echo),
+            results: fused_results(answer, &kept.echo),
             usage: Usage::new(answer.ranking.tokens),
             meta: Meta::of(answer),
             data: voyage.then(|| results_as(DocumentForm::Omit, answer, &kept.echo)),
@@ -171,7 +173,7 @@ const DOCUMENTS_A_SEARCH: usize = 100;
 pub struct CohereResponse<'a> {
     id: &'a str,
     model: &'a str,
-    results: Vec<RankedDocument<'a>>,
+    results: Vec<FusedDocument<'a>>,
     usage: Usage,
     meta: Meta,
     /// The results once more at the paths of the first version, where `top_n` is absent: Voyage's clients
@@ -191,6 +193,28 @@ pub struct RankedDocument<'a> {
     // Left out rather than null: some clients fail on null.
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<Document<'a>>,
+}
+
+/// One document's place, by the scores of the model and of the first stage.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FusedDocument)]
+pub struct FusedDocument<'a> {
+    #[serde(flatten)]
+    ranked: RankedDocument<'a>,
+    #[serde(flatten)]
+    scores: FusedScores,
+}
+
+/// The results of `answer` with what they tell of a fusion, where there is one.
+pub fn fused_results<'a>(answer: &RankingAnswer<'a>, echo: &'a Echo) -> Vec<FusedDocument<'a>> {
+    let results = results(answer, echo).into_iter();
+    results
+        .zip(&answer.ranking.results)
+        .map(|(document, ranked)| FusedDocument {
+            ranked: document,
+            scores: FusedScores::of(ranked, answer),
+        })
+        .collect()
 }
 
 /// The results of `answer`, best first, with documents in the form that the operator chose.

@@ -33,13 +33,7 @@ pub static DASHSCOPE: Dialect = Dialect {
                 let example = example!("dashscope/ranks");
                 Form::of::<DashScopeRequest, DashScopeResponse, DashScopeError>(schemas, example)
             },
-        )
-        .requiring(&[
-            "output.results[].index",
-            "output.results[].relevance_score",
-            "usage.total_tokens",
-            "request_id",
-        ]),
+        ),
         Operation::new(
             "dashscope_compatible",
             Kind::Rerank,
@@ -49,15 +43,7 @@ pub static DASHSCOPE: Dialect = Dialect {
                 let example = example!("dashscope/compatible");
                 Form::of::<CompatibleRequest, CompatibleResponse, DashScopeError>(schemas, example)
             },
-        )
-        .requiring(&[
-            "object",
-            "results[].index",
-            "results[].relevance_score",
-            "model",
-            "id",
-            "usage.total_tokens",
-        ]),
+        ),
     ],
     error,
 };

@@ -31,13 +31,6 @@ pub static DEEPINFRA: Dialect = Dialect {
             Form::of::<DeepInfraRequest, DeepInfraResponse, DeepInfraError>(schemas, example)
         },
     )
-    .requiring(&[
-        "scores",
-        "input_tokens",
-        "request_id",
-        "inference_status.status",
-        "inference_status.tokens_input",
-    ])
     .ignoring(&["service_tier"])],
     error: |problem: &Problem<'_>| {
         let body = DeepInfraError {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use rerankd_core::{
-    Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
+    Fusion, Limits, PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError,
     SchedulingHints,
 };
 use serde::Serialize;
@@ -74,10 +74,6 @@ pub struct Operation {
     /// Fields of its documentation that are passed over: what it is read by elsewhere passes over them
     /// too, or the answer does not depend on them.
     pub ignored: &'static [&'static str],
-    /// What its clients fail without, as paths into the answer, such as `results[].index`.
-    pub required: &'static [&'static str],
-    /// What its clients fail with.
-    pub rejected: &'static [&'static str],
     /// Reads a body.
     pub read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
     /// What its bodies look like.
@@ -101,21 +97,9 @@ impl Operation {
             max_body_bytes: None,
             json_length_header: None,
             ignored: &[],
-            required: &[],
-            rejected: &[],
             read,
             form,
         }
-    }
-
-    /// The same operation, whose clients read all these of an answer.
-    pub const fn requiring(self, required: &'static [&'static str]) -> Self {
-        Self { required, ..self }
-    }
-
-    /// The same operation, whose clients fail with these in an answer.
-    pub const fn rejecting(self, rejected: &'static [&'static str]) -> Self {
-        Self { rejected, ..self }
     }
 
     /// The same operation, whose documentation has these fields too.
@@ -359,10 +343,12 @@ pub(crate) fn rerank<T: RerankRequest>(
     let (command, kept) = request.into_command(served)?;
     let command = command.with_hints(hints);
     let pairs = command.scoring().pairs().clone();
+    let fusion = command.fusion().cloned();
     let fill = move |context: &Context<'_>, ranking: &Ranking| {
         let answer = RankingAnswer {
             context,
             pairs: &pairs,
+            first_stage: fusion.as_deref().map(Fusion::first_stage),
             ranking,
         };
         to_json(&T::fill(&answer, &kept))

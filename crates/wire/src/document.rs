@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::answer::{DocumentForm, RankingAnswer};
+use super::fusion::Evidence;
 use super::read::content::{PartsSchema, text_of};
 use super::read::list::List;
 use super::read::{Path, Place, Read, Reader, half_a_pair, is_half_a_pair, next_known, unexpected};
@@ -185,6 +186,32 @@ impl Echo {
             DocumentForm::Object | DocumentForm::Omit => Document::Object { text },
         })
     }
+}
+
+/// What each of `items` says of a first stage. Objects keep it: it comes back with them.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn evidence(
+    field: &'static str,
+    items: &List<Item>,
+    limits: &Limits,
+) -> Result<Vec<Evidence>, RerankError> {
+    let read = |(index, item): (usize, &Item)| match item {
+        Item::Text(_) => Ok(Evidence::default()),
+        Item::Object(object) => {
+            let path = Path::Field(field);
+            let path = Path::Item(&path, index);
+            let place = Place {
+                path: &path,
+                limits,
+                broken: &RefCell::default(),
+            };
+            let mut json = serde_json::Deserializer::from_str(object.get());
+            Evidence::read(place, &mut json).map_err(|error| refusal(&error, place))
+        }
+    };
+    items.kept().iter().enumerate().map(read).collect()
 }
 
 /// The values of the ranked fields, in the order in which they are named, one a line.

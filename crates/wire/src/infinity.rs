@@ -35,13 +35,6 @@ pub static INFINITY: Dialect = Dialect {
             Form::of::<InfinityRequest, InfinityResponse, VllmError>(schemas, example)
         },
     )
-    .requiring(&[
-        "results[].index",
-        "results[].relevance_score",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-    ])
     // Its client always sends both; the server's own format has them too, but few send them.
     .told_by(Signature {
         all: &[
@@ -49,6 +42,7 @@ pub static INFINITY: Dialect = Dialect {
             Mark("return_documents", &[ValueKind::Flag]),
         ],
         none: &[
+            Mark("fusion", &[ValueKind::Object]),
             Mark("truncate", ValueKind::FLAG),
             Mark("truncation_strategy", &[ValueKind::Text]),
             Mark("truncation_direction", &[ValueKind::Text]),

@@ -14,6 +14,7 @@ pub mod detect;
 pub mod dialect;
 mod document;
 mod error;
+mod fusion;
 mod pairs;
 mod read;
 pub mod schema;

@@ -36,14 +36,8 @@ pub static LLAMA_CPP: Dialect = Dialect {
             Form::of::<LlamaCppRequest, LlamaCppResponse, LlamaCppError>(schemas, example)
         },
     )
-    .requiring(&[
-        "model",
-        "object",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-        "results[].index",
-        "results[].relevance_score",
-    ])],
+    // Of use with `texts` only, which are read as TEI's.
+    .ignoring(&["return_text"])],
     error,
 };
 

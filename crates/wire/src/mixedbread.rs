@@ -34,15 +34,6 @@ pub static MIXEDBREAD: Dialect = Dialect {
             Form::of::<MixedbreadRequest, MixedbreadResponse, NativeError>(schemas, example)
         },
     )
-    .requiring(&[
-        "data[].index",
-        "data[].score",
-        "model",
-        "usage.prompt_tokens",
-        "usage.total_tokens",
-        "top_k",
-        "return_input",
-    ])
     .told_by(
         Signature::any(&[Mark("input", &[ValueKind::List])])
             .unless(&[Mark("documents", &[ValueKind::List])]),

@@ -13,13 +13,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::{Context, RankingAnswer};
-use super::cohere::{RankedDocument, results};
+use super::cohere::{FUSION, FusedDocument, fused_results};
 use super::dialect::{
     Body, Dialect, Kind, Operation, Path, RerankRequest, Served, Work, rerank, with_priority,
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
-use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
+use super::fusion::{Evidence, FusionRequest};
+use super::read::content::{Candidate, CandidateSchema, Query, TextSchema, query_and_documents};
 use super::read::form::{Chunks, Count, Flag, Urgency};
 use super::read::list::List;
 use super::read::pair::TextPair;
@@ -42,15 +43,7 @@ pub static NATIVE: Dialect = Dialect {
                 Form::of::<NativeRequest, NativeResponse, NativeError>(schemas, example)
             },
         )
-        .requiring(&[
-            "id",
-            "model",
-            "results[].index",
-            "results[].relevance_score",
-            "usage.prompt_tokens",
-            "usage.total_tokens",
-        ])
-        .rejecting(&["object"]),
+        .told_by(FUSION),
         Operation::new(
             "native_predict",
             Kind::Predict,
@@ -80,14 +73,16 @@ request! {
         model?: ModelName as Option<serde_json::Value>,
         /// What the documents are judged by.
         query: Query as TextSchema,
-        /// Texts, or objects that hold one under `text`.
-        documents: List<TextObject> as Vec<TextSchema> { min_items = 1 },
+        /// Texts, or objects that hold one under `text`, and may have a `score` or `rank` of a first stage.
+        documents: List<Candidate> as Vec<CandidateSchema> { min_items = 1 },
         /// What the documents are judged by, beside the query; for models that take an instruction.
         instruction?: String as Option<String>,
         /// Another name of `instruction`.
         instruct?: String as Option<String>,
         /// The model's own instruction of this name.
         prompt_name?: String as Option<String>,
+        /// Ranks by the model's scores and by the `score` or `rank` of the documents.
+        fusion?: FusionRequest as Option<FusionRequest>,
         /// Most results; all without.
         top_n?: NonZeroUsize as Option<Count>,
         /// Whether each result repeats its document.
@@ -183,9 +178,20 @@ impl RerankRequest for NativeRequest {
             ..ScoreOptions::default()
         };
         let instruction = instruction(self.instruction, self.instruct, self.prompt_name)?;
+        let evidence: Vec<Evidence> = match (&self.fusion, &self.documents) {
+            (Some(_), Some(documents)) => {
+                let documents = documents.kept().iter();
+                documents.map(|document| document.evidence).collect()
+            }
+            _ => Vec::new(),
+        };
         let (query, documents) = query_and_documents(self.query, self.documents, limits)?;
+        let fusion = self
+            .fusion
+            .map(|fusion| fusion.with(&evidence, "documents"));
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
-            .with_instruction(instruction);
+            .with_instruction(instruction)
+            .with_fusion(fusion.transpose()?);
         let echo = Echo::of_texts(self.return_documents.unwrap_or(served.return_documents));
         Ok((command, echo))
     }
@@ -194,7 +200,7 @@ impl RerankRequest for NativeRequest {
         NativeResponse {
             id: answer.context.id,
             model: answer.context.model,
-            results: results(answer, echo),
+            results: fused_results(answer, echo),
             truncated: &answer.ranking.truncated,
             usage: Usage::new(answer.ranking.tokens),
         }
@@ -274,7 +280,7 @@ fn scale(raw_scores: Option<bool>, softmax: Option<bool>) -> Result<Scale, Reran
 pub struct NativeResponse<'a> {
     id: &'a str,
     model: &'a str,
-    results: Vec<RankedDocument<'a>>,
+    results: Vec<FusedDocument<'a>>,
     /// Positions of the documents that were cut to fit the model; absent where none was.
     #[serde(skip_serializing_if = "<[usize]>::is_empty")]
     truncated: &'a [usize],

@@ -34,8 +34,7 @@ pub static NVIDIA: Dialect = Dialect {
             let example = example!("nvidia/ranks");
             Form::of::<NvidiaRequest, NvidiaResponse, NativeError>(schemas, example)
         },
-    )
-    .requiring(&["rankings[].index", "rankings[].logit"])],
+    )],
     error: native::ERROR,
 };
 

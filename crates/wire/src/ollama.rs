@@ -31,7 +31,6 @@ pub static OLLAMA: Dialect = Dialect {
             Form::of::<OllamaRequest, OllamaResponse, OllamaError>(schemas, example)
         },
     )
-    .requiring(&["model", "results[].index", "results[].relevance_score"])
     .ignoring(&["keep_alive", "options"])],
     error: |problem: &Problem<'_>| {
         let error = problem.message;

@@ -36,12 +36,13 @@ pub static OPEN_INFERENCE: Dialect = Dialect {
                 Form::of::<InferRequest, InferResponse, OpenInferenceError>(schemas, example)
             },
         )
-        .requiring(&[
-            "model_name",
-            "outputs[].name",
-            "outputs[].datatype",
-            "outputs[].shape",
-            "outputs[].data",
+        .ignoring(&[
+            "parameters.binary_data_output",
+            "parameters.priority",
+            "parameters.sequence_end",
+            "parameters.sequence_id",
+            "parameters.sequence_start",
+            "parameters.timeout",
         ])
     }],
     error: |problem: &Problem<'_>| {

@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 
 use http::StatusCode;
-use rerankd_core::{RerankCommand, RerankError, Scale, ScoreOptions, TruncationPolicy};
+use rerankd_core::{
+    RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions, TruncationPolicy,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -12,7 +14,7 @@ use super::dialect::{Dialect, Kind, Operation, Path, RerankRequest, Served, Sign
 use super::document::{Document, Echo, Item, RankFields};
 use super::error::{Problem, Reply, missing};
 use super::read::content::{Query, TextSchema};
-use super::read::form::{Count, Flag};
+use super::read::form::{Chunks, Count, Flag};
 use super::read::list::List;
 use super::read::request;
 use super::read::scalar::ModelName;
@@ -31,12 +33,6 @@ pub static PINECONE: Dialect = Dialect {
             Form::of::<PineconeRequest, PineconeResponse, PineconeError>(schemas, example)
         },
     )
-    .requiring(&[
-        "model",
-        "data[].index",
-        "data[].score",
-        "usage.rerank_units",
-    ])
     .told_by(Signature::NONE.or_header("x-pinecone-api-version", ""))],
     error,
 };
@@ -66,6 +62,8 @@ request! {
     pub struct PineconeParameters as PineconeParameters {
         /// What becomes of a pair that is too long: `END` cuts it, `NONE` refuses it. Without, it is cut.
         truncate?: TruncationPolicy as Option<TruncateName>,
+        /// Parts a long document may be read in; it is as good as its best. Without, one.
+        max_chunks_per_doc?: NonZeroUsize as Option<Chunks>,
     }
 }
 
@@ -96,10 +94,14 @@ impl RerankRequest for PineconeRequest {
         let repeat = self.return_documents.unwrap_or(true);
         let fields = self.rank_fields.as_ref();
         let (texts, echo) = Echo::of_items(repeat, "documents", documents, fields, limits)?;
-        let truncate = self.parameters.and_then(|parameters| parameters.truncate);
+        let parameters = self.parameters.unwrap_or_default();
         let options = ScoreOptions {
             scale: Scale::Unit,
-            truncate: truncate.unwrap_or_default(),
+            truncate: parameters.truncate.unwrap_or_default(),
+            truncation: TruncationOptions {
+                max_chunks: parameters.max_chunks_per_doc,
+                ..TruncationOptions::default()
+            },
             ..ScoreOptions::default()
         };
         let command = RerankCommand::new(query, texts, self.top_n, options, limits)?;

@@ -7,6 +7,7 @@ use crate::dialect::{Dialect, Endpoint, Path};
 macro_rules! dialects {
     ($use:ident) => {
         $use! {
+            native: NATIVE;
             tei: TEI;
             mixedbread: MIXEDBREAD;
             weaviate: WEAVIATE;
@@ -14,7 +15,6 @@ macro_rules! dialects {
             xinference: XINFERENCE;
             vllm: VLLM;
             infinity: INFINITY;
-            native: NATIVE;
             cohere: V1, V2;
             llamacpp: LLAMA_CPP;
             nvidia: NVIDIA;

@@ -32,8 +32,7 @@ pub static SGLANG: Dialect = Dialect {
             error: reference::<SglangError>(schemas),
             example: example!("sglang/ranks"),
         },
-    )
-    .requiring(&["[].score", "[].index", "[].meta_info"])],
+    )],
     error,
 };
 

@@ -66,7 +66,6 @@ pub static TEI: Dialect = Dialect {
                 example: example!("tei/ranks"),
             },
         )
-        .requiring(&["[].index", "[].score"])
         .told_by(
             Signature::any(&[Mark("texts", &[ValueKind::List])])
                 .unless(&[Mark("documents", &[ValueKind::List])]),

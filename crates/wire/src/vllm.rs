@@ -43,21 +43,13 @@ pub static VLLM: Dialect = Dialect {
                 Form::of::<VllmRequest, VllmResponse, VllmError>(schemas, example)
             },
         )
-        .requiring(&[
-            "id",
-            "model",
-            "usage.prompt_tokens",
-            "usage.total_tokens",
-            "results[].index",
-            "results[].relevance_score",
-            "results[].document.text",
-        ])
         .ignoring(&["user", "request_id", "cache_salt", "padding"])
         .told_by(Signature::any(&[
             Mark("truncate_prompt_tokens", ValueKind::COUNT),
             Mark("truncation_side", &[ValueKind::Text]),
             Mark("use_activation", ValueKind::FLAG),
             Mark("activation", ValueKind::FLAG),
+            Mark("softmax", ValueKind::FLAG),
             Mark("max_tokens_per_query", ValueKind::COUNT),
             Mark("chat_template_kwargs", &[ValueKind::Object]),
             Mark("mm_processor_kwargs", &[ValueKind::Object]),
@@ -77,16 +69,6 @@ pub static VLLM: Dialect = Dialect {
                 Form::of::<ScoreRequest, ScoreBody, VllmError>(schemas, example)
             },
         )
-        .requiring(&[
-            "id",
-            "object",
-            "created",
-            "model",
-            "data[].index",
-            "data[].score",
-            "usage.prompt_tokens",
-            "usage.total_tokens",
-        ])
         .ignoring(&["user", "request_id", "cache_salt", "padding"]),
     ],
     error,
@@ -115,6 +97,8 @@ request! {
         use_activation?: bool as Option<Flag>,
         /// Its older name.
         activation?: bool as Option<Flag>,
+        /// Its oldest name.
+        softmax?: bool as Option<Flag>,
         /// How urgent it is, from 0, the default, to 999.
         priority?: Priority as Option<Urgency>,
         /// What the texts are judged by; ignored by models that take no instruction.
@@ -196,7 +180,7 @@ impl RerankRequest for VllmRequest {
         let documents = self.documents.ok_or_else(|| missing("documents"))?;
         let documents = documents.0.texts("documents", limits)?;
         let options = Options {
-            use_activation: self.use_activation.or(self.activation),
+            use_activation: self.use_activation.or(self.softmax).or(self.activation),
             side: self.truncation_side,
             max_tokens: self.truncate_prompt_tokens,
             max_query_tokens: self.max_tokens_per_query,

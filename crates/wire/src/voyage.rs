@@ -33,13 +33,6 @@ pub static VOYAGE: Dialect = Dialect {
             Form::of::<VoyageRequest, VoyageResponse, VoyageError>(schemas, example)
         },
     )
-    .requiring(&[
-        "object",
-        "data[].index",
-        "data[].relevance_score",
-        "model",
-        "usage.total_tokens",
-    ])
     .told_by(
         Signature::any(&[
             Mark("truncation", ValueKind::FLAG),

@@ -29,7 +29,6 @@ pub static WEAVIATE: Dialect = Dialect {
             Form::of::<WeaviateRequest, WeaviateResponse, WeaviateError>(schemas, example)
         },
     )
-    .requiring(&["query"])
     .told_by(
         Signature::any(&[Mark("property", &[ValueKind::Text])])
             .unless(&[Mark("top_n", ValueKind::COUNT)]),

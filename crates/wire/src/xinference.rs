@@ -6,6 +6,7 @@ use rerankd_core::{
     Instruction, RerankCommand, RerankError, Scale, ScoreOptions, TruncationOptions,
 };
 use serde::Serialize;
+use serde::de::{Error, MapAccess};
 use utoipa::ToSchema;
 
 use super::answer::RankingAnswer;
@@ -16,8 +17,8 @@ use super::native::{self, NativeError};
 use super::read::content::{Query, TextObject, TextSchema, query_and_documents};
 use super::read::form::{Chunks, Count, Flag};
 use super::read::list::List;
-use super::read::request;
-use super::read::scalar::ModelName;
+use super::read::scalar::{ModelName, Refused};
+use super::read::{Place, Read, Reader, request, unexpected};
 use super::schema::{Form, example};
 use super::usage::Usage;
 
@@ -34,14 +35,6 @@ pub static XINFERENCE: Dialect = Dialect {
             Form::of::<XinferenceRequest, XinferenceResponse, NativeError>(schemas, example)
         },
     )
-    .requiring(&[
-        "id",
-        "results[].index",
-        "results[].relevance_score",
-        "results[].document",
-        "meta.tokens",
-    ])
-    .ignoring(&["kwargs"])
     // Its client always sends the first, RAGFlow the last.
     .told_by(Signature::any(&[
         Mark("kwargs", &[ValueKind::Text]),
@@ -70,6 +63,47 @@ request! {
         return_len?: bool as Option<Flag>,
         /// What the documents are judged by, beside the query; for models that take an instruction.
         instruction?: String as Option<String>,
+        /// Further arguments of its client as JSON in a string, of which `instruction` is read.
+        kwargs?: Arguments as Option<String>,
+    }
+}
+
+/// What its client passes on to the model.
+#[derive(Debug, Default)]
+struct Arguments {
+    instruction: Option<String>,
+}
+
+impl Read for Arguments {
+    const EXPECTED: &'static str = "a string with a JSON object";
+
+    fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let arguments = Self::read(at, &mut json);
+        let arguments = arguments.and_then(|arguments| json.end().map(|()| arguments));
+        // The parser's position is in the string, not in the body.
+        arguments.map_err(|error| match error.is_data() {
+            true => E::custom(format_args!(
+                "{} may only have a string `instruction`; leave other arguments out",
+                at.path
+            )),
+            false => unexpected::<Self, E>(at, &"another string"),
+        })
+    }
+
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, mut map: M) -> Result<Self, M::Error> {
+        let mut arguments = Self::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "instruction" {
+                arguments.instruction = map.next_value_seed(Reader::<Option<String>>::at(at))?;
+            } else {
+                map.next_value_seed(Reader::<Option<Refused>>::at(at))?;
+            }
+        }
+        Ok(arguments)
     }
 }
 
@@ -98,8 +132,10 @@ impl RerankRequest for XinferenceRequest {
             },
             ..ScoreOptions::default()
         };
+        let arguments = self.kwargs.unwrap_or_default();
+        let instruction = self.instruction.or(arguments.instruction);
         let command = RerankCommand::new(query, documents, self.top_n, options, limits)?
-            .with_instruction(Instruction::from_fields(self.instruction, None));
+            .with_instruction(Instruction::from_fields(instruction, None));
         let kept = Kept {
             documents: self.return_documents.unwrap_or(served.return_documents),
             tokens: self.return_len.unwrap_or(false),

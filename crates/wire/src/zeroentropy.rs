@@ -31,15 +31,6 @@ pub static ZEROENTROPY: Dialect = Dialect {
             Form::of::<ZeroEntropyRequest, ZeroEntropyResponse, NativeError>(schemas, example)
         },
     )
-    .requiring(&[
-        "results[].index",
-        "results[].relevance_score",
-        "total_bytes",
-        "total_tokens",
-        "actual_latency_mode",
-        "e2e_latency",
-        "inference_latency",
-    ])
     .ignoring(&["latency"])],
     error: native::ERROR,
 };

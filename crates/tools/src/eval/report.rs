@@ -25,6 +25,26 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Agreement between precisions.
     pub agreement: Vec<Agreement>,
+    /// Fusions with the first stage whose weight was fitted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fits: Vec<Fit>,
+}
+
+/// A weight of the first stage that was fitted on one half of the queries, and what it gives on the other.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Fit {
+    /// `fp32`, for example.
+    pub name: String,
+    /// The method.
+    pub method: &'static str,
+    /// The weight.
+    pub weight: f64,
+    /// Number of queries it was fitted on.
+    pub fitted_on: usize,
+    /// Number of queries of the figures.
+    pub held_out: usize,
+    /// Figures of the first stage, of the model, and of both.
+    pub rows: Vec<Row>,
 }
 
 /// Figures of one precision, or of the first stage.
@@ -87,6 +107,16 @@ impl Report {
                 number(agreement.spearman),
                 agreement.largest_difference,
             );
+        }
+        for fit in &self.fits {
+            let _ = writeln!(
+                text,
+                "\n{}: the weight {} of `{}`, fitted on {} queries; the other {}:",
+                fit.name, fit.weight, fit.method, fit.fitted_on, fit.held_out,
+            );
+            let mut cells = vec![self.header()];
+            cells.extend(fit.rows.iter().map(Row::cells));
+            text.push_str(&aligned(&cells));
         }
         text
     }

@@ -1,11 +1,13 @@
 //! Evaluates rankings against relevance judgments.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::EvalError;
 use super::data::{Qrels, Run, Texts};
 use super::first_stage::Bm25;
 use super::metric::{Judged, best_first};
+use rerankd_core::{FirstStage, Fusion, FusionMethod, FusionWeight};
 
 /// Settings of a reranking evaluation.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +54,37 @@ pub struct Candidate<'a> {
     /// Its first-stage score; `None` if the first stage missed it.
     pub first_stage: Option<f64>,
 }
+
+/// A part of the queries, which are sorted by id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    All,
+    /// Every other one, from the first: what a weight is fitted on.
+    Fitted,
+    /// The others, held out.
+    HeldOut,
+}
+
+impl Part {
+    fn has(self, number: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Fitted => number.is_multiple_of(2),
+            Self::HeldOut => !number.is_multiple_of(2),
+        }
+    }
+
+    /// How many of `queries` it has.
+    pub fn len(self, queries: usize) -> usize {
+        (0..queries).filter(|number| self.has(*number)).count()
+    }
+}
+
+/// The weights that are tried, ascending.
+const WEIGHTS: [f64; 17] = [
+    0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
+];
 
 /// Means over queries. Lists have one figure per cutoff.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,34 +173,78 @@ impl<'a> Task<'a> {
         self.queries.iter().map(|q| q.candidates.len()).sum()
     }
 
-    /// Figures of the first stage. Documents that it missed are not in its ranking.
-    pub fn first_stage(&self) -> Figures {
-        self.figures(|query| {
+    /// Figures of the first stage on a part of the queries. Documents that it missed are not in its ranking.
+    pub fn first_stage(&self, part: Part) -> Figures {
+        self.figures(part, |query, _| {
             let scored = query.candidates.iter();
             scored.filter_map(|c| Some((c, c.first_stage?))).collect()
         })
     }
 
-    /// Figures of `scores`, one per candidate, query by query.
-    pub fn reranked(&self, scores: &[f64]) -> Figures {
-        let mut rest = scores;
-        self.figures(|query| {
-            let (own, others) = rest.split_at(query.candidates.len());
-            rest = others;
-            query.candidates.iter().zip(own.iter().copied()).collect()
+    /// Figures of `scores` on a part of the queries. There is one score per candidate, query by query.
+    pub fn reranked(&self, scores: &[f64], part: Part) -> Figures {
+        self.figures(part, |query, candidates| {
+            let own = scores[candidates].iter().copied();
+            query.candidates.iter().zip(own).collect()
         })
     }
 
-    /// Means over all queries. `scored` is called for each query in order.
+    /// `logits` combined with the scores of the first stage, as a reranking with `fusion` does. A query of
+    /// which the first stage found nothing keeps its logits.
+    pub fn fused(&self, logits: &[f64], method: FusionMethod, weight: FusionWeight) -> Vec<f64> {
+        let mut fused = Vec::with_capacity(logits.len());
+        let mut rest = logits;
+        for query in &self.queries {
+            let (own, others) = rest.split_at(query.candidates.len());
+            rest = others;
+            let scores = query
+                .candidates
+                .iter()
+                .map(|candidate| candidate.first_stage);
+            let first_stage = FirstStage::Scores(scores.collect());
+            match Fusion::new(method, weight, first_stage, "candidates") {
+                Ok(fusion) => {
+                    #[allow(clippy::cast_possible_truncation, reason = "they were f32 before")]
+                    let own: Vec<f32> = own.iter().map(|&logit| logit as f32).collect();
+                    fused.extend(fusion.combine(&own));
+                }
+                Err(_) => fused.extend(own),
+            }
+        }
+        fused
+    }
+
+    /// The weight of the first stage that gives the best NDCG at the first cutoff on one half of the queries.
+    /// Of equal ones, it is the smallest.
+    pub fn fit(&self, logits: &[f64], method: FusionMethod) -> FusionWeight {
+        let mut best = (f64::NEG_INFINITY, FusionWeight::default());
+        for weight in WEIGHTS.into_iter().filter_map(FusionWeight::new) {
+            let fused = self.fused(logits, method, weight);
+            let ndcg = self.reranked(&fused, Part::Fitted).ndcg[0];
+            if ndcg > best.0 {
+                best = (ndcg, weight);
+            }
+        }
+        best.1
+    }
+
+    /// Means over a part of the queries. `scored` is called for each with the range of its candidates.
     fn figures<'b>(
         &'b self,
-        mut scored: impl FnMut(&'b Query<'a>) -> Vec<(&'b Candidate<'a>, f64)>,
+        part: Part,
+        mut scored: impl FnMut(&'b Query<'a>, Range<usize>) -> Vec<(&'b Candidate<'a>, f64)>,
     ) -> Figures {
-        let judged: Vec<Judged> = self
-            .queries
-            .iter()
-            .map(|query| {
-                let mut ranking = scored(query);
+        let mut end = 0;
+        let ranges = self.queries.iter().map(|query| {
+            let start = end;
+            end += query.candidates.len();
+            (query, start..end)
+        });
+        let judged: Vec<Judged> = ranges
+            .enumerate()
+            .filter(|(number, _)| part.has(*number))
+            .map(|(_, (query, candidates))| {
+                let mut ranking = scored(query, candidates);
                 ranking.sort_by(|a, b| best_first((a.1, a.0.id), (b.1, b.0.id)));
                 let relevance = |id: &str| query.judgments.get(id).copied().unwrap_or(0);
                 Judged::new(

@@ -5,8 +5,10 @@ use serde::de::{Error, MapAccess, SeqAccess};
 use utoipa::ToSchema;
 
 use super::list::List;
+use super::scalar::Refused;
 use super::{Path, Place, Read, Reader, next_known, value_of};
 use crate::error::missing;
+use crate::fusion::Evidence;
 
 /// A string, or an object that holds one under `text`, or its parts under `content`.
 #[derive(Debug)]
@@ -26,10 +28,42 @@ impl Read for TextObject {
     }
 
     fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
-        text_of(at, map)?
-            .map(Self)
-            .ok_or_else(|| M::Error::custom(format_args!("{} has no `text`; add it", at.path)))
+        text_of(at, map)?.map(Self).ok_or_else(|| without_text(at))
     }
+}
+
+/// A text as [`TextObject`], with what a first stage said of it under `score` or `rank`.
+#[derive(Debug)]
+pub struct Candidate {
+    text: String,
+    /// What it says of the first stage.
+    pub evidence: Evidence,
+}
+
+impl From<Candidate> for String {
+    fn from(candidate: Candidate) -> Self {
+        candidate.text
+    }
+}
+
+impl Read for Candidate {
+    const EXPECTED: &'static str = TextObject::EXPECTED;
+
+    fn string<E: Error>(_: Place<'_>, text: &str) -> Result<Self, E> {
+        let (text, evidence) = (text.to_owned(), Evidence::default());
+        Ok(Self { text, evidence })
+    }
+
+    fn object<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Self, M::Error> {
+        let mut evidence = Evidence::default();
+        let text = text_and_evidence(at, map, Some(&mut evidence))?;
+        let text = text.ok_or_else(|| without_text(at))?;
+        Ok(Self { text, evidence })
+    }
+}
+
+fn without_text<E: Error>(at: Place<'_>) -> E {
+    E::custom(format_args!("{} has no `text`; add it", at.path))
 }
 
 /// The same, where hardly a client sends an object.
@@ -71,18 +105,35 @@ pub fn query_and_documents<Q: Into<String>, D: Into<String>>(
 /// The text of an object; `None` where it has none.
 ///
 /// # Errors
-/// When `text` is no string, or a part under `content` is no text.
-pub fn text_of<'de, M: MapAccess<'de>>(
+/// When `text` is no string, a part under `content` is no text, or there is a picture beside the text.
+pub fn text_of<'de, M: MapAccess<'de>>(at: Place<'_>, map: M) -> Result<Option<String>, M::Error> {
+    text_and_evidence(at, map, None)
+}
+
+fn text_and_evidence<'de, M: MapAccess<'de>>(
     at: Place<'_>,
     mut map: M,
+    mut evidence: Option<&mut Evidence>,
 ) -> Result<Option<String>, M::Error> {
     let (mut text, mut content) = (None, None);
-    while let Some(key) = next_known(&mut map, &["text", "content"])? {
+    let names: &[&'static str] = match evidence {
+        Some(_) => &["text", "content", "image", "video", "score", "rank"],
+        None => &["text", "content", "image", "video"],
+    };
+    while let Some(key) = next_known(&mut map, names)? {
         let path = Path::Key(at.path, key);
         let at = at.at(&path);
         match key {
             "text" => text = map.next_value_seed(Reader::<Option<String>>::at(at))?,
-            _ => content = map.next_value_seed(Reader::<Option<Parts>>::at(at))?,
+            "content" => content = map.next_value_seed(Reader::<Option<Parts>>::at(at))?,
+            "image" | "video" => {
+                map.next_value_seed(Reader::<Option<Refused>>::at(at))?;
+            }
+            _ => {
+                if let Some(evidence) = evidence.as_deref_mut() {
+                    evidence.read_value(key, at, &mut map)?;
+                }
+            }
         }
     }
     Ok(text.or(content.map(|parts| parts.0)))
@@ -163,6 +214,29 @@ pub enum TextSchema {
     Text(String),
     /// A text in an object.
     Object { text: String },
+    /// Its parts.
+    Content { content: PartsSchema },
+}
+
+/// What [`Candidate`] takes, for the API's description.
+#[derive(ToSchema)]
+#[schema(as = Candidate)]
+#[serde(untagged)]
+#[allow(
+    dead_code,
+    reason = "it stands for what a reader takes, in the API's description"
+)]
+pub enum CandidateSchema {
+    /// A text.
+    Text(String),
+    /// A text in an object.
+    Object {
+        text: String,
+        /// What a first stage gave it; higher is better.
+        score: Option<serde_json::Value>,
+        /// Its place in a first stage, from 1.
+        rank: Option<serde_json::Value>,
+    },
     /// Its parts.
     Content { content: PartsSchema },
 }

@@ -2,7 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use rerankd_core::{Priority, TruncationPolicy, TruncationSide, TruncationStrategy};
+use rerankd_core::{
+    FusionMethod, FusionWeight, Priority, TruncationPolicy, TruncationSide, TruncationStrategy,
+};
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Unexpected};
 
 use super::{Place, Read, unexpected};
@@ -154,6 +156,30 @@ names!(TruncationSide {
     "Left" => Self::Left,
     "Right" => Self::Right,
 });
+
+names!(FusionMethod {
+    "zscore" => Self::ZScore,
+    "minmax" => Self::MinMax,
+    "rrf" => Self::Rrf,
+});
+
+impl Read for FusionWeight {
+    const EXPECTED: &'static str = "a number from 0 to 100";
+
+    fn integer<E: Error>(at: Place<'_>, value: i128) -> Result<Self, E> {
+        #[allow(clippy::cast_precision_loss, reason = "those that fit are small")]
+        Self::float(at, value as f64)
+    }
+
+    fn float<E: Error>(at: Place<'_>, value: f64) -> Result<Self, E> {
+        Self::new(value).ok_or_else(|| unexpected::<Self, E>(at, &Unexpected::Float(value)))
+    }
+
+    fn string<E: Error>(at: Place<'_>, text: &str) -> Result<Self, E> {
+        let number = text.parse().ok().and_then(Self::new);
+        number.ok_or_else(|| unexpected::<Self, E>(at, &"another string"))
+    }
+}
 
 names!(TruncationPolicy { "END" => Self::Truncate, "NONE" => Self::Reject });
 

@@ -65,6 +65,8 @@ request! {
         use_activation?: bool as Option<Flag>,
         /// Its older name.
         activation?: bool as Option<Flag>,
+        /// Its oldest name.
+        softmax?: bool as Option<Flag>,
         /// How urgent it is, from 0, the default, to 999.
         priority?: Priority as Option<Urgency>,
         /// What the texts are judged by; ignored by models that take no instruction.
@@ -90,7 +92,7 @@ impl ScoreRequest {
         let first = first.0.texts("text_1", limits)?.items;
         let second = second.0.texts("text_2", limits)?.items;
         let options = Options {
-            use_activation: self.use_activation.or(self.activation),
+            use_activation: self.use_activation.or(self.softmax).or(self.activation),
             side: self.truncation_side,
             max_tokens: self.truncate_prompt_tokens,
             max_query_tokens: self.max_tokens_per_query,
