@@ -26,7 +26,7 @@ use rerankd_model::modules::MODULES;
 use rerankd_model::names::is_inner_path;
 use rerankd_model::onnx::ModelProto;
 use rerankd_model::weights::shard_names;
-use rerankd_model::{Files, Manifest, ModelError, ModelOptions, WEIGHTS_FILE, exported};
+use rerankd_model::{Files, Manifest, Model, ModelError, ModelOptions, WEIGHTS_FILE, exported};
 
 /// Maximum concurrent requests.
 const MAX_CONCURRENT: usize = 8;
@@ -262,7 +262,12 @@ fn missing_file(
     let folders = manifest.ok().filter(|_| built).map(|m| m.head.folders);
     let modules = folders.into_iter().flatten();
     let modules = modules.map(|folder| format!("{folder}/{WEIGHTS_FILE}"));
-    Ok(needed.into_iter().chain(modules).find(|file| !has(file)))
+    let missing = needed.into_iter().chain(modules).find(|file| !has(file));
+    let has_onnx = exported::DEFAULT_PATHS.into_iter().any(has);
+    if missing.is_none() && built && !has_onnx && needs_onnx(&directory, options) {
+        return Ok(Some(exported::DEFAULT_PATHS[0].to_owned()));
+    }
+    Ok(missing)
 }
 
 /// The external data files of an ONNX file, as paths in `directory`.
@@ -336,7 +341,23 @@ fn download(
         return Err(not_on_hub(id, file));
     }
     rest.extend(module_weights);
-    download_files(downloader, rest)
+    download_files(downloader, rest)?;
+    // Whether a graph can be built is known only with the names of the tensors.
+    let replacement = match onnx_file.is_none() && needs_onnx(&directory, options) {
+        true => exported::DEFAULT_PATHS.into_iter().find(|path| has(path)),
+        false => None,
+    };
+    let Some(file) = replacement else {
+        return Ok(());
+    };
+    download_files(downloader, vec![file.to_owned()])?;
+    download_files(downloader, external_data(&directory, file)?)
+}
+
+/// Whether the files in `directory` are those of a model that no graph can be built of.
+fn needs_onnx(directory: &Path, options: &ModelOptions) -> bool {
+    let model = Model::open_with(directory, options);
+    model.is_err_and(|error| error.is_unsupported())
 }
 
 /// Downloads files that the snapshot does not have yet, several at a time.

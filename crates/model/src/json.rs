@@ -123,6 +123,11 @@ impl Object {
         )
     }
 
+    /// The error for a field whose value this server does not implement.
+    pub(super) fn unsupported(&self, field: &str, what: &str) -> ModelError {
+        self.invalid(field, what).unsupported()
+    }
+
     fn typed<'a, T>(
         &'a self,
         field: &str,
