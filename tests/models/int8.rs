@@ -145,6 +145,11 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-mpnet",
         "tiny-modernbert",
         "tiny-modernbert-biased",
+        "tiny-jina-v1",
+        "tiny-jina-v2",
+        "tiny-gte",
+        "tiny-gte-en",
+        "tiny-ettin",
     ] {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
@@ -256,6 +261,11 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
         "tiny-mpnet",
         "tiny-modernbert",
         "tiny-modernbert-biased",
+        "tiny-jina-v1",
+        "tiny-jina-v2",
+        "tiny-gte",
+        "tiny-gte-en",
+        "tiny-ettin",
     ] {
         check_company(&Model::open(&model_dir(name)).unwrap(), name);
     }

@@ -154,10 +154,7 @@ pub fn fetch(
     let onnx_file = onnx_file.as_deref();
     let repo = Cache::new(&config.cache).repo(id);
     let cached = repo.resolve(id.revision());
-    let missing = |commit: &str| {
-        let manifest = |files: &Files| Manifest::read(id.path(), files, &config.model);
-        missing_file(&repo, commit, onnx_file, manifest)
-    };
+    let missing = |commit: &str| missing_file(&repo, commit, onnx_file, id, &config.model);
     let complete = |commit: &String| missing(commit).is_ok_and(|file| file.is_none());
     if config.offline {
         return offline(id, config, cached, &repo, missing);
@@ -219,9 +216,14 @@ fn offline(
         return Ok(repo.snapshot(&commit));
     };
     if file == exported::DEFAULT_PATHS[0] {
-        // If the ONNX file is needed because the architecture is not supported, that is the better message.
-        let files = Files::Directory(repo.snapshot(&commit));
-        Manifest::read(id.path(), &files, &config.model)?;
+        // If the ONNX file is needed because no graph can be built, that is the better message.
+        let directory = repo.snapshot(&commit);
+        Manifest::read(id.path(), &Files::Directory(directory.clone()), &config.model)?;
+        if let Err(error) = Model::open_with(&directory, &config.model)
+            && error.is_unsupported()
+        {
+            return Err(error);
+        }
     }
     Err(not_cached(format!("`{file}` of `{id}`")))
 }
@@ -231,7 +233,8 @@ fn missing_file(
     repo: &RepoCache,
     commit: &str,
     onnx_file: Option<&str>,
-    manifest: impl FnOnce(&Files) -> Result<Manifest, ModelError>,
+    id: &ModelId,
+    options: &ModelOptions,
 ) -> std::io::Result<Option<String>> {
     let files = repo.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
@@ -244,7 +247,7 @@ fn missing_file(
     }
     let directory = repo.snapshot(commit);
     let source = Files::Directory(directory.clone());
-    let manifest = manifest(&source);
+    let manifest = Manifest::read(id.path(), &source, options);
     let weights = match onnx_file {
         Some(file) => Weights::Onnx(file.to_owned()),
         None => selection::weights(&files, manifest.is_ok()),
@@ -263,11 +266,14 @@ fn missing_file(
     let modules = folders.into_iter().flatten();
     let modules = modules.map(|folder| format!("{folder}/{WEIGHTS_FILE}"));
     let missing = needed.into_iter().chain(modules).find(|file| !has(file));
-    let has_onnx = exported::DEFAULT_PATHS.into_iter().any(has);
-    if missing.is_none() && built && !has_onnx && needs_onnx(&directory, options) {
-        return Ok(Some(exported::DEFAULT_PATHS[0].to_owned()));
+    if missing.is_some() || !built || !needs_onnx(&directory, options) {
+        return Ok(missing);
     }
-    Ok(missing)
+    let Some(onnx) = exported::DEFAULT_PATHS.into_iter().find(|path| has(path)) else {
+        return Ok(Some(exported::DEFAULT_PATHS[0].to_owned()));
+    };
+    let data = external_data(&directory, onnx).unwrap_or_default();
+    Ok(data.into_iter().find(|file| !has(file)))
 }
 
 /// The external data files of an ONNX file, as paths in `directory`.
