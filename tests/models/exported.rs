@@ -209,6 +209,12 @@ fn files_that_do_not_classify_pairs_are_refused() {
         DEBERTA,
         &[],
         |dir| fs::write(dir.join(FILE), "version https://git-lfs.github.com/spec/v1").unwrap(),
+        &["onnx/model.onnx` is a Git LFS pointer", "git lfs pull"],
+    );
+    check_refused(
+        DEBERTA,
+        &[],
+        |dir| fs::write(dir.join(FILE), "<html>").unwrap(),
         &["not an ONNX file"],
     );
     check_refused(

@@ -17,6 +17,7 @@ mod exported;
 mod formats;
 mod int8;
 mod large_model;
+mod layouts;
 mod memory;
 mod parity;
 mod verify;

@@ -11,7 +11,8 @@ use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
-use rerankd_model::{HiddenAct, LayerForm, Model, PreNormGated};
+use rerankd_model::rotary::{Rotary, Scaling};
+use rerankd_model::{AttentionPositions, HiddenAct, LayerForm, Model, PreNormGated};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
@@ -155,6 +156,9 @@ fn tanh_gelu_is_noticed() {
         "tiny-electra",
         "tiny-mpnet",
         "tiny-modernbert",
+        "tiny-jina-v1",
+        "tiny-jina-v2",
+        "tiny-gte",
     ] {
         let fault = |model: &mut Model| model.manifest.encoder.hidden_act = HiddenAct::GeluTanh;
         assert_noticed(planted(name, fault, |_| (), |_| ()));
@@ -242,6 +246,18 @@ fn a_missing_bias_is_noticed() {
             "distilbert.transformer.layer.0.ffn.lin2.bias",
         ),
         ("tiny-distilbert", "pre_classifier.bias"),
+        ("tiny-jina-v2", "roberta.emb_ln.bias"),
+        ("tiny-jina-v2", "roberta.encoder.layers.1.mixer.Wq.bias"),
+        ("tiny-jina-v2", "roberta.encoder.layers.2.mixer.out_proj.bias"),
+        ("tiny-jina-v1", "alibi"),
+        ("tiny-jina-v1", "bert.encoder.layer.0.mlp.wo.bias"),
+        ("tiny-jina-v1", "bert.pooler.dense.bias"),
+        ("tiny-gte", "new.encoder.layer.0.attention.q_proj.bias"),
+        ("tiny-gte", "new.encoder.layer.1.kv.bias"),
+        ("tiny-gte", "new.encoder.layer.2.mlp.down_proj.bias"),
+        ("tiny-gte", "embeddings.position_table"),
+        ("tiny-gte-en", "new.pooler.dense.bias"),
+        ("tiny-ettin", "3_LayerNorm/norm.bias"),
         ("tiny-electra", "electra.embeddings_project.bias"),
         ("tiny-electra", "classifier.dense.bias"),
         ("tiny-mpnet", "mpnet.encoder.relative_attention_bias.weight"),
@@ -296,6 +312,8 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         "tiny-xlm-roberta",
         "tiny-mpnet",
         "tiny-modernbert",
+        "tiny-gte",
+        "tiny-jina-v1",
     ] {
         let model = Model::open(&model_dir(name)).unwrap();
         let encodings = encodings(&model, &Reference::read(name));
@@ -369,12 +387,79 @@ fn other_layers_with_gates_are_noticed() {
 }
 
 #[test]
+fn other_rotary_embeddings_are_noticed() {
+    let faults: [fn(&mut Rotary); 4] = [
+        |rotary| rotary.theta *= 2.0,
+        |rotary| rotary.scaling = Scaling::None,
+        |rotary| rotary.scaling = Scaling::Linear { factor: 2.0 },
+        |rotary| {
+            let Scaling::Ntk { mixed, .. } = &mut rotary.scaling else {
+                panic!("not stretched");
+            };
+            *mixed = match mixed {
+                Some(_) => None,
+                None => Some(1.0),
+            };
+        },
+    ];
+    for name in ["tiny-gte", "tiny-gte-en"] {
+        for fault in faults {
+            let change = |model: &mut Model| {
+                let LayerForm::PostNormGated(gated) = &mut model.manifest.encoder.form else {
+                    panic!("not gated");
+                };
+                let AttentionPositions::Rotary(rotary) = &mut gated.positions else {
+                    panic!("not rotary");
+                };
+                fault(rotary);
+            };
+            assert_noticed(planted(name, change, |_| (), |_| ()));
+        }
+    }
+}
+
+#[test]
+fn a_swapped_gate_is_noticed() {
+    for name in ["tiny-gte", "tiny-jina-v1"] {
+        let change = |model: &mut Model| {
+            let encoder = &mut model.manifest.encoder;
+            let LayerForm::PostNormGated(gated) = &mut encoder.form else {
+                panic!("not gated");
+            };
+            std::mem::swap(&mut gated.gate, &mut encoder.tensors.up);
+        };
+        assert_noticed(planted(name, change, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn slopes_of_other_heads_are_noticed() {
+    let model = Model::open(&model_dir("tiny-jina-v1")).unwrap();
+    let reference = Reference::read("tiny-jina-v1");
+    let layout = Layout::of(&model.manifest);
+    let mut graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
+    let alibi = graph.weights.iter_mut().find(|w| w.name == "alibi").unwrap();
+    let width = alibi.shape[1];
+    let Data::F32(table) = &mut alibi.data else {
+        panic!("ALiBi is in fp32");
+    };
+    table.rotate_left(width);
+    let opened = OnnxModel::new(&library(), graph, layout, ComputePool::default()).unwrap();
+    let encodings = encodings(&model, &reference);
+    let mut scorer = opened.session(1).unwrap();
+    assert_noticed(noticed(&mut scorer, layout, &encodings, &reference, |_| ()));
+}
+
+#[test]
 fn another_head_is_noticed() {
     for name in [
         "tiny-bert",
         "tiny-roberta",
         "tiny-distilbert",
         "tiny-electra",
+        "tiny-gte",
+        "tiny-jina-v1",
+        "tiny-jina-v2",
     ] {
         let fault = |model: &mut Model| {
             let HeadStep::Dense(dense) = &mut model.manifest.head.steps[0] else {

@@ -411,9 +411,9 @@ def answer_rank(model, query, documents):
             "scores": [number(r["score"]) for r in ranked]}
 
 
-def answers(folder, plain):
-    """What the saved model says, in float32, loaded as anyone would load it."""
-    model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+def answers(folder, plain, model=None):
+    """What the saved model says, in float32, loaded as anyone would load it, or what `model` says in its place."""
+    model = model or CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     assert model.max_seq_length == MAX_LENGTH, model.max_seq_length
     tokenizer = model.tokenizer
     pairs = plain_pairs() if plain else tiny_pairs(tokenizer)
@@ -522,7 +522,7 @@ def check_visible(name, model, pairs, logits):
     def tanh_gelu(other):
         for layer in layers(other):
             for part in layer.modules():
-                for name in ("intermediate_act_fn", "activation", "act"):
+                for name in ("intermediate_act_fn", "activation", "act", "act_fn"):
                     if hasattr(part, name):
                         setattr(part, name, torch.nn.GELU(approximate="tanh"))
 
@@ -547,21 +547,23 @@ def check_visible(name, model, pairs, logits):
 
     def scaling(other):
         for name, parameter in other.named_parameters():
-            if any(part in name for part in (".query.", ".q_lin.", ".attn.q.")):
+            if any(part in name for part in (".query.", ".q_lin.", ".attn.q.", ".q_proj.")):
                 parameter.data *= 0.9
             elif ".Wqkv." in name:
                 parameter.data[: len(parameter) // 3] *= 0.9
 
     mistakes = {"tanh GELU": tanh_gelu, "attention scale": scaling}
     config, embeddings = model.model.config, model.model.base_model.embeddings
-    if hasattr(embeddings, "position_embeddings"):
+    if isinstance(getattr(embeddings, "position_embeddings", None), torch.nn.Embedding):
         for by in (1, -1):
             mistakes[f"positions + {by}"] = table("position_embeddings", lambda ids, by=by: ids + by)
-    if hasattr(embeddings, "token_type_embeddings"):
+    if isinstance(getattr(embeddings, "token_type_embeddings", None), torch.nn.Embedding):
         mistakes["no token types"] = no_types
         if config.type_vocab_size > 1:
             mistakes["all token types 0"] = table("token_type_embeddings", lambda ids: ids * 0)
     mistakes |= mistakes_of(config.model_type)
+    if len(model) > 1:
+        mistakes.pop("pooling", None)  # that of the modules counts
     usual = next(m.eps for m in model.model.modules() if isinstance(m, torch.nn.LayerNorm))
     for value in EPSILONS:
         if value != usual:

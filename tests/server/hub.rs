@@ -653,6 +653,34 @@ fn unsupported_architectures_are_downloaded_as_onnx() {
     );
 }
 
+/// Only the names of the tensors show that no graph can be built.
+#[test]
+fn unknown_layouts_are_downloaded_with_their_onnx_file() {
+    let graph = deberta().files[GRAPH].clone();
+    let unknown = || {
+        let dir = saved::copy("tiny-bert");
+        let tensors = saved::read_tensors(dir.path()).into_iter();
+        let renamed = |name: String| name.replace("intermediate.dense", "intermediate.other");
+        let tensors = tensors.map(|(name, tensor)| (renamed(name), tensor)).collect();
+        saved::write_tensors(&dir.path().join(WEIGHTS), &tensors, safetensors::Dtype::F32);
+        Model::of(ID, dir.path())
+    };
+    let hub = Hub::new(vec![unknown().with(GRAPH, graph)]);
+    let place = Place::new(&hub);
+    let dir = place.fetched(ID);
+    assert_eq!(exists(&dir, &[WEIGHTS, GRAPH]), [true, true]);
+    let AnyModel::Exported(model) = AnyModel::open(&dir, None).unwrap() else {
+        panic!("a graph was built");
+    };
+    let reason = model.reason.unwrap();
+    assert!(reason.contains("intermediate.dense.weight"), "{reason}");
+
+    let hub = Hub::new(vec![unknown()]);
+    let dir = Place::new(&hub).fetched(ID);
+    let error = AnyModel::open(&dir, None).unwrap_err();
+    assert!(error.hint().contains("`--onnx-file`"), "{error}");
+}
+
 #[test]
 fn external_data_is_downloaded_with_its_onnx_file() {
     let hub = Hub::new(vec![albert().with("model.onnx.data", "of another")]);

@@ -268,6 +268,13 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
             })
         }
         AnyModel::Exported(model) => {
+            if let Some(reason) = &model.reason {
+                tracing::warn!(
+                    file = %model.path.display(),
+                    reason,
+                    "the model is served from its ONNX file, padded"
+                );
+            }
             let encoder = bound(Encoder::for_exported(&model)?)?;
             let padded = PaddedModel::new(library, &model)?;
             let parameters = padded.file().parameters;

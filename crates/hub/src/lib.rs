@@ -26,7 +26,7 @@ use rerankd_model::modules::MODULES;
 use rerankd_model::names::is_inner_path;
 use rerankd_model::onnx::ModelProto;
 use rerankd_model::weights::shard_names;
-use rerankd_model::{Files, Manifest, ModelError, ModelOptions, WEIGHTS_FILE, exported};
+use rerankd_model::{Files, Manifest, Model, ModelError, ModelOptions, WEIGHTS_FILE, exported};
 
 /// Maximum concurrent requests.
 const MAX_CONCURRENT: usize = 8;
@@ -154,10 +154,7 @@ pub fn fetch(
     let onnx_file = onnx_file.as_deref();
     let repo = Cache::new(&config.cache).repo(id);
     let cached = repo.resolve(id.revision());
-    let missing = |commit: &str| {
-        let manifest = |files: &Files| Manifest::read(id.path(), files, &config.model);
-        missing_file(&repo, commit, onnx_file, manifest)
-    };
+    let missing = |commit: &str| missing_file(&repo, commit, onnx_file, id, &config.model);
     let complete = |commit: &String| missing(commit).is_ok_and(|file| file.is_none());
     if config.offline {
         return offline(id, config, cached, &repo, missing);
@@ -219,9 +216,14 @@ fn offline(
         return Ok(repo.snapshot(&commit));
     };
     if file == exported::DEFAULT_PATHS[0] {
-        // If the ONNX file is needed because the architecture is not supported, that is the better message.
-        let files = Files::Directory(repo.snapshot(&commit));
-        Manifest::read(id.path(), &files, &config.model)?;
+        // If the ONNX file is needed because no graph can be built, that is the better message.
+        let directory = repo.snapshot(&commit);
+        Manifest::read(id.path(), &Files::Directory(directory.clone()), &config.model)?;
+        if let Err(error) = Model::open_with(&directory, &config.model)
+            && error.is_unsupported()
+        {
+            return Err(error);
+        }
     }
     Err(not_cached(format!("`{file}` of `{id}`")))
 }
@@ -231,7 +233,8 @@ fn missing_file(
     repo: &RepoCache,
     commit: &str,
     onnx_file: Option<&str>,
-    manifest: impl FnOnce(&Files) -> Result<Manifest, ModelError>,
+    id: &ModelId,
+    options: &ModelOptions,
 ) -> std::io::Result<Option<String>> {
     let files = repo.files(commit)?;
     let has = |name: &str| files.iter().any(|file| file == name);
@@ -244,7 +247,7 @@ fn missing_file(
     }
     let directory = repo.snapshot(commit);
     let source = Files::Directory(directory.clone());
-    let manifest = manifest(&source);
+    let manifest = Manifest::read(id.path(), &source, options);
     let weights = match onnx_file {
         Some(file) => Weights::Onnx(file.to_owned()),
         None => selection::weights(&files, manifest.is_ok()),
@@ -262,7 +265,15 @@ fn missing_file(
     let folders = manifest.ok().filter(|_| built).map(|m| m.head.folders);
     let modules = folders.into_iter().flatten();
     let modules = modules.map(|folder| format!("{folder}/{WEIGHTS_FILE}"));
-    Ok(needed.into_iter().chain(modules).find(|file| !has(file)))
+    let missing = needed.into_iter().chain(modules).find(|file| !has(file));
+    if missing.is_some() || !built || !needs_onnx(&directory, options) {
+        return Ok(missing);
+    }
+    let Some(onnx) = exported::DEFAULT_PATHS.into_iter().find(|path| has(path)) else {
+        return Ok(Some(exported::DEFAULT_PATHS[0].to_owned()));
+    };
+    let data = external_data(&directory, onnx).unwrap_or_default();
+    Ok(data.into_iter().find(|file| !has(file)))
 }
 
 /// The external data files of an ONNX file, as paths in `directory`.
@@ -336,7 +347,23 @@ fn download(
         return Err(not_on_hub(id, file));
     }
     rest.extend(module_weights);
-    download_files(downloader, rest)
+    download_files(downloader, rest)?;
+    // Whether a graph can be built is known only with the names of the tensors.
+    let replacement = match onnx_file.is_none() && needs_onnx(&directory, options) {
+        true => exported::DEFAULT_PATHS.into_iter().find(|path| has(path)),
+        false => None,
+    };
+    let Some(file) = replacement else {
+        return Ok(());
+    };
+    download_files(downloader, vec![file.to_owned()])?;
+    download_files(downloader, external_data(&directory, file)?)
+}
+
+/// Whether the files in `directory` are those of a model that no graph can be built of.
+fn needs_onnx(directory: &Path, options: &ModelOptions) -> bool {
+    let model = Model::open_with(directory, options);
+    model.is_err_and(|error| error.is_unsupported())
 }
 
 /// Downloads files that the snapshot does not have yet, several at a time.

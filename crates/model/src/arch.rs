@@ -5,6 +5,8 @@
 
 mod decoder;
 
+pub(super) use jina_bert::{ALIBI as JINA_BERT_POSITIONS, MODEL_TYPE as JINA_BERT};
+
 use super::head::Head;
 use super::json::Object;
 use super::rotary::Rotary;
@@ -22,11 +24,13 @@ macro_rules! architectures {
 
 architectures! {
     bert,
+    jina_bert,
     roberta,
     distilbert,
     electra,
     mpnet,
     modernbert,
+    gte,
     qwen3,
     qwen2,
     llama,
@@ -118,7 +122,7 @@ impl HiddenAct {
     fn read(config: &Object, field: &str) -> Result<Self, ModelError> {
         let name = config.text(field)?.unwrap_or("gelu");
         Self::from_name(name).ok_or_else(|| {
-            config.invalid(
+            config.unsupported(
                 field,
                 &format!(
                     "is `{name}`; supported are `gelu`, `gelu_new`, `gelu_pytorch_tanh` and `relu`"
@@ -171,6 +175,8 @@ pub enum LayerForm {
     PostNorm,
     /// The same with a relative position bias in attention: MPNet.
     PostNormRelativeBias(RelativeBias),
+    /// Post-norm with a gated feed-forward network and positions in attention only: GTE, JinaBERT.
+    PostNormGated(PostNormGated),
     /// Pre-norm with rotary position embeddings, sliding-window attention and a gated feed-forward network:
     /// ModernBERT.
     PreNormGated(PreNormGated),
@@ -188,6 +194,24 @@ pub struct RelativeBias {
     pub buckets: usize,
     /// Row of each distance, from `-reach` to `reach`; farther distances use the first and the last.
     pub rows: Vec<usize>,
+}
+
+/// Options of post-norm layers with a gated linear unit (GLU), whose two projections have no bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PostNormGated {
+    /// How attention knows the positions of tokens.
+    pub positions: AttentionPositions,
+    /// Tensor name of the projection that is not activated.
+    pub gate: &'static str,
+}
+
+/// How attention knows the positions of tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum AttentionPositions {
+    /// Rotary position embeddings.
+    Rotary(Rotary),
+    /// ALiBi, symmetric: each head takes its slope times the distance from a score.
+    Alibi,
 }
 
 /// Options of pre-norm layers with a gated linear unit (GLU; GeGLU where the activation is GELU).
@@ -242,6 +266,80 @@ pub struct Decoder {
 }
 
 impl EncoderConfig {
+    /// The tensor name of the second projection of a post-norm layer's gated feed-forward network, if it has
+    /// one.
+    pub(crate) fn gate(&self) -> Option<&'static str> {
+        match &self.form {
+            LayerForm::PostNormGated(gated) => Some(gated.gate),
+            _ => None,
+        }
+    }
+
+    /// Rows of the position table for each token type: one if there are no position embeddings.
+    pub fn position_rows(&self) -> usize {
+        match self.tensors.positions {
+            Some(_) => self.max_positions,
+            None => 1,
+        }
+    }
+
+    /// Rejects weights whose first layer lacks tensors of this architecture, or has others.
+    pub(super) fn check_layout(&self, weights: &Weights) -> Result<(), ModelError> {
+        let Tensors {
+            query,
+            key,
+            value,
+            output,
+            attention_norm,
+            up,
+            down,
+            output_norm,
+            ..
+        } = self.tensors;
+        let names = match &self.form {
+            LayerForm::PostNorm
+            | LayerForm::PostNormRelativeBias(_)
+            | LayerForm::PostNormGated(_) => [
+                &[query, key, value, output, attention_norm][..],
+                &[up, down, output_norm],
+                self.gate().as_slice(),
+            ]
+            .concat(),
+            _ => return Ok(()),
+        };
+        let layer = self.tensors.layer(0);
+        let unknown = |what: String| {
+            ModelError::new(
+                format!("{}: {what}", weights.location()),
+                "the tensors are not those of a known layout of this architecture; check that `config.json` and the weights belong together",
+            )
+            .unsupported()
+        };
+        let tensor = |name: &&str| format!("{layer}.{name}.weight");
+        if let Some(missing) = names
+            .iter()
+            .map(tensor)
+            .find(|name| weights.shape(name).is_none())
+        {
+            return Err(unknown(format!("there is no tensor `{missing}`")));
+        }
+        let known = |name: &str| {
+            let Some(part) = name.strip_prefix(&layer).and_then(|n| n.strip_prefix('.')) else {
+                return true;
+            };
+            let is_glu = |name: &str| self.gate().is_some_and(|gate| name == gate || name == up);
+            match part.rsplit_once('.') {
+                Some((part, "weight")) => names.contains(&part),
+                Some((part, "bias")) => names.contains(&part) && !is_glu(part),
+                _ => true,
+            }
+        };
+        match weights.names().filter(|name| !known(name)).min() {
+            Some(name) => Err(unknown(format!("the tensor `{name}` is not understood"))),
+            None => Ok(()),
+        }
+    }
+
     /// The options of decoder layers; `None` for an encoder.
     pub fn decoder(&self) -> Option<&Decoder> {
         match &self.form {
@@ -284,6 +382,11 @@ pub struct Tensors {
     pub down: &'static str,
     /// LayerNorm after the feed-forward network (post-norm) or before it (pre-norm).
     pub output_norm: &'static str,
+    /// Names of tensors of a layer that dense layers may be stacked in, and of their parts, which the fields
+    /// above name.
+    pub stacked: &'static [(&'static str, &'static [&'static str])],
+    /// Other layouts of the same network.
+    pub alternatives: &'static [Tensors],
 }
 
 impl Tensors {
@@ -292,13 +395,39 @@ impl Tensors {
         format!("{}{part}", self.prefix)
     }
 
-    /// Drops the prefix if the weights have none, as in the checkpoint of a bare encoder.
-    pub(super) fn resolve_prefix(&mut self, weights: &Weights) {
-        let words = format!("{}.weight", self.words);
-        let prefixed = format!("{}{words}", self.prefix);
-        if weights.shape(&prefixed).is_none() && weights.shape(&words).is_some() {
+    /// Adapts to the names in `weights`: the layout, wrappers around all names, and a missing prefix, as in the
+    /// checkpoint of a bare encoder. Splits stacked tensors of `layers` layers.
+    pub(super) fn resolve(&mut self, weights: &mut Weights, layers: usize) {
+        weights.unwrap(&self.names_of(self.words));
+        let fits = |layout: &&Tensors| {
+            let names = layout.names_of(layout.norm);
+            names.iter().any(|name| weights.shape(name).is_some())
+        };
+        if let Some(layout) = self.alternatives.iter().find(fits) {
+            *self = layout.clone();
+        }
+        let [prefixed, bare] = self.names_of(self.words);
+        if weights.shape(&prefixed).is_none() && weights.shape(&bare).is_some() {
             self.prefix = "";
         }
+        for (layer, (stack, parts)) in
+            (0..layers).flat_map(|layer| self.stacked.iter().map(move |stacked| (layer, stacked)))
+        {
+            let layer = self.layer(layer);
+            for kind in ["weight", "bias"] {
+                let name = |part: &&str| format!("{layer}.{part}.{kind}");
+                let parts: Vec<String> = parts.iter().map(name).collect();
+                weights.split(&name(stack), &parts);
+            }
+        }
+    }
+
+    /// The names that the weights of a part outside the layers may have.
+    fn names_of(&self, part: &str) -> [String; 2] {
+        [
+            format!("{}{part}.weight", self.prefix),
+            format!("{part}.weight"),
+        ]
     }
 
     /// The full name of a layer.
@@ -324,6 +453,8 @@ const BERT_TENSORS: Tensors = Tensors {
     up: "intermediate.dense",
     down: "output.dense",
     output_norm: "output.LayerNorm",
+    stacked: &[],
+    alternatives: &[],
 };
 
 /// Field names in `config.json`.
@@ -337,6 +468,8 @@ struct Fields {
     layer_norm_eps: &'static str,
     /// Default of `layer_norm_eps`.
     default_eps: f64,
+    /// The `position_embedding_type` of the architecture.
+    positions: &'static str,
 }
 
 /// Field names of BERT.
@@ -348,6 +481,7 @@ const BERT_FIELDS: Fields = Fields {
     hidden_act: "hidden_act",
     layer_norm_eps: "layer_norm_eps",
     default_eps: 1e-12,
+    positions: "absolute",
 };
 
 impl EncoderConfig {
@@ -358,7 +492,7 @@ impl EncoderConfig {
         fields: &Fields,
         tensors: Tensors,
     ) -> Result<Self, ModelError> {
-        check_attention(config)?;
+        check_attention(config, fields.positions)?;
         let hidden_size = config.size(fields.hidden_size, MAX_WIDTH)?;
         let vocab_size = config.size("vocab_size", MAX_VOCABULARY)?;
         let encoder = Self {
@@ -419,18 +553,18 @@ impl EncoderConfig {
 }
 
 /// Rejects kinds of attention that the graph does not implement.
-fn check_attention(config: &Object) -> Result<(), ModelError> {
+fn check_attention(config: &Object, positions: &str) -> Result<(), ModelError> {
     if let Some(kind) = config.text("position_embedding_type")?
-        && kind != "absolute"
+        && kind != positions
     {
-        return Err(config.invalid(
+        return Err(config.unsupported(
             "position_embedding_type",
-            &format!("is `{kind}`; only `absolute` is supported"),
+            &format!("is `{kind}`; only `{positions}` is supported"),
         ));
     }
     for field in ["is_decoder", "add_cross_attention"] {
         if config.flag(field)? == Some(true) {
-            return Err(config.invalid(field, "is true; only encoders are supported"));
+            return Err(config.unsupported(field, "is true; only encoders are supported"));
         }
     }
     Ok(())

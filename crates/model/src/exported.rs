@@ -56,6 +56,8 @@ pub struct ExportedModel {
     pub tokenizer: Vec<u8>,
     /// The ONNX file.
     pub path: PathBuf,
+    /// Why the server builds no graph of its own; `None` if the file was asked for by name.
+    pub reason: Option<String>,
 }
 
 impl ExportedModel {
@@ -138,6 +140,7 @@ impl ExportedModel {
             first_position,
             tokenizer: files.tokenizer()?,
             path,
+            reason: None,
         })
     }
 }

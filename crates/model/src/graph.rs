@@ -101,6 +101,11 @@ pub mod operator {
     pub const GATED_LAYER: &str = "GatedLayer";
     /// A [`GATED_LAYER`] in int8.
     pub const QUANTIZED_GATED_LAYER: &str = "QuantizedGatedLayer";
+    /// A [`LAYER`] with a gated linear unit, in fp32: inputs as for it, but [`GATED_MATRICES`] matrices, those of a
+    /// [`GATED_LAYER`].
+    pub const POST_NORM_GATED_LAYER: &str = "PostNormGatedLayer";
+    /// A [`POST_NORM_GATED_LAYER`] in int8.
+    pub const QUANTIZED_POST_NORM_GATED_LAYER: &str = "QuantizedPostNormGatedLayer";
     /// Matrices of a [`GATED_LAYER`].
     pub const GATED_MATRICES: usize = 6;
     /// Attribute of a [`GATED_LAYER`]: 1 if the input is already normalized.

@@ -123,6 +123,11 @@ impl Object {
         )
     }
 
+    /// The error for a field whose value this server does not implement.
+    pub(super) fn unsupported(&self, field: &str, what: &str) -> ModelError {
+        self.invalid(field, what).unsupported()
+    }
+
     fn typed<'a, T>(
         &'a self,
         field: &str,
@@ -155,7 +160,7 @@ pub fn read_value(files: &Files, name: &str) -> Result<Option<Value>, ModelError
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
         ModelError::new(
             format!("{} is not JSON", files.location(name)),
-            "download the file again; a Git LFS pointer or an HTML page is a common cause",
+            "download the file again; an HTML page is a common cause",
         )
         .caused_by(error)
     })

@@ -27,7 +27,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use arch::{Decoder, EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
+pub use arch::{
+    AttentionPositions, Decoder, EncoderConfig, HiddenAct, LayerForm, PostNormGated, PreNormGated,
+    RelativeBias,
+};
 pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
@@ -45,6 +48,7 @@ pub struct ModelError {
     message: String,
     hint: String,
     source: Option<Box<dyn Error + Send + Sync>>,
+    is_unsupported: bool,
 }
 
 impl ModelError {
@@ -54,7 +58,22 @@ impl ModelError {
             message: message.into(),
             hint: hint.into(),
             source: None,
+            is_unsupported: false,
         }
+    }
+
+    /// Marks a model that is intact but has no graph here, and can be served from an ONNX file.
+    #[must_use]
+    pub fn unsupported(self) -> Self {
+        Self {
+            is_unsupported: true,
+            ..self
+        }
+    }
+
+    /// Whether the model is intact but has no graph here.
+    pub fn is_unsupported(&self) -> bool {
+        self.is_unsupported
     }
 
     /// Appends the underlying error to the message, and returns it as [`Error::source`].
@@ -168,7 +187,9 @@ impl Model {
         for folder in &manifest.head.folders {
             files.add_folder(&mut weights, folder)?;
         }
-        manifest.encoder.tensors.resolve_prefix(&weights);
+        let layers = manifest.encoder.layers;
+        manifest.encoder.tensors.resolve(&mut weights, layers);
+        manifest.encoder.check_layout(&weights)?;
         manifest
             .head
             .check(&weights, manifest.encoder.hidden_size)?;
@@ -203,7 +224,8 @@ impl AnyModel {
     /// at one of the [default paths](exported::DEFAULT_PATHS).
     ///
     /// # Errors
-    /// Same as [`Model::open`] and [`ExportedModel::open`].
+    /// Same as [`Model::open`] and [`ExportedModel::open`]. If the architecture is not supported, the hint names
+    /// the files that could be passed as an ONNX file.
     pub fn open(dir: &Path, onnx_file: Option<&Path>) -> Result<Self, ModelError> {
         Self::open_with(dir, onnx_file, &ModelOptions::default())
     }
@@ -218,14 +240,23 @@ impl AnyModel {
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
         let files = Files::in_directory(dir)?;
-        let exported = match onnx_file {
-            Some(_) => true,
+        let reason = match onnx_file {
+            Some(_) => None,
             None => {
-                ExportedModel::find(&files).is_some()
-                    && !(files.has_weights() && manifest::is_supported(&files)?)
+                let has_onnx = ExportedModel::find(&files).is_some();
+                if has_onnx && !files.has_weights() {
+                    Some(format!("there is no `{WEIGHTS_FILE}`"))
+                } else {
+                    match Model::open_with(dir, options) {
+                        Ok(model) => return Ok(Self::Built(Box::new(model))),
+                        Err(error) if error.is_unsupported && has_onnx => Some(error.message),
+                        Err(error) if error.is_unsupported => return Err(files.suggest_onnx(error)),
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         };
-        if exported && options.max_length.is_some() {
+        if options.max_length.is_some() {
             return Err(ModelError::new(
                 format!(
                     "a maximum length is set, but {} holds an ONNX file, which has its own",
@@ -234,11 +265,8 @@ impl AnyModel {
                 "leave `--max-length` unset for this model",
             ));
         }
-        Ok(if exported {
-            Self::Exported(Box::new(ExportedModel::open(dir, onnx_file)?))
-        } else {
-            Self::Built(Box::new(Model::open_with(dir, options)?))
-        })
+        let model = ExportedModel::open(dir, onnx_file)?;
+        Ok(Self::Exported(Box::new(ExportedModel { reason, ..model })))
     }
 }
 
@@ -315,7 +343,7 @@ impl Files {
     /// The content of a file; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`ModelError`] if it exists and cannot be read.
+    /// [`ModelError`] if it exists and cannot be read, or is a Git LFS pointer.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
         match self {
             Self::Memory(_) => Ok(self.in_memory(name).map(Cow::Borrowed)),
@@ -326,6 +354,9 @@ impl Files {
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes)
                     .map_err(|error| unreadable(&dir.join(name), error))?;
+                if bytes.starts_with(LFS_POINTER) {
+                    return Err(lfs_pointer(&self.location(name)));
+                }
                 Ok(Some(Cow::Owned(bytes)))
             }
         }
@@ -402,6 +433,38 @@ impl Files {
         Ok(found)
     }
 
+    /// Extends the hint of a model without a graph by the ONNX files that are there, else by all files.
+    fn suggest_onnx(&self, error: ModelError) -> ModelError {
+        let in_folder = |folder: &str| {
+            let names = self.names_in(folder).unwrap_or_default().into_iter();
+            let path = |name: String| match folder {
+                "" => name,
+                _ => format!("{folder}/{name}"),
+            };
+            names.map(path).collect::<Vec<_>>()
+        };
+        let all = in_folder("");
+        let candidates = all.iter().cloned().chain(in_folder("onnx"));
+        let onnx: Vec<String> = candidates.filter(|name| name.ends_with(".onnx")).collect();
+        let listed = |names: &[String]| {
+            let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            quoted.join(", ")
+        };
+        let hint = match onnx.is_empty() {
+            true => format!(
+                "{}; an ONNX file can be passed with `--onnx-file`, but there is none among {}",
+                error.hint,
+                listed(&all)
+            ),
+            false => format!(
+                "{}; or serve an ONNX file that is there with `--onnx-file`: {}",
+                error.hint,
+                listed(&onnx)
+            ),
+        };
+        ModelError { hint, ..error }
+    }
+
     fn has_weights(&self) -> bool {
         self.contains(WEIGHTS_FILE) || self.contains(WEIGHTS_INDEX)
     }
@@ -458,6 +521,16 @@ impl Files {
             "save the model with `CrossEncoder.save_pretrained`, or download `model.safetensors` too",
         )
     }
+}
+
+/// How a file begins that stands for one which Git LFS keeps elsewhere.
+pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+fn lfs_pointer(location: &str) -> ModelError {
+    ModelError::new(
+        format!("{location} is a Git LFS pointer, not the file itself"),
+        "run `git lfs install` and `git lfs pull` in the model's directory, or download the file from the hub",
+    )
 }
 
 /// Opens a file for reading; `None` if it does not exist.

@@ -17,6 +17,8 @@ use rerankd_core::Activation;
 const CONFIG: &str = "config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const MAX_LABELS: usize = 1 << 16;
+/// How classes for sequence classification are named.
+const CLASSIFIER: &str = "ForSequenceClassification";
 
 /// Tokenizer classes of transformers that override parts of `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,16 +179,6 @@ pub(super) fn tokenizer_settings(files: &Files) -> Result<Object, ModelError> {
     Ok(settings.unwrap_or_else(|| Object::empty(files.location(TOKENIZER_CONFIG))))
 }
 
-/// Whether the server can build a graph of the model, if a language model has a prompt.
-pub(super) fn is_supported(files: &Files) -> Result<bool, ModelError> {
-    let config = config(files)?;
-    let class = class(&config)?;
-    if class.is_some_and(|class| class.ends_with("ForCausalLM")) {
-        return Ok(arch::find(config.text("model_type")?, class).is_some());
-    }
-    Ok(kind(&config, &SavedSettings::read(files)?).is_ok())
-}
-
 /// Label names.
 pub(super) fn all_labels(
     config: &Object,
@@ -205,19 +197,35 @@ fn kind(
     saved: &SavedSettings,
 ) -> Result<(&'static Architecture, &'static Kind), ModelError> {
     let class = class(config)?;
-    let model_type = config.text("model_type")?;
+    let mut model_type = config.text("model_type")?;
+    if config.text("position_embedding_type")? == Some(arch::JINA_BERT_POSITIONS) {
+        // JinaBERT calls itself BERT.
+        model_type = model_type.map(|kind| match kind {
+            "bert" => arch::JINA_BERT,
+            other => other,
+        });
+    }
     let Some(found) = arch::find(model_type, class) else {
         return Err(unknown_architecture(config, model_type.or(class)));
     };
     match class {
-        Some(class) if saved.head.is_none() && !class.ends_with("ForSequenceClassification") => {
-            Err(no_head(&format!(
-                "{}: `architectures` is `{class}`",
-                config.location()
-            )))
+        Some(class)
+            if saved.head.is_none()
+                && !class.ends_with(CLASSIFIER)
+                && !names_own_classifier(config)? =>
+        {
+            let what = format!("{}: `architectures` is `{class}`", config.location());
+            Err(no_head(&what).unsupported())
         }
         _ => Ok(found),
     }
+}
+
+/// Whether the model comes with code of its own for sequence classification. Then `architectures` may name another
+/// class; the weights tell whether there is a trained head.
+fn names_own_classifier(config: &Object) -> Result<bool, ModelError> {
+    let classes = config.object("auto_map")?;
+    Ok(classes.is_some_and(|classes| classes.contains("AutoModelForSequenceClassification")))
 }
 
 /// The sequence classification class in `architectures`, or else its first class.
@@ -228,7 +236,7 @@ fn class(config: &Object) -> Result<Option<&str>, ModelError> {
     let mut names = classes.iter().filter_map(Value::as_str);
     let first = names.clone().next();
     Ok(names
-        .find(|name| name.ends_with("ForSequenceClassification"))
+        .find(|name| name.ends_with(CLASSIFIER))
         .or(first))
 }
 
@@ -252,13 +260,15 @@ fn unknown_architecture(config: &Object, found: Option<&str>) -> ModelError {
             supported.join(", ")
         ),
     )
+    .unsupported()
 }
 
 /// Label names from `config.json`. By default, transformers assumes two labels, and sentence-transformers
-/// one if `architectures` is missing.
+/// one if `architectures` names no sequence classifier.
 fn labels(config: &Object) -> Result<Vec<String>, ModelError> {
     let named = named_labels(config)?;
-    if class(config)?.is_none() && named.as_ref().is_none_or(|labels| labels.len() != 1) {
+    let is_classifier = class(config)?.is_some_and(|class| class.ends_with(CLASSIFIER));
+    if !is_classifier && named.as_ref().is_none_or(|labels| labels.len() != 1) {
         return Ok(default_labels(1));
     }
     match named {

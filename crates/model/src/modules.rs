@@ -236,6 +236,7 @@ impl Module {
             "a cross-encoder is a `Transformer` with a classification head, or a `Transformer` followed by \
              `Pooling`, `Dense` and `LayerNorm`, the last a `Dense` that writes `scores`",
         )
+        .unsupported()
     }
 
     fn config(&self, files: &Files) -> Result<Object, ModelError> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use super::ModelError;
+use super::{LFS_POINTER, ModelError, lfs_pointer};
 use super::exported::stays_inside;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
@@ -260,10 +260,13 @@ impl ModelProto {
         let invalid = |what: &str| {
             ModelError::new(
                 format!("`{}` {what}", path.display()),
-                "download the file again; a Git LFS pointer or an HTML page is a common cause",
+                "download the file again; an HTML page is a common cause",
             )
         };
         let bytes = std::fs::read(path).map_err(|e| invalid("cannot be read").caused_by(e))?;
+        if bytes.starts_with(LFS_POINTER) {
+            return Err(lfs_pointer(&format!("`{}`", path.display())));
+        }
         // From `Bytes`, so that constants are not copied.
         let model = Self::decode(Bytes::from(bytes))
             .map_err(|e| invalid("is not an ONNX file").caused_by(e))?;

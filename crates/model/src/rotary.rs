@@ -27,6 +27,13 @@ pub enum Scaling {
         /// The factor.
         factor: f64,
     },
+    /// All by a factor, short ones less than long ones (NTK-aware), as in GTE's code.
+    Ntk {
+        /// The factor; above 1.
+        factor: f64,
+        /// The exponent by which stretching grows with the plane ("mixed"); without it, the base is stretched.
+        mixed: Option<f64>,
+    },
     /// Long ones by a factor, as in Llama 3.1.
     Llama3 {
         /// The factor.
@@ -90,6 +97,35 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
+    /// Reads `rope_theta` and `rope_scaling` of GTE, whose only published kind of scaling is `ntk`; `linear` is that
+    /// of transformers.
+    pub(super) fn read_gte(config: &Object) -> Result<Self, ModelError> {
+        let scaling = config.object("rope_scaling")?;
+        let kind = match &scaling {
+            Some(scaling) => scaling.text("type")?,
+            None => None,
+        };
+        let (Some(scaling), Some("ntk")) = (&scaling, kind) else {
+            return Self::read(config, 1);
+        };
+        let factor = scaling.number("factor")?.unwrap_or(0.0);
+        if !(factor.is_finite() && factor >= 1.0) {
+            return Err(scaling.invalid("factor", &format!("is {factor}; it must be at least 1")));
+        }
+        let theta = config.number("rope_theta")?.unwrap_or(DEFAULT_THETA);
+        if !(theta.is_finite() && theta > 1.0) {
+            return Err(config.invalid("rope_theta", &format!("is {theta}; it must be above 1")));
+        }
+        let mixed = scaling.number("mixed_b")?;
+        Ok(Self {
+            theta,
+            scaling: match factor > 1.0 {
+                true => Scaling::Ntk { factor, mixed },
+                false => Scaling::None,
+            },
+        })
+    }
+
     /// Cosines, then sines, of each position, `[positions, size]`, for heads of `size` numbers.
     pub fn table(&self, positions: usize, size: usize) -> Vec<f32> {
         let frequencies = self.frequencies(size);
@@ -109,14 +145,35 @@ impl Rotary {
 
     /// Radians from one position to the next, of each plane, in f32 as the reference implementation.
     fn frequencies(&self, size: usize) -> Vec<f32> {
+        let base = match self.scaling {
+            Scaling::Ntk {
+                factor,
+                mixed: None,
+            } => self.theta * factor,
+            _ => self.theta,
+        };
         let wavelengths = (0..size / 2).map(|plane| {
             let exponent = (2 * plane) as f32 / size as f32;
-            self.theta.powf(f64::from(exponent)) as f32
+            base.powf(f64::from(exponent)) as f32
         });
         match self.scaling {
             Scaling::None => wavelengths.map(|wave| 1.0 / wave).collect(),
             Scaling::Linear { factor } => {
                 wavelengths.map(|wave| 1.0 / wave / factor as f32).collect()
+            }
+            Scaling::Ntk { factor, mixed } => {
+                let planes = size as f64 / 2.0;
+                let stretched = |(plane, wave): (usize, f32)| {
+                    let stretch = match mixed {
+                        None => factor.powf(1.0 / planes),
+                        Some(exponent) => {
+                            let share = ((plane + 1) as f64 / planes).powf(exponent);
+                            factor.powf(share)
+                        }
+                    };
+                    1.0 / wave / stretch as f32
+                };
+                wavelengths.enumerate().map(stretched).collect()
             }
             Scaling::Llama3 {
                 factor,
@@ -175,7 +232,7 @@ fn scaling(
     max_positions: usize,
 ) -> Result<Scaling, ModelError> {
     if parameters.number("partial_rotary_factor")?.unwrap_or(1.0) != 1.0 {
-        return Err(parameters.invalid(
+        return Err(parameters.unsupported(
             "partial_rotary_factor",
             "is set; only rotary embeddings of whole heads are supported",
         ));
@@ -232,7 +289,7 @@ fn scaling(
                 truncate: parameters.flag("truncate")?.unwrap_or(true),
             })
         }
-        other => Err(parameters.invalid(
+        other => Err(parameters.unsupported(
             "rope_type",
             &format!("is `{other}`; supported are `default`, `linear`, `llama3` and `yarn`"),
         )),

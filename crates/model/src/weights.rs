@@ -14,7 +14,7 @@ use safetensors::tensor::Metadata;
 
 use super::json::Object;
 use super::names::is_file_name;
-use super::{Files, ModelError, open_file, unreadable};
+use super::{Files, LFS_POINTER, ModelError, lfs_pointer, open_file, unreadable};
 
 /// Bytes of the header length at the start of a file.
 const PREFIX: u64 = 8;
@@ -22,6 +22,9 @@ const PREFIX: u64 = 8;
 const MAX_HEADER: u64 = 100_000_000;
 /// Bytes read and converted at a time; a multiple of every element size.
 const CHUNK: usize = 1 << 18;
+
+/// What programs put before the names of tensors when they save a network that they wrapped.
+const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "model."];
 
 const DAMAGED: &str = "download the file again; it is damaged or incomplete";
 const MISMATCH: &str = "check that `config.json` and the weights belong together";
@@ -133,6 +136,65 @@ impl Weights {
     pub fn is_bf16(&self, name: &str) -> bool {
         let tensor = self.tensors.get(name);
         tensor.is_some_and(|tensor| tensor.dtype == Dtype::BF16)
+    }
+
+    /// The names of all tensors, in no particular order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Takes what wraps a saved network (`torch.compile`, data parallelism, a class around it) off the names of
+    /// its tensors, until one of them is in `known`. Names in folders are not touched.
+    pub(super) fn unwrap(&mut self, known: &[String]) {
+        loop {
+            let outside = |name: &&str| !name.contains('/');
+            if known.iter().any(|name| self.tensors.contains_key(name)) {
+                return;
+            }
+            let wrapper = WRAPPERS.into_iter().find(|wrapper| {
+                let mut names = self.names().filter(outside).peekable();
+                names.peek().is_some() && names.all(|name| name.starts_with(wrapper))
+            });
+            let Some(wrapper) = wrapper else {
+                return;
+            };
+            let tensors = std::mem::take(&mut self.tensors).into_iter();
+            self.tensors = tensors
+                .map(|(name, tensor)| match name.strip_prefix(wrapper) {
+                    Some(inner) => (inner.to_owned(), tensor),
+                    None => (name, tensor),
+                })
+                .collect();
+        }
+    }
+
+    /// Replaces a tensor that several were stacked into by its parts: rows in order, as many each. Nothing
+    /// happens if it does not exist or its rows cannot be shared out evenly.
+    pub(super) fn split(&mut self, name: &str, parts: &[String]) {
+        let divides = |tensor: &Tensor| {
+            let rows = tensor.shape.first().copied().unwrap_or(0);
+            rows.is_multiple_of(parts.len())
+        };
+        if !self.tensors.get(name).is_some_and(divides) {
+            return;
+        }
+        let Some(stacked) = self.tensors.remove(name) else {
+            return;
+        };
+        let elements = stacked.elements / parts.len();
+        let bytes = elements * stacked.dtype.bitsize() / 8;
+        for (index, part) in parts.iter().enumerate() {
+            let mut shape = stacked.shape.clone();
+            shape[0] /= parts.len();
+            let tensor = Tensor {
+                shard: stacked.shard,
+                dtype: stacked.dtype,
+                shape,
+                start: stacked.start + (index * bytes) as u64,
+                elements,
+            };
+            self.tensors.insert(part.clone(), tensor);
+        }
     }
 
     /// Number of parameters.
@@ -283,6 +345,9 @@ impl Shard {
             return Err(self.damaged(&format!("is too short for a header ({size} bytes)")));
         }
         self.read_at(&mut prefix, 0)?;
+        if LFS_POINTER.starts_with(&prefix) {
+            return Err(lfs_pointer(&self.location));
+        }
         let length = u64::from_le_bytes(prefix);
         if length > MAX_HEADER.min(size - PREFIX) {
             return Err(self.damaged(&format!(

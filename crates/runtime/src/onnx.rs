@@ -34,7 +34,7 @@ pub struct OnnxModel {
 pub struct Layout {
     /// Position of a sequence's first token: 0, or past the padding id in RoBERTa's kind.
     pub first_position: usize,
-    /// Positions the table has for each segment.
+    /// Positions the table has for each segment; 1 where the model has no position embeddings.
     pub positions: usize,
     /// A token that takes the place before the first and is not counted: in RoBERTa's kind the
     /// padding token, where a text spells it out.
@@ -49,7 +49,7 @@ impl Layout {
         let encoder = &manifest.encoder;
         Self {
             first_position: encoder.first_position,
-            positions: encoder.max_positions,
+            positions: encoder.position_rows(),
             skipped_token: encoder.skipped_token,
             causal: encoder.decoder().map(|_| Causal {
                 padding: match manifest.head.pooling[..] {
@@ -296,7 +296,9 @@ impl PackedInputs {
             inputs.cls_index.push(first as i64);
             let mut next = layout.first_position;
             for token in first..first + length {
-                let position = if layout.skipped_token == Some(batch.ids()[token]) {
+                let position = if layout.positions == 1 {
+                    0
+                } else if layout.skipped_token == Some(batch.ids()[token]) {
                     layout.first_position - 1
                 } else {
                     next += 1;

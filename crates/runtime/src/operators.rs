@@ -30,7 +30,7 @@ pub(super) fn domain(pool: &ComputePool) -> ort::Result<OperatorDomain> {
     domain = register(domain, PackedAttention(set))?;
     domain = register(domain, PackedPooling)?;
     domain = register(domain, QuantizedEmbeddings(set))?;
-    for form in [Form::PostNorm, Form::PreNormGated] {
+    for form in [Form::PostNorm, Form::PostNormGated, Form::PreNormGated] {
         domain = register(domain, EncoderLayer::<Fp32>::new(pool, form))?;
         domain = register(domain, EncoderLayer::<Int8>::new(pool, form))?;
     }

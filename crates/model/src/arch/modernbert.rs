@@ -72,7 +72,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         };
         let name = config.text("classifier_activation")?.unwrap_or("gelu");
         let activation = HeadAct::from_name(name).ok_or_else(|| {
-            config.invalid(
+            config.unsupported(
                 "classifier_activation",
                 &format!("is `{name}`, which is not supported"),
             )
@@ -130,7 +130,7 @@ fn local(config: &Object, layers: usize) -> Result<Vec<bool>, ModelError> {
     let local = |kind: &serde_json::Value| match kind.as_str() {
         Some(LOCAL) => Ok(true),
         Some(GLOBAL) => Ok(false),
-        _ => Err(config.invalid(
+        _ => Err(config.unsupported(
             "layer_types",
             &format!("has {kind}; supported are `{GLOBAL}` and `{LOCAL}`"),
         )),
@@ -141,7 +141,7 @@ fn local(config: &Object, layers: usize) -> Result<Vec<bool>, ModelError> {
 /// Base of the rotary embeddings of a layer type, from the current field or the legacy one.
 fn theta(config: &Object, kind: &str, legacy: &str, default: f64) -> Result<f32, ModelError> {
     if config.value("rope_scaling").is_some() {
-        return Err(config.invalid("rope_scaling", "is set, which is not supported"));
+        return Err(config.unsupported("rope_scaling", "is set, which is not supported"));
     }
     let mut theta = None;
     if let Some(all) = config.object("rope_parameters")?
@@ -150,7 +150,7 @@ fn theta(config: &Object, kind: &str, legacy: &str, default: f64) -> Result<f32,
         if let Some(form) = parameters.text("rope_type")?
             && form != "default"
         {
-            return Err(parameters.invalid(
+            return Err(parameters.unsupported(
                 "rope_type",
                 &format!("is `{form}`; only `default` is supported"),
             ));

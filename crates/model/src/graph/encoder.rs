@@ -3,7 +3,9 @@
 use super::builder::{CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::{Precision, Rows, io, operator};
 use crate::onnx::{AttributeProto, DataType};
-use crate::{EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias};
+use crate::{
+    AttentionPositions, EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias,
+};
 use rerankd_kernels::quantize::{self, Quantized};
 use rerankd_kernels::strips::strips;
 
@@ -18,6 +20,8 @@ pub(super) struct EncoderGraph<'a> {
     pub(super) last_layer: Rows,
     precision: Precision,
     pub(super) inputs: Inputs,
+    /// Cosines and sines of rotary position embeddings in post-norm layers, if any.
+    rotary: Option<Value>,
     /// The relative position bias, if any.
     relative_bias: Option<Value>,
 }
@@ -51,6 +55,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer,
             precision,
             inputs,
+            rotary: None,
             relative_bias: None,
         }
     }
@@ -74,6 +79,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer: Rows::All,
             precision,
             inputs,
+            rotary: None,
             relative_bias: None,
         }
     }
@@ -98,6 +104,15 @@ impl<'a> EncoderGraph<'a> {
             LayerForm::PostNormRelativeBias(bias) => {
                 self.relative_bias = Some(self.relative_bias(bias)?);
             }
+            LayerForm::PostNormGated(gated) => match gated.positions {
+                AttentionPositions::Rotary(rotary) => {
+                    let positions = self.config.max_positions;
+                    let size = self.config.hidden_size / self.config.heads;
+                    let table = rotary.table(positions, size);
+                    self.rotary = Some(self.floats("rotary", &[positions, size], table));
+                }
+                AttentionPositions::Alibi => self.relative_bias = Some(self.alibi()),
+            },
             LayerForm::PreNormGated(gated) => return self.encode_gated(gated),
             LayerForm::Decoder(_) => unreachable!("decoders have a graph of their own"),
         }
@@ -229,18 +244,18 @@ impl<'a> EncoderGraph<'a> {
     fn position_table(&mut self) -> Result<Value, ModelError> {
         let EncoderConfig {
             embedding_size: size,
-            max_positions,
             type_vocab_size,
             ref tensors,
             ..
         } = *self.config;
+        let rows = self.config.position_rows();
         let read = |part: &str, rows: usize| {
             let name = format!("{}.weight", tensors.name(part));
             self.model.weights.read(&name, &[rows, size])
         };
         let positions = match tensors.positions {
-            Some(positions) => read(positions, max_positions)?,
-            None => vec![0.0; max_positions * size],
+            Some(positions) => read(positions, rows)?,
+            None => vec![0.0; rows * size],
         };
         let table = match tensors.types {
             None => positions,
@@ -255,7 +270,7 @@ impl<'a> EncoderGraph<'a> {
                 table
             }
         };
-        let shape = [type_vocab_size * max_positions, size];
+        let shape = [type_vocab_size * rows, size];
         Ok(self.floats("embeddings.position_table", &shape, table))
     }
 
@@ -285,7 +300,15 @@ impl<'a> EncoderGraph<'a> {
         let up = format!("{base}.{}", tensors.up);
         let matrix = self.matrix(&up, inner, size)?;
         let expanded = self.linear(&up, &attended, size, &[&matrix]);
-        let activated = self.activation(&up, &expanded, inner)?;
+        let activated = match self.config.gate() {
+            None => self.activation(&up, &expanded, inner)?,
+            Some(gate) => {
+                let gate = format!("{base}.{gate}");
+                let matrix = self.matrix(&gate, inner, size)?;
+                let gates = self.linear(&gate, &attended, size, &[&matrix]);
+                self.gated(&up, &expanded, &gates)
+            }
+        };
         let down = format!("{base}.{}", tensors.down);
         let matrix = self.matrix(&down, size, inner)?;
         let contracted = self.linear(&down, &activated, inner, &[&matrix]);
@@ -318,15 +341,20 @@ impl<'a> EncoderGraph<'a> {
         inputs.extend(self.product(&name, size, &[&query], bias));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
-        inputs.extend(self.product(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]));
+        let bias = self.key_value_bias(&base)?;
+        let bias = bias.unwrap_or_else(|| vec![0.0; 2 * size]);
+        inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias));
         let name = part(tensors.output);
         let matrix = self.matrix(&name, size, size)?;
         let bias = self.attention_output_bias(&base)?;
         inputs.extend(self.product(&name, size, &[&matrix], bias));
-        for (name, out, input) in [(tensors.up, inner, size), (tensors.down, size, inner)] {
+        let gate = self.config.gate();
+        let glu = |name| (name, inner, size, gate.is_none());
+        let matrices = [Some(tensors.up), gate].into_iter().flatten().map(glu);
+        for (name, out, input, biased) in matrices.chain([(tensors.down, size, inner, true)]) {
             let name = part(name);
             let matrix = self.matrix(&name, out, input)?;
-            let bias = weights.read(&format!("{name}.bias"), &[out])?;
+            let bias = self.bias(&name, out, biased)?;
             inputs.extend(self.product(&name, input, &[&matrix], bias));
         }
         for norm in [tensors.attention_norm, tensors.output_norm] {
@@ -338,9 +366,11 @@ impl<'a> EncoderGraph<'a> {
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
-            match self.precision {
-                Precision::Int8 => operator::QUANTIZED_LAYER,
-                _ => operator::LAYER,
+            match (self.precision, gate) {
+                (Precision::Int8, None) => operator::QUANTIZED_LAYER,
+                (_, None) => operator::LAYER,
+                (Precision::Int8, Some(_)) => operator::QUANTIZED_POST_NORM_GATED_LAYER,
+                (_, Some(_)) => operator::POST_NORM_GATED_LAYER,
             },
             &inputs.iter().collect::<Vec<_>>(),
             &self.layer_attributes(rows),
@@ -418,12 +448,16 @@ impl<'a> EncoderGraph<'a> {
         let (query, keys) = match rows {
             Rows::All => {
                 let all = self.linear(&part("qkv"), hidden, size, &[&query, &key, &value]);
+                let all = self.with_key_bias(base, &part("qkv"), all, size)?;
                 (all.clone(), all)
             }
-            Rows::FirstOfEach => (
-                self.linear(&part(tensors.query), queries, size, &[&query]),
-                self.linear(&part("kv"), hidden, size, &[&key, &value]),
-            ),
+            Rows::FirstOfEach => {
+                let keys = self.linear(&part("kv"), hidden, size, &[&key, &value]);
+                (
+                    self.linear(&part(tensors.query), queries, size, &[&query]),
+                    self.with_key_bias(base, &part("kv"), keys, 0)?,
+                )
+            }
         };
         let name = format!("{}.bias", part(tensors.query));
         let bias = self.scaled(self.model.weights.read(&name, &[size])?);
@@ -441,10 +475,57 @@ impl<'a> EncoderGraph<'a> {
 
     /// The optional position inputs of attention.
     fn position_inputs(&self) -> Vec<Value> {
-        match &self.relative_bias {
-            Some(bias) => vec![Value::missing(), bias.clone()],
-            None => Vec::new(),
+        match (&self.rotary, &self.relative_bias) {
+            (None, None) => Vec::new(),
+            (Some(rotary), None) => vec![rotary.clone()],
+            (None, Some(bias)) => vec![Value::missing(), bias.clone()],
+            (Some(rotary), Some(bias)) => vec![rotary.clone(), bias.clone()],
         }
+    }
+
+    /// The bias of the fused key and value projection, where it has to have one: a rotated key bias depends on the
+    /// position, so softmax does not cancel it. That of the values is in
+    /// [`attention_output_bias`](Self::attention_output_bias).
+    fn key_value_bias(&self, base: &str) -> Result<Option<Vec<f32>>, ModelError> {
+        if self.rotary.is_none() {
+            return Ok(None);
+        }
+        let size = self.config.hidden_size;
+        let mut bias = self.bias(&format!("{base}.{}", self.config.tensors.key), size, true)?;
+        bias.resize(2 * size, 0.0);
+        Ok(Some(bias))
+    }
+
+    /// Adds [`Self::key_value_bias`] to the columns of `x` from `first` on.
+    fn with_key_bias(
+        &mut self,
+        base: &str,
+        name: &str,
+        x: Value,
+        first: usize,
+    ) -> Result<Value, ModelError> {
+        let Some(bias) = self.key_value_bias(base)? else {
+            return Ok(x);
+        };
+        let bias = [vec![0.0; first], bias].concat();
+        let bias = self.floats(&format!("{name}.bias"), &[bias.len()], bias);
+        Ok(self.graph.op(&format!("{name}.biased"), "Add", &[&x, &bias]))
+    }
+
+    /// ALiBi as a relative position bias for every distance, `[heads, 2 * positions - 1]`.
+    fn alibi(&mut self) -> Value {
+        let EncoderConfig {
+            heads,
+            max_positions,
+            ..
+        } = *self.config;
+        let width = 2 * max_positions - 1;
+        let distances = (0..width).map(|column| column.abs_diff(max_positions - 1) as f32);
+        let table = alibi_slopes(heads)
+            .into_iter()
+            .flat_map(|slope| distances.clone().map(move |distance| -slope * distance));
+        let table = table.collect();
+        self.floats("alibi", &[heads, width], table)
     }
 
     /// The relative position bias by distance, `[heads, 2 * reach + 1]`.
@@ -601,6 +682,18 @@ impl<'a> EncoderGraph<'a> {
     }
 }
 
+/// The slope of each head in ALiBi: powers of two for a power of two heads; further heads have every other slope of
+/// twice as many.
+fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let powers = |count: usize| {
+        let ratio = (-8.0 / count as f64).exp2();
+        (1..=count).map(move |head| ratio.powi(head as i32) as f32)
+    };
+    let most = 1 << heads.ilog2();
+    let further = powers(2 * most).step_by(2).take(heads - most);
+    powers(most).chain(further).collect()
+}
+
 /// The attribute for the activation of the feed-forward network.
 pub(super) fn activation(function: HiddenAct) -> i64 {
     match function {
@@ -608,5 +701,28 @@ pub(super) fn activation(function: HiddenAct) -> i64 {
         HiddenAct::GeluTanh => operator::GELU_TANH,
         HiddenAct::Relu => operator::RELU,
         HiddenAct::Silu => operator::SILU,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alibi_slopes_are_those_of_the_paper() {
+        let powers = |exponents: &[f32]| -> Vec<f32> {
+            exponents.iter().map(|exponent| exponent.exp2()).collect()
+        };
+        let close = |ours: Vec<f32>, expected: Vec<f32>| {
+            assert_eq!(ours.len(), expected.len());
+            for (ours, expected) in ours.iter().zip(&expected) {
+                assert!((ours - expected).abs() <= 1e-7 * expected, "{ours} for {expected}");
+            }
+        };
+        let eight = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0];
+        close(alibi_slopes(8), powers(&eight));
+        close(alibi_slopes(1), powers(&[-8.0]));
+        let further = [-0.5, -1.5, -2.5, -3.5];
+        close(alibi_slopes(12), powers(&[&eight[..], &further].concat()));
     }
 }

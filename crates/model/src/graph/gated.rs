@@ -245,6 +245,11 @@ impl EncoderGraph<'_> {
                 let bias = self.floats(&format!("{name}.bias"), &[inner], bias);
                 self.add(&format!("{name}.biased"), &product, &bias)
             });
+        Ok(self.gated(name, &input, &gate))
+    }
+
+    /// `activation(x) * gate`.
+    pub(super) fn gated(&mut self, name: &str, x: &Value, gate: &Value) -> Value {
         let (domain, operator) = match self.config.hidden_act {
             HiddenAct::Gelu => (CONTRIB, "Gelu"),
             HiddenAct::GeluTanh => (CONTRIB, "FastGelu"),
@@ -254,9 +259,9 @@ impl EncoderGraph<'_> {
         let activated = format!("{name}.activated");
         let activated = self
             .graph
-            .node(&activated, domain, operator, &[&input], &[]);
+            .node(&activated, domain, operator, &[x], &[]);
         let name = format!("{name}.gated");
-        Ok(self.graph.op(&name, "Mul", &[&activated, &gate]))
+        self.graph.op(&name, "Mul", &[&activated, gate])
     }
 
     /// Cosines, then sines, of each position, `[positions, head size]`.

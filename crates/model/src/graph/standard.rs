@@ -31,7 +31,7 @@ const WEIGHT_ZERO: u8 = 128;
 pub struct Positions {
     /// Position of a sequence's first token.
     pub first: usize,
-    /// Rows of the table for each segment.
+    /// Rows of the table for each segment; 1 where the model has no position embeddings.
     pub of_segment: usize,
     /// A token that takes the position before the first, and that positions skip.
     pub skipped_token: Option<u32>,
@@ -104,6 +104,9 @@ impl Rewriter {
         // Positions, from the first token of each row.
         let before = positions.first as i64 - 1;
         let position = match positions.skipped_token {
+            _ if positions.of_segment == 1 => {
+                self.op("token_position", "Mul", &[io::INPUT_IDS, &zero], &[])
+            }
             Some(padding) => {
                 let padding = self.longs("padding", &[], &[i64::from(padding)]);
                 let before = self.longs("before", &[], &[before]);

@@ -30,6 +30,8 @@ use rerankd_model::graph::operator;
 pub(super) enum Form {
     /// Post-norm, as in BERT: see [`operator::LAYER`].
     PostNorm,
+    /// The same with a gated feed-forward network: see [`operator::POST_NORM_GATED_LAYER`].
+    PostNormGated,
     /// Pre-norm with a gated feed-forward network, as in ModernBERT: see [`operator::GATED_LAYER`].
     PreNormGated,
 }
@@ -39,7 +41,7 @@ impl Form {
     const fn matrices(self) -> usize {
         match self {
             Self::PostNorm => operator::MATRICES,
-            Self::PreNormGated => operator::GATED_MATRICES,
+            Self::PostNormGated | Self::PreNormGated => operator::GATED_MATRICES,
         }
     }
 }
@@ -116,6 +118,7 @@ impl EncoderProducts for Int8 {
     fn operator_name(form: Form) -> &'static str {
         match form {
             Form::PostNorm => operator::QUANTIZED_LAYER,
+            Form::PostNormGated => operator::QUANTIZED_POST_NORM_GATED_LAYER,
             Form::PreNormGated => operator::QUANTIZED_GATED_LAYER,
         }
     }
@@ -125,6 +128,7 @@ impl EncoderProducts for Fp32 {
     fn operator_name(form: Form) -> &'static str {
         match form {
             Form::PostNorm => operator::LAYER,
+            Form::PostNormGated => operator::POST_NORM_GATED_LAYER,
             Form::PreNormGated => operator::GATED_LAYER,
         }
     }
@@ -164,7 +168,7 @@ impl Attributes {
             },
             epsilon: epsilon(context)?,
             normalized: match form {
-                Form::PostNorm => false,
+                Form::PostNorm | Form::PostNormGated => false,
                 Form::PreNormGated => number(context, operator::NORMED)? != 0,
             },
         })
@@ -230,7 +234,7 @@ impl<'a, P: GraphProducts> LayerInputs<'a, P> {
             ..
         } = *self.attributes;
         let norms = match self.form {
-            Form::PostNorm => Norms::Post {
+            Form::PostNorm | Form::PostNormGated => Norms::Post {
                 attention: self.norm(0)?,
                 feed_forward: self.norm(1)?,
             },
@@ -245,7 +249,7 @@ impl<'a, P: GraphProducts> LayerInputs<'a, P> {
         };
         let (gate, down) = match self.form {
             Form::PostNorm => (None, 4),
-            Form::PreNormGated => (Some(self.matrix(4)?), 5),
+            Form::PostNormGated | Form::PreNormGated => (Some(self.matrix(4)?), 5),
         };
         Ok(Layer {
             qkv: self.qkv()?,
