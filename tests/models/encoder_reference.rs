@@ -76,6 +76,17 @@ fn mpnet_ids() {
     check_ids("tiny-mpnet");
 }
 
+/// The published `tokenizer.json`, of which transformers 5 keeps the vocabulary.
+#[test]
+fn deberta_v3_ids() {
+    check_ids("tiny-deberta-v3");
+}
+
+#[test]
+fn deberta_v2_ids() {
+    check_ids("tiny-deberta-v2-unshared");
+}
+
 #[test]
 fn modernbert_ids() {
     check_ids("tiny-modernbert");

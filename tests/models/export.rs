@@ -25,7 +25,7 @@ const LEAST_RANK_CORRELATION: f64 = 0.997;
 const LEAST_OF_TINY: f64 = 0.98;
 /// Tolerance for int8 scores in different batches.
 const NEIGHBOURS: f64 = 0.005;
-const MODELS: [&str; 11] = [
+const MODELS: [&str; 13] = [
     "tiny-bert",
     "tiny-bert-3-labels",
     "tiny-camembert",
@@ -35,6 +35,8 @@ const MODELS: [&str; 11] = [
     "tiny-modernbert-biased",
     "tiny-modular",
     "tiny-mpnet",
+    "tiny-deberta-v3",
+    "tiny-deberta-v2-unshared",
     "tiny-roberta",
     "tiny-xlm-roberta",
 ];

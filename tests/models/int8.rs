@@ -143,6 +143,8 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-electra",
         "tiny-modular",
         "tiny-mpnet",
+        "tiny-deberta-v3",
+        "tiny-deberta-v2-unshared",
         "tiny-modernbert",
         "tiny-modernbert-biased",
     ] {
@@ -254,6 +256,8 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
         "tiny-electra",
         "tiny-modular",
         "tiny-mpnet",
+        "tiny-deberta-v3",
+        "tiny-deberta-v2-unshared",
         "tiny-modernbert",
         "tiny-modernbert-biased",
     ] {

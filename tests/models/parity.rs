@@ -11,7 +11,7 @@ use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
-use rerankd_model::{HiddenAct, LayerForm, Model, PreNormGated};
+use rerankd_model::{Disentangled, HiddenAct, LayerForm, Model, PreNormGated};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
@@ -132,6 +132,16 @@ fn mpnet_gives_the_reference_logits() {
 }
 
 #[test]
+fn deberta_v3_gives_the_reference_logits() {
+    check("tiny-deberta-v3");
+}
+
+#[test]
+fn deberta_v2_with_every_other_option_gives_the_reference_logits() {
+    check("tiny-deberta-v2-unshared");
+}
+
+#[test]
 fn modernbert_gives_the_reference_logits() {
     check("tiny-modernbert");
 }
@@ -204,6 +214,7 @@ fn tanh_gelu_is_noticed() {
         "tiny-distilbert",
         "tiny-electra",
         "tiny-mpnet",
+        "tiny-deberta-v3",
         "tiny-modernbert",
     ] {
         let fault = |model: &mut Model| model.manifest.encoder.hidden_act = HiddenAct::GeluTanh;
@@ -295,6 +306,21 @@ fn a_missing_bias_is_noticed() {
         ("tiny-electra", "electra.embeddings_project.bias"),
         ("tiny-electra", "classifier.dense.bias"),
         ("tiny-mpnet", "mpnet.encoder.relative_attention_bias.weight"),
+        ("tiny-deberta-v3", "deberta.encoder.layer.1.kv.bias"),
+        (
+            "tiny-deberta-v3",
+            "deberta.encoder.layer.0.attention.self.query_proj.bias",
+        ),
+        ("tiny-deberta-v3", "deberta.encoder.layer.2.position_keys"),
+        (
+            "tiny-deberta-v3",
+            "deberta.encoder.layer.2.position_queries",
+        ),
+        ("tiny-deberta-v3", "pooler.dense.bias"),
+        (
+            "tiny-deberta-v2-unshared",
+            "deberta.embeddings.LayerNorm.bias",
+        ),
         ("tiny-modernbert-biased", "model.layers.1.attn.Wqkv.kv.bias"),
         (
             "tiny-modernbert-biased",
@@ -345,6 +371,7 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         "tiny-bert",
         "tiny-xlm-roberta",
         "tiny-mpnet",
+        "tiny-deberta-v3",
         "tiny-modernbert",
     ] {
         let model = Model::open(&model_dir(name)).unwrap();
@@ -387,6 +414,70 @@ fn another_bias_by_distance_is_noticed() {
 }
 
 #[test]
+fn another_disentangled_attention_is_noticed() {
+    let faults: [(&str, fn(&mut Disentangled)); 9] = [
+        ("distances mirrored", |relative| relative.rows.reverse()),
+        ("distances + 1", |relative| relative.rows.rotate_left(1)),
+        ("distances - 1", |relative| relative.rows.rotate_right(1)),
+        ("near distances only", |relative| {
+            let middle = relative.rows.len() / 2;
+            let (first, last) = (relative.rows[middle - 30], relative.rows[middle + 30]);
+            let near = |row: &mut usize| *row = (*row).clamp(first, last);
+            relative.rows.iter_mut().for_each(near);
+        }),
+        ("far distances mirrored", |relative| {
+            let middle = relative.rows.len() / 2;
+            let (before, behind) = relative.rows.split_at_mut(middle - 135);
+            let last = behind.len() - before.len();
+            before.swap_with_slice(&mut behind[last..]);
+            before.reverse();
+            behind[last..].reverse();
+        }),
+        ("no content to position", |relative| {
+            relative.position_keys = false;
+        }),
+        ("no position to content", |relative| {
+            relative.position_queries = false;
+        }),
+        ("scale of one term", |relative| relative.terms = 1),
+        ("scale of two terms", |relative| relative.terms = 2),
+    ];
+    let change = |relative: fn(&mut Disentangled)| {
+        move |model: &mut Model| {
+            let LayerForm::PostNormDisentangled(disentangled) = &mut model.manifest.encoder.form
+            else {
+                panic!("no disentangled attention");
+            };
+            relative(disentangled);
+        }
+    };
+    for name in ["tiny-deberta-v3", "tiny-deberta-v2-unshared"] {
+        for (fault, change_relative) in faults {
+            // These share one bucket.
+            if (name, fault) == ("tiny-deberta-v2-unshared", "far distances mirrored") {
+                continue;
+            }
+            let off = planted(name, change(change_relative), |_| (), |_| ());
+            assert!(off > NOTICED, "{name}, {fault}: off by only {off}");
+        }
+    }
+    let no_norm = change(|relative| relative.norm = None);
+    assert_noticed(planted("tiny-deberta-v3", no_norm, |_| (), |_| ()));
+    let projections: [fn(&mut Disentangled); 2] = [
+        |relative| relative.key = "attention.self.key_proj",
+        |relative| relative.query = "attention.self.query_proj",
+    ];
+    for shared in projections {
+        let fault = change(shared);
+        assert_noticed(planted("tiny-deberta-v2-unshared", fault, |_| (), |_| ()));
+    }
+    for name in ["tiny-deberta-v3", "tiny-deberta-v2-unshared"] {
+        let swapped = change(|relative| std::mem::swap(&mut relative.key, &mut relative.query));
+        assert_noticed(planted(name, swapped, |_| (), |_| ()));
+    }
+}
+
+#[test]
 fn other_layers_with_gates_are_noticed() {
     let faults: [fn(&mut PreNormGated); 7] = [
         |gated| gated.window += 1,
@@ -425,6 +516,8 @@ fn another_head_is_noticed() {
         "tiny-roberta",
         "tiny-distilbert",
         "tiny-electra",
+        "tiny-deberta-v3",
+        "tiny-deberta-v2-unshared",
     ] {
         let fault = |model: &mut Model| {
             let HeadStep::Dense(dense) = &mut model.manifest.head.steps[0] else {
@@ -472,6 +565,8 @@ a_score_does_not_depend_on_its_batch! {
     electra => "tiny-electra",
     modular => "tiny-modular",
     mpnet => "tiny-mpnet",
+    deberta_v3 => "tiny-deberta-v3",
+    deberta_v2_unshared => "tiny-deberta-v2-unshared",
     modernbert => "tiny-modernbert",
     modernbert_biased => "tiny-modernbert-biased",
 }

@@ -604,7 +604,10 @@ const QUANTIZED: &str = "onnx/model_quantized.onnx";
 fn deberta() -> Model {
     let dir = model_dir("tiny-deberta-v2");
     let file = |name: &str| fs::read(dir.join(name)).unwrap();
+    let mut config: Value = serde_json::from_slice(&file("config.json")).unwrap();
+    config["model_type"] = json!("deberta");
     Model::of(DEBERTA, &dir)
+        .with("config.json", config.to_string())
         .with(GRAPH, file(GRAPH))
         .with(QUANTIZED, file(QUANTIZED))
         .with("model.onnx", "another graph")

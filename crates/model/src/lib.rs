@@ -27,7 +27,9 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-pub use arch::{Decoder, EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias};
+pub use arch::{
+    Decoder, Disentangled, EncoderConfig, HiddenAct, LayerForm, PreNormGated, RelativeBias,
+};
 pub use exported::ExportedModel;
 pub use head::Head;
 pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};

@@ -1,6 +1,7 @@
 //! Graph of post-norm encoders (BERT and its descendants), and parts shared with other encoders.
 
 use super::builder::{CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
+use super::disentangled::{Projected, RelativePositions};
 use super::{Precision, Rows, io, operator};
 use crate::onnx::{AttributeProto, DataType};
 use crate::{EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias};
@@ -18,8 +19,15 @@ pub(super) struct EncoderGraph<'a> {
     pub(super) last_layer: Rows,
     precision: Precision,
     pub(super) inputs: Inputs,
-    /// The relative position bias, if any.
-    relative_bias: Option<Value>,
+    relative: Relative<'a>,
+}
+
+/// Relative positions in attention, as far as all layers share them.
+enum Relative<'a> {
+    None,
+    /// A bias by distance.
+    Bias(Value),
+    Disentangled(RelativePositions<'a>),
 }
 
 pub(super) struct Inputs {
@@ -51,7 +59,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer,
             precision,
             inputs,
-            relative_bias: None,
+            relative: Relative::None,
         }
     }
 
@@ -74,7 +82,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer: Rows::All,
             precision,
             inputs,
-            relative_bias: None,
+            relative: Relative::None,
         }
     }
 
@@ -96,7 +104,11 @@ impl<'a> EncoderGraph<'a> {
         match &self.config.form {
             LayerForm::PostNorm => {}
             LayerForm::PostNormRelativeBias(bias) => {
-                self.relative_bias = Some(self.relative_bias(bias)?);
+                self.relative = Relative::Bias(self.relative_bias(bias)?);
+            }
+            LayerForm::PostNormDisentangled(disentangled) => {
+                let positions = self.relative_positions(disentangled)?;
+                self.relative = Relative::Disentangled(positions);
             }
             LayerForm::PreNormGated(gated) => return self.encode_gated(gated),
             LayerForm::Decoder(_) => unreachable!("decoders have a graph of their own"),
@@ -175,23 +187,40 @@ impl<'a> EncoderGraph<'a> {
         } = *self.config;
         let words = format!("{}.weight", tensors.name(tensors.words));
         let norm = tensors.name(tensors.norm);
+        let projection = tensors.name(tensors.projection);
         let data = self.model.weights.read(&words, &[vocab_size, size])?;
+        let is_projected = size != hidden_size;
+        if is_projected && matches!(self.config.form, LayerForm::PostNormDisentangled(_)) {
+            let [word, position] = self.embedding_rows(&words, data)?;
+            let sum = self.graph.op("embeddings.sum", "Add", &[&word, &position]);
+            let projected = self.dense(&projection, &sum, size, hidden_size, false)?;
+            let epsilon = self.config.layer_norm_eps;
+            return self.plain_norm(&norm, &projected, hidden_size, true, epsilon);
+        }
         let embedded = match self.precision {
             Precision::Int8 => self.quantized_embeddings(&norm, &data)?,
             Precision::Fp32 | Precision::Fp32Nodes => {
-                let words = self.floats(&words, &[vocab_size, size], data);
-                let positions = self.position_table()?;
-                let word = self.gather("word", &words, &self.inputs.input_ids.clone());
-                let index = self.inputs.position_ids.clone();
-                let position = self.gather("position", &positions, &index);
+                let [word, position] = self.embedding_rows(&words, data)?;
                 self.layer_norm(&norm, size, &word, &position, None)?
             }
         };
-        if size == hidden_size {
-            return Ok(embedded);
+        if is_projected {
+            return self.dense(&projection, &embedded, size, hidden_size, true);
         }
-        let projection = tensors.name(tensors.projection);
-        self.dense(&projection, &embedded, size, hidden_size, true)
+        Ok(embedded)
+    }
+
+    /// The words and positions of all tokens.
+    fn embedding_rows(&mut self, name: &str, words: Vec<f32>) -> Result<[Value; 2], ModelError> {
+        let size = self.config.embedding_size;
+        let words = self.floats(name, &[self.config.vocab_size, size], words);
+        let positions = self.position_table()?;
+        let (ids, index) = (
+            self.inputs.input_ids.clone(),
+            self.inputs.position_ids.clone(),
+        );
+        let word = self.gather("word", &words, &ids);
+        Ok([word, self.gather("position", &positions, &index)])
     }
 
     fn quantized_embeddings(&mut self, norm: &str, words: &[f32]) -> Result<Value, ModelError> {
@@ -318,7 +347,9 @@ impl<'a> EncoderGraph<'a> {
         inputs.extend(self.product(&name, size, &[&query], bias));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
-        inputs.extend(self.product(&part("kv"), size, &[&key, &value], vec![0.0; 2 * size]));
+        let mut bias = self.key_bias(&base)?.unwrap_or_default();
+        bias.resize(2 * size, 0.0);
+        inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias));
         let name = part(tensors.output);
         let matrix = self.matrix(&name, size, size)?;
         let bias = self.attention_output_bias(&base)?;
@@ -334,7 +365,7 @@ impl<'a> EncoderGraph<'a> {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
             }
         }
-        inputs.extend(self.position_inputs());
+        inputs.extend(self.position_inputs(&base)?);
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
@@ -361,7 +392,11 @@ impl<'a> EncoderGraph<'a> {
     /// Folds the attention scale into the query projection.
     pub(super) fn scaled(&self, mut values: Vec<f32>) -> Vec<f32> {
         let size = self.config.hidden_size / self.config.heads;
-        let scale = (size as f32).sqrt().recip();
+        let terms = match &self.config.form {
+            LayerForm::PostNormDisentangled(disentangled) => disentangled.terms,
+            _ => 1,
+        };
+        let scale = ((size * terms) as f32).sqrt().recip();
         values.iter_mut().for_each(|value| *value *= scale);
         values
     }
@@ -418,18 +453,22 @@ impl<'a> EncoderGraph<'a> {
         let (query, keys) = match rows {
             Rows::All => {
                 let all = self.linear(&part("qkv"), hidden, size, &[&query, &key, &value]);
+                let all = self.with_key_bias(base, all, size)?;
                 (all.clone(), all)
             }
-            Rows::FirstOfEach => (
-                self.linear(&part(tensors.query), queries, size, &[&query]),
-                self.linear(&part("kv"), hidden, size, &[&key, &value]),
-            ),
+            Rows::FirstOfEach => {
+                let keys = self.linear(&part("kv"), hidden, size, &[&key, &value]);
+                (
+                    self.linear(&part(tensors.query), queries, size, &[&query]),
+                    self.with_key_bias(base, keys, 0)?,
+                )
+            }
         };
         let name = format!("{}.bias", part(tensors.query));
         let bias = self.scaled(self.model.weights.read(&name, &[size])?);
         let bias = self.floats(&name, &[size], bias);
         let mut inputs = vec![query, keys, bias, self.lengths()];
-        inputs.extend(self.position_inputs());
+        inputs.extend(self.position_inputs(base)?);
         Ok(self.graph.node(
             &part("context"),
             operator::DOMAIN,
@@ -439,12 +478,42 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// The optional position inputs of attention.
-    fn position_inputs(&self) -> Vec<Value> {
-        match &self.relative_bias {
-            Some(bias) => vec![Value::missing(), bias.clone()],
-            None => Vec::new(),
-        }
+    /// Adds the bias of keys, where there is one, to rows with keys and values behind so many other columns.
+    fn with_key_bias(
+        &mut self,
+        base: &str,
+        rows: Value,
+        others: usize,
+    ) -> Result<Value, ModelError> {
+        let Some(key_bias) = self.key_bias(base)? else {
+            return Ok(rows);
+        };
+        let width = others + 2 * key_bias.len();
+        let mut bias = vec![0.0; others];
+        bias.extend(key_bias);
+        bias.resize(width, 0.0);
+        let bias = self.floats(&format!("{base}.key_bias"), &[width], bias);
+        Ok(self
+            .graph
+            .op(&format!("{base}.biased"), "Add", &[&rows, &bias]))
+    }
+
+    /// The optional position inputs of a layer's attention.
+    fn position_inputs(&mut self, base: &str) -> Result<Vec<Value>, ModelError> {
+        let missing = Value::missing();
+        let (projected, buckets) = match &self.relative {
+            Relative::None => return Ok(Vec::new()),
+            Relative::Bias(bias) => return Ok(vec![missing, bias.clone()]),
+            Relative::Disentangled(positions) => {
+                (self.projected(base, positions)?, positions.buckets.clone())
+            }
+        };
+        let Projected { keys, queries } = projected;
+        let width = self.config.hidden_size;
+        let shape = [width, keys.len() / width];
+        let keys = self.floats(&format!("{base}.position_keys"), &shape, keys);
+        let queries = self.floats(&format!("{base}.position_queries"), &shape, queries);
+        Ok(vec![missing.clone(), missing, keys, queries, buckets])
     }
 
     /// The relative position bias by distance, `[heads, 2 * reach + 1]`.
