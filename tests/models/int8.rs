@@ -257,7 +257,6 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
         "tiny-modular",
         "tiny-mpnet",
         "tiny-deberta-v3",
-        "tiny-deberta-v2-unshared",
         "tiny-modernbert",
         "tiny-modernbert-biased",
     ] {

@@ -566,7 +566,6 @@ a_score_does_not_depend_on_its_batch! {
     modular => "tiny-modular",
     mpnet => "tiny-mpnet",
     deberta_v3 => "tiny-deberta-v3",
-    deberta_v2_unshared => "tiny-deberta-v2-unshared",
     modernbert => "tiny-modernbert",
     modernbert_biased => "tiny-modernbert-biased",
 }
