@@ -6,8 +6,9 @@
     python benches/compare.py round target/bench/384 --raw target/bench/raw.jsonl
     python benches/compare.py report target/bench/raw.jsonl docs/bench/2026-01-31-comparison
 
-`models` makes two cross-encoders of six layers, 384 and 768 wide, with seeded random weights: speed
-does not depend on what the weights say. `round` measures every system once, one after the other, and
+`models` makes two cross-encoders of six layers, 384 and 768 wide, and one of the shape of
+mxbai-rerank-base-v1 with fewer words, with seeded random weights: speed does not depend on what the
+weights say. `round` measures every system once, one after the other, and
 adds a line for each to the raw file; run it several times, so that what else the machine does meets all
 systems alike. `report` takes medians over the rounds, and writes a table, the raw data and a plot.
 
@@ -33,10 +34,18 @@ WORKLOADS = ["short", "passage", "mixed", "long"]
 CLIENTS = 4
 BATCH = 32
 LONGEST_PAIR = 512
+PRECISIONS = ["fp32", "int8"]
+# What `models` makes, by folder.
+TITLES = {
+    "384": "Six layers, 384 wide",
+    "768": "Six layers, 768 wide",
+    "deberta-base": "DeBERTa-v3, twelve layers, 768 wide",
+}
 # What each system is, for the table and the plot, in their order.
 SYSTEMS = {
     "rerankd-int8": "rerankd over HTTP, int8",
     "rerankd-fp32": "rerankd over HTTP, fp32",
+    "rerankd-onnx": "rerankd over HTTP, from an ONNX export",
     "bare-int8": "its bare sessions, int8",
     "bare-fp32": "its bare sessions, fp32",
     "crossencoder": "CrossEncoder.predict (torch)",
@@ -55,11 +64,9 @@ def batched(items, size: int):
 # Models
 
 
-def make_model(width: int, folder: Path) -> None:
-    import torch
+def bert(width: int):
     import transformers
 
-    transformers.set_seed(width)
     config = transformers.BertConfig(
         hidden_size=width,
         num_hidden_layers=6,
@@ -67,7 +74,36 @@ def make_model(width: int, folder: Path) -> None:
         intermediate_size=4 * width,
         num_labels=1,
     )
-    model = transformers.BertForSequenceClassification(config).eval()
+    return transformers.BertForSequenceClassification(config)
+
+
+def deberta():
+    import transformers
+
+    config = transformers.DebertaV2Config(
+        vocab_size=30522,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        relative_attention=True,
+        position_buckets=256,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+        num_labels=1,
+    )
+    return transformers.DebertaV2ForSequenceClassification(config)
+
+
+def make_model(folder: Path) -> None:
+    import torch
+    import transformers
+
+    transformers.set_seed(768)
+    model = (deberta() if folder.name == "deberta-base" else bert(int(folder.name))).eval()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     for name in ["tokenizer.json", "tokenizer_config.json"]:
@@ -154,6 +190,7 @@ def padded(folder: Path, threads: int):
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
+    used = {value.name for value in session.get_inputs()}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST_PAIR)
     tokenizer.no_padding()
@@ -173,7 +210,8 @@ def padded(folder: Path, threads: int):
                 ):
                     array[row, : len(values)] = values
             names = ("input_ids", "attention_mask", "token_type_ids")
-            session.run(None, dict(zip(names, arrays)))
+            inputs = {name: array for name, array in zip(names, arrays) if name in used}
+            session.run(None, inputs)
 
     return score
 
@@ -181,10 +219,11 @@ def padded(folder: Path, threads: int):
 class Server:
     """`rerankd serve`, from its start until it is ready to its end."""
 
-    def __init__(self, rerankd: str, folder: Path, precision: str, threads: int, port: int):
+    def __init__(self, rerankd: str, folder: Path, what: str, threads: int, port: int):
         self.url = f"http://127.0.0.1:{port}"
         command = [rerankd, "serve", "--listen", f"127.0.0.1:{port}", "--model", str(folder)]
-        settings = ["--precision", precision, "--threads", str(threads), "--log-level", "warn"]
+        command += ["--precision", what] if what in PRECISIONS else ["--onnx-file", "model.onnx"]
+        settings = ["--threads", str(threads), "--log-level", "warn"]
         self.process = subprocess.Popen([*command, *settings])
         for _ in range(300):
             try:
@@ -244,11 +283,10 @@ def round_of(args) -> None:
         "seed": seed,
     }
     wanted = lambda name: not args.systems or name in args.systems
-    names = {name: url for name, url in zip(("fp32", "int8"), (args.port, args.port + 1))}
     servers = {
-        precision: Server(args.rerankd, folder, precision, args.threads, port)
-        for precision, port in names.items()
-        if wanted(f"rerankd-{precision}")
+        what: Server(args.rerankd, folder, what, args.threads, args.port + number)
+        for number, what in enumerate([*PRECISIONS, "onnx"])
+        if wanted(f"rerankd-{what}")
     }
     predict = cross_encoder(folder, args.threads) if wanted("crossencoder") else None
     onnx = any(wanted(f"onnxruntime-{order}") for order in ("sorted", "arrival"))
@@ -256,12 +294,12 @@ def round_of(args) -> None:
 
     def systems(workload):
         common = ["--workload", workload]
-        for precision, server in servers.items():
+        for what, server in servers.items():
             arguments = ["--url", server.url, "--clients", str(CLIENTS), *common]
-            yield f"rerankd-{precision}", lambda a=arguments: load(
+            yield f"rerankd-{what}", lambda a=arguments: load(
                 args.rerankd, a, args.seconds, seed
             )
-        for precision in ("fp32", "int8"):
+        for precision in PRECISIONS:
             if wanted(f"bare-{precision}"):
                 engine = ["--model", str(folder), "--precision", precision]
                 arguments = ["--bare", *common, "--", *engine, "--threads", str(args.threads)]
@@ -328,7 +366,7 @@ def report(args) -> None:
         "",
     ]
     for model in models:
-        text += [f"## Six layers, {model} wide", ""]
+        text += [f"## {TITLES.get(model, model)}", ""]
         text += ["| pairs/s | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
         for system in systems:
             cells = []
@@ -341,9 +379,9 @@ def report(args) -> None:
                 text.append(f"| {names[system]} | " + " | ".join(cells) + " |")
         text += ["", "Of `rerankd` over HTTP to the others:", ""]
         text += ["| ratio | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
-        for over, precision in itertools.product(systems, ("fp32", "int8")):
+        for over, precision in itertools.product(systems, PRECISIONS):
             same = not over.startswith("bare") or over.endswith(precision)
-            if over.startswith("rerankd") or not same:
+            if over in [f"rerankd-{own}" for own in PRECISIONS] or not same:
                 continue
             cells = []
             for workload in WORKLOADS:
@@ -384,7 +422,7 @@ def plot(path: Path, models, systems, names, found) -> None:
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
             axes.invert_yaxis()
             axes.margins(x=0.2)
-            axes.set_title(f"{workload}, {model} wide", fontsize=10)
+            axes.set_title(f"{workload}, {TITLES.get(model, model)}", fontsize=8)
             axes.tick_params(labelsize=8)
             if axes is not row[0]:
                 axes.sharey(row[0])
@@ -400,8 +438,9 @@ def main() -> None:
 
     make = commands.add_parser("models", help="make the models")
     make.add_argument("folder", type=Path)
+    make.add_argument("--only", nargs="+", choices=TITLES, help="default: all")
     make.set_defaults(
-        run=lambda args: [make_model(width, args.folder / str(width)) for width in (384, 768)]
+        run=lambda args: [make_model(args.folder / name) for name in args.only or TITLES]
     )
 
     one = commands.add_parser("round", help="measure every system once")
@@ -414,7 +453,7 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=6, help="of each measurement")
     one.add_argument("--peer-seconds", type=float, default=8, help="of each of another server")
     one.add_argument("--seed", type=int, help="default: the time")
-    one.add_argument("--port", type=int, default=18080, help="and the next one, for `rerankd`")
+    one.add_argument("--port", type=int, default=18080, help="and the next two, for `rerankd`")
     one.add_argument(
         "--peer", nargs=3, action="append", default=[], metavar=("NAME", "DIALECT", "URL")
     )

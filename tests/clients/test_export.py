@@ -45,7 +45,7 @@ def logits(file: pathlib.Path, ids: list, type_ids: list) -> numpy.ndarray:
     return numpy.concatenate(found)
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-3-labels", "tiny-modernbert", "tiny-modular", "tiny-mpnet", "tiny-roberta", "tiny-xlm-roberta"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-bert-3-labels", "tiny-modernbert", "tiny-modular", "tiny-mpnet", "tiny-deberta-v3", "tiny-deberta-v2-unshared", "tiny-roberta", "tiny-xlm-roberta"])
 def test_a_file_gives_the_logits_of_the_reference(name, tmp_path):
     reference = json.loads((REFERENCE / f"{name}.json").read_text())
     file = export(tmp_path, "--model", str(REFERENCE / "models" / name))

@@ -40,13 +40,6 @@ fn every_encoder_has_the_ids_of_the_reference() {
 }
 
 #[test]
-fn ids_of_models_with_code_of_their_own() {
-    for name in ["tiny-jina-v1", "tiny-jina-v2", "tiny-gte", "tiny-gte-en", "tiny-ettin"] {
-        check_ids(name);
-    }
-}
-
-#[test]
 fn bert_manifest() {
     let Model {
         manifest, weights, ..

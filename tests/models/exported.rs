@@ -218,10 +218,10 @@ fn files_that_do_not_classify_pairs_are_refused() {
         &["not an ONNX file"],
     );
     check_refused(
-        DEBERTA,
+        ALBERT,
         &[],
-        |dir| fs::remove_file(dir.join(FILE)).unwrap(),
-        &["`deberta-v2` is not supported", "optimum-cli export onnx"],
+        |dir| fs::remove_file(dir.join("model.onnx")).unwrap(),
+        &["`albert` is not supported", "optimum-cli export onnx"],
     );
     for (flags, expected) in [
         (["--precision", "int8"], "a file is run as it is"),

@@ -12,7 +12,7 @@ use rerankd_model::encoder::PairEncoder;
 use rerankd_model::graph::{self, Data, Precision, Rows};
 use rerankd_model::head::{HeadAct, HeadStep, Pooling};
 use rerankd_model::rotary::{Rotary, Scaling};
-use rerankd_model::{AttentionPositions, HiddenAct, LayerForm, Model, PreNormGated};
+use rerankd_model::{AttentionPositions, Disentangled, HiddenAct, LayerForm, Model, PreNormGated};
 use rerankd_runtime::Scorer;
 use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer, PackedInputs};
 
@@ -155,6 +155,7 @@ fn tanh_gelu_is_noticed() {
         "tiny-distilbert",
         "tiny-electra",
         "tiny-mpnet",
+        "tiny-deberta-v3",
         "tiny-modernbert",
         "tiny-jina-v1",
         "tiny-jina-v2",
@@ -248,7 +249,10 @@ fn a_missing_bias_is_noticed() {
         ("tiny-distilbert", "pre_classifier.bias"),
         ("tiny-jina-v2", "roberta.emb_ln.bias"),
         ("tiny-jina-v2", "roberta.encoder.layers.1.mixer.Wq.bias"),
-        ("tiny-jina-v2", "roberta.encoder.layers.2.mixer.out_proj.bias"),
+        (
+            "tiny-jina-v2",
+            "roberta.encoder.layers.2.mixer.out_proj.bias",
+        ),
         ("tiny-jina-v1", "alibi"),
         ("tiny-jina-v1", "bert.encoder.layer.0.mlp.wo.bias"),
         ("tiny-jina-v1", "bert.pooler.dense.bias"),
@@ -261,6 +265,21 @@ fn a_missing_bias_is_noticed() {
         ("tiny-electra", "electra.embeddings_project.bias"),
         ("tiny-electra", "classifier.dense.bias"),
         ("tiny-mpnet", "mpnet.encoder.relative_attention_bias.weight"),
+        ("tiny-deberta-v3", "deberta.encoder.layer.1.kv.bias"),
+        (
+            "tiny-deberta-v3",
+            "deberta.encoder.layer.0.attention.self.query_proj.bias",
+        ),
+        ("tiny-deberta-v3", "deberta.encoder.layer.2.position_keys"),
+        (
+            "tiny-deberta-v3",
+            "deberta.encoder.layer.2.position_queries",
+        ),
+        ("tiny-deberta-v3", "pooler.dense.bias"),
+        (
+            "tiny-deberta-v2-unshared",
+            "deberta.embeddings.LayerNorm.bias",
+        ),
         ("tiny-modernbert-biased", "model.layers.1.attn.Wqkv.kv.bias"),
         (
             "tiny-modernbert-biased",
@@ -311,6 +330,7 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
         "tiny-bert",
         "tiny-xlm-roberta",
         "tiny-mpnet",
+        "tiny-deberta-v3",
         "tiny-modernbert",
         "tiny-gte",
         "tiny-jina-v1",
@@ -351,6 +371,70 @@ fn another_bias_by_distance_is_noticed() {
             bias.rows = (-128..=128).map(fault).collect();
         };
         assert_noticed(planted("tiny-mpnet", change, |_| (), |_| ()));
+    }
+}
+
+#[test]
+fn another_disentangled_attention_is_noticed() {
+    let faults: [(&str, fn(&mut Disentangled)); 9] = [
+        ("distances mirrored", |relative| relative.rows.reverse()),
+        ("distances + 1", |relative| relative.rows.rotate_left(1)),
+        ("distances - 1", |relative| relative.rows.rotate_right(1)),
+        ("near distances only", |relative| {
+            let middle = relative.rows.len() / 2;
+            let (first, last) = (relative.rows[middle - 30], relative.rows[middle + 30]);
+            let near = |row: &mut usize| *row = (*row).clamp(first, last);
+            relative.rows.iter_mut().for_each(near);
+        }),
+        ("far distances mirrored", |relative| {
+            let middle = relative.rows.len() / 2;
+            let (before, behind) = relative.rows.split_at_mut(middle - 135);
+            let last = behind.len() - before.len();
+            before.swap_with_slice(&mut behind[last..]);
+            before.reverse();
+            behind[last..].reverse();
+        }),
+        ("no content to position", |relative| {
+            relative.position_keys = false;
+        }),
+        ("no position to content", |relative| {
+            relative.position_queries = false;
+        }),
+        ("scale of one term", |relative| relative.terms = 1),
+        ("scale of two terms", |relative| relative.terms = 2),
+    ];
+    let change = |relative: fn(&mut Disentangled)| {
+        move |model: &mut Model| {
+            let LayerForm::PostNormDisentangled(disentangled) = &mut model.manifest.encoder.form
+            else {
+                panic!("no disentangled attention");
+            };
+            relative(disentangled);
+        }
+    };
+    for name in ["tiny-deberta-v3", "tiny-deberta-v2-unshared"] {
+        for (fault, change_relative) in faults {
+            // These share one bucket.
+            if (name, fault) == ("tiny-deberta-v2-unshared", "far distances mirrored") {
+                continue;
+            }
+            let off = planted(name, change(change_relative), |_| (), |_| ());
+            assert!(off > NOTICED, "{name}, {fault}: off by only {off}");
+        }
+    }
+    let no_norm = change(|relative| relative.norm = None);
+    assert_noticed(planted("tiny-deberta-v3", no_norm, |_| (), |_| ()));
+    let projections: [fn(&mut Disentangled); 2] = [
+        |relative| relative.key = "attention.self.key_proj",
+        |relative| relative.query = "attention.self.query_proj",
+    ];
+    for shared in projections {
+        let fault = change(shared);
+        assert_noticed(planted("tiny-deberta-v2-unshared", fault, |_| (), |_| ()));
+    }
+    for name in ["tiny-deberta-v3", "tiny-deberta-v2-unshared"] {
+        let swapped = change(|relative| std::mem::swap(&mut relative.key, &mut relative.query));
+        assert_noticed(planted(name, swapped, |_| (), |_| ()));
     }
 }
 
@@ -438,7 +522,11 @@ fn slopes_of_other_heads_are_noticed() {
     let reference = Reference::read("tiny-jina-v1");
     let layout = Layout::of(&model.manifest);
     let mut graph = graph::build(&model, Rows::FirstOfEach, Precision::Fp32).unwrap();
-    let alibi = graph.weights.iter_mut().find(|w| w.name == "alibi").unwrap();
+    let alibi = graph
+        .weights
+        .iter_mut()
+        .find(|w| w.name == "alibi")
+        .unwrap();
     let width = alibi.shape[1];
     let Data::F32(table) = &mut alibi.data else {
         panic!("ALiBi is in fp32");
@@ -460,6 +548,8 @@ fn another_head_is_noticed() {
         "tiny-gte",
         "tiny-jina-v1",
         "tiny-jina-v2",
+        "tiny-deberta-v3",
+        "tiny-deberta-v2-unshared",
     ] {
         let fault = |model: &mut Model| {
             let HeadStep::Dense(dense) = &mut model.manifest.head.steps[0] else {

@@ -11,6 +11,7 @@ perturbation would go unnoticed.
 """
 
 import argparse
+import base64
 import copy
 import json
 import os
@@ -33,6 +34,7 @@ from tokenizers import Tokenizer
 from transformers import (
     BertConfig, BertForSequenceClassification, BertModel, BertTokenizer,
     CamembertConfig, CamembertForSequenceClassification, CamembertTokenizer,
+    DebertaV2Config, DebertaV2ForSequenceClassification, DebertaV2Tokenizer,
     DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer,
     ElectraConfig, ElectraForSequenceClassification,
     ModernBertConfig, ModernBertForSequenceClassification,
@@ -142,6 +144,57 @@ def camembert():
                               model_max_length=MAX_LENGTH)
 
 
+def deberta_pieces():
+    """Pieces of the XLM-RoBERTa fixture between DeBERTa's special tokens, and their character map."""
+    saved = json.loads((HERE / "models/tiny-xlm-roberta/tokenizer.json").read_text(encoding="utf-8"))
+    head = [("[PAD]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("[UNK]", 0.0)]
+    characters = base64.b64decode(saved["normalizer"]["precompiled_charsmap"])
+    return head + [tuple(piece) for piece in saved["model"]["vocab"][4:-1]], characters
+
+
+def deberta():
+    """As transformers saves DeBERTa-v2's tokenizer."""
+    pieces, _ = deberta_pieces()
+    return DebertaV2Tokenizer(vocab=pieces + [("[MASK]", 0.0)], unk_id=3, model_max_length=MAX_LENGTH)
+
+
+def published_deberta():
+    """`tokenizer.json` as published with DeBERTa-v3 and its rerankers: converted from SentencePiece, with its
+    character map."""
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+    pieces, characters = deberta_pieces()
+    raw = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    raw.normalizer = normalizers.Sequence([
+        normalizers.Strip(), normalizers.Precompiled(characters),
+        normalizers.Replace(Regex(" {2,}"), " ")])
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always")])
+    raw.decoder = decoders.Metaspace(prepend_scheme="always")
+    special = ["[PAD]", "[CLS]", "[SEP]"]
+    raw.add_special_tokens([AddedToken(token, special=True) for token in special])
+    raw.add_special_tokens([AddedToken("[UNK]", special=True, normalized=True)])
+    raw.add_special_tokens([AddedToken("[MASK]", special=True)])
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(piece, raw.token_to_id(piece)) for piece in ("[CLS]", "[SEP]")])
+    return raw
+
+
+def publish(folder):
+    """Tokenizer files as published with DeBERTa-v3 and its rerankers, instead of those that were just saved."""
+    raw = published_deberta()
+    raw.save(str(folder / "tokenizer.json"))
+    added = json.loads(raw.to_str())["added_tokens"]
+    settings = {
+        "added_tokens_decoder": {str(token.pop("id")): token for token in added},
+        "bos_token": "[CLS]", "clean_up_tokenization_spaces": True, "cls_token": "[CLS]", "do_lower_case": False,
+        "eos_token": "[SEP]", "mask_token": "[MASK]", "model_max_length": MAX_LENGTH, "pad_token": "[PAD]",
+        "sep_token": "[SEP]", "sp_model_kwargs": {}, "split_by_punct": False,
+        "tokenizer_class": "DebertaV2Tokenizer", "unk_token": "[UNK]", "vocab_type": "spm",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 # ---------------------------------------------------------------- models
 
 SHAPE = dict(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, intermediate_size=64, hidden_act="gelu",
@@ -152,6 +205,11 @@ FAIRSEQ = dict(max_position_embeddings=514, pad_token_id=1, bos_token_id=0, eos_
 # Windows so narrow that short texts are longer, too.
 MODERN = dict(max_position_embeddings=512, local_attention=24, norm_eps=1e-5, pad_token_id=3, cls_token_id=1,
               sep_token_id=2, bos_token_id=1, eos_token_id=2)
+
+DEBERTA_V3 = dict(relative_attention=True, position_buckets=256, max_relative_positions=-1,
+                  pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm",
+                  position_biased_input=False, type_vocab_size=0, pooler_hidden_size=32, pooler_hidden_act="gelu",
+                  pooler_dropout=0, layer_norm_eps=1e-7)
 
 KINDS = {
     "tiny-bert": dict(
@@ -198,6 +256,20 @@ KINDS = {
     "tiny-modernbert": dict(
         tokenizer=template_bpe, config=ModernBertConfig, network=ModernBertForSequenceClassification,
         settings=dict(**MODERN, classifier_pooling="mean", num_labels=1), seed=118),
+    # The configuration, names and shapes of mixedbread-ai/mxbai-rerank-xsmall-v1, but fewer and narrower layers and
+    # fewer words. As there, the vocabulary has room behind the tokens, and the weights are F16.
+    "tiny-deberta-v3": dict(
+        tokenizer=deberta, config=DebertaV2Config, network=DebertaV2ForSequenceClassification,
+        settings=dict(DEBERTA_V3, max_position_embeddings=512, num_labels=1), seed=118, unused_words=99,
+        dtype=torch.float16, publish=publish),
+    # All that DeBERTa-v3's rerankers don't have: distances without buckets that end at 40, positions with
+    # projections of their own, absolute positions and token types, narrow embeddings; three labels.
+    "tiny-deberta-v2-unshared": dict(
+        tokenizer=deberta, config=DebertaV2Config, network=DebertaV2ForSequenceClassification,
+        settings=dict(max_position_embeddings=512, relative_attention=True, max_relative_positions=40,
+                      pos_att_type=["c2p", "p2c"], share_att_key=False, position_biased_input=True,
+                      type_vocab_size=2, embedding_size=16, pooler_hidden_size=32, pooler_hidden_act="tanh",
+                      layer_norm_eps=1e-5, num_labels=3), seed=118),
     # Everything that may have a bias has one, and the first token is read, as of a local layer.
     "tiny-modernbert-biased": dict(
         tokenizer=template_bpe, config=ModernBertConfig, network=ModernBertForSequenceClassification,
@@ -217,6 +289,8 @@ def randomise(network, seed):
             value = rng.normal(0, 0.5, shape)
         elif name.endswith("relative_attention_bias.weight"):
             value = rng.normal(0, 1.0, shape)
+        elif name.endswith("rel_embeddings.weight"):
+            value = rng.normal(0, 0.5, shape)
         elif "embeddings." in name:
             # Rows of small variance: a wrong LayerNorm epsilon shows. Token types as large as the words.
             value = rng.normal(0, 0.02 if "position" in name else 0.03, shape)
@@ -246,8 +320,10 @@ def make_model(name):
     shape = kind.get("shape", {**SHAPE, **({"hidden_activation": "gelu"} if "modern" in name else {})})
     if "modern" in name:
         shape.pop("hidden_act")
-    network = kind["network"](kind["config"](vocab_size=len(tokenizer), **shape, **kind["settings"]))
+    words = len(tokenizer) + kind.get("unused_words", 0)
+    network = kind["network"](kind["config"](vocab_size=words, **shape, **kind["settings"]))
     randomise(network, kind["seed"])
+    network.to(kind.get("dtype", torch.float32))
     folder = HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as draft:
@@ -261,6 +337,8 @@ def make_model(name):
             model = CrossEncoder(draft, device="cpu", activation_fn=kind.get("activation"), prompts=kind.get("prompts"))
         model.save_pretrained(str(folder), create_model_card=False)
     clean(folder)
+    if "publish" in kind:
+        kind["publish"](folder)
     size = sum((folder / file).stat().st_size for file in ("model.safetensors", "tokenizer.json"))
     assert size <= 1_000_000, (name, size)
     return folder
@@ -421,6 +499,11 @@ def answers(folder, plain, model=None):
 
     ids, type_ids = [], []
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if model.model.config.model_type == "deberta-v2":
+        # transformers puts them in place of those of the file.
+        raw.normalizer, raw.pre_tokenizer = (getattr(tokenizer.backend_tokenizer, part)
+                                             for part in ("normalizer", "pre_tokenizer"))
+    has_types = getattr(model.model.config, "type_vocab_size", 0) > 0
     raw.enable_truncation(MAX_LENGTH, strategy="longest_first")
     raw.no_padding()
     for a, b in expanded:
@@ -428,11 +511,12 @@ def answers(folder, plain, model=None):
         encoded = model.preprocess([(a, b)])
         pair_ids = encoded["input_ids"][0].tolist()
         pair_types = encoded["token_type_ids"][0].tolist() if "token_type_ids" in encoded else [0] * len(pair_ids)
+        reads_types = "token_type_ids" in encoded and has_types
         alone = raw.encode(a, b)
         assert alone.ids == pair_ids, f"tokenizer.json alone disagrees on {(a[:40], b[:40])}"
         assert "token_type_ids" not in encoded or alone.type_ids == pair_types, (a[:40], b[:40])
         ids.append(pair_ids)
-        type_ids.append(pair_types)
+        type_ids.append(pair_types if reads_types else [0] * len(pair_ids))
 
     logits = logits_of(model, expanded)
     alone = np.concatenate([logits_of(model, [pair]) for pair in expanded])
@@ -547,7 +631,7 @@ def check_visible(name, model, pairs, logits):
 
     def scaling(other):
         for name, parameter in other.named_parameters():
-            if any(part in name for part in (".query.", ".q_lin.", ".attn.q.", ".q_proj.")):
+            if any(part in name for part in (".query.", ".q_lin.", ".attn.q.", ".q_proj.", ".query_proj.")):
                 parameter.data *= 0.9
             elif ".Wqkv." in name:
                 parameter.data[: len(parameter) // 3] *= 0.9
@@ -561,7 +645,7 @@ def check_visible(name, model, pairs, logits):
         mistakes["no token types"] = no_types
         if config.type_vocab_size > 1:
             mistakes["all token types 0"] = table("token_type_embeddings", lambda ids: ids * 0)
-    mistakes |= mistakes_of(config.model_type)
+    mistakes |= mistakes_of(config)
     if len(model) > 1:
         mistakes.pop("pooling", None)  # that of the modules counts
     usual = next(m.eps for m in model.model.modules() if isinstance(m, torch.nn.LayerNorm))
@@ -569,13 +653,13 @@ def check_visible(name, model, pairs, logits):
         if value != usual:
             mistakes[f"epsilon {value}"] = epsilon(value)
     for parameter, _ in model.named_parameters():
-        if parameter.endswith(("key.bias", "k_lin.bias", "attn.k.bias")) or ("modules" in KINDS.get(name, {}) and ".pooler." in parameter):
+        if parameter.endswith(("key.bias", "k_lin.bias", "attn.k.bias", "pos_key_proj.bias")) or ("modules" in KINDS.get(name, {}) and ".pooler." in parameter):
             continue  # adds the same to every score of a query: softmax cannot see it; nor is that pooler used
         if parameter.endswith("bias"):
             mistakes[f"no {parameter}"] = zero(parameter)
         elif parameter.lower().endswith("norm.weight"):
             mistakes[f"no {parameter}"] = ones(parameter)
-        elif "residual" in parameter or "relative_attention_bias" in parameter:
+        elif any(part in parameter for part in ("residual", "relative_attention_bias", "rel_embeddings")):
             mistakes[f"no {parameter}"] = zero(parameter)
     sizes = {what: moved(change) for what, change in mistakes.items()}
     least = sorted(sizes.items(), key=lambda item: item[1])[:4]
@@ -584,8 +668,9 @@ def check_visible(name, model, pairs, logits):
     assert not hidden, f"{name}: these mistakes would not show: {hidden}"
 
 
-def mistakes_of(model_type):
+def mistakes_of(config):
     """What can go wrong in one architecture only."""
+    model_type = config.model_type
 
     def attribute(find, name, value):
         def change(other):
@@ -604,6 +689,49 @@ def mistakes_of(model_type):
             return change
         return {"bias of the next place": buckets(lambda p: p + 1), "bias mirrored": buckets(lambda p: -p),
                 "bias of few places": buckets(lambda p: p.clamp(-90, 90))}
+    if model_type == "deberta-v2":
+        def distances(change_position):
+            def change(other):
+                encoder = other.model.base_model.encoder
+                distances = encoder.get_rel_pos
+                encoder.get_rel_pos = lambda *args: change_position(distances(*args))
+            return change
+        def attention(change_part):
+            def change(other):
+                for layer in other.model.base_model.encoder.layer:
+                    change_part(layer.attention.self)
+            return change
+        def only(term):
+            return attention(lambda part: setattr(part, "pos_att_type", [term]))
+        def swap(part):
+            keys, queries = (("key_proj", "query_proj") if part.share_att_key else ("pos_key_proj", "pos_query_proj"))
+            part.pos_key_proj, part.pos_query_proj = getattr(part, queries), getattr(part, keys)
+            part.share_att_key = False
+        def no_terms_in_scale(part):
+            for name in ("query_proj", "pos_query_proj"):
+                if hasattr(part, name):
+                    for parameter in getattr(part, name).parameters():
+                        parameter.data *= 3 ** 0.5
+        def share(part):
+            part.share_att_key = True
+        def plain_embeddings(other):
+            other.model.base_model.encoder.norm_rel_ebd = ["none"]
+        def pooler(other):
+            act = {"gelu": "tanh", "tanh": "gelu"}
+            other.model.config.pooler_hidden_act = act[other.model.config.pooler_hidden_act]
+            other.model.pooler.config = other.model.config
+        return {
+            "distances mirrored": distances(lambda p: -p), "distances + 1": distances(lambda p: p + 1),
+            "distances - 1": distances(lambda p: p - 1), "distances to 30 only": distances(lambda p: p.clamp(-30, 30)),
+            "one bucket for all far behind": distances(lambda p: p.clamp(-512, 100)),
+            "one bucket for all far ahead": distances(lambda p: p.clamp(-100, 512)),
+            "content to position only": only("c2p"), "position to content only": only("p2c"),
+            "position keys and queries swapped": attention(swap),
+            "scale of one term": attention(no_terms_in_scale), "another activation of the pooler": pooler,
+            **({} if config.share_att_key else {"projections shared": attention(share)}),
+            **({"embeddings of positions without LayerNorm": plain_embeddings}
+               if getattr(config, "norm_rel_ebd", "none") != "none" else {}),
+        }
     if model_type == "modernbert":
         def theta(kind, factor):
             def change(other):
@@ -621,12 +749,12 @@ def mistakes_of(model_type):
                 both = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
                 layer.attention_type = both[layer.attention_type]
             return change
-        config = lambda m: m.config
-        return {"window + 1": attribute(config, "local_attention", lambda x: x + 2),
-                "window - 1": attribute(config, "local_attention", lambda x: x - 2),
+        of_model = lambda m: m.config
+        return {"window + 1": attribute(of_model, "local_attention", lambda x: x + 2),
+                "window - 1": attribute(of_model, "local_attention", lambda x: x - 2),
                 "global theta": theta("full_attention", 1.1), "local theta": theta("sliding_attention", 1.1),
                 "gate and input swapped": gate,
-                "pooling": attribute(config, "classifier_pooling", lambda x: {"cls": "mean", "mean": "cls"}[x]),
+                "pooling": attribute(of_model, "classifier_pooling", lambda x: {"cls": "mean", "mean": "cls"}[x]),
                 **{f"layer {i} local or global": local(i) for i in range(3)}}
     return {}
 

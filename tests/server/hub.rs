@@ -604,7 +604,10 @@ const QUANTIZED: &str = "onnx/model_quantized.onnx";
 fn deberta() -> Model {
     let dir = model_dir("tiny-deberta-v2");
     let file = |name: &str| fs::read(dir.join(name)).unwrap();
+    let mut config: Value = serde_json::from_slice(&file("config.json")).unwrap();
+    config["model_type"] = json!("deberta");
     Model::of(DEBERTA, &dir)
+        .with("config.json", config.to_string())
         .with(GRAPH, file(GRAPH))
         .with(QUANTIZED, file(QUANTIZED))
         .with("model.onnx", "another graph")
@@ -661,7 +664,9 @@ fn unknown_layouts_are_downloaded_with_their_onnx_file() {
         let dir = saved::copy("tiny-bert");
         let tensors = saved::read_tensors(dir.path()).into_iter();
         let renamed = |name: String| name.replace("intermediate.dense", "intermediate.other");
-        let tensors = tensors.map(|(name, tensor)| (renamed(name), tensor)).collect();
+        let tensors = tensors
+            .map(|(name, tensor)| (renamed(name), tensor))
+            .collect();
         saved::write_tensors(&dir.path().join(WEIGHTS), &tensors, safetensors::Dtype::F32);
         Model::of(ID, dir.path())
     };

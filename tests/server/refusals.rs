@@ -99,9 +99,9 @@ fn models_that_cannot_be_served_are_refused() {
     );
     check_config(
         "model_type",
-        json!("deberta-v2"),
+        json!("funnel"),
         &[
-            "`deberta-v2` is not supported",
+            "`funnel` is not supported",
             "`BertForSequenceClassification`",
         ],
     );

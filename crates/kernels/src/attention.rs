@@ -5,8 +5,11 @@
 //! order in which every block reads them, because rows of the whole model lie so far apart that they
 //! would fall into few sets of the first-level cache.
 
+mod disentangled;
+
 use std::ops::Range;
 
+pub use self::disentangled::Disentangled;
 use super::elementary::exp;
 use super::isa::multiply_add;
 use super::isa::{InstructionSet, Isa, Step};
@@ -57,6 +60,8 @@ pub struct PositionalEncoding<'a> {
     /// Relative position bias: added to a score by the distance of the key from the query, `[heads, 2 * reach +
     /// 1]`, the query's own position in the middle; farther keys count as the last.
     pub bias: Option<&'a [f32]>,
+    /// Disentangled attention, without a sliding window.
+    pub disentangled: Option<Disentangled<'a>>,
     /// Sliding window: keys before and behind its own position that a query attends to.
     pub window: Option<usize>,
 }
@@ -97,6 +102,8 @@ pub struct Scratch {
     queries: Vec<f32>,
     /// One rotated query or key: `[size]`.
     rotated: Vec<f32>,
+    /// Relative positions of a head, as [`Disentangled::lay_out`] makes them.
+    positions: Vec<f32>,
     /// Their scores: `[tokens, lanes]`.
     scores: Vec<f32>,
 }
@@ -210,7 +217,17 @@ impl Block {
         let seen = self.seen(attention.positions.window);
         let panel = attention.size * STEP;
         let keys = seen.start / STEP * panel..seen.end.div_ceil(STEP) * panel;
-        score::<I, LANES>(&scratch.queries, &scratch.keys[keys], &mut scratch.scores);
+        let (queries, keys) = (&scratch.queries[..], &scratch.keys[keys]);
+        match attention.positions.disentangled {
+            Some(_) => disentangled::score::<I, LANES>(
+                queries,
+                keys,
+                &scratch.positions,
+                (self.place, self.tokens),
+                &mut scratch.scores,
+            ),
+            None => score::<I, LANES>(queries, keys, &mut scratch.scores),
+        }
         scratch.scores.truncate(seen.len() * LANES);
         if let Some(table) = attention.positions.bias {
             let width = table.len() / attention.heads;
@@ -263,6 +280,7 @@ impl Block {
     #[inline(always)]
     fn load_head(&self, attention: &Attention<'_>, scratch: &mut Scratch) {
         let &Attention {
+            heads,
             size,
             key,
             value,
@@ -273,8 +291,12 @@ impl Block {
             keys,
             values,
             rotated,
+            positions: laid_out,
             ..
         } = scratch;
+        if let Some(disentangled) = positions.disentangled {
+            disentangled.lay_out(self.head, (heads, size), self.tokens, laid_out);
+        }
         keys.clear();
         keys.resize(self.tokens.next_multiple_of(STEP) * size, 0.0);
         values.clear();
@@ -486,7 +508,21 @@ mod tests {
                             let distance = (token as i64 - place as i64).clamp(-reach, reach);
                             f64::from(table[head * width + (distance + reach) as usize])
                         });
-                        q.iter().zip(&key).map(|(q, k)| q * k).sum::<f64>() + added
+                        let dot =
+                            |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                        let added = added
+                            + positions.disentangled.map_or(0.0, |relative| {
+                                let middle = relative.buckets.len() / 2;
+                                let bucket = relative.buckets[middle + place - token] as usize;
+                                let count = relative.keys.len() / (heads * size);
+                                let column = |table: &[f32]| -> Vec<f64> {
+                                    let rows = table.chunks(count).skip(head * size).take(size);
+                                    rows.map(|row| f64::from(row[bucket])).collect()
+                                };
+                                dot(&q, &column(relative.keys))
+                                    + dot(&key, &column(relative.queries))
+                            });
+                        dot(&q, &key) + added
                     };
                     let scores: Vec<f64> = (0..length).map(score).collect();
                     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -522,10 +558,13 @@ mod tests {
             rotary in any::<bool>(),
             reach in prop::option::of(0_usize..40),
             window in prop::option::of(0_usize..50),
+            // Distances from here on share a bucket.
+            near in prop::option::of(0_i32..90),
             part in any::<(prop::sample::Index, prop::sample::Index)>(),
             seed in any::<u64>(),
         ) {
             let rotary = rotary && size % 2 == 0;
+            let window = window.filter(|_| near.is_none());
             let table: Vec<f32> = (0..80 * size)
                 .map(|at| {
                     let (place, i) = (at / size, at % size);
@@ -533,6 +572,11 @@ mod tests {
                     if i < size / 2 { angle.cos() } else { angle.sin() }
                 })
                 .collect();
+            let (disentangled, near) = (near.is_some(), near.unwrap_or(0));
+            let buckets: Vec<i32> = (-79..=79).map(|d: i32| d.clamp(-near, near) + near).collect();
+            let bucket_count = 2 * near as usize + 1;
+            let [bucket_keys, bucket_queries] =
+                [0x11, 0x22].map(|other| numbers(seed ^ other, heads * size * bucket_count));
             let distances = reach.map(|reach| numbers(seed ^ 0x99, heads * (2 * reach + 1)));
             let tokens: i32 = lengths.iter().sum();
             let width = heads * size;
@@ -552,6 +596,11 @@ mod tests {
                 positions: PositionalEncoding {
                     rotary: rotary.then_some(&table),
                     bias: distances.as_deref(),
+                    disentangled: disentangled.then_some(Disentangled {
+                        keys: &bucket_keys,
+                        queries: &bucket_queries,
+                        buckets: &buckets,
+                    }),
                     window,
                 },
             };

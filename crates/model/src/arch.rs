@@ -29,6 +29,7 @@ architectures! {
     distilbert,
     electra,
     mpnet,
+    deberta,
     modernbert,
     gte,
     qwen3,
@@ -137,7 +138,7 @@ impl HiddenAct {
 pub struct EncoderConfig {
     /// Width of the hidden states; of encoders, a multiple of `heads`.
     pub hidden_size: usize,
-    /// Width of the embeddings; projected if it differs from `hidden_size`.
+    /// Width of the embeddings; projected if it differs from `hidden_size`, after LayerNorm or, in DeBERTa, before it.
     pub embedding_size: usize,
     /// Number of layers.
     pub layers: usize,
@@ -177,6 +178,8 @@ pub enum LayerForm {
     PostNormRelativeBias(RelativeBias),
     /// Post-norm with a gated feed-forward network and positions in attention only: GTE, JinaBERT.
     PostNormGated(PostNormGated),
+    /// The same with disentangled attention: DeBERTa-v2 and -v3.
+    PostNormDisentangled(Disentangled),
     /// Pre-norm with rotary position embeddings, sliding-window attention and a gated feed-forward network:
     /// ModernBERT.
     PreNormGated(PreNormGated),
@@ -212,6 +215,31 @@ pub enum AttentionPositions {
     Rotary(Rotary),
     /// ALiBi, symmetric: each head takes its slope times the distance from a score.
     Alibi,
+}
+
+/// Disentangled attention: relative positions have keys and queries of their own, which each layer projects from
+/// one table of embeddings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disentangled {
+    /// Name of the table, `[buckets, width]`.
+    pub table: &'static str,
+    /// Rows of the table.
+    pub buckets: usize,
+    /// LayerNorm of the table, if any.
+    pub norm: Option<&'static str>,
+    /// Row of each distance from a key to a query, from `-reach` to `reach`; the longest sequence has `reach + 1`
+    /// tokens.
+    pub rows: Vec<usize>,
+    /// Whether queries meet the keys of positions (content to position).
+    pub position_keys: bool,
+    /// Whether keys meet the queries of positions (position to content).
+    pub position_queries: bool,
+    /// Terms of a score, which is divided by the root of their number times the size of a head.
+    pub terms: usize,
+    /// Tensor name of the projection of positions to keys, in a layer.
+    pub key: &'static str,
+    /// Tensor name of the projection of positions to queries, in a layer.
+    pub query: &'static str,
 }
 
 /// Options of pre-norm layers with a gated linear unit (GLU; GeGLU where the activation is GELU).

@@ -7,6 +7,7 @@
 pub mod builder;
 pub mod cuda;
 mod decoder;
+mod disentangled;
 mod encoder;
 pub mod file;
 mod gated;
@@ -46,14 +47,20 @@ pub mod operator {
     /// Inputs: queries `[queries, _]`, in the first `width` columns; keys and values `[tokens, _]`, in the
     /// last `2 x width` columns; query bias `[width]`; lengths `[sequences]`, 32-bit. There is one query per
     /// token, or one per sequence. Queries and their bias are already divided by the square root of the
-    /// head size. Optional inputs follow at offsets [`ROTARY_INPUT`] and [`BIAS_INPUT`]: cosines and sines of
-    /// rotary position embeddings, `[positions, head size]`; relative position bias, `[heads, 2 x reach + 1]`.
-    /// Output: `[queries, width]`.
+    /// head size. [`POSITION_INPUTS`] optional inputs follow. Output: `[queries, width]`.
     pub const PACKED_ATTENTION: &str = "PackedAttention";
-    /// Offset of the rotary embeddings among the optional inputs of [`PACKED_ATTENTION`].
+    /// Optional inputs of [`PACKED_ATTENTION`], at the offsets below.
+    pub const POSITION_INPUTS: usize = 5;
+    /// Offset of the cosines and sines of rotary position embeddings, `[positions, head size]`.
     pub const ROTARY_INPUT: usize = 0;
-    /// Offset of the relative position bias among the optional inputs of [`PACKED_ATTENTION`].
+    /// Offset of the relative position bias, `[heads, 2 x reach + 1]`.
     pub const BIAS_INPUT: usize = 1;
+    /// Offset of the keys of relative positions, `[width, buckets]`. They have queries and buckets too.
+    pub const POSITION_KEYS_INPUT: usize = 2;
+    /// Offset of the queries of relative positions, `[width, buckets]`, divided as the queries are.
+    pub const POSITION_QUERIES_INPUT: usize = 3;
+    /// Offset of the bucket of each distance from key to query, `[2 x reach + 1]`, 32-bit.
+    pub const BUCKETS_INPUT: usize = 4;
     /// Attribute: tokens on either side that a query attends to (sliding window); of a [`DECODER_LAYER`], most
     /// tokens that it attends to, its own included. Default unlimited.
     pub const WINDOW: &str = "window";

@@ -28,8 +28,8 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 pub use arch::{
-    AttentionPositions, Decoder, EncoderConfig, HiddenAct, LayerForm, PostNormGated, PreNormGated,
-    RelativeBias,
+    AttentionPositions, Decoder, Disentangled, EncoderConfig, HiddenAct, LayerForm, PostNormGated,
+    PreNormGated, RelativeBias,
 };
 pub use exported::ExportedModel;
 pub use head::Head;

@@ -37,6 +37,16 @@ pub enum TokenizerClass {
         /// Whether to prepend a space to texts without one.
         add_prefix_space: bool,
     },
+    /// `DebertaV2Tokenizer`: replaces the normalizer, also a character map of SentencePiece, and the
+    /// pre-tokenizer.
+    DebertaV2 {
+        /// Whether to lower-case text.
+        lowercase: bool,
+        /// Whether to split punctuation into separate tokens.
+        split_by_punct: bool,
+        /// Whether every word of a text, or only the first of it, gets a space where it has none.
+        add_prefix_space: bool,
+    },
     /// Any other class: `tokenizer.json` unchanged.
     AsSaved,
 }
@@ -235,9 +245,7 @@ fn class(config: &Object) -> Result<Option<&str>, ModelError> {
     };
     let mut names = classes.iter().filter_map(Value::as_str);
     let first = names.clone().next();
-    Ok(names
-        .find(|name| name.ends_with(CLASSIFIER))
-        .or(first))
+    Ok(names.find(|name| name.ends_with(CLASSIFIER)).or(first))
 }
 
 fn unknown_architecture(config: &Object, found: Option<&str>) -> ModelError {
@@ -391,6 +399,11 @@ fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, Mo
         },
         "RobertaTokenizer" => TokenizerClass::Roberta {
             add_prefix_space: tokenizer.flag("add_prefix_space")?.unwrap_or(false),
+        },
+        "DebertaV2Tokenizer" => TokenizerClass::DebertaV2 {
+            lowercase: tokenizer.flag("do_lower_case")?.unwrap_or(false),
+            split_by_punct: tokenizer.flag("split_by_punct")?.unwrap_or(false),
+            add_prefix_space: tokenizer.flag("add_prefix_space")?.unwrap_or(true),
         },
         _ => TokenizerClass::AsSaved,
     })

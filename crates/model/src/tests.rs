@@ -423,9 +423,9 @@ fn models_without_a_trained_head_are_refused() {
 #[test]
 fn architectures_that_cannot_be_built_are_refused() {
     Saved::bert()
-        .with("config.json", "model_type", json!("deberta-v2"))
+        .with("config.json", "model_type", json!("funnel"))
         .refused(&[
-            "`deberta-v2` is not supported",
+            "`funnel` is not supported",
             "`XLMRobertaForSequenceClassification`",
         ]);
     Saved::bert()
@@ -436,6 +436,23 @@ fn architectures_that_cannot_be_built_are_refused() {
             json!(["XLNetForSequenceClassification"]),
         )
         .refused(&["`XLNetForSequenceClassification` is not supported"]);
+    let deberta = || Saved::bert().with("config.json", "model_type", json!("deberta-v2"));
+    deberta()
+        .with("config.json", "conv_kernel_size", json!(3))
+        .refused(&["`conv_kernel_size` is set", "deberta-v2-xlarge"]);
+    deberta().refused(&["`relative_attention` is not true"]);
+    let relative = || deberta().with("config.json", "relative_attention", json!(true));
+    for (field, value, expected) in [
+        ("pos_att_type", json!("c2p|p2p"), "has `p2p`"),
+        ("norm_rel_ebd", json!("batch_norm"), "is `batch_norm`"),
+        ("pooler_hidden_act", json!("mish"), "is `mish`"),
+        ("pooler_hidden_size", json!(4), "is 4"),
+        ("attention_head_size", json!(64), "is not"),
+        ("max_relative_positions", json!(1e9), "the maximum is"),
+    ] {
+        let model = relative().with("config.json", field, value);
+        model.refused(&[field, expected]);
+    }
     Saved::bert()
         .with("config.json", "model_type", Value::Null)
         .with("config.json", "architectures", Value::Null)

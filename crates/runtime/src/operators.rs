@@ -13,7 +13,7 @@ use self::decoder::Decoder;
 use self::layer::{EncoderLayer, Form};
 use self::unwind::CatchUnwind;
 use rerankd_kernels::attention::{
-    Attention, Columns, PositionalEncoding, Queries, Scratch, attend,
+    Attention, Columns, Disentangled, PositionalEncoding, Queries, Scratch, attend,
 };
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{Bf16, Fp32};
@@ -53,21 +53,29 @@ fn required(types: impl IntoIterator<Item = TensorElementType>) -> Vec<OperatorI
     types.into_iter().map(OperatorInput::required).collect()
 }
 
-/// The optional inputs of an operator with attention: its position tables.
-fn position_inputs() -> [OperatorInput; 2] {
-    [const { OperatorInput::optional(TensorElementType::Float32) }; 2]
+/// The optional inputs of an operator with attention: its position tables, in the order of their offsets.
+fn position_inputs() -> [OperatorInput; operator::POSITION_INPUTS] {
+    let float = || OperatorInput::optional(TensorElementType::Float32);
+    [
+        float(),
+        float(),
+        float(),
+        float(),
+        OperatorInput::optional(TensorElementType::Int32),
+    ]
 }
 
 /// Their values.
-struct PositionInputs<'a>([Option<ValueRef<'a>>; 2]);
+struct PositionInputs<'a>([Option<ValueRef<'a>>; operator::POSITION_INPUTS]);
 
 impl<'a> PositionInputs<'a> {
     /// Reads what is behind so many `others`.
     fn read(context: &'a ComputeContext, others: usize) -> ort::Result<Self> {
-        Ok(Self([
-            context.input(others + operator::ROTARY_INPUT)?,
-            context.input(others + operator::BIAS_INPUT)?,
-        ]))
+        let mut values = [const { None }; operator::POSITION_INPUTS];
+        for (offset, value) in values.iter_mut().enumerate() {
+            *value = context.input(others + offset)?;
+        }
+        Ok(Self(values))
     }
 
     /// Refuses tables that do not fit heads of so many numbers, and the lengths.
@@ -77,8 +85,8 @@ impl<'a> PositionInputs<'a> {
         (heads, size): (usize, usize),
         lengths: &[i32],
     ) -> ort::Result<PositionalEncoding<'_>> {
-        let table = |index: usize| -> ort::Result<Option<&[f32]>> {
-            match &self.0[index] {
+        let table = |offset: usize| -> ort::Result<Option<&[f32]>> {
+            match &self.0[offset] {
                 Some(value) => Ok(Some(value.try_extract_tensor::<f32>()?.1)),
                 None => Ok(None),
             }
@@ -89,7 +97,31 @@ impl<'a> PositionInputs<'a> {
         let rotary_fits =
             rotary.is_none_or(|t| size.is_multiple_of(2) && t.len() >= longest * size);
         let bias_fits = bias.is_none_or(|t| t.len().is_multiple_of(heads) && t.len() >= heads);
-        if !rotary_fits || !bias_fits {
+        let disentangled = match (
+            table(operator::POSITION_KEYS_INPUT)?,
+            table(operator::POSITION_QUERIES_INPUT)?,
+            &self.0[operator::BUCKETS_INPUT],
+        ) {
+            (Some(keys), Some(queries), Some(buckets)) => Some(Disentangled {
+                keys,
+                queries,
+                buckets: buckets.try_extract_tensor::<i32>()?.1,
+            }),
+            (None, None, None) => None,
+            _ => return Err(ort::Error::new("positions are incomplete")),
+        };
+        let disentangled_fits = disentangled.is_none_or(|table| {
+            let count = table.keys.len() / (heads * size);
+            table.keys.len() == count * heads * size
+                && table.queries.len() == table.keys.len()
+                && table.buckets.len() >= (2 * longest).saturating_sub(1)
+                && table
+                    .buckets
+                    .iter()
+                    .all(|bucket| (0..count).contains(&(*bucket as usize)))
+                && window.is_none()
+        });
+        if !rotary_fits || !bias_fits || !disentangled_fits {
             return Err(ort::Error::new(format!(
                 "position tables do not fit {heads} heads of {size} and {longest} tokens"
             )));
@@ -97,6 +129,7 @@ impl<'a> PositionInputs<'a> {
         Ok(PositionalEncoding {
             rotary,
             bias,
+            disentangled,
             window,
         })
     }

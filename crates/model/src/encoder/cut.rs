@@ -99,6 +99,15 @@ fn is_normalized_from_itself(normalizer: Option<&NormalizerWrapper>, token: &str
         None => true,
         // The kelvin sign, the Greek question mark and the varia become these.
         Some(NormalizerWrapper::NFC(_)) => !token.contains(['K', ';', '`']),
+        Some(NormalizerWrapper::Sequence(steps)) => {
+            let mut steps = steps.as_ref().iter();
+            steps.all(|step| is_normalized_from_itself(Some(step), token))
+        }
+        Some(NormalizerWrapper::StripNormalizer(_)) => true,
+        Some(step @ NormalizerWrapper::Replace(_)) => {
+            let becomes_space = matches!(replaced(step), Some(Replaced::Whitespace));
+            becomes_space && !token.contains(char::is_whitespace)
+        }
         Some(_) => false,
     }
 }
@@ -138,7 +147,7 @@ fn normalizer_is_local(
 
 /// The pattern of a `Replace` step.
 enum Replaced {
-    /// Runs of whitespace.
+    /// Runs of whitespace, which become a space.
     Whitespace,
     /// A string of printable ASCII characters.
     Plain(String),
@@ -149,9 +158,8 @@ fn replaced(normalizer: &NormalizerWrapper) -> Option<Replaced> {
     let pattern = step.get("pattern")?;
     if let Some(regex) = pattern.get("Regex") {
         let whitespace = [r"\s{2,}|[\n\r\t]", r"\s{2,}", r"\s+", " {2,}"];
-        return whitespace
-            .contains(&regex.as_str()?)
-            .then_some(Replaced::Whitespace);
+        let is_space = whitespace.contains(&regex.as_str()?) && step.get("content")? == " ";
+        return is_space.then_some(Replaced::Whitespace);
     }
     let string = pattern.get("String")?.as_str()?;
     let plain = !string.is_empty() && string.bytes().all(|b| b.is_ascii_graphic());

@@ -4,10 +4,15 @@ use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::panic::catch_unwind;
 
-use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence};
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{BertNormalizer, Lowercase, NFC, Replace, Sequence, Strip};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::{
     Model as _, NormalizerWrapper, OffsetReferential, OffsetType, Offsets, PreTokenizedString,
-    PreTokenizer as _, PreTokenizerWrapper, Token, Tokenizer, TruncationDirection,
+    PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior, Token, Tokenizer,
+    TruncationDirection,
 };
 
 use super::EncodeError;
@@ -349,6 +354,32 @@ fn apply_overrides(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> token
                 let pre_tokenizer = saved.add_prefix_space(add_prefix_space);
                 tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
             }
+        }
+        TokenizerClass::DebertaV2 {
+            lowercase,
+            split_by_punct,
+            add_prefix_space,
+        } => {
+            let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
+            if lowercase {
+                normalizers.push(Lowercase.into());
+            }
+            let whitespace = ReplacePattern::Regex(r"\s{2,}|[\n\r\t]".into());
+            normalizers.push(Replace::new(whitespace, " ")?.into());
+            normalizers.push(NFC.into());
+            normalizers.push(Strip::new(false, true).into());
+            tokenizer.with_normalizer(Some(Sequence::new(normalizers)))?;
+
+            let mut pre_tokenizers: Vec<PreTokenizerWrapper> = Vec::new();
+            if split_by_punct {
+                pre_tokenizers.push(Punctuation::new(SplitDelimiterBehavior::Isolated).into());
+            }
+            let prepend = match add_prefix_space {
+                true => PrependScheme::Always,
+                false => PrependScheme::First,
+            };
+            pre_tokenizers.push(Metaspace::new('▁', prepend, true).into());
+            tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(pre_tokenizers)));
         }
     }
     if config.lowercase {

@@ -1,6 +1,7 @@
 //! Graph of post-norm encoders (BERT and its descendants), and parts shared with other encoders.
 
 use super::builder::{CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
+use super::disentangled::{Projected, RelativePositions};
 use super::{Precision, Rows, io, operator};
 use crate::onnx::{AttributeProto, DataType};
 use crate::{
@@ -20,10 +21,17 @@ pub(super) struct EncoderGraph<'a> {
     pub(super) last_layer: Rows,
     precision: Precision,
     pub(super) inputs: Inputs,
-    /// Cosines and sines of rotary position embeddings in post-norm layers, if any.
-    rotary: Option<Value>,
-    /// The relative position bias, if any.
-    relative_bias: Option<Value>,
+    relative: Relative<'a>,
+}
+
+/// Relative positions in attention, as far as all layers share them.
+enum Relative<'a> {
+    None,
+    /// Cosines and sines of rotary position embeddings in post-norm layers.
+    Rotary(Value),
+    /// A bias by distance.
+    Bias(Value),
+    Disentangled(RelativePositions<'a>),
 }
 
 pub(super) struct Inputs {
@@ -55,8 +63,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer,
             precision,
             inputs,
-            rotary: None,
-            relative_bias: None,
+            relative: Relative::None,
         }
     }
 
@@ -79,8 +86,7 @@ impl<'a> EncoderGraph<'a> {
             last_layer: Rows::All,
             precision,
             inputs,
-            rotary: None,
-            relative_bias: None,
+            relative: Relative::None,
         }
     }
 
@@ -102,16 +108,21 @@ impl<'a> EncoderGraph<'a> {
         match &self.config.form {
             LayerForm::PostNorm => {}
             LayerForm::PostNormRelativeBias(bias) => {
-                self.relative_bias = Some(self.relative_bias(bias)?);
+                self.relative = Relative::Bias(self.relative_bias(bias)?);
+            }
+            LayerForm::PostNormDisentangled(disentangled) => {
+                let positions = self.relative_positions(disentangled)?;
+                self.relative = Relative::Disentangled(positions);
             }
             LayerForm::PostNormGated(gated) => match gated.positions {
                 AttentionPositions::Rotary(rotary) => {
                     let positions = self.config.max_positions;
                     let size = self.config.hidden_size / self.config.heads;
                     let table = rotary.table(positions, size);
-                    self.rotary = Some(self.floats("rotary", &[positions, size], table));
+                    let table = self.floats("rotary", &[positions, size], table);
+                    self.relative = Relative::Rotary(table);
                 }
-                AttentionPositions::Alibi => self.relative_bias = Some(self.alibi()),
+                AttentionPositions::Alibi => self.relative = Relative::Bias(self.alibi()),
             },
             LayerForm::PreNormGated(gated) => return self.encode_gated(gated),
             LayerForm::Decoder(_) => unreachable!("decoders have a graph of their own"),
@@ -190,23 +201,40 @@ impl<'a> EncoderGraph<'a> {
         } = *self.config;
         let words = format!("{}.weight", tensors.name(tensors.words));
         let norm = tensors.name(tensors.norm);
+        let projection = tensors.name(tensors.projection);
         let data = self.model.weights.read(&words, &[vocab_size, size])?;
+        let is_projected = size != hidden_size;
+        if is_projected && matches!(self.config.form, LayerForm::PostNormDisentangled(_)) {
+            let [word, position] = self.embedding_rows(&words, data)?;
+            let sum = self.graph.op("embeddings.sum", "Add", &[&word, &position]);
+            let projected = self.dense(&projection, &sum, size, hidden_size, false)?;
+            let epsilon = self.config.layer_norm_eps;
+            return self.plain_norm(&norm, &projected, hidden_size, true, epsilon);
+        }
         let embedded = match self.precision {
             Precision::Int8 => self.quantized_embeddings(&norm, &data)?,
             Precision::Fp32 | Precision::Fp32Nodes => {
-                let words = self.floats(&words, &[vocab_size, size], data);
-                let positions = self.position_table()?;
-                let word = self.gather("word", &words, &self.inputs.input_ids.clone());
-                let index = self.inputs.position_ids.clone();
-                let position = self.gather("position", &positions, &index);
+                let [word, position] = self.embedding_rows(&words, data)?;
                 self.layer_norm(&norm, size, &word, &position, None)?
             }
         };
-        if size == hidden_size {
-            return Ok(embedded);
+        if is_projected {
+            return self.dense(&projection, &embedded, size, hidden_size, true);
         }
-        let projection = tensors.name(tensors.projection);
-        self.dense(&projection, &embedded, size, hidden_size, true)
+        Ok(embedded)
+    }
+
+    /// The words and positions of all tokens.
+    fn embedding_rows(&mut self, name: &str, words: Vec<f32>) -> Result<[Value; 2], ModelError> {
+        let size = self.config.embedding_size;
+        let words = self.floats(name, &[self.config.vocab_size, size], words);
+        let positions = self.position_table()?;
+        let (ids, index) = (
+            self.inputs.input_ids.clone(),
+            self.inputs.position_ids.clone(),
+        );
+        let word = self.gather("word", &words, &ids);
+        Ok([word, self.gather("position", &positions, &index)])
     }
 
     fn quantized_embeddings(&mut self, norm: &str, words: &[f32]) -> Result<Value, ModelError> {
@@ -341,8 +369,8 @@ impl<'a> EncoderGraph<'a> {
         inputs.extend(self.product(&name, size, &[&query], bias));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
-        let bias = self.key_value_bias(&base)?;
-        let bias = bias.unwrap_or_else(|| vec![0.0; 2 * size]);
+        let mut bias = self.key_bias(&base)?.unwrap_or_default();
+        bias.resize(2 * size, 0.0);
         inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias));
         let name = part(tensors.output);
         let matrix = self.matrix(&name, size, size)?;
@@ -362,7 +390,7 @@ impl<'a> EncoderGraph<'a> {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
             }
         }
-        inputs.extend(self.position_inputs());
+        inputs.extend(self.position_inputs(&base)?);
         Ok(self.graph.node(
             &base,
             operator::DOMAIN,
@@ -391,7 +419,11 @@ impl<'a> EncoderGraph<'a> {
     /// Folds the attention scale into the query projection.
     pub(super) fn scaled(&self, mut values: Vec<f32>) -> Vec<f32> {
         let size = self.config.hidden_size / self.config.heads;
-        let scale = (size as f32).sqrt().recip();
+        let terms = match &self.config.form {
+            LayerForm::PostNormDisentangled(disentangled) => disentangled.terms,
+            _ => 1,
+        };
+        let scale = ((size * terms) as f32).sqrt().recip();
         values.iter_mut().for_each(|value| *value *= scale);
         values
     }
@@ -463,7 +495,7 @@ impl<'a> EncoderGraph<'a> {
         let bias = self.scaled(self.model.weights.read(&name, &[size])?);
         let bias = self.floats(&name, &[size], bias);
         let mut inputs = vec![query, keys, bias, self.lengths()];
-        inputs.extend(self.position_inputs());
+        inputs.extend(self.position_inputs(base)?);
         Ok(self.graph.node(
             &part("context"),
             operator::DOMAIN,
@@ -473,30 +505,40 @@ impl<'a> EncoderGraph<'a> {
         ))
     }
 
-    /// The optional position inputs of attention.
-    fn position_inputs(&self) -> Vec<Value> {
-        match (&self.rotary, &self.relative_bias) {
-            (None, None) => Vec::new(),
-            (Some(rotary), None) => vec![rotary.clone()],
-            (None, Some(bias)) => vec![Value::missing(), bias.clone()],
-            (Some(rotary), Some(bias)) => vec![rotary.clone(), bias.clone()],
-        }
+    /// The optional position inputs of a layer's attention.
+    fn position_inputs(&mut self, base: &str) -> Result<Vec<Value>, ModelError> {
+        let missing = Value::missing();
+        let (projected, buckets) = match &self.relative {
+            Relative::None => return Ok(Vec::new()),
+            Relative::Rotary(rotary) => return Ok(vec![rotary.clone()]),
+            Relative::Bias(bias) => return Ok(vec![missing, bias.clone()]),
+            Relative::Disentangled(positions) => {
+                (self.projected(base, positions)?, positions.buckets.clone())
+            }
+        };
+        let Projected { keys, queries } = projected;
+        let width = self.config.hidden_size;
+        let shape = [width, keys.len() / width];
+        let keys = self.floats(&format!("{base}.position_keys"), &shape, keys);
+        let queries = self.floats(&format!("{base}.position_queries"), &shape, queries);
+        Ok(vec![missing.clone(), missing, keys, queries, buckets])
     }
 
-    /// The bias of the fused key and value projection, where it has to have one: a rotated key bias depends on the
-    /// position, so softmax does not cancel it. That of the values is in
+    /// The bias of a layer's keys, where it does not cancel in softmax: a rotated one depends on the position, and
+    /// queries of positions meet it. That of the values is in
     /// [`attention_output_bias`](Self::attention_output_bias).
-    fn key_value_bias(&self, base: &str) -> Result<Option<Vec<f32>>, ModelError> {
-        if self.rotary.is_none() {
-            return Ok(None);
-        }
-        let size = self.config.hidden_size;
-        let mut bias = self.bias(&format!("{base}.{}", self.config.tensors.key), size, true)?;
-        bias.resize(2 * size, 0.0);
-        Ok(Some(bias))
+    fn key_bias(&self, base: &str) -> Result<Option<Vec<f32>>, ModelError> {
+        let matters = match &self.relative {
+            Relative::None | Relative::Bias(_) => false,
+            Relative::Rotary(_) => true,
+            Relative::Disentangled(positions) => positions.config.position_queries,
+        };
+        let name = format!("{base}.{}", self.config.tensors.key);
+        let bias = matters.then(|| self.bias(&name, self.config.hidden_size, true));
+        bias.transpose()
     }
 
-    /// Adds [`Self::key_value_bias`] to the columns of `x` from `first` on.
+    /// Adds [`Self::key_bias`] to the columns of `x` from `first` on.
     fn with_key_bias(
         &mut self,
         base: &str,
@@ -504,12 +546,16 @@ impl<'a> EncoderGraph<'a> {
         x: Value,
         first: usize,
     ) -> Result<Value, ModelError> {
-        let Some(bias) = self.key_value_bias(base)? else {
+        let Some(key_bias) = self.key_bias(base)? else {
             return Ok(x);
         };
-        let bias = [vec![0.0; first], bias].concat();
+        let mut bias = vec![0.0; first];
+        bias.extend_from_slice(&key_bias);
+        bias.resize(first + 2 * key_bias.len(), 0.0);
         let bias = self.floats(&format!("{name}.bias"), &[bias.len()], bias);
-        Ok(self.graph.op(&format!("{name}.biased"), "Add", &[&x, &bias]))
+        Ok(self
+            .graph
+            .op(&format!("{name}.biased"), "Add", &[&x, &bias]))
     }
 
     /// ALiBi as a relative position bias for every distance, `[heads, 2 * positions - 1]`.
@@ -716,7 +762,10 @@ mod tests {
         let close = |ours: Vec<f32>, expected: Vec<f32>| {
             assert_eq!(ours.len(), expected.len());
             for (ours, expected) in ours.iter().zip(&expected) {
-                assert!((ours - expected).abs() <= 1e-7 * expected, "{ours} for {expected}");
+                assert!(
+                    (ours - expected).abs() <= 1e-7 * expected,
+                    "{ours} for {expected}"
+                );
             }
         };
         let eight = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0];

@@ -1,4 +1,5 @@
-//! Attention on padded batches, with rotary embeddings, relative position bias and sliding windows.
+//! Attention on padded batches, with rotary embeddings, relative position bias, disentangled attention and sliding
+//! windows.
 
 use super::{MASKED, Rewriter, int, ints, part, to};
 use crate::graph::operator;
@@ -34,8 +35,16 @@ impl Rewriter {
         let [q, k, v] = [q, k, v].map(|x| self.by_head(&x, heads, size));
         let table = optional(operator::ROTARY_INPUT);
         let distances = optional(operator::BIAS_INPUT);
+        let disentangled = match (
+            optional(operator::POSITION_KEYS_INPUT),
+            optional(operator::POSITION_QUERIES_INPUT),
+            optional(operator::BUCKETS_INPUT),
+        ) {
+            (Some(keys), Some(queries), Some(buckets)) => Some([keys, queries, buckets]),
+            _ => None,
+        };
         let window = node.int(operator::WINDOW);
-        if table.is_some() || distances.is_some() || window.is_some() {
+        if table.is_some() || distances.is_some() || disentangled.is_some() || window.is_some() {
             // One query per token, or one per sequence.
             self.part(name, "q_shape", "Shape", &[&q], &[]);
             let third = self.longs("third", &[1], &[2]);
@@ -56,8 +65,12 @@ impl Rewriter {
             None => (q, k),
         };
         let order = [ints("perm", &[0, 1, 3, 2])];
-        let k = self.part(name, "k_transposed", "Transpose", &[&k], &order);
-        let mut scores = self.part(name, "scores", "MatMul", &[&q, &k], &[]);
+        let columns = self.part(name, "k_transposed", "Transpose", &[&k], &order);
+        let mut scores = self.part(name, "scores", "MatMul", &[&q, &columns], &[]);
+        if let Some(tables) = disentangled {
+            let added = self.relative_scores(name, [&q, &columns, &scores], tables, [heads, size]);
+            scores = self.part(name, "scores_relative", "Add", &[&scores, &added], &[]);
+        }
         if distances.is_some() || window.is_some() {
             let distance = self.distance(name);
             if let Some(table) = distances {
@@ -143,6 +156,55 @@ impl Rewriter {
         let column = self.part(name, "column", "Add", &[&near, &reach_name], &[]);
         let along = [int("axis", 1)];
         self.part(name, "relative_bias", "Gather", &[table, &column], &along)
+    }
+
+    /// What relative positions add to scores `[batch, heads, queries, keys]`, from queries and transposed keys:
+    /// their products with the keys and the queries of all buckets, of which each score takes those of its
+    /// distance.
+    fn relative_scores(
+        &mut self,
+        name: &str,
+        [q, k, scores]: [&str; 3],
+        [keys, queries, buckets]: [&str; 3],
+        [heads, size]: [i64; 2],
+    ) -> String {
+        let reach = (self.weights[buckets].shape[0] as i64 - 1) / 2;
+        let reach = self.longs(&format!("reach_{reach}"), &[], &[reach]);
+        let distance = self.distance(name);
+        let column = self.part(name, "bucket_column", "Sub", &[&reach, &distance], &[]);
+        let bucket = self.part(name, "bucket", "Gather", &[buckets, &column], &[]);
+        let shape = self.part(name, "scores_shape", "Shape", &[scores], &[]);
+        let index = self.part(name, "buckets", "Expand", &[&bucket, &shape], &[]);
+
+        let by_head = self.longs(&format!("table_{heads}_{size}"), &[3], &[heads, size, -1]);
+        let take = |axis| [int("axis", axis)];
+        let table = self.part(name, "position_keys", "Reshape", &[keys, &by_head], &[]);
+        let all = self.part(name, "c2p", "MatMul", &[q, &table], &[]);
+        let c2p = self.part(
+            name,
+            "c2p_taken",
+            "GatherElements",
+            &[&all, &index],
+            &take(3),
+        );
+        let table = self.part(
+            name,
+            "position_queries",
+            "Reshape",
+            &[queries, &by_head],
+            &[],
+        );
+        let order = [ints("perm", &[0, 2, 1])];
+        let rows = self.part(name, "position_query_rows", "Transpose", &[&table], &order);
+        let all = self.part(name, "p2c", "MatMul", &[&rows, k], &[]);
+        let p2c = self.part(
+            name,
+            "p2c_taken",
+            "GatherElements",
+            &[&all, &index],
+            &take(2),
+        );
+        self.part(name, "relative_scores", "Add", &[&c2p, &p2c], &[])
     }
 
     /// [`MASKED`] for keys outside the sliding window, else 0, `[queries, keys]`.
