@@ -75,6 +75,7 @@ pub fn measure(workers: usize, requests: usize) -> LockTime {
         scheduler.queue.push(Arrival {
             hints,
             encodings,
+            prefix: 0,
             reply,
             permit: admitted.memory,
             timeline: Timeline::default(),

@@ -32,6 +32,8 @@ pub(super) struct Job {
     pub id: JobId,
     pub key: PairKey,
     pub encoding: Encoding,
+    /// Tokens that are computed for it: without a prefix that an earlier one of its request has computed.
+    pub tokens: usize,
     pub queued_at: Instant,
     /// Timelines of the requests that want it, where traces are sent.
     pub requests: Vec<Timeline>,
@@ -41,6 +43,7 @@ pub(super) struct Job {
 struct Pending {
     key: PairKey,
     state: PendingState,
+    /// See [`Job::tokens`].
     tokens: usize,
     /// Requests that want it, with its position in each. Empty when all have left while it runs.
     owners: Vec<(FlowId, usize)>,
@@ -88,6 +91,8 @@ struct Flow {
 pub(super) struct Arrival {
     pub hints: SchedulingHints,
     pub encodings: Vec<(PairKey, Encoding)>,
+    /// Tokens that all of them begin with and that are computed once; fewer than each has.
+    pub prefix: usize,
     pub reply: Reply,
     pub permit: MemoryPermit,
     pub timeline: Timeline,
@@ -244,7 +249,10 @@ impl Queue {
         for (index, (key, encoding)) in arrival.encodings.into_iter().enumerate() {
             let known = self.by_key.get(&key).copied();
             shared += usize::from(known.is_some());
-            let job = known.unwrap_or_else(|| self.add(key, encoding));
+            let job = known.unwrap_or_else(|| {
+                let shared = if index == 0 { 0 } else { arrival.prefix };
+                self.add(key, encoding, shared)
+            });
             let pending = self.jobs.get_mut(&job).expect("known jobs exist");
             pending.owners.push((id, index));
             jobs.push(job);
@@ -281,10 +289,10 @@ impl Queue {
         (id, shared)
     }
 
-    fn add(&mut self, key: PairKey, encoding: Encoding) -> JobId {
+    fn add(&mut self, key: PairKey, encoding: Encoding, shared: usize) -> JobId {
         let id = JobId(self.next_job);
         self.next_job += 1;
-        let tokens = encoding.len();
+        let tokens = encoding.len() - shared;
         self.waiting += Work::of(tokens);
         self.by_key.insert(key, id);
         let pending = Pending {
@@ -368,6 +376,7 @@ impl Queue {
                     id: job,
                     key,
                     encoding,
+                    tokens,
                     queued_at,
                     requests: self.traced(job),
                 });
