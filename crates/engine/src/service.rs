@@ -51,6 +51,8 @@ pub struct ModelInfo {
     pub instructions: &'static str,
     /// Numbers in the model.
     pub parameters: usize,
+    /// Memory of the weights, which all sessions share.
+    pub weight_bytes: usize,
     /// Threads that score: sessions times threads of each.
     pub threads: usize,
     /// Batches that are scored at the same time.

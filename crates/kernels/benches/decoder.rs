@@ -2,7 +2,7 @@
 //! Qwen3-Reranker-0.6B, weights from a seed, one core.
 //!
 //! ```sh
-//! cargo bench -p rerankd-kernels --bench decoder [-- ROUNDS]
+//! cargo bench -p rerankd-kernels --bench decoder [-- ROUNDS [SET]]
 //! ```
 #![allow(
     unsafe_code,
@@ -62,7 +62,7 @@ fn seconds(rounds: usize, mut run: impl FnMut()) -> f64 {
 /// Operations a second, a multiplication and an addition counted as two, of instructions on registers alone: fp32,
 /// then int8. `None` where the products use no such instructions.
 #[cfg(target_arch = "x86_64")]
-fn peaks(rounds: usize) -> [Option<f64>; 2] {
+fn peaks(rounds: usize, set: InstructionSet) -> [Option<f64>; 2] {
     use std::arch::x86_64::*;
     const STEPS: usize = 2_000_000;
 
@@ -115,9 +115,9 @@ fn peaks(rounds: usize) -> [Option<f64>; 2] {
     let rate = |operations: usize, run: &dyn Fn()| {
         Some((operations * STEPS) as f64 / seconds(rounds, run))
     };
-    let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    // SAFETY: each function runs on a processor that has its instructions.
-    let fp32 = if is_x86_feature_detected!("avx512f") {
+    let (name, has_avx2) = (set.name(), set.favors_own_fp32());
+    // SAFETY: the processor has the instructions of the set.
+    let fp32 = if name.starts_with("avx512") {
         rate(2 * 16 * CHAINS, &|| unsafe { fp32_512() })
     } else if has_avx2 {
         rate(2 * 8 * 12, &|| unsafe { fp32_256() })
@@ -125,9 +125,9 @@ fn peaks(rounds: usize) -> [Option<f64>; 2] {
         None
     };
     // SAFETY: likewise.
-    let int8 = if is_x86_feature_detected!("avx512vnni") {
+    let int8 = if name == "avx512-vnni" {
         rate(2 * 64 * CHAINS, &|| unsafe { int8_512() })
-    } else if has_avx2 {
+    } else if has_avx2 && name != "avx-vnni" {
         rate(2 * 16 * 12, &|| unsafe { int8_256() })
     } else {
         None
@@ -136,7 +136,7 @@ fn peaks(rounds: usize) -> [Option<f64>; 2] {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn peaks(_: usize) -> [Option<f64>; 2] {
+fn peaks(_: usize, _: InstructionSet) -> [Option<f64>; 2] {
     [None; 2]
 }
 
@@ -188,9 +188,8 @@ impl Weights {
 }
 
 /// Operations a second of a product, its operand's preparation included.
-fn product<P: Products>(rounds: usize, shape: [usize; 3], matrix: P::Matrix<'_>) -> f64 {
+fn product<P: Products>(set: InstructionSet, rounds: usize, shape: [usize; 3], matrix: P::Matrix<'_>) -> f64 {
     let [rows, inputs, outputs] = shape;
-    let set = InstructionSet::best();
     let x = numbers(7, rows * inputs);
     let x = Operand { rows: &x, inputs };
     let mut output = vec![0.0; rows * outputs];
@@ -213,6 +212,7 @@ struct LayerWeights {
 
 /// Seconds of a layer over so many documents of `length` tokens behind a shared prefix.
 fn layer<'a, P: Products>(
+    pool: &ComputePool,
     rounds: usize,
     weights: &'a LayerWeights,
     [documents, length]: [usize; 2],
@@ -262,7 +262,6 @@ fn layer<'a, P: Products>(
     let rows: usize = segments.iter().map(|segment| segment.length).sum();
     let hidden = numbers(3, rows * WIDTH);
     let mut output = vec![0.0; rows * WIDTH];
-    let pool = ComputePool::default();
     let mut scratch = DecoderScratch::default();
     let input = DecoderInput {
         hidden: &hidden,
@@ -271,7 +270,7 @@ fn layer<'a, P: Products>(
         asked: Asked::EveryRow,
     };
     seconds(rounds, || {
-        decode::<P>(&pool, &layer, input, &mut scratch, black_box(&mut output));
+        decode::<P>(pool, &layer, input, &mut scratch, black_box(&mut output));
     })
 }
 
@@ -279,10 +278,15 @@ fn main() {
     // Cargo adds `--bench` to what follows its own `--`.
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     let rounds: usize = arguments.next().map_or(9, |n| n.parse().unwrap());
-    let [fp32, int8] = peaks(rounds).map(|peak| peak.unwrap_or(f64::NAN));
+    let named = arguments.next();
+    let mut sets = InstructionSet::available().into_iter();
+    let set = sets.find(|set| named.as_ref().is_none_or(|name| set.name() == name));
+    let set = set.expect("the processor has this instruction set");
+    let pool = ComputePool::one_core(set);
+    let [fp32, int8] = peaks(rounds, set).map(|peak| peak.unwrap_or(f64::NAN));
     println!(
         "{}, one core, fastest of {rounds} runs; peak {:.1} GFLOPS in fp32, {:.1} GOPS in int8\n",
-        InstructionSet::best().name(),
+        set.name(),
         fp32 * 1e-9,
         int8 * 1e-9
     );
@@ -298,9 +302,9 @@ fn main() {
         for rows in [59, 256, 512] {
             let shape = [rows, inputs, outputs];
             let rates = [
-                (product::<Fp32>(rounds, shape, weights.fp32()), fp32),
-                (product::<Bf16>(rounds, shape, weights.bf16()), fp32),
-                (product::<Int8>(rounds, shape, weights.int8()), int8),
+                (product::<Fp32>(set, rounds, shape, weights.fp32()), fp32),
+                (product::<Bf16>(set, rounds, shape, weights.bf16()), fp32),
+                (product::<Int8>(set, rounds, shape, weights.int8()), int8),
             ];
             let cells =
                 rates.map(|(rate, peak)| format!("{:.1} | {:.3}", rate * 1e-9, rate / peak));
@@ -325,9 +329,9 @@ fn main() {
         let rows = PREFIX + shape[0] * shape[1];
         let operations = (2 * multiplied * rows) as f64;
         let times = [
-            (layer::<Fp32>(rounds, &weights, shape, Weights::fp32), fp32),
-            (layer::<Bf16>(rounds, &weights, shape, Weights::bf16), fp32),
-            (layer::<Int8>(rounds, &weights, shape, Weights::int8), int8),
+            (layer::<Fp32>(&pool, rounds, &weights, shape, Weights::fp32), fp32),
+            (layer::<Bf16>(&pool, rounds, &weights, shape, Weights::bf16), fp32),
+            (layer::<Int8>(&pool, rounds, &weights, shape, Weights::int8), int8),
         ];
         let cells = times.map(|(time, peak)| {
             format!("{:.1} | {:.3}", time * 1e3, operations / time / peak)
