@@ -23,9 +23,7 @@ pub struct Matrix<'a> {
 
 /// The fp32 arithmetic.
 #[derive(Debug, Default)]
-pub struct Fp32 {
-    rows: Rows,
-}
+pub struct Fp32;
 
 impl Products for Fp32 {
     type Matrix<'a> = Matrix<'a>;
@@ -39,9 +37,7 @@ impl Products for Fp32 {
         matrix.bias.len()
     }
 
-    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>) {
-        self.rows.pack(set, x);
-    }
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
 
     fn multiply(
         &self,
@@ -52,8 +48,7 @@ impl Products for Fp32 {
         output: &mut [f32],
     ) {
         set.perform(Dense {
-            rows: &self.rows,
-            inputs: x.inputs,
+            x,
             strips: matrix.strips,
             bias: matrix.bias,
             epilogue,
@@ -74,7 +69,6 @@ pub struct Bf16Matrix<'a> {
 /// The fp32 arithmetic with weights in bf16: the same bits as with these weights in fp32.
 #[derive(Debug, Default)]
 pub struct Bf16 {
-    rows: Rows,
     /// Some strips in fp32.
     widened: RefCell<Vec<f32>>,
 }
@@ -91,9 +85,7 @@ impl Products for Bf16 {
         matrix.bias.len()
     }
 
-    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>) {
-        self.rows.pack(set, x);
-    }
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
 
     fn multiply(
         &self,
@@ -108,61 +100,12 @@ impl Products for Bf16 {
             widened: &mut self.widened.borrow_mut(),
         };
         set.perform(Dense {
-            rows: &self.rows,
-            inputs: x.inputs,
+            x,
             strips,
             bias: matrix.bias,
             epilogue,
             output,
         });
-    }
-}
-
-/// Rows in the order in which products read them: next to each other, those that are multiplied together. Rows of
-/// wide layers lie a multiple of a page apart, so as many of them as a tile has would displace each other from the
-/// first-level cache.
-#[derive(Debug, Default)]
-struct Rows {
-    /// `[blocks, inputs, FLOAT_ROWS]`, and more: it never shrinks. What a last block has no rows for is left as it
-    /// was, and never read.
-    blocks: Vec<f32>,
-}
-
-impl Rows {
-    fn pack(&mut self, set: InstructionSet, x: Operand<'_>) {
-        set.perform(Pack {
-            x,
-            blocks: &mut self.blocks,
-        });
-    }
-}
-
-/// Fills [`Rows::blocks`].
-struct Pack<'a> {
-    x: Operand<'a>,
-    blocks: &'a mut Vec<f32>,
-}
-
-impl Step for Pack<'_> {
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        let Self {
-            x: Operand { rows, inputs },
-            blocks,
-        } = self;
-        let count = (rows.len() / inputs).next_multiple_of(I::FLOAT_ROWS);
-        if blocks.len() < count * inputs {
-            blocks.resize(count * inputs, 0.0);
-        }
-        let size = I::FLOAT_ROWS * inputs;
-        for (rows, block) in rows.chunks(size).zip(blocks.chunks_exact_mut(size)) {
-            for (place, row) in rows.chunks_exact(inputs).enumerate() {
-                let cells = block.chunks_exact_mut(I::FLOAT_ROWS);
-                for (cell, &number) in cells.zip(row) {
-                    cell[place] = number;
-                }
-            }
-        }
     }
 }
 
@@ -197,10 +140,9 @@ impl Strips for Widened<'_> {
     }
 }
 
-/// Writes the product of rows and a matrix to `output`, `[rows, outputs]`.
+/// Writes the product of `x` and a matrix to `output`, `[rows, outputs]`.
 struct Dense<'a, S> {
-    rows: &'a Rows,
-    inputs: usize,
+    x: Operand<'a>,
     strips: S,
     bias: &'a [f32],
     epilogue: Epilogue,
@@ -219,8 +161,7 @@ impl<S: Strips> Dense<'_, S> {
     #[inline(always)]
     fn multiply<I: Isa>(self, isa: I, epilogue: impl Fn(f32) -> f32) {
         let Self {
-            rows,
-            inputs,
+            x: Operand { rows, inputs },
             mut strips,
             bias,
             output,
@@ -233,11 +174,10 @@ impl<S: Strips> Dense<'_, S> {
             let strips = strips.tile(index, width * inputs);
             let columns = first..(first + width).min(outputs);
             let bias = &bias[columns.clone()];
-            let blocks = rows.blocks.chunks_exact(I::FLOAT_ROWS * inputs);
+            let blocks = rows.chunks(I::FLOAT_ROWS * inputs);
             for (rows, output) in blocks.zip(output.chunks_mut(I::FLOAT_ROWS * outputs)) {
                 let tile = FloatTile {
                     rows,
-                    count: output.len() / outputs,
                     strips,
                     inputs,
                 };
@@ -276,7 +216,7 @@ mod tests {
             strips: &strips(&[weights], inputs),
             bias,
         };
-        Fp32::default().dense(set, x, matrix, epilogue, &mut output);
+        Fp32.multiply(set, x, matrix, epilogue, &mut output);
         output
     }
 
@@ -325,7 +265,7 @@ mod tests {
                 let expected = product(set, &wide, &bias, Epilogue::Silu, &x);
                 let mut output = vec![f32::NAN; expected.len()];
                 let operand = Operand { rows: &x, inputs };
-                Bf16::default().dense(set, operand, matrix, Epilogue::Silu, &mut output);
+                Bf16::default().multiply(set, operand, matrix, Epilogue::Silu, &mut output);
                 prop_assert_eq!(output, expected, "{}", set.name());
             }
         }

@@ -132,10 +132,8 @@ pub(super) type FloatSums = [f32; MAX_ROWS * MAX_STRIPS * COLUMNS];
 /// Some rows of fp32 and some strips of weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FloatTile<'a> {
-    /// `[inputs, FLOAT_ROWS]`: a number of each row at a time.
+    /// `[count, inputs]`, from 1 to `FLOAT_ROWS` of them.
     pub rows: &'a [f32],
-    /// How many rows are wanted, from 1 to `FLOAT_ROWS`.
-    pub count: usize,
     /// `[strips, inputs, COLUMNS]`.
     pub strips: &'a [f32],
     /// Numbers of a row.
@@ -143,6 +141,11 @@ pub(super) struct FloatTile<'a> {
 }
 
 impl FloatTile<'_> {
+    /// Number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len() / self.inputs
+    }
+
     /// Number of strips, from 1 to `FLOAT_STRIPS`.
     pub(super) fn strip_count(&self) -> usize {
         self.strips.len() / (self.inputs * COLUMNS)

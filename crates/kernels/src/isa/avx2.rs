@@ -111,14 +111,14 @@ const FLOATS: usize = COLUMNS / REGISTERS;
 /// See [`Isa::multiply_floats`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
-    with_tile_shape!(ROWS = tile.count, 1..=6; floats::<ROWS>(tile, sums));
+    with_tile_shape!(ROWS = tile.count(), 1..=6; floats::<ROWS>(tile, sums));
 }
 
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
     let inputs = tile.inputs;
-    assert!(tile.rows.len() >= FLOAT_ROWS * inputs && tile.strips.len() >= inputs * COLUMNS);
+    assert!(tile.rows.len() >= ROWS * inputs && tile.strips.len() >= inputs * COLUMNS);
     let mut block = [[_mm256_setzero_ps(); REGISTERS]; ROWS];
     let rows = tile.rows.as_ptr();
     let strip = tile.strips.as_ptr();
@@ -129,8 +129,8 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
             _mm256_loadu_ps(strip.add(input * COLUMNS + register * FLOATS))
         });
         for (row, sums) in block.iter_mut().enumerate() {
-            // SAFETY: `input * FLOAT_ROWS + row < inputs * FLOAT_ROWS <= rows.len()` by the assertion.
-            let number = _mm256_set1_ps(unsafe { *rows.add(input * FLOAT_ROWS + row) });
+            // SAFETY: `row * inputs + input < ROWS * inputs <= rows.len()` by the assertion.
+            let number = _mm256_set1_ps(unsafe { *rows.add(row * inputs + input) });
             for (sum, weights) in sums.iter_mut().zip(weights) {
                 *sum = _mm256_fmadd_ps(number, weights, *sum);
             }

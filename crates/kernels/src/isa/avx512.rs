@@ -63,14 +63,14 @@ pub(super) const FLOAT_STRIPS: usize = 3;
 /// See [`Isa::multiply_floats`].
 #[target_feature(enable = "avx512f")]
 pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
-    with_tile_shape!(ROWS = tile.count, 1..=8; STRIPS = tile.strip_count(), 1..=3; floats::<ROWS, STRIPS>(tile, sums));
+    with_tile_shape!(ROWS = tile.count(), 1..=8; STRIPS = tile.strip_count(), 1..=3; floats::<ROWS, STRIPS>(tile, sums));
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn floats<const ROWS: usize, const STRIPS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
     let inputs = tile.inputs;
-    assert!(tile.rows.len() >= FLOAT_ROWS * inputs);
+    assert!(tile.rows.len() >= ROWS * inputs);
     assert!(tile.strips.len() >= STRIPS * inputs * COLUMNS);
     let mut block = [[_mm512_setzero_ps(); STRIPS]; ROWS];
     let rows = tile.rows.as_ptr();
@@ -82,8 +82,8 @@ fn floats<const ROWS: usize, const STRIPS: usize>(tile: &FloatTile<'_>, sums: &m
             _mm512_loadu_ps(strips.add((strip * inputs + input) * COLUMNS))
         });
         for (row, sums) in block.iter_mut().enumerate() {
-            // SAFETY: `input * FLOAT_ROWS + row < inputs * FLOAT_ROWS <= rows.len()` by the assertion.
-            let number = _mm512_set1_ps(unsafe { *rows.add(input * FLOAT_ROWS + row) });
+            // SAFETY: `row * inputs + input < ROWS * inputs <= rows.len()` by the assertion.
+            let number = _mm512_set1_ps(unsafe { *rows.add(row * inputs + input) });
             for (sum, weights) in sums.iter_mut().zip(weights) {
                 *sum = _mm512_fmadd_ps(number, weights, *sum);
             }

@@ -51,13 +51,12 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
-        let rows = sums.chunks_exact_mut(COLUMNS).take(tile.count);
-        for (place, sums) in rows.enumerate() {
+        let rows = tile.rows.chunks_exact(tile.inputs);
+        for (sums, row) in sums.chunks_exact_mut(COLUMNS).zip(rows) {
             let mut block = [0.0_f32; COLUMNS];
-            let numbers = tile.rows.chunks_exact(Self::FLOAT_ROWS);
-            for (numbers, weights) in numbers.zip(tile.strips.chunks_exact(COLUMNS)) {
+            for (&number, weights) in row.iter().zip(tile.strips.chunks_exact(COLUMNS)) {
                 for (sum, &weight) in block.iter_mut().zip(weights) {
-                    *sum = multiply_add::<Self>(numbers[place], weight, *sum);
+                    *sum = multiply_add::<Self>(number, weight, *sum);
                 }
             }
             sums.copy_from_slice(&block);
