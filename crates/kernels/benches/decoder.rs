@@ -188,7 +188,12 @@ impl Weights {
 }
 
 /// Operations a second of a product, its operand's preparation included.
-fn product<P: Products>(set: InstructionSet, rounds: usize, shape: [usize; 3], matrix: P::Matrix<'_>) -> f64 {
+fn product<P: Products>(
+    set: InstructionSet,
+    rounds: usize,
+    shape: [usize; 3],
+    matrix: P::Matrix<'_>,
+) -> f64 {
     let [rows, inputs, outputs] = shape;
     let x = numbers(7, rows * inputs);
     let x = Operand { rows: &x, inputs };
@@ -226,7 +231,11 @@ fn layer<'a, P: Products>(
     let rotary: Vec<f32> = (0..POSITIONS * SIZE)
         .map(|at| {
             let angle = (at / SIZE) as f32 * 1e6_f32.powf(-((at % (SIZE / 2)) as f32) / 64.0);
-            if at % SIZE < SIZE / 2 { angle.cos() } else { angle.sin() }
+            if at % SIZE < SIZE / 2 {
+                angle.cos()
+            } else {
+                angle.sin()
+            }
         })
         .collect();
     let layer = DecoderLayer {
@@ -329,13 +338,21 @@ fn main() {
         let rows = PREFIX + shape[0] * shape[1];
         let operations = (2 * multiplied * rows) as f64;
         let times = [
-            (layer::<Fp32>(&pool, rounds, &weights, shape, Weights::fp32), fp32),
-            (layer::<Bf16>(&pool, rounds, &weights, shape, Weights::bf16), fp32),
-            (layer::<Int8>(&pool, rounds, &weights, shape, Weights::int8), int8),
+            (
+                layer::<Fp32>(&pool, rounds, &weights, shape, Weights::fp32),
+                fp32,
+            ),
+            (
+                layer::<Bf16>(&pool, rounds, &weights, shape, Weights::bf16),
+                fp32,
+            ),
+            (
+                layer::<Int8>(&pool, rounds, &weights, shape, Weights::int8),
+                int8,
+            ),
         ];
-        let cells = times.map(|(time, peak)| {
-            format!("{:.1} | {:.3}", time * 1e3, operations / time / peak)
-        });
+        let cells = times
+            .map(|(time, peak)| format!("{:.1} | {:.3}", time * 1e3, operations / time / peak));
         println!("| {} of {} | {} |", shape[0], shape[1], cells.join(" | "));
     }
 }
