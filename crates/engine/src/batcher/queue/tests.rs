@@ -352,7 +352,6 @@ fn a_request_whose_job_got_lost_is_failed() {
     assert_eq!(bench.queue.requests(), 0);
 }
 
-/// The caller records it, without the lock.
 #[test]
 fn a_shared_prefix_counts_once() {
     let mut bench = Bench::new();
@@ -377,6 +376,7 @@ fn a_shared_prefix_counts_once() {
     assert_eq!(bench.queue.waiting(), Work::default());
 }
 
+/// The caller records it, without the lock.
 #[test]
 fn the_queue_builds_no_spans() {
     let mut bench = Bench::new();
