@@ -216,10 +216,11 @@ setting::settings! {
         cuda_batch_tokens "TOKENS": usize = BatchConfig::default().cuda_batch_tokens, in 1..=1 << 24;
 
         // Not noticeable to a person.
-        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer. Small
-        /// requests interrupt a longer batch between two of its layers. On a GPU and with ONNX files,
-        /// where they cannot, batches are shorter while several requests wait. Very small values reduce
-        /// throughput.
+        /// Maximum estimated time of a batch in milliseconds, unless a single pair takes longer, or the
+        /// batch of a large model would spend more than a twentieth of its time on reading the weights.
+        /// Small requests interrupt a longer batch between two of its layers. On a GPU and with ONNX
+        /// files, where they cannot, batches are shorter while several requests wait. Very small values
+        /// reduce throughput.
         max_batch_ms "MS": usize = BatchConfig::default().max_batch_ms, in 1..=600_000;
 
         // Most clients have given up by then.

@@ -86,6 +86,8 @@ pub struct Info<'a> {
     precision: &'a str,
     instructions: &'a str,
     parameters: usize,
+    /// Memory of the weights, which all sessions share.
+    weight_bytes: usize,
     threads: usize,
     sessions: usize,
     runtime_version: &'a str,
@@ -171,6 +173,7 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
         precision: model.precision,
         instructions: model.instructions,
         parameters: model.parameters,
+        weight_bytes: model.weight_bytes,
         threads: model.threads,
         sessions: model.sessions,
         runtime_version: &model.runtime_version,

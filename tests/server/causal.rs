@@ -115,6 +115,12 @@ async fn info_says_what_the_model_is() {
     assert_eq!(info["architecture"], "qwen3", "{info}");
     assert_eq!(info["precision"], "fp32");
     assert_eq!(info["max_length"], 4096);
+    // Its weights are stored in fp32, and few numbers are not in them, such as the table of angles.
+    let (bytes, parameters) = (&info["weight_bytes"], &info["parameters"]);
+    assert!(
+        bytes.as_u64() > parameters.as_u64().map(|n| 4 * n),
+        "{bytes}"
+    );
 }
 
 #[test]

@@ -590,6 +590,7 @@ async fn info_says_what_is_served() {
         "precision": "fp32",
         "instructions": "portable",
         "parameters": 7,
+        "weight_bytes": 0,
         "threads": 1,
         "sessions": 1,
         "version": env!("CARGO_PKG_VERSION"),

@@ -216,6 +216,7 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         activation: model.activation,
         precision: "fp32",
         instructions: "portable",
+        weight_bytes: 0,
         parameters: 7,
         threads: model.workers,
         sessions: model.workers,

@@ -181,7 +181,8 @@ impl Batcher {
     }
 
     /// Scores `encodings`: logits `[encodings, labels]` row by row, in their order. Those of the same
-    /// key, here or in other requests, are scored once.
+    /// key, here or in other requests, are scored once. The `prefix` is the tokens that all begin with and that are
+    /// computed once, fewer than any has.
     ///
     /// Dropping the future takes what is left of the request out of the queue.
     ///
@@ -191,6 +192,7 @@ impl Batcher {
     pub async fn score(
         &self,
         encodings: Vec<(PairKey, Encoding)>,
+        prefix: usize,
         hints: SchedulingHints,
         permit: Permit,
     ) -> Result<Vec<f32>, BatchError> {
@@ -203,6 +205,7 @@ impl Batcher {
         let arrival = Arrival {
             hints,
             encodings,
+            prefix,
             reply,
             permit,
             timeline: timeline.clone(),

@@ -349,6 +349,7 @@ fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> 
         precision: engine.precision,
         instructions: InstructionSet::best().name(),
         parameters: card.parameters,
+        weight_bytes: engine.opened.weight_bytes,
         threads: config.threads,
         sessions: engine.opened.sessions,
         runtime_version: library.version.clone(),

@@ -31,7 +31,20 @@ impl BatchLimits {
             share_above: SHARE_ABOVE,
         }
     }
+
+    /// The same where a run itself takes long: a large model's weights are read from memory in each, so batches are
+    /// long enough for that to be a small part of them.
+    #[must_use]
+    pub fn worth(self, cost: &Cost) -> Self {
+        Self {
+            max_seconds: self.max_seconds.max(cost.base / MAX_OVERHEAD),
+            ..self
+        }
+    }
 }
+
+/// Maximum share of a full batch's time that its fixed cost takes.
+const MAX_OVERHEAD: f64 = 0.05;
 
 /// Maximum share of a short batch's time that its fixed cost takes.
 const SHORT_OVERHEAD: f64 = 0.03;
@@ -225,6 +238,26 @@ mod tests {
             .iter()
             .for_each(|&length| draft.add(length, false, 1.0));
         draft
+    }
+
+    #[test]
+    fn a_batch_is_worth_reading_the_weights_for() {
+        let limits = BatchLimits {
+            max_tokens: 512,
+            max_seconds: 0.1,
+            share_above: SHARE_ABOVE,
+        };
+        let large = Cost {
+            base: 0.1,
+            per_token: 8e-3,
+            per_square: 0.0,
+        };
+        assert_eq!(limits.worth(&large).max_seconds, 2.0);
+        let small = Cost {
+            base: 1e-3,
+            ..large
+        };
+        assert_eq!(limits.worth(&small), limits);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct ModelInfo {
     pub instructions: &'static str,
     /// Number of parameters.
     pub parameters: usize,
+    /// Memory of the weights, which all sessions share.
+    pub weight_bytes: usize,
     /// Scoring threads: sessions times threads per session.
     pub threads: usize,
     /// Number of sessions, each of which scores one batch at a time.
@@ -110,6 +112,8 @@ pub struct Reranker {
     encoder: Arc<Encoder>,
     tokenizers: TokenizerPool,
     estimator: TokenEstimator,
+    /// Whether the scorers compute once what the pairs of a request begin with.
+    shares_prefixes: bool,
     batcher: Batcher,
     keys: PairKeys,
     cache: Arc<ScoreCache>,
@@ -163,6 +167,9 @@ impl Reranker {
         let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
         let tokenizers =
             TokenizerPool::start(capacity.encode_threads, delay.clone(), metrics.clone());
+        let shares_prefixes = scorers
+            .first()
+            .is_some_and(|scorer| scorer.shares_prefixes());
         let config = BatcherConfig {
             scorers,
             labels: info.labels.len(),
@@ -177,13 +184,14 @@ impl Reranker {
                 max_delay: capacity.queue.delay.as_secs_f64(),
             },
         };
-        let estimator = TokenEstimator::new(info.max_length);
+        let estimator = TokenEstimator::new(info.max_length, shares_prefixes);
         let batcher = Batcher::start(config, delay, metrics.clone());
         Self {
             info,
             encoder: Arc::new(encoder.into()),
             tokenizers,
             estimator,
+            shares_prefixes,
             batcher,
             keys,
             cache,
@@ -461,10 +469,14 @@ impl Reranker {
         let computed = match unknown.is_empty() {
             true => Vec::new(),
             false => {
-                let waiting = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
-                permit.correct(waiting);
+                let prefix = match self.shares_prefixes {
+                    true => shared_prefix(unknown.iter().map(|(_, encoding)| encoding)),
+                    false => 0,
+                };
+                let tokens: usize = unknown.iter().map(|(_, encoding)| encoding.len()).sum();
+                permit.correct(tokens - prefix * (unknown.len() - 1));
                 self.batcher
-                    .score(unknown, hints, permit)
+                    .score(unknown, prefix, hints, permit)
                     .await
                     .map_err(|error| self.unscored(error, hints))?
             }
@@ -753,6 +765,18 @@ impl Finish {
 /// The time of the runtime's clock, which tests pause.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// Tokens that all sequences begin with; every one keeps a token of its own.
+fn shared_prefix<'a>(encodings: impl IntoIterator<Item = &'a Encoding>) -> usize {
+    let mut encodings = encodings.into_iter();
+    let Some(Encoding { ids: first, .. }) = encodings.next() else {
+        return 0;
+    };
+    encodings.fold(first.len() - 1, |prefix, Encoding { ids, .. }| {
+        let equal = first.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        prefix.min(equal).min(ids.len() - 1)
+    })
 }
 
 /// The logits of all sequences, in order: the `known` ones, and the `computed` others, each `[labels]`.

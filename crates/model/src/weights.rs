@@ -212,6 +212,22 @@ impl Weights {
         self.checked(name, tensor)
     }
 
+    /// Reads a tensor that is stored in bf16 as it is: of a large table, twice its size in fp32 would be needed
+    /// beside it.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; also if the tensor is not stored in bf16.
+    pub fn read_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError> {
+        let tensor = self.find(name, shape)?;
+        let shard = &self.shards[tensor.shard];
+        if tensor.dtype != Dtype::BF16 {
+            return Err(shard.unsupported(name, tensor.dtype));
+        }
+        let values = shard.convert(tensor, bf16::from_le_bytes)?;
+        shard.check_finite(name, &values, |value| value.to_f32())?;
+        Ok(values)
+    }
+
     /// Reads the row `index` of a tensor of the given shape, as [`Self::read`].
     ///
     /// # Errors
@@ -267,21 +283,9 @@ impl Weights {
             Dtype::F32 => shard.convert(tensor, f32::from_le_bytes),
             Dtype::F16 => shard.convert(tensor, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => shard.convert(tensor, |b| bf16::from_le_bytes(b).to_f32()),
-            other => Err(ModelError::new(
-                format!("{}: `{name}` is stored as {other:?}", shard.location),
-                "save the model in F32, F16 or BF16",
-            )),
+            other => Err(shard.unsupported(name, other)),
         }?;
-        // int8 quantization would hide it; in fp32 it would make every score NaN.
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return Err(ModelError::new(
-                format!(
-                    "{}: `{name}` is {} at index {index}",
-                    shard.location, values[index]
-                ),
-                "the weights are damaged; save or download them again",
-            ));
-        }
+        shard.check_finite(name, &values, |value| value)?;
         Ok(values)
     }
 
@@ -370,11 +374,38 @@ impl Shard {
         Ok((start, metadata))
     }
 
-    fn convert<const N: usize>(
+    /// int8 quantization would hide what is not finite; in fp32 it would make every score NaN.
+    fn check_finite<T: Copy>(
+        &self,
+        name: &str,
+        values: &[T],
+        widen: impl Fn(T) -> f32,
+    ) -> Result<(), ModelError> {
+        match values.iter().position(|&value| !widen(value).is_finite()) {
+            None => Ok(()),
+            Some(index) => Err(ModelError::new(
+                format!(
+                    "{}: `{name}` is {} at index {index}",
+                    self.location,
+                    widen(values[index])
+                ),
+                "the weights are damaged; save or download them again",
+            )),
+        }
+    }
+
+    fn unsupported(&self, name: &str, dtype: Dtype) -> ModelError {
+        ModelError::new(
+            format!("{}: `{name}` is stored as {dtype:?}", self.location),
+            "save the model in F32, F16 or BF16",
+        )
+    }
+
+    fn convert<const N: usize, T>(
         &self,
         tensor: &Tensor,
-        convert: impl Fn([u8; N]) -> f32,
-    ) -> Result<Vec<f32>, ModelError> {
+        convert: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, ModelError> {
         let mut values = Vec::with_capacity(tensor.elements);
         let mut buffer = vec![0; CHUNK.min(tensor.elements * N)];
         let mut offset = tensor.start;

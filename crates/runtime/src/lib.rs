@@ -41,6 +41,11 @@ pub trait Scorer: Send {
         self.score(batch)
     }
 
+    /// Whether tokens that the sequences of a batch begin with are computed once.
+    fn shares_prefixes(&self) -> bool {
+        false
+    }
+
     /// Calls `hook` between two layers of every batch from now on, on the thread that computes it. Scorers that do
     /// not run the layers themselves never call it.
     fn on_layer(&mut self, hook: LayerHook) {

@@ -179,6 +179,10 @@ impl Scorer for OnnxScorer {
         self.forward(batch, true)
     }
 
+    fn shares_prefixes(&self) -> bool {
+        self.layout.causal.is_some_and(|causal| causal.shares)
+    }
+
     fn on_layer(&mut self, hook: LayerHook) {
         self.hook = Some(hook);
     }

@@ -45,6 +45,7 @@ pub(super) fn ready(config: &Config, reranker: &Reranker, address: &Listen) {
         model = model.id,
         architecture = model.architecture,
         parameters = model.parameters,
+        weight_bytes = model.weight_bytes,
         precision = model.precision,
         device = model.device,
         device_because = model.device_because,

@@ -127,6 +127,7 @@ fn queue(
     scheduler.queue.push(Arrival {
         hints,
         encodings,
+        prefix: 0,
         reply,
         permit: admitted.memory,
         timeline: Timeline::default(),

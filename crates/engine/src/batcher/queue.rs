@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub id: JobId,
     pub key: PairKey,
     pub encoding: Encoding,
+    /// Tokens that are computed for it: without a prefix that an earlier one of its request has computed.
+    pub tokens: usize,
     pub queued_at: Instant,
     /// Timelines of the requests that want it, where traces are sent.
     pub requests: Vec<Timeline>,
@@ -45,6 +47,7 @@ pub(super) struct Job {
 struct Pending {
     key: PairKey,
     state: PendingState,
+    /// See [`Job::tokens`].
     tokens: usize,
     /// Requests that want it, with its position in each. Empty when all have left while it runs.
     owners: SmallVec<[(FlowId, usize); 1]>,
@@ -114,6 +117,8 @@ impl Flow {
 pub(super) struct Arrival {
     pub hints: SchedulingHints,
     pub encodings: Vec<(PairKey, Encoding)>,
+    /// Tokens that all of them begin with and that are computed once; fewer than each has.
+    pub prefix: usize,
     pub reply: Reply,
     pub permit: MemoryPermit,
     pub timeline: Timeline,
@@ -278,7 +283,9 @@ impl Queue {
         let mut jobs = Vec::with_capacity(unscored);
         let (mut next, mut work, mut shared) = (unscored, Work::default(), 0);
         for (index, (key, encoding)) in arrival.encodings.into_iter().enumerate() {
-            let (job, known) = self.job(key, encoding);
+            // It is computed with the first.
+            let prefix = if index == 0 { 0 } else { arrival.prefix };
+            let (job, known) = self.job(key, encoding, prefix);
             shared += usize::from(known);
             let pending = &mut self.jobs[job];
             pending.owners.push((id, index));
@@ -317,13 +324,13 @@ impl Queue {
         (id, shared)
     }
 
-    /// The job of a pair, and whether it was there already.
-    fn job(&mut self, key: PairKey, encoding: Encoding) -> (JobId, bool) {
+    /// The job of a pair, of which `prefix` tokens are computed with another, and whether it was there already.
+    fn job(&mut self, key: PairKey, encoding: Encoding, prefix: usize) -> (JobId, bool) {
         let entry = match self.by_key.entry(key) {
             Entry::Occupied(known) => return (*known.get(), true),
             Entry::Vacant(entry) => entry,
         };
-        let tokens = encoding.len();
+        let tokens = encoding.len() - prefix;
         self.waiting += Work::of(tokens);
         let id = self.jobs.insert(Pending {
             key,
@@ -478,6 +485,7 @@ impl Queue {
                 id: job,
                 key: pending.key,
                 encoding: pending.start(worker),
+                tokens,
                 queued_at: flow.queued_at,
                 requests: Vec::new(),
             });

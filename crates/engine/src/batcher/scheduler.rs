@@ -102,7 +102,8 @@ impl Scheduler {
         if waiting.sequences == 0 {
             return Taken::default();
         }
-        let (limits, cost, alive) = (self.limits, self.costs.loaded(), self.workers.alive());
+        let (cost, alive) = (self.costs.loaded(), self.workers.alive());
+        let limits = self.limits.worth(&cost);
         // Where there is a full batch for every worker, nobody needs to be left anything.
         let scarce = cost.marginal(waiting) < limits.max_seconds * alive as f64
             && waiting.tokens < limits.max_tokens.saturating_mul(alive);
@@ -186,5 +187,5 @@ impl Scheduler {
 }
 
 pub(super) fn work(jobs: &[Job]) -> Work {
-    Work::all(jobs.iter().map(|job| job.encoding.len()))
+    Work::all(jobs.iter().map(|job| job.tokens))
 }

@@ -223,6 +223,7 @@ impl Simulation {
         let arrival = Arrival {
             hints,
             encodings: encodings.collect(),
+            prefix: 0,
             reply,
             permit: admitted.memory,
             timeline: Timeline::default(),

@@ -138,7 +138,7 @@ impl Bench {
         let permit = self.batcher.admit(demand).unwrap();
         let pairs = ids.iter().map(pair).collect();
         self.batcher
-            .score(pairs, SchedulingHints::default(), permit)
+            .score(pairs, 0, SchedulingHints::default(), permit)
             .await
     }
 }

@@ -9,7 +9,7 @@ use crate::plan::BatchLimits;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::graph::cuda::Floats;
-use rerankd_model::graph::{self, Rows};
+use rerankd_model::graph::{self, Rows, Weight};
 use rerankd_model::{Manifest, Model, ModelError};
 use rerankd_runtime::Device;
 use rerankd_runtime::cuda::{self, CudaModel};
@@ -151,6 +151,7 @@ impl Plan {
             }
             (_, Arithmetic::Cpu(precision)) => {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
+                let weight_bytes = Weight::total_bytes(&graph.weights);
                 let mut layout = Layout::of(&model.manifest);
                 if config.cache.per_key
                     && let Some(causal) = &mut layout.causal
@@ -167,11 +168,15 @@ impl Plan {
                     }
                 };
                 let onnx = OnnxModel::new(library, graph, layout, pool)?;
-                on_cpu(
+                let opened = on_cpu(
                     config,
                     || onnx.interruptible_session(),
                     OnnxScorer::providers,
-                )?
+                )?;
+                Opened {
+                    weight_bytes,
+                    ..opened
+                }
             }
             (Taken::Cpu, Arithmetic::Cuda(_)) => {
                 unreachable!("the precision was chosen for the device")
@@ -222,7 +227,10 @@ impl Plan {
             },
             on_gpu: false,
             precision: file.precision(),
-            opened: on_cpu(config, || model.session(1), PaddedScorer::providers)?,
+            opened: Opened {
+                weight_bytes: file.weight_bytes,
+                ..on_cpu(config, || model.session(1), PaddedScorer::providers)?
+            },
         })
     }
 }
@@ -242,6 +250,7 @@ fn on_cpu<S: Scorer + 'static, E: From<ScoreError>>(
         scorers: sessions.into_iter().map(boxed).collect(),
         sessions: config.threads,
         providers: providers.unwrap_or_default(),
+        weight_bytes: 0,
         limits: BatchLimits::of(&config.batching),
     })
 }
@@ -255,6 +264,7 @@ fn on_gpu(
 ) -> Result<Opened, LoadError> {
     let graph = graph::build(&model, Rows::FirstOfEach, graph::Precision::Fp32Nodes)?;
     let graph = graph::cuda::lower(graph, floats)?;
+    let weight_bytes = Weight::total_bytes(&graph.weights);
     let layout = Layout::of(&model.manifest);
     let need = cuda::need(&model.manifest.encoder, floats);
     drop(model);
@@ -267,6 +277,7 @@ fn on_gpu(
         scorers,
         sessions: 1,
         providers: model.providers().clone(),
+        weight_bytes,
         limits: BatchLimits {
             max_tokens: tokens,
             // The scorers take turns on one device, so sharing a batch would gain nothing.
@@ -281,6 +292,8 @@ pub(super) struct Opened {
     pub(super) scorers: Vec<Box<dyn Scorer>>,
     pub(super) sessions: usize,
     pub(super) providers: BTreeMap<String, usize>,
+    /// Of what all sessions share.
+    pub(super) weight_bytes: usize,
     pub(super) limits: BatchLimits,
 }
 

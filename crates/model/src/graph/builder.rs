@@ -69,6 +69,17 @@ impl Data {
         }
     }
 
+    /// Bytes of all elements.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(data) => size_of_val(&data[..]),
+            Self::F16(data) => size_of_val(&data[..]),
+            Self::BF16(data) => size_of_val(&data[..]),
+            Self::I8(data) => size_of_val(&data[..]),
+            Self::I32(data) => size_of_val(&data[..]),
+        }
+    }
+
     pub(super) fn data_type(&self) -> DataType {
         match self {
             Self::F32(_) => DataType::Float,
@@ -88,6 +99,13 @@ impl Data {
             Self::I8(data) => data.iter().map(|&x| x as u8).collect(),
             Self::I32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
+    }
+}
+
+impl Weight {
+    /// Bytes of all weights together.
+    pub fn total_bytes(weights: &[Self]) -> usize {
+        weights.iter().map(|weight| weight.data.bytes()).sum()
     }
 }
 

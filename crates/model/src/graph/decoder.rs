@@ -42,16 +42,17 @@ impl EncoderGraph<'_> {
             ..
         } = *self.config;
         let name = tensors.name(tensors.words);
-        let words = self.matrix(&name, vocab_size, size)?;
         let ids = self.inputs.input_ids.clone();
         let (name, shape) = (format!("{name}.weight"), [vocab_size, size]);
         let mut rows = if self.model().weights.is_bf16(&name) {
-            let words = self.graph.weight(&name, &shape, Data::BF16(halved(&words)));
+            let words = self.model().weights.read_bf16(&name, &shape)?;
+            let words = self.graph.weight(&name, &shape, Data::BF16(words));
             let rows = self.gather("word", &words, &ids);
             let float = AttributeProto::int("to", DataType::Float as i64);
             self.graph
                 .node("word.wide", STANDARD, "Cast", &[&rows], &[float])
         } else {
+            let words = self.model().weights.read(&name, &shape)?;
             let words = self.floats(&name, &shape, words);
             self.gather("word", &words, &ids)
         };

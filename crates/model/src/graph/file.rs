@@ -38,6 +38,8 @@ pub struct OnnxFile {
     pub path: PathBuf,
     /// Large constants, shared by all sessions.
     pub weights: Vec<Weight>,
+    /// Memory of those.
+    pub weight_bytes: usize,
     /// Number of parameters.
     pub parameters: usize,
     operators: BTreeSet<String>,
@@ -58,6 +60,7 @@ impl OnnxFile {
         let mut file = Self {
             path: path.to_owned(),
             weights: Vec::new(),
+            weight_bytes: 0,
             parameters: 0,
             operators: BTreeSet::new(),
             has_halves: false,
@@ -75,6 +78,7 @@ impl OnnxFile {
         for tensor in model.graph.into_iter().flat_map(|graph| graph.initializer) {
             file.weights.extend(shared_weight(tensor, path)?);
         }
+        file.weight_bytes = Weight::total_bytes(&file.weights);
         Ok(file)
     }
 

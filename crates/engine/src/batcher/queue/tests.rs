@@ -82,6 +82,7 @@ impl Bench {
         let arrival = Arrival {
             hints,
             encodings,
+            prefix: 0,
             reply,
             permit: permit(),
             timeline: Timeline::default(),
@@ -351,6 +352,30 @@ fn a_request_whose_job_got_lost_is_failed() {
     assert_eq!(bench.queue.requests(), 0);
 }
 
+#[test]
+fn a_shared_prefix_counts_once() {
+    let mut bench = Bench::new();
+    let (reply, _receiver) = reply::channel();
+    bench.queue.push(Arrival {
+        hints: SchedulingHints::default(),
+        encodings: vec![sequence(1, 40), sequence(2, 50), sequence(3, 31)],
+        prefix: 30,
+        reply,
+        permit: permit(),
+        timeline: Timeline::default(),
+        now: bench.now,
+    });
+    assert_eq!(bench.queue.waiting(), Work::all([40, 20, 1]));
+    let limits = BatchLimits {
+        max_tokens: 60,
+        ..LIMITS
+    };
+    let tokens = |jobs: Vec<Job>| jobs.iter().map(|job| job.tokens).collect::<Vec<_>>();
+    assert_eq!(tokens(bench.take(limits)), [40, 20]);
+    assert_eq!(tokens(bench.take(limits)), [1]);
+    assert_eq!(bench.queue.waiting(), Work::default());
+}
+
 /// The caller records it, without the lock.
 #[test]
 fn the_queue_builds_no_spans() {
@@ -360,6 +385,7 @@ fn the_queue_builds_no_spans() {
     bench.queue.push(Arrival {
         hints: SchedulingHints::default(),
         encodings: vec![sequence(1, 40), sequence(2, 40)],
+        prefix: 0,
         reply,
         permit: permit(),
         timeline: timeline.clone(),
