@@ -641,7 +641,7 @@ def check_visible(name, model, pairs, logits):
     if getattr(embeddings, "position_embeddings", None) is not None:
         for by in (1, -1):
             mistakes[f"positions + {by}"] = table("position_embeddings", lambda ids, by=by: ids + by)
-    if hasattr(embeddings, "token_type_embeddings"):
+    if getattr(embeddings, "token_type_embeddings", None) is not None:
         mistakes["no token types"] = no_types
         if config.type_vocab_size > 1:
             mistakes["all token types 0"] = table("token_type_embeddings", lambda ids: ids * 0)
