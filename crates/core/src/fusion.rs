@@ -55,7 +55,7 @@ impl FusionWeight {
 
 impl Default for FusionWeight {
     fn default() -> Self {
-        // Within noise of the best on each collection that docs/models.md lists.
+        // The model leads, and the first stage decides between near equals: docs/models.md has figures.
         Self(0.25)
     }
 }
