@@ -83,7 +83,13 @@ fn modernbert_ids() {
 
 #[test]
 fn ids_of_models_with_code_of_their_own() {
-    for name in ["tiny-jina-v1", "tiny-jina-v2", "tiny-gte", "tiny-gte-en", "tiny-ettin"] {
+    for name in [
+        "tiny-jina-v1",
+        "tiny-jina-v2",
+        "tiny-gte",
+        "tiny-gte-en",
+        "tiny-ettin",
+    ] {
         check_ids(name);
     }
 }

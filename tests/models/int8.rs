@@ -148,7 +148,6 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-jina-v1",
         "tiny-jina-v2",
         "tiny-gte",
-        "tiny-gte-en",
         "tiny-ettin",
     ] {
         let model = Model::open(&model_dir(name)).unwrap();

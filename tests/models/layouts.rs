@@ -37,12 +37,17 @@ fn logits(dir: &Path, name: &str) -> Vec<f32> {
             },
         })
         .collect();
-    onnx.session(1).unwrap().score(&Batch::pack(&encodings)).unwrap()
+    onnx.session(1)
+        .unwrap()
+        .score(&Batch::pack(&encodings))
+        .unwrap()
 }
 
 fn rename(dir: &Path, change: impl Fn(&str) -> String) {
     let tensors = saved::read_tensors(dir).into_iter();
-    let tensors = tensors.map(|(name, tensor)| (change(&name), tensor)).collect();
+    let tensors = tensors
+        .map(|(name, tensor)| (change(&name), tensor))
+        .collect();
     saved::write_tensors(&dir.join(WEIGHTS), &tensors, Dtype::F32);
 }
 
@@ -72,7 +77,10 @@ fn wrappers_around_names_are_taken_off() {
 
 #[test]
 fn the_architecture_is_told_from_configuration_and_tensors() {
-    for (name, architecture) in WITH_CODE.into_iter().zip(["jina-bert", "roberta", "gte", "gte"]) {
+    for (name, architecture) in WITH_CODE
+        .into_iter()
+        .zip(["jina-bert", "roberta", "gte", "gte"])
+    {
         let model = Model::open(saved::copy(name).path()).unwrap();
         assert_eq!(model.manifest.architecture, architecture, "{name}");
         assert_eq!(model.manifest.labels, ["LABEL_0"], "{name}");
@@ -126,7 +134,13 @@ const UNKNOWN: [Change; 8] = [
     ),
     (
         "tiny-gte",
-        |dir| set(dir, "rope_scaling", json!({"type": "dynamic", "factor": 2.0})),
+        |dir| {
+            set(
+                dir,
+                "rope_scaling",
+                json!({"type": "dynamic", "factor": 2.0}),
+            )
+        },
         "is `dynamic`",
     ),
 ];
@@ -161,7 +175,10 @@ fn an_unknown_layout_without_an_onnx_file_is_refused_with_the_files_that_are_the
         let dir = saved::copy(name);
         change(dir.path());
         let error = refusal(dir.path());
-        assert!(error.message().contains(expected), "{expected} is not in: {error}");
+        assert!(
+            error.message().contains(expected),
+            "{expected} is not in: {error}"
+        );
         for part in ["`--onnx-file`", "`config.json`", "`model.safetensors`"] {
             assert!(error.hint().contains(part), "{part} is not in: {error}");
         }
@@ -181,7 +198,12 @@ fn the_server_logs_why_it_runs_an_onnx_file() {
     let line = program.until("the model is served from its ONNX file, padded");
     let file = line["file"].as_str().unwrap();
     assert!(file.ends_with(ONNX), "{line}");
-    assert!(line["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{line}");
+    assert!(
+        line["reason"]
+            .as_str()
+            .is_some_and(|reason| !reason.is_empty()),
+        "{line}"
+    );
 }
 
 #[test]
@@ -196,7 +218,12 @@ fn broken_files_do_not_lead_to_an_onnx_file() {
 
 #[test]
 fn git_lfs_pointers_are_named_with_what_to_do() {
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS] {
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        WEIGHTS,
+    ] {
         let dir = saved::copy("tiny-bert");
         with_onnx(dir.path());
         fs::write(dir.path().join(file), POINTER).unwrap();

@@ -661,7 +661,9 @@ fn unknown_layouts_are_downloaded_with_their_onnx_file() {
         let dir = saved::copy("tiny-bert");
         let tensors = saved::read_tensors(dir.path()).into_iter();
         let renamed = |name: String| name.replace("intermediate.dense", "intermediate.other");
-        let tensors = tensors.map(|(name, tensor)| (renamed(name), tensor)).collect();
+        let tensors = tensors
+            .map(|(name, tensor)| (renamed(name), tensor))
+            .collect();
         saved::write_tensors(&dir.path().join(WEIGHTS), &tensors, safetensors::Dtype::F32);
         Model::of(ID, dir.path())
     };

@@ -218,7 +218,11 @@ fn offline(
     if file == exported::DEFAULT_PATHS[0] {
         // If the ONNX file is needed because no graph can be built, that is the better message.
         let directory = repo.snapshot(&commit);
-        Manifest::read(id.path(), &Files::Directory(directory.clone()), &config.model)?;
+        Manifest::read(
+            id.path(),
+            &Files::Directory(directory.clone()),
+            &config.model,
+        )?;
         if let Err(error) = Model::open_with(&directory, &config.model)
             && error.is_unsupported()
         {

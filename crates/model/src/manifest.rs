@@ -235,9 +235,7 @@ fn class(config: &Object) -> Result<Option<&str>, ModelError> {
     };
     let mut names = classes.iter().filter_map(Value::as_str);
     let first = names.clone().next();
-    Ok(names
-        .find(|name| name.ends_with(CLASSIFIER))
-        .or(first))
+    Ok(names.find(|name| name.ends_with(CLASSIFIER)).or(first))
 }
 
 fn unknown_architecture(config: &Object, found: Option<&str>) -> ModelError {

@@ -10,8 +10,8 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use super::{LFS_POINTER, ModelError, lfs_pointer};
 use super::exported::stays_inside;
+use super::{LFS_POINTER, ModelError, lfs_pointer};
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 pub const EXTERNAL: i32 = 1;

@@ -509,7 +509,9 @@ impl<'a> EncoderGraph<'a> {
         };
         let bias = [vec![0.0; first], bias].concat();
         let bias = self.floats(&format!("{name}.bias"), &[bias.len()], bias);
-        Ok(self.graph.op(&format!("{name}.biased"), "Add", &[&x, &bias]))
+        Ok(self
+            .graph
+            .op(&format!("{name}.biased"), "Add", &[&x, &bias]))
     }
 
     /// ALiBi as a relative position bias for every distance, `[heads, 2 * positions - 1]`.
@@ -716,7 +718,10 @@ mod tests {
         let close = |ours: Vec<f32>, expected: Vec<f32>| {
             assert_eq!(ours.len(), expected.len());
             for (ours, expected) in ours.iter().zip(&expected) {
-                assert!((ours - expected).abs() <= 1e-7 * expected, "{ours} for {expected}");
+                assert!(
+                    (ours - expected).abs() <= 1e-7 * expected,
+                    "{ours} for {expected}"
+                );
             }
         };
         let eight = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0];

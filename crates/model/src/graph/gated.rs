@@ -257,9 +257,7 @@ impl EncoderGraph<'_> {
             HiddenAct::Silu => unreachable!("no encoder has it"),
         };
         let activated = format!("{name}.activated");
-        let activated = self
-            .graph
-            .node(&activated, domain, operator, &[x], &[]);
+        let activated = self.graph.node(&activated, domain, operator, &[x], &[]);
         let name = format!("{name}.gated");
         self.graph.op(&name, "Mul", &[&activated, gate])
     }
