@@ -25,7 +25,7 @@ const LEAST_RANK_CORRELATION: f64 = 0.997;
 const LEAST_OF_TINY: f64 = 0.98;
 /// Tolerance for int8 scores in different batches.
 const NEIGHBOURS: f64 = 0.005;
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 14] = [
     "tiny-bert",
     "tiny-bert-3-labels",
     "tiny-camembert",
@@ -33,7 +33,6 @@ const MODELS: [&str; 15] = [
     "tiny-electra",
     "tiny-modernbert",
     "tiny-modernbert-biased",
-    "tiny-jina-v1",
     "tiny-jina-v2",
     "tiny-gte",
     "tiny-ettin",

@@ -145,7 +145,6 @@ fn every_architecture_keeps_the_order_of_its_reference() {
         "tiny-mpnet",
         "tiny-modernbert",
         "tiny-modernbert-biased",
-        "tiny-jina-v1",
         "tiny-jina-v2",
         "tiny-gte",
         "tiny-ettin",

@@ -153,7 +153,8 @@ fn jinas_xlm_roberta_gives_the_reference_logits() {
 
 #[test]
 fn jina_bert_gives_the_reference_logits() {
-    check("tiny-jina-v1");
+    // Its weights magnify rounding: the reference itself is 2.9e-4 from double precision.
+    check_within("tiny-jina-v1", 6e-4);
 }
 
 #[test]
