@@ -73,6 +73,10 @@ fn worst(ours: &[f32], reference: &[f32]) -> f32 {
 }
 
 fn check(name: &str) {
+    check_within(name, TOLERANCE);
+}
+
+fn check_within(name: &str, tolerance: f32) {
     let model = Model::open(&model_dir(name)).unwrap();
     let reference = Reference::read(name);
     let layout = Layout::of(&model.manifest);
@@ -83,7 +87,7 @@ fn check(name: &str) {
     for (way, precision, set) in ways() {
         let mut scorer = open(&model, layout, precision, set);
         let worst = worst(&run(&mut scorer, layout, &encodings, |_| ()), &expected);
-        assert!(worst <= TOLERANCE, "{name}, {way}: off by {worst}");
+        assert!(worst <= tolerance, "{name}, {way}: off by {worst}");
     }
 }
 
@@ -482,7 +486,7 @@ fn other_rotary_embeddings_are_noticed() {
             };
             *mixed = match mixed {
                 Some(_) => None,
-                None => Some(1.0),
+                None => Some(0.3),
             };
         },
     ];

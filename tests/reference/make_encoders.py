@@ -277,6 +277,7 @@ def make(name, published):
         tokenizer.save_pretrained(draft)
         tokenizer.save_pretrained(folder)
         model = CrossEncoder(draft, device="cpu")
+    model.tokenizer.model_input_names = tokenizer.model_input_names
     model[0].model = network
     state = kind["tensors"](network.state_dict())
     save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors",

@@ -643,7 +643,7 @@ def check_visible(name, model, pairs, logits):
             mistakes[f"positions + {by}"] = table("position_embeddings", lambda ids, by=by: ids + by)
     if isinstance(getattr(embeddings, "token_type_embeddings", None), torch.nn.Embedding):
         mistakes["no token types"] = no_types
-        if config.type_vocab_size > 1:
+        if config.type_vocab_size > 1 and "token_type_ids" in model.tokenizer.model_input_names:
             mistakes["all token types 0"] = table("token_type_embeddings", lambda ids: ids * 0)
     mistakes |= mistakes_of(config)
     if len(model) > 1:
