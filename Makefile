@@ -23,10 +23,11 @@ serve: build
 build: onnxruntime
 	$(CARGO) build --release --locked
 
-# Runs every test, doc tests included. Not `--all-targets`: that would run the benchmarks too.
+# Runs every test, doc tests included. Not `--all-targets`: that would run the benchmarks too. The clients
+# are downloaded while Rust compiles.
 test:
-	$(MAKE) test-rust
-	$(MAKE) clients
+	@$(MAKE) $(CLIENTS)/installed & downloading=$$!; \
+		$(MAKE) test-rust && wait $$downloading && $(MAKE) clients
 
 .PHONY: test-rust
 test-rust: onnxruntime
@@ -52,7 +53,7 @@ clients: onnxruntime $(CLIENTS)/installed $(NODE_CLIENTS)/installed
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)
-	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
 	touch $@
 
 $(NODE_CLIENTS)/installed: tests/clients/node/package-lock.json
@@ -85,7 +86,7 @@ proof-search: onnxruntime $(DEPLOY)/installed
 
 $(DEPLOY)/installed: tests/deploy/requirements.txt
 	$(PYTHON) -m venv --clear $(DEPLOY)
-	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
 	touch $@
 
 # The page and /docs in headless Chromium, and axe's rules of accessibility. Debian's chromium is needed;
@@ -100,7 +101,7 @@ picture: build $(BROWSER)/installed
 
 $(BROWSER)/installed: tests/browser/requirements.txt
 	$(PYTHON) -m venv --clear $(BROWSER)
-	$(BROWSER)/bin/pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r $<
+	$(BROWSER)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
 	touch $@
 
 # Modules that come from a list, which `cargo fmt` does not look into.
@@ -140,14 +141,15 @@ quality: onnxruntime
 
 # Fuzzes every reader of foreign input for SECONDS each; `make fuzz TARGETS=onnx` runs one. Needs a C++
 # compiler and cargo-fuzz: cargo install --locked cargo-fuzz. Without a sanitizer, which is of use to unsafe
-# code only, stable Rust is enough.
+# code only, stable Rust is enough. FUZZ_PROFILE=--dev builds in half the time, and runs slower.
 .PHONY: fuzz
 SECONDS ?= 60
 TARGETS ?= requests settings model safetensors tokenizer onnx
+FUZZ_PROFILE ?= --release
 fuzz:
 	$(PYTHON) fuzz/seeds.py
 	for target in $(TARGETS); do \
-		$(CARGO) fuzz run --sanitizer none $$target -- \
+		$(CARGO) fuzz run $(FUZZ_PROFILE) --sanitizer none $$target -- \
 			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 || exit 1; \
 	done
 

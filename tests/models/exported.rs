@@ -224,7 +224,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
         &["`albert` is not supported", "optimum-cli export onnx"],
     );
     for (flags, expected) in [
-        (["--precision", "int8"], "a file is run as it is"),
+        (["--precision", "int8"], "ONNX files run unchanged"),
         (
             ["--onnx-file", "../model.onnx"],
             "outside the model's directory",

@@ -3,8 +3,10 @@
 //! Damaged weights, or a graph that does not match them, can load without an error and then give every
 //! pair the same score, or NaN. `rerankd verify` checks whether scores are correct.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 
+use crate::batcher::batch::message;
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_model::encoder::{EncodeError, EncodedPair, Encoder};
@@ -87,7 +89,7 @@ impl SelfTest {
             query: query.into(),
             document: document.into(),
         });
-        let encoded = encoder.encode(&pairs, &AtomicBool::new(false))?;
+        let encoded = tokenized(|| encoder.encode(&pairs, &AtomicBool::new(false)))?;
         let encodings = encoded.into_iter().flat_map(EncodedPair::encodings);
         let encodings: Vec<Encoding> = encodings.collect();
         Ok(Self {
@@ -123,6 +125,16 @@ impl SelfTest {
     }
 }
 
+/// Runs `encode`. With a damaged `tokenizer.json`, the tokenizer may panic on some texts.
+fn tokenized(
+    encode: impl FnOnce() -> Result<Vec<EncodedPair>, EncodeError>,
+) -> Result<Vec<EncodedPair>, SelfTestError> {
+    match catch_unwind(AssertUnwindSafe(encode)) {
+        Ok(encoded) => Ok(encoded?),
+        Err(panic) => Err(SelfTestError::Encode(message(&*panic).to_owned())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +143,12 @@ mod tests {
         let encodings: [Encoding; 0] = [];
         let batch = Batch::pack(&encodings);
         SelfTest { batch, labels }.check(logits)
+    }
+
+    #[test]
+    fn a_tokenizer_that_panics_ends_the_start_with_an_error() {
+        let error = tokenized(|| panic!("damaged")).unwrap_err();
+        assert_eq!(error, SelfTestError::Encode("damaged".to_owned()));
     }
 
     #[test]
