@@ -326,6 +326,8 @@ mod tests {
             "xinference",
             "vllm",
             "infinity",
+            "cohere_v1",
+            "cohere_v2",
             "pinecone",
         ];
         assert_eq!(names("/rerank"), [&["native"], &told[..]].concat());

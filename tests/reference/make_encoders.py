@@ -254,8 +254,9 @@ KINDS = {
     "tiny-jina-v2": dict(tokenizer=fixtures.unigram, network=jina_v2, config=JINA_V2, tensors=jina_v2_tensors, seed=117),
     "tiny-gte": dict(tokenizer=fixtures.unigram, network=gte(GTE), config=GTE, tensors=gte_tensors(GTE), seed=118),
     "tiny-gte-en": dict(tokenizer=lambda: fixtures.wordpiece(lowercase=True), network=gte(GTE_EN), config=GTE_EN,
-                        tensors=gte_tensors(GTE_EN), seed=118),
-    "tiny-jina-v1": dict(tokenizer=fixtures.byte_bpe, network=jina_v1, config=JINA_V1, tensors=jina_v1_tensors, seed=118),
+                        tensors=gte_tensors(GTE_EN), seed=125, queries=0.5),
+    "tiny-jina-v1": dict(tokenizer=fixtures.byte_bpe, network=jina_v1, config=JINA_V1, tensors=jina_v1_tensors,
+                         seed=121, queries=0.5),
 }
 
 
@@ -266,6 +267,10 @@ def make(name, published):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     network = kind["network"](len(tokenizer)).eval()
     fixtures.randomise(network, kind["seed"])
+    for parameter, weight in network.named_parameters():
+        # Attention that hangs on few tokens magnifies rounding.
+        if parameter.endswith(("query.weight", "q_proj.weight")):
+            weight.data *= kind.get("queries", 1.0)
     folder = fixtures.HERE / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -681,7 +681,8 @@ fn unknown_layouts_are_downloaded_with_their_onnx_file() {
     assert!(reason.contains("intermediate.dense.weight"), "{reason}");
 
     let hub = Hub::new(vec![unknown()]);
-    let dir = Place::new(&hub).fetched(ID);
+    let place = Place::new(&hub);
+    let dir = place.fetched(ID);
     let error = AnyModel::open(&dir, None).unwrap_err();
     assert!(error.hint().contains("`--onnx-file`"), "{error}");
 }

@@ -90,6 +90,9 @@ fn a_model_whose_scores_mean_nothing_is_refused() {
     );
 }
 
+/// What Git has in place of a large file.
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1";
+
 #[test]
 fn models_that_cannot_be_served_are_refused() {
     check_config(
@@ -123,8 +126,12 @@ fn models_that_cannot_be_served_are_refused() {
         &["`tokenizer.json` is invalid"],
     );
     check_model(
-        |dir| fs::write(dir.join("config.json"), "version https://git-lfs").unwrap(),
-        &["config.json` is not JSON", "LFS"],
+        |dir| fs::write(dir.join("config.json"), "<!DOCTYPE html>").unwrap(),
+        &["config.json` is not JSON", "an HTML page"],
+    );
+    check_model(
+        |dir| fs::write(dir.join("config.json"), POINTER).unwrap(),
+        &["config.json` is a Git LFS pointer", "`git lfs pull`"],
     );
 }
 
@@ -255,10 +262,6 @@ fn weights_that_are_damaged_are_refused() {
         (lying(1 << 40), "but declares a header of"),
         (lying(header as u64 / 2), "has an invalid header"),
         (with_header(&huge), "has an invalid header"),
-        (
-            b"version https://git-lfs.github.com/spec/v1".to_vec(),
-            "but declares a header of",
-        ),
     ] {
         let write = |dir: &Path| fs::write(dir.join(WEIGHTS), bytes).unwrap();
         check_model(
@@ -266,6 +269,10 @@ fn weights_that_are_damaged_are_refused() {
             &["model.safetensors` ", expected, "download the file again"],
         );
     }
+    check_model(
+        |dir| fs::write(dir.join(WEIGHTS), POINTER).unwrap(),
+        &["model.safetensors` is a Git LFS pointer", "`git lfs pull`"],
+    );
 }
 
 // ONNX Runtime.

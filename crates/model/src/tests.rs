@@ -12,6 +12,27 @@ use rerankd_core::Activation;
 const SIGMOID: &str = "torch.nn.modules.activation.Sigmoid";
 const IDENTITY: &str = "torch.nn.modules.linear.Identity";
 
+/// Names of the first layer of BERT and RoBERTa, by which a layout is known.
+fn layer_tensors() -> Vec<(String, TensorView<'static>)> {
+    let mut tensors = Vec::new();
+    for base in ["bert.", "roberta.", ""] {
+        for part in [
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "attention.output.LayerNorm",
+            "intermediate.dense",
+            "output.dense",
+            "output.LayerNorm",
+        ] {
+            let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+            tensors.push((format!("{base}encoder.layer.0.{part}.weight"), view));
+        }
+    }
+    tensors
+}
+
 /// A model directory: JSON files, and the shape of the head's tensor.
 struct Saved {
     files: Vec<(&'static str, Value)>,
@@ -123,7 +144,9 @@ impl Saved {
         if let Some((name, shape)) = &self.head {
             let data = vec![0; 4 * shape.iter().product::<usize>()];
             let view = TensorView::new(Dtype::F32, shape.clone(), &data).unwrap();
-            let bytes = safetensors::serialize([(name, view)], None).unwrap();
+            let mut tensors = layer_tensors();
+            tensors.push(((*name).to_owned(), view));
+            let bytes = safetensors::serialize(tensors, None).unwrap();
             fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
         }
         dir
@@ -766,8 +789,7 @@ fn impossible_sizes_are_refused() {
 #[test]
 fn files_that_are_not_json_are_refused() {
     let dir = Saved::bert().write();
-    let pointer = "version https://git-lfs.github.com/spec/v1";
-    fs::write(dir.path().join("config.json"), pointer).unwrap();
+    fs::write(dir.path().join("config.json"), "<!DOCTYPE html>").unwrap();
     let error = Model::open(dir.path()).unwrap_err();
     assert!(
         error.message().contains("config.json` is not JSON"),

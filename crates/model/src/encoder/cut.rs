@@ -21,7 +21,7 @@ use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, PreTokenizerWr
 pub(super) struct Cuts {
     /// Strings that must not span a cut.
     unbroken: Vec<String>,
-    /// Length of the longest of them, in bytes.
+    /// Maximum length of one, in bytes, also if it is spelled with lookalikes.
     longest: usize,
 }
 
@@ -35,8 +35,11 @@ impl Cuts {
             .values()
         {
             let content = &token.content;
-            if token.normalized && !is_normalized_from_itself(tokenizer.get_normalizer(), content) {
-                return None;
+            if token.normalized
+                && let Some(normalizer) = tokenizer.get_normalizer()
+            {
+                let lookalikes = lookalikes(normalizer, content)?;
+                unbroken.extend(lookalikes.into_iter().map(str::to_owned));
             }
             // A cut never follows whitespace.
             if content.chars().all(char::is_whitespace) {
@@ -56,7 +59,8 @@ impl Cuts {
         if !pre_tokenizer_is_local(tokenizer.get_pre_tokenizer()?) {
             return None;
         }
-        let longest = unbroken.iter().map(String::len).max().unwrap_or(0);
+        // A lookalike takes up to three bytes.
+        let longest = 3 * unbroken.iter().map(String::len).max().unwrap_or(0);
         Some(Self { unbroken, longest })
     }
 
@@ -92,23 +96,24 @@ impl Cuts {
     }
 }
 
-/// Whether a normalized text contains `token` only where the text itself does. Unknown if the normalizer
-/// maps other characters to ASCII.
-fn is_normalized_from_itself(normalizer: Option<&NormalizerWrapper>, token: &str) -> bool {
+/// Characters that the normalizer maps to ASCII, so that a normalized text may contain `token` where the text itself
+/// does not. `None` if they are unknown.
+fn lookalikes(normalizer: &NormalizerWrapper, token: &str) -> Option<Vec<&'static str>> {
     match normalizer {
-        None => true,
-        // The kelvin sign, the Greek question mark and the varia become these.
-        Some(NormalizerWrapper::NFC(_)) => !token.contains(['K', ';', '`']),
-        Some(NormalizerWrapper::Sequence(steps)) => {
-            let mut steps = steps.as_ref().iter();
-            steps.all(|step| is_normalized_from_itself(Some(step), token))
+        // The kelvin sign, the Greek question mark and the varia become `K`, `;` and a grave accent.
+        NormalizerWrapper::NFC(_) => Some(vec!["\u{212a}", "\u{37e}", "\u{1fef}"]),
+        NormalizerWrapper::Sequence(steps) => {
+            let steps = steps.as_ref().iter();
+            let all: Option<Vec<_>> = steps.map(|step| lookalikes(step, token)).collect();
+            Some(all?.concat())
         }
-        Some(NormalizerWrapper::StripNormalizer(_)) => true,
-        Some(step @ NormalizerWrapper::Replace(_)) => {
-            let becomes_space = matches!(replaced(step), Some(Replaced::Whitespace));
-            becomes_space && !token.contains(char::is_whitespace)
+        NormalizerWrapper::StripNormalizer(_) => Some(Vec::new()),
+        NormalizerWrapper::Replace(_) => {
+            let becomes_space = matches!(replaced(normalizer), Some(Replaced::Whitespace));
+            let is_apart = becomes_space && !token.contains(char::is_whitespace);
+            is_apart.then(Vec::new)
         }
-        Some(_) => false,
+        _ => None,
     }
 }
 

@@ -23,7 +23,19 @@ fn tokenizers() -> Vec<(String, PairEncoder)> {
     let small = all().map(|(name, file)| (name.to_owned(), file));
     saved
         .chain(small)
-        .map(|(name, file)| (name, PairEncoder::new(&file, 40, None).unwrap()))
+        .map(|(name, file)| {
+            let mut config = TokenizerConfig::default();
+            if name.starts_with("tiny-deberta") {
+                // As saved, it has steps that may depend on the whole text; they are replaced.
+                config.class = TokenizerClass::DebertaV2 {
+                    lowercase: false,
+                    split_by_punct: false,
+                    add_prefix_space: true,
+                };
+            }
+            let encoder = PairEncoder::with_config(&file, 40, None, &config);
+            (name, encoder.unwrap())
+        })
         .collect()
 }
 
@@ -96,9 +108,32 @@ fn scripts() -> impl Strategy<Value = String> {
         "#\u{fe0f}\u{20e3}",
     ]);
     let marks = prop::sample::select(vec![
-        " ", "  ", "\n", "\t \n", "\u{a0}", "\u{3000}", "\u{200b}", "\u{200d}", "\0", "\u{ad}",
-        ",", ".", "``", "''", "'", "<s>", "</s>", "[SEP]", "<mask>", " [MASK] ", "[", "▁", "Ġ",
-        "\u{301}", "\u{fffd}",
+        " ",
+        "  ",
+        "\n",
+        "[UN\u{212a}]",
+        "\t \n",
+        "\u{a0}",
+        "\u{3000}",
+        "\u{200b}",
+        "\u{200d}",
+        "\0",
+        "\u{ad}",
+        ",",
+        ".",
+        "``",
+        "''",
+        "'",
+        "<s>",
+        "</s>",
+        "[SEP]",
+        "<mask>",
+        " [MASK] ",
+        "[",
+        "▁",
+        "Ġ",
+        "\u{301}",
+        "\u{fffd}",
     ]);
     let long = (
         prop::sample::select(vec![
@@ -147,7 +182,12 @@ fn long_texts_of_every_script_are_decided_by_their_prefix() {
                 continue;
             }
             let side = encoder.tokenizer.tokenize_start(text, 20).unwrap();
-            let side = side.unwrap_or_else(|| panic!("{name} reads all of {:?}", &text[..20]));
+            let side = side.unwrap_or_else(|| {
+                panic!(
+                    "{name} reads all of {}…",
+                    text.chars().take(20).collect::<String>()
+                )
+            });
             assert_eq!(
                 side.ids,
                 own(&encoder, &text[..text.floor_char_boundary(9000)])[..20],
