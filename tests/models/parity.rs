@@ -380,7 +380,8 @@ fn another_bias_by_distance_is_noticed() {
 
 #[test]
 fn another_disentangled_attention_is_noticed() {
-    let faults: [(&str, fn(&mut Disentangled)); 9] = [
+    type Fault = fn(&mut Disentangled);
+    let faults: [(&str, Fault); 9] = [
         ("distances mirrored", |relative| relative.rows.reverse()),
         ("distances + 1", |relative| relative.rows.rotate_left(1)),
         ("distances - 1", |relative| relative.rows.rotate_right(1)),
