@@ -82,8 +82,8 @@ impl Read for Arguments {
             return Ok(Self::default());
         }
         let mut json = serde_json::Deserializer::from_str(text);
-        let arguments = Self::read(at, &mut json);
-        let arguments = arguments.and_then(|arguments| json.end().map(|()| arguments));
+        let arguments = ArgumentsObject::read(at, &mut json);
+        let arguments = arguments.and_then(|arguments| json.end().map(|()| arguments.0));
         // The parser's position is in the string, not in the body.
         arguments.map_err(|error| match error.is_data() {
             true => E::custom(format_args!(
@@ -93,9 +93,16 @@ impl Read for Arguments {
             false => unexpected::<Self, E>(at, &"another string"),
         })
     }
+}
+
+/// The object in the string.
+struct ArgumentsObject(Arguments);
+
+impl Read for ArgumentsObject {
+    const EXPECTED: &'static str = "a JSON object";
 
     fn object<'de, M: MapAccess<'de>>(at: Place<'_>, mut map: M) -> Result<Self, M::Error> {
-        let mut arguments = Self::default();
+        let mut arguments = Arguments::default();
         while let Some(name) = map.next_key::<String>()? {
             if name == "instruction" {
                 arguments.instruction = map.next_value_seed(Reader::<Option<String>>::at(at))?;
@@ -103,7 +110,7 @@ impl Read for Arguments {
                 map.next_value_seed(Reader::<Option<Refused>>::at(at))?;
             }
         }
-        Ok(arguments)
+        Ok(Self(arguments))
     }
 }
 
