@@ -205,6 +205,8 @@ const MAX_PASSED_OVER: usize = 16;
 const WORTH_FILLING: usize = 16;
 /// With more requests, one gives several short sequences in a turn: bounds the time under the lock.
 const MANY_REQUESTS: usize = 64;
+/// Sequences for which a batch has room from the start.
+const USUAL_JOBS: usize = 32;
 /// Tokens of such a turn.
 const TURN_TOKENS: usize = 256;
 /// Late requests that are refused while one batch is formed: bounds the time under the lock.
@@ -380,7 +382,10 @@ impl Queue {
     /// sequence no longer fits sits this batch out. One that cannot be answered in time is refused instead
     /// of begun.
     pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed, now: Instant) -> Taken {
-        let mut taken = Taken::default();
+        let mut taken = Taken {
+            jobs: Vec::with_capacity(USUAL_JOBS),
+            ..Taken::default()
+        };
         let mut draft = Draft::default();
         let mut aside = Vec::new();
         let mut refused = 0;
@@ -581,8 +586,13 @@ impl Queue {
     pub(super) fn complete(&mut self, jobs: &[Job], logits: &[f32]) -> Outcome {
         let mut outcome = Outcome::default();
         let mut unspent = Vec::new();
+        // In a loop of its own: where many requests wait, the entries are in no cache, and the processor waits for
+        // several at a time.
+        for job in jobs {
+            self.by_key.remove(&job.key);
+        }
         for (job, row) in jobs.iter().zip(logits.chunks_exact(self.labels)) {
-            let pending = self.end(job.id);
+            let pending = self.jobs.remove(job.id).expect("a job ends once");
             if pending.owners.is_empty() {
                 outcome.wasted += pending.tokens;
             }
