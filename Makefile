@@ -27,7 +27,8 @@ build: onnxruntime
 # are downloaded while Rust compiles.
 test:
 	@$(MAKE) $(CLIENTS)/installed & downloading=$$!; \
-		$(MAKE) test-rust && wait $$downloading && $(MAKE) clients
+		$(MAKE) test-rust; tested=$$?; \
+		wait $$downloading && [ $$tested -eq 0 ] && $(MAKE) clients
 
 .PHONY: test-rust
 test-rust: onnxruntime
@@ -141,17 +142,19 @@ quality: onnxruntime
 
 # Fuzzes every reader of foreign input for SECONDS each; `make fuzz TARGETS=onnx` runs one. Needs a C++
 # compiler and cargo-fuzz: cargo install --locked cargo-fuzz. Without a sanitizer, which is of use to unsafe
-# code only, stable Rust is enough. FUZZ_PROFILE=--dev builds in half the time, and runs slower.
+# code only, stable Rust is enough. FUZZ_PROFILE=--dev builds faster and runs slower.
 .PHONY: fuzz
 SECONDS ?= 60
 TARGETS ?= requests settings model safetensors tokenizer onnx
 FUZZ_PROFILE ?= --release
+# Seconds after which one input counts as a fault.
+FUZZ_TIMEOUT ?= 10
 fuzz:
 	$(PYTHON) fuzz/seeds.py
-	for target in $(TARGETS); do \
+	@failed=; for target in $(TARGETS); do \
 		$(CARGO) fuzz run $(FUZZ_PROFILE) --sanitizer none $$target -- \
-			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 || exit 1; \
-	done
+			-max_total_time=$(SECONDS) -timeout=$(FUZZ_TIMEOUT) -rss_limit_mb=2048 || failed="$$failed $$target"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
 onnxruntime:

@@ -106,7 +106,7 @@ impl Fusion {
     ///
     /// # Errors
     /// [`ErrorCode::InvalidRequest`](crate::ErrorCode::InvalidRequest) if the first stage found no document
-    /// of the list `field`.
+    /// of the list `field`, or a score is not finite.
     pub fn new(
         method: FusionMethod,
         weight: FusionWeight,
@@ -117,6 +117,16 @@ impl Fusion {
             return Err(RerankError::invalid(format!(
                 "`fusion` needs a `score` or a `rank` in at least one of `{field}`; add them, or leave \
                  `fusion` out"
+            )));
+        }
+        if first_stage
+            .values()
+            .iter()
+            .flatten()
+            .any(|value| !value.is_finite())
+        {
+            return Err(RerankError::invalid(format!(
+                "a `score` in `{field}` is not finite; send numbers that are"
             )));
         }
         Ok(Self {

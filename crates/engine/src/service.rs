@@ -773,10 +773,13 @@ fn shared_prefix<'a>(encodings: impl IntoIterator<Item = &'a Encoding>) -> usize
     let Some(Encoding { ids: first, .. }) = encodings.next() else {
         return 0;
     };
-    encodings.fold(first.len() - 1, |prefix, Encoding { ids, .. }| {
-        let equal = first.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        prefix.min(equal).min(ids.len() - 1)
-    })
+    encodings.fold(
+        first.len().saturating_sub(1),
+        |prefix, Encoding { ids, .. }| {
+            let equal = first.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            prefix.min(equal).min(ids.len().saturating_sub(1))
+        },
+    )
 }
 
 /// The logits of all sequences, in order: the `known` ones, and the `computed` others, each `[labels]`.

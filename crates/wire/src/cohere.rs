@@ -62,7 +62,7 @@ pub static V2: Dialect = Dialect {
 };
 
 /// What no other format reads: a body with it is that of the path, whatever else it has.
-pub const FUSION: Signature = Signature::any(&[Mark("fusion", &[ValueKind::Object])]);
+pub const FUSION: Signature = Signature::any(&[Mark("fusion", ValueKind::ANY)]);
 
 fn form(schemas: &mut Schemas, example: Value) -> Form {
     Form::of::<CohereRequest, CohereResponse, CohereError>(schemas, example)

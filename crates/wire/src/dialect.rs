@@ -137,6 +137,14 @@ impl ValueKind {
     pub const FLAG: &'static [Self] = &[Self::Flag, Self::Text];
     /// A count, which may be written as a string.
     pub const COUNT: &'static [Self] = &[Self::Number, Self::Text];
+    /// Whatever is not null.
+    pub const ANY: &'static [Self] = &[
+        Self::Flag,
+        Self::Number,
+        Self::Text,
+        Self::List,
+        Self::Object,
+    ];
 }
 
 /// The keys that tell the bodies of an operation.

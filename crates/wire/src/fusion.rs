@@ -128,7 +128,7 @@ impl FusionRequest {
             })?);
             ranks.push(rank(evidence.rank).ok_or_else(|| {
                 RerankError::invalid(format!(
-                    "`{field}[{index}].rank` is not a whole number from 1; send one, or leave it out"
+                    "`{field}[{index}].rank` is not a whole number of at least 1; send one, or leave it out"
                 ))
             })?);
         }
@@ -137,7 +137,7 @@ impl FusionRequest {
         let first_stage = match (has_scores, has_ranks) {
             (true, true) => {
                 return Err(RerankError::invalid(format!(
-                    "`{field}` have `score` and `rank`; send the same one of them with each"
+                    "some `{field}` have a `score` and some a `rank`; send only one of the two"
                 )));
             }
             (_, false) => FirstStage::Scores(scores),
@@ -161,12 +161,13 @@ fn score(given: Given) -> Option<Option<f64>> {
 fn rank(given: Given) -> Option<Option<u32>> {
     match given {
         Given::Nothing => Some(None),
-        Given::Number(rank) if rank >= 1.0 && rank.fract() == 0.0 =>
+        Given::Number(rank)
+            if (1.0..=f64::from(u32::MAX)).contains(&rank) && rank.fract() == 0.0 =>
         {
             #[allow(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "it is whole and positive, and saturates"
+                reason = "it is whole and in range"
             )]
             Some(Some(rank as u32))
         }

@@ -42,7 +42,7 @@ pub static INFINITY: Dialect = Dialect {
             Mark("return_documents", &[ValueKind::Flag]),
         ],
         none: &[
-            Mark("fusion", &[ValueKind::Object]),
+            Mark("fusion", ValueKind::ANY),
             Mark("truncate", ValueKind::FLAG),
             Mark("truncation_strategy", &[ValueKind::Text]),
             Mark("truncation_direction", &[ValueKind::Text]),

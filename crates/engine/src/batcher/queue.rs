@@ -205,10 +205,10 @@ const MAX_PASSED_OVER: usize = 16;
 const WORTH_FILLING: usize = 16;
 /// With more requests, one gives several short sequences in a turn: bounds the time under the lock.
 const MANY_REQUESTS: usize = 64;
-/// Sequences for which a batch has room from the start.
-const USUAL_JOBS: usize = 32;
 /// Tokens of such a turn.
 const TURN_TOKENS: usize = 256;
+/// Sequences for which a batch has room from the start.
+const USUAL_JOBS: usize = 32;
 /// Late requests that are refused while one batch is formed: bounds the time under the lock.
 const MAX_REFUSED: usize = 64;
 
@@ -284,11 +284,15 @@ impl Queue {
         let unscored = arrival.encodings.len();
         let mut jobs = Vec::with_capacity(unscored);
         let (mut next, mut work, mut shared) = (unscored, Work::default(), 0);
+        // Of the first sequence that is the request's own, the prefix counts.
+        let mut prefix = 0;
         for (index, (key, encoding)) in arrival.encodings.into_iter().enumerate() {
-            // It is computed with the first.
-            let prefix = if index == 0 { 0 } else { arrival.prefix };
             let (job, known) = self.job(key, encoding, prefix);
-            shared += usize::from(known);
+            if known {
+                shared += 1;
+            } else {
+                prefix = arrival.prefix;
+            }
             let pending = &mut self.jobs[job];
             pending.owners.push((id, index));
             jobs.push(job);
@@ -474,7 +478,9 @@ impl Queue {
                 break;
             }
             turn += tokens;
-            room.draft.add(tokens, flow.work.sequences == 1, room.each);
+            let own = pending.owners.iter().filter(|(owner, _)| *owner == id);
+            let is_last = flow.work.sequences == own.count();
+            room.draft.add(tokens, is_last, room.each);
             let work = Work::of(tokens);
             self.waiting -= work;
             if flow.counted == flow.work {
@@ -611,7 +617,7 @@ impl Queue {
                 let start = index * self.labels;
                 flow.logits[start..start + self.labels].copy_from_slice(row);
                 flow.unscored -= 1;
-                if flow.unspent_tokens == 0 {
+                if unspent.last() != Some(&id) {
                     unspent.push(id);
                 }
                 flow.unspent_tokens += pending.tokens;
