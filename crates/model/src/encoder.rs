@@ -13,6 +13,7 @@ mod tokens;
 mod truncate;
 mod truncating;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
@@ -26,7 +27,7 @@ use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions};
 use template::PairTemplate;
-use text::{TextTokenizer, TextTokens};
+use text::{TextTokenizer, TextTokens, unusable};
 
 /// Why pairs could not be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -224,7 +225,13 @@ impl PairEncoder {
         config: &TokenizerConfig,
     ) -> Result<Self, ModelError> {
         let tokenizer = TextTokenizer::new(tokenizer_json, config)?;
-        let mut template = PairTemplate::of(tokenizer.inner())?;
+        // The library panics on a template that names a special token which the file does not define.
+        let mut template = catch_unwind(AssertUnwindSafe(|| PairTemplate::of(tokenizer.inner())))
+            .unwrap_or_else(|_| {
+            Err(unusable(
+                "the post-processor of `tokenizer.json` is damaged",
+            ))
+        })?;
         if !config.uses_type_ids {
             template.clear_types();
         }

@@ -364,6 +364,20 @@ fn a_broken_tokenizer_is_refused() {
 
 /// The tokenizers library panics on such a file.
 #[test]
+fn a_template_with_an_unknown_special_token_is_refused() {
+    let mut template = template(&[("<s>", 0), ("A", 0), ("</s>", 0), ("B", 0)]);
+    template["special_tokens"] = json!({"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}});
+    let error = PairEncoder::new(&bert(template), 16, None).unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains("post-processor of `tokenizer.json` is damaged"),
+        "{error}"
+    );
+}
+
+/// The tokenizers library panics on such a file.
+#[test]
 fn a_tokenizer_with_a_damaged_character_map_is_refused() {
     let normalizer = json!({"type": "Precompiled", "precompiled_charsmap": "~"});
     let broken = file(normalizer, Value::Null, Value::Null, wordpiece_model());

@@ -407,7 +407,7 @@ fn lowercase_first(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     Ok(())
 }
 
-fn unusable(message: &str) -> ModelError {
+pub(super) fn unusable(message: &str) -> ModelError {
     ModelError::new(
         message,
         "save the tokenizer again with a current version of transformers",
