@@ -149,11 +149,13 @@ TARGETS ?= requests settings model safetensors tokenizer onnx
 FUZZ_PROFILE ?= --release
 # Seconds after which one input counts as a fault.
 FUZZ_TIMEOUT ?= 10
+# 0: other inputs at every run.
+FUZZ_SEED ?= 0
 fuzz:
 	$(PYTHON) fuzz/seeds.py
 	@failed=; for target in $(TARGETS); do \
 		$(CARGO) fuzz run $(FUZZ_PROFILE) --sanitizer none $$target -- \
-			-max_total_time=$(SECONDS) -timeout=$(FUZZ_TIMEOUT) -rss_limit_mb=2048 || failed="$$failed $$target"; \
+			-max_total_time=$(SECONDS) -seed=$(FUZZ_SEED) -timeout=$(FUZZ_TIMEOUT) -rss_limit_mb=2048 || failed="$$failed $$target"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
