@@ -44,11 +44,15 @@ def make(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(compare.TOKENIZER)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | inputs))
     with tempfile.TemporaryDirectory() as draft:
         tokenizer.save_pretrained(draft)
         small = BertConfig(vocab_size=30522, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
         BertForSequenceClassification(small).save_pretrained(draft)
         model = CrossEncoder(draft, device="cpu", max_length=compare.LONGEST_PAIR)
+    model.tokenizer.model_input_names = tokenizer.model_input_names
     model[0].model = network
     return model
 
