@@ -12,6 +12,7 @@ pub(crate) mod text;
 mod tokens;
 mod truncate;
 mod truncating;
+mod vocabulary;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;

@@ -158,6 +158,15 @@ fn unigram() -> Vec<u8> {
     )
 }
 
+#[test]
+fn a_vocabulary_with_a_huge_token_is_rejected_before_it_overflows_the_stack() {
+    let mut saved: Value = serde_json::from_slice(&unigram()).unwrap();
+    let tokens = saved["model"]["vocab"].as_array_mut().unwrap();
+    tokens.push(json!(["x".repeat(1_000_000), -1.0]));
+    let error = PairEncoder::new(saved.to_string().as_bytes(), 32, None).unwrap_err();
+    assert!(error.to_string().contains("1000000 bytes"), "{error}");
+}
+
 /// A template without special tokens.
 fn bare() -> Vec<u8> {
     bert(Value::Null)

@@ -19,6 +19,7 @@ use super::EncodeError;
 use super::cut::Cuts;
 use super::pieces::Pieces;
 use super::shorten::WordShortener;
+use super::vocabulary;
 use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
@@ -79,6 +80,7 @@ pub(crate) struct TextTokenizer {
 
 impl TextTokenizer {
     pub fn new(tokenizer_json: &[u8], config: &TokenizerConfig) -> Result<Self, ModelError> {
+        vocabulary::check(tokenizer_json)?;
         // The library panics on some damaged files, such as one with an invalid character map.
         let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(tokenizer_json))
             .map_err(|_| unusable("`tokenizer.json` is damaged"))?
