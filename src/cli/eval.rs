@@ -200,7 +200,10 @@ pub fn run(args: &Args) -> Exit {
             eprintln!("rerankd: {error}");
             match error {
                 EvalError::Load(_) => Exit::Model,
-                EvalError::Data(_) | EvalError::Plot(_) | EvalError::Engine(_) => Exit::Failure,
+                EvalError::Data(_)
+                | EvalError::File { .. }
+                | EvalError::Plot(_)
+                | EvalError::Engine(_) => Exit::Failure,
             }
         }
     }

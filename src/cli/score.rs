@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Exit {
             }
             match error {
                 JobError::Load(_) => Exit::Model,
-                JobError::Unusable(_) | JobError::Engine(_) => Exit::Failure,
+                JobError::Setup(_) | JobError::File { .. } | JobError::Engine(_) => Exit::Failure,
             }
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::load::{self, LoadConfig, LoadError};
 use crate::metrics::Metrics;
@@ -31,9 +31,15 @@ pub type Outcome = Result<Vec<f32>, RowError>;
 pub struct RowError(pub String);
 
 /// The engine cannot score any pair.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the model fails: {0}")]
-pub struct EngineError(String);
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A pair that needs a score has none, or no pair of a chunk has one.
+    #[error("the model fails: {0}")]
+    Row(#[source] RowError),
+    /// The task of a chunk panicked.
+    #[error("the model fails: {0}")]
+    Task(#[from] JoinError),
+}
 
 /// A loaded model, and the async runtime of its queue.
 pub struct Engine {
@@ -110,7 +116,7 @@ impl Engine {
             let Some(((), outcomes)) = done else { continue };
             scored(outcomes.len());
             for outcome in outcomes {
-                scores.extend(outcome.map_err(|error| EngineError(error.0))?);
+                scores.extend(outcome.map_err(EngineError::Row)?);
             }
         }
     }
@@ -161,11 +167,7 @@ impl<T> Line<'_, T> {
         let Some((tag, task)) = self.chunks.pop_front() else {
             return Ok(None);
         };
-        let outcomes = self
-            .engine
-            .runtime
-            .block_on(task)
-            .map_err(|lost| EngineError(lost.to_string()))??;
+        let outcomes = self.engine.runtime.block_on(task)??;
         Ok(Some((tag, outcomes)))
     }
 
@@ -207,7 +209,7 @@ async fn score(
     }
     // If every one of several rows fails, the engine is at fault, not a row.
     if count > 1 && !last_failure.is_empty() && outcomes.iter().all(Result::is_err) {
-        return Err(EngineError(last_failure));
+        return Err(EngineError::Row(RowError(last_failure)));
     }
     Ok(outcomes)
 }

@@ -139,12 +139,22 @@ pub struct Summary {
     pub resumed: u64,
 }
 
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// A job failed. The output up to the last commit is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// Input, output or settings are invalid; the message says what to change.
+    /// The job cannot be run as it is set up; the message says what to change.
     #[error("{0}")]
-    Unusable(String),
+    Setup(String),
+    /// A file or a standard stream cannot be used.
+    #[error("{name}: {source}")]
+    File {
+        /// What it is, or its path.
+        name: String,
+        /// What is wrong with it.
+        source: Cause,
+    },
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -154,8 +164,15 @@ pub enum JobError {
 }
 
 impl JobError {
-    fn at(path: &Path, error: impl std::fmt::Display) -> Self {
-        Self::Unusable(format!("`{}`: {error}", path.display()))
+    fn at(path: &Path, source: impl Into<Cause>) -> Self {
+        Self::named(format!("`{}`", path.display()), source)
+    }
+
+    fn named(name: impl Into<String>, source: impl Into<Cause>) -> Self {
+        Self::File {
+            name: name.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -376,7 +393,7 @@ fn open(job: &Job, labels: &[String], checkpoint: Checkpoint) -> Result<Opened, 
 #[cfg(feature = "parquet")]
 fn columnar(job: &Job, columns: &[String], checkpoint: Checkpoint) -> Result<Opened, JobError> {
     let (Some(input), Some(output)) = (job.input.path(), job.output.path()) else {
-        return Err(JobError::Unusable(
+        return Err(JobError::Setup(
             "Parquet cannot be streamed; hint: use files for `--input` and `--output`".into(),
         ));
     };
@@ -387,7 +404,7 @@ fn columnar(job: &Job, columns: &[String], checkpoint: Checkpoint) -> Result<Ope
 
 #[cfg(not(feature = "parquet"))]
 fn columnar(_: &Job, _: &[String], _: Checkpoint) -> Result<Opened, JobError> {
-    Err(JobError::Unusable(
+    Err(JobError::Setup(
         "this build does not support Parquet; hint: build it with `--features parquet`".into(),
     ))
 }
@@ -419,13 +436,13 @@ fn number(score: f32) -> String {
 }
 
 fn too_short(rows: u64) -> JobError {
-    JobError::Unusable(format!(
+    JobError::Setup(format!(
         "the input has fewer than the {rows} rows of an earlier run; hint: `--overwrite` starts over"
     ))
 }
 
 fn name_taken(name: &str) -> JobError {
-    JobError::Unusable(format!(
+    JobError::Setup(format!(
         "the input already has a column `{name}`; hint: `--score-field` sets another name"
     ))
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::EvalError;
+use super::{Cause, EvalError};
 
 /// A labeled pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub struct Texts {
 /// first three columns, as in STS Benchmark.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line is invalid, or the file has no pairs.
+/// [`EvalError::File`] when a line is invalid, or the file has no pairs.
 pub fn read_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalError> {
     let pairs = if is_json(path) {
         json_pairs(path, fields)?
@@ -69,7 +69,7 @@ fn json_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalEr
             score: object
                 .get(&fields[2])
                 .and_then(Value::as_f64)
-                .ok_or_else(|| at.error(&format!("`{}` is not a number", fields[2])))?,
+                .ok_or_else(|| at.error(format!("`{}` is not a number", fields[2])))?,
         });
         Ok(())
     })?;
@@ -86,11 +86,11 @@ fn csv_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalErr
         })
         .flexible(true)
         .from_path(path)
-        .map_err(|error| whole(path, &error.to_string()))?;
+        .map_err(|error| whole(path, error))?;
     let mut columns = [0, 1, 2];
     let mut pairs = Vec::new();
     for (index, record) in reader.records().enumerate() {
-        let record = record.map_err(|error| whole(path, &error.to_string()))?;
+        let record = record.map_err(|error| whole(path, error))?;
         let line = record.position().map_or(0, csv::Position::line);
         let at = At { path, line };
         let cell = |column: usize| record.get(column).map(str::trim);
@@ -100,21 +100,21 @@ fn csv_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalErr
             (None, 0) => {
                 for (column, name) in columns.iter_mut().zip(fields) {
                     *column = named(name).ok_or_else(|| {
-                        at.error(&format!(
+                        at.error(format!(
                             "neither a score in the third column nor a header with `{name}`; hint: \
                              `--fields` names the columns"
                         ))
                     })?;
                 }
             }
-            (None, _) => return Err(at.error(&format!("`{}` is not a number", fields[2]))),
+            (None, _) => return Err(at.error(format!("`{}` is not a number", fields[2]))),
             (Some(score), _) => {
                 let text = |which: usize| {
                     record
                         .get(columns[which])
                         .map(str::to_owned)
                         .ok_or_else(|| {
-                            at.error(&format!("there is no column for `{}`", fields[which]))
+                            at.error(format!("there is no column for `{}`", fields[which]))
                         })
                 };
                 pairs.push(GoldPair {
@@ -131,7 +131,7 @@ fn csv_pairs(path: &Path, fields: &[String; 3]) -> Result<Vec<GoldPair>, EvalErr
 /// Reads JSONL with an id (`id` or `_id`) and a text, joined by spaces from `fields`.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line is invalid, or an id is repeated.
+/// [`EvalError::File`] when a line is invalid, or an id is repeated.
 pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
     let mut items = Vec::new();
     let mut seen = HashSet::new();
@@ -142,7 +142,7 @@ pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
             .and_then(id)
             .ok_or_else(|| at.error("`id` is neither a string nor an integer"))?;
         if !seen.insert(id.clone()) {
-            return Err(at.error(&format!("the id `{id}` is repeated")));
+            return Err(at.error(format!("the id `{id}` is repeated")));
         }
         let parts: Vec<String> = fields
             .iter()
@@ -158,7 +158,7 @@ pub fn read_texts(path: &Path, fields: &[String]) -> Result<Texts, EvalError> {
 /// with or without a header.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line is invalid, or the file has no judgments.
+/// [`EvalError::File`] when a line is invalid, or the file has no judgments.
 pub fn read_qrels(path: &Path) -> Result<Qrels, EvalError> {
     let mut qrels = Qrels::new();
     each_line(path, |at, line| {
@@ -194,7 +194,7 @@ pub fn read_qrels(path: &Path) -> Result<Qrels, EvalError> {
 /// ranks are ignored, as in `trec_eval`.
 ///
 /// # Errors
-/// [`EvalError::Data`] when a line is invalid, or a document is repeated for a query.
+/// [`EvalError::File`] when a line is invalid, or a document is repeated for a query.
 pub fn read_run(path: &Path) -> Result<Run, EvalError> {
     let mut run = Run::new();
     let mut seen = HashSet::new();
@@ -206,7 +206,7 @@ pub fn read_run(path: &Path) -> Result<Run, EvalError> {
         let score = score.parse::<f64>().ok().filter(|score| score.is_finite());
         let score = score.ok_or_else(|| at.error("the score is not a finite number"))?;
         if !seen.insert((query.to_owned(), document.to_owned())) {
-            return Err(at.error(&format!(
+            return Err(at.error(format!(
                 "the document `{document}` is repeated for the query `{query}`"
             )));
         }
@@ -224,23 +224,25 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    fn error(&self, message: &str) -> EvalError {
-        EvalError::Data(format!(
-            "`{}`, line {}: {message}",
-            self.path.display(),
-            self.line
-        ))
+    fn error(&self, source: impl Into<Cause>) -> EvalError {
+        EvalError::File {
+            place: format!("`{}`, line {}", self.path.display(), self.line),
+            source: source.into(),
+        }
     }
 
     fn text(&self, object: &Map<String, Value>, field: &str) -> Result<String, EvalError> {
         let text = object.get(field).and_then(Value::as_str);
         text.map(str::to_owned)
-            .ok_or_else(|| self.error(&format!("`{field}` is not a string")))
+            .ok_or_else(|| self.error(format!("`{field}` is not a string")))
     }
 }
 
-fn whole(path: &Path, message: &str) -> EvalError {
-    EvalError::Data(format!("`{}`: {message}", path.display()))
+fn whole(path: &Path, source: impl Into<Cause>) -> EvalError {
+    EvalError::File {
+        place: format!("`{}`", path.display()),
+        source: source.into(),
+    }
 }
 
 /// Calls `line` for each line that is not blank.
@@ -248,13 +250,13 @@ fn each_line(
     path: &Path,
     mut line: impl FnMut(&At, &str) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    let file = File::open(path).map_err(|error| whole(path, &error.to_string()))?;
+    let file = File::open(path).map_err(|error| whole(path, error))?;
     for (index, text) in BufReader::new(file).lines().enumerate() {
         let at = At {
             path,
             line: index as u64 + 1,
         };
-        let text = text.map_err(|error| at.error(&error.to_string()))?;
+        let text = text.map_err(|error| at.error(error))?;
         if !text.trim().is_empty() {
             line(&at, &text)?;
         }
@@ -269,7 +271,7 @@ fn each_object(
     each_line(path, |at, line| {
         // The message of the parser may quote what it read.
         let value: Value = serde_json::from_str(line)
-            .map_err(|error| at.error(&format!("not JSON at column {}", error.column())))?;
+            .map_err(|error| at.error(format!("not JSON at column {}", error.column())))?;
         let value = value.as_object();
         object(at, value.ok_or_else(|| at.error("not a JSON object"))?)
     })

@@ -41,7 +41,7 @@ impl AppendFile {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), JobError> {
         self.bytes += bytes.len() as u64;
         let written = self.to.write_all(bytes);
-        written.map_err(|error| self.error(&error))
+        written.map_err(|error| self.error(error))
     }
 
     /// Commits the file to disk. Returns its size in bytes.
@@ -50,14 +50,14 @@ impl AppendFile {
             Target::Standard(_) => Ok(()),
             Target::File(file) => file.sync_data(),
         });
-        synced.map_err(|error| self.error(&error))?;
+        synced.map_err(|error| self.error(error))?;
         Ok(self.bytes)
     }
 
-    fn error(&self, error: &io::Error) -> JobError {
+    fn error(&self, error: io::Error) -> JobError {
         match &self.path {
             Some(path) => JobError::at(path, error),
-            None => JobError::Unusable(format!("the standard output: {error}")),
+            None => JobError::named("the standard output", error),
         }
     }
 }

@@ -61,7 +61,7 @@ impl Reader {
         let column = |name: &str| {
             header.iter().position(|cell| cell == name).ok_or_else(|| {
                 let names: Vec<&str> = header.iter().collect();
-                JobError::Unusable(format!(
+                JobError::Setup(format!(
                     "the input has no column `{name}`, only `{}`; hint: `--query-field` and \
                      `--document-field` set the names",
                     names.join("`, `")
@@ -88,7 +88,7 @@ impl Reader {
 
     fn next(&mut self, row: &mut ByteRecord) -> Result<bool, JobError> {
         let more = self.reader.read_byte_record(row).map_err(|error| {
-            JobError::Unusable(format!("the input, after row {}: {error}", self.rows))
+            JobError::named(format!("the input, after row {}", self.rows), error)
         })?;
         self.since.set(0);
         self.rows += u64::from(more);
@@ -181,9 +181,9 @@ impl Writer {
             .delimiter(self.delimiter)
             .flexible(true)
             .from_writer(Vec::new());
-        write(&mut writer).map_err(unreadable)?;
+        write(&mut writer).map_err(|error| JobError::named("the output", error))?;
         let bytes = writer.into_inner();
-        let bytes = bytes.map_err(|error| JobError::Unusable(error.to_string()))?;
+        let bytes = bytes.map_err(|error| JobError::named("the output", error.into_error()))?;
         self.output.write(&bytes)
     }
 }
@@ -211,5 +211,5 @@ impl Sink for Writer {
 }
 
 fn unreadable(error: csv::Error) -> JobError {
-    JobError::Unusable(error.to_string())
+    JobError::named("the input", error)
 }

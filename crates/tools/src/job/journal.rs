@@ -36,7 +36,7 @@ impl Journal {
     /// Opens the journal of `job`. Returns the last checkpoint.
     ///
     /// # Errors
-    /// [`JobError::Unusable`] when the output is from another job, or another process writes to it.
+    /// [`JobError::File`] when the output is from another job, or another process writes to it.
     pub fn open(job: &Job, model: &ModelInfo) -> Result<(Self, Checkpoint), JobError> {
         let Some(output) = job.output.path() else {
             return Ok((Self { file: None }, Checkpoint::default()));
@@ -82,7 +82,7 @@ impl Journal {
     /// Appends a checkpoint.
     ///
     /// # Errors
-    /// [`JobError::Unusable`] when it cannot be written.
+    /// [`JobError::File`] when it cannot be written.
     pub fn write(&mut self, checkpoint: Checkpoint) -> Result<(), JobError> {
         let Some((path, file)) = &mut self.file else {
             return Ok(());
@@ -96,7 +96,7 @@ impl Journal {
     /// Removes the journal of a finished job.
     ///
     /// # Errors
-    /// [`JobError::Unusable`] when it cannot be removed.
+    /// [`JobError::File`] when it cannot be removed.
     pub fn finish(&mut self) -> Result<(), JobError> {
         match self.file.take() {
             Some((path, _)) => {

@@ -176,5 +176,5 @@ impl Sink for Writer {
 }
 
 fn unreadable(error: std::io::Error) -> JobError {
-    JobError::Unusable(format!("the input: {error}"))
+    JobError::named("the input", error)
 }

@@ -17,7 +17,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::journal::beside;
-use super::{CHUNK_ROWS, Checkpoint, Chunk, Fields, JobError, Pairing, Rows, Sink, Source};
+use super::{CHUNK_ROWS, Cause, Checkpoint, Chunk, Fields, JobError, Pairing, Rows, Sink, Source};
 use rerankd_core::Pair;
 use rerankd_engine::bulk::{Outcome, RowError};
 
@@ -39,26 +39,26 @@ pub struct Reader {
 impl Reader {
     /// Reads the schema of the file at `path`.
     pub fn open(path: &Path, fields: &Fields) -> Result<Self, JobError> {
-        let failed = |error: &dyn std::fmt::Display| JobError::at(path, error);
-        let file = File::open(path).map_err(|e| failed(&e))?;
-        let file_bytes = file.metadata().map_err(|e| failed(&e))?.len();
+        let failed = |error: Cause| JobError::at(path, error);
+        let file = File::open(path).map_err(|e| failed(e.into()))?;
+        let file_bytes = file.metadata().map_err(|e| failed(e.into()))?.len();
         let metadata =
-            ArrowReaderMetadata::load(&file, Default::default()).map_err(|e| failed(&e))?;
+            ArrowReaderMetadata::load(&file, Default::default()).map_err(|e| failed(e.into()))?;
         for name in [&fields.query, &fields.document] {
             let Ok(field) = metadata.schema().field_with_name(name) else {
-                return Err(failed(&format!(
+                return Err(failed(format!(
                     "there is no column `{name}`; hint: `--query-field` and `--document-field` set the \
                      names"
-                )));
+                ).into()));
             };
             let kind = field.data_type();
             if !matches!(
                 kind,
                 DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View
             ) {
-                return Err(failed(&format!(
-                    "the column `{name}` has the type {kind}, not a string type"
-                )));
+                return Err(failed(
+                    format!("the column `{name}` has the type {kind}, not a string type").into(),
+                ));
             }
         }
         let total = metadata.metadata().file_metadata().num_rows();
@@ -225,7 +225,7 @@ impl Writer {
     }
 }
 
-fn close(writer: ArrowWriter<File>) -> Result<(), Box<dyn std::error::Error>> {
+fn close(writer: ArrowWriter<File>) -> Result<(), Cause> {
     let file = writer.into_inner()?;
     file.sync_all()?;
     Ok(())
@@ -236,9 +236,9 @@ impl Sink for Writer {
         let Rows::Columns(batch) = rows else {
             unreachable!("input and output have the same format");
         };
-        let failed = |error: &dyn std::fmt::Display| JobError::at(&self.output, error);
+        let failed = |error: Cause| JobError::at(&self.output, error);
         let scored: BooleanArray = outcomes.iter().map(|o| Some(o.is_ok())).collect();
-        let kept = filter_record_batch(batch, &scored).map_err(|e| failed(&e))?;
+        let kept = filter_record_batch(batch, &scored).map_err(|e| failed(e.into()))?;
         if kept.num_rows() == 0 {
             return Ok(());
         }
@@ -247,7 +247,8 @@ impl Sink for Writer {
             let scores = outcomes.iter().flatten().map(|scores| scores[column]);
             columns.push(Arc::new(Float32Array::from_iter_values(scores)));
         }
-        let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| failed(&e))?;
+        let batch =
+            RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| failed(e.into()))?;
         if self.open.is_none() {
             self.open = Some(self.writer(&self.part(self.complete))?);
         }
@@ -270,14 +271,14 @@ impl Sink for Writer {
         let mut writer = self.writer(&unfinished)?;
         for number in 0..self.complete {
             let path = self.part(number);
-            let failed = |error: &dyn std::fmt::Display| JobError::at(&path, error);
-            let file = File::open(&path).map_err(|e| failed(&e))?;
+            let failed = |error: Cause| JobError::at(&path, error);
+            let file = File::open(&path).map_err(|e| failed(e.into()))?;
             let reader = ParquetRecordBatchReaderBuilder::try_new(file)
                 .and_then(|builder| builder.with_batch_size(COPY_ROWS).build())
-                .map_err(|e| failed(&e))?;
+                .map_err(|e| failed(e.into()))?;
             for batch in reader {
-                let batch = batch.map_err(|e| failed(&e))?;
-                writer.write(&batch).map_err(|e| failed(&e))?;
+                let batch = batch.map_err(|e| failed(e.into()))?;
+                writer.write(&batch).map_err(|e| failed(e.into()))?;
             }
         }
         close(writer).map_err(|e| JobError::at(&unfinished, e))?;
