@@ -238,7 +238,9 @@ def ettin(vocabulary):
     """The modules that the model card lists."""
     network = ModernBertModel(ModernBertConfig(
         vocab_size=vocabulary, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
-        intermediate_size=INNER, hidden_activation="gelu", **fixtures.MODERN))
+        intermediate_size=INNER, hidden_activation="gelu",
+        # Published models have this field, which no class reads.
+        position_embedding_type="sans_pos", **fixtures.MODERN))
     behind = [
         Pooling(32, "cls"),
         Dense(32, 32, bias=False, activation_function=torch.nn.GELU()),

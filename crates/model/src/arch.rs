@@ -43,7 +43,7 @@ architectures! {
 const MAX_WIDTH: usize = 1 << 17;
 const MAX_LAYERS: usize = 1 << 10;
 pub(super) const MAX_VOCABULARY: usize = 1 << 25;
-const MAX_POSITIONS: usize = 1 << 20;
+pub(super) const MAX_POSITIONS: usize = 1 << 20;
 /// Token types are stored as one byte.
 pub(super) const MAX_TYPES: usize = 256;
 
@@ -114,7 +114,7 @@ impl HiddenAct {
     fn from_name(name: &str) -> Option<Self> {
         match name {
             "gelu" | "gelu_python" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" => Some(Self::GeluTanh),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_accurate" => Some(Self::GeluTanh),
             "relu" => Some(Self::Relu),
             _ => None,
         }
@@ -227,6 +227,9 @@ pub struct Disentangled {
     pub buckets: usize,
     /// LayerNorm of the table, if any.
     pub norm: Option<&'static str>,
+    /// Where distances share rows: the number of rows in each direction, and the distance of the last. `None` if
+    /// each distance has its own.
+    pub shared: Option<(usize, usize)>,
     /// Row of each distance from a key to a query, from `-reach` to `reach`; the longest sequence has `reach + 1`
     /// tokens.
     pub rows: Vec<usize>,
@@ -496,8 +499,8 @@ struct Fields {
     layer_norm_eps: &'static str,
     /// Default of `layer_norm_eps`.
     default_eps: f64,
-    /// The `position_embedding_type` of the architecture.
-    positions: &'static str,
+    /// The `position_embedding_type` of the architecture; `None` if its class does not read the field.
+    positions: Option<&'static str>,
 }
 
 /// Field names of BERT.
@@ -509,7 +512,7 @@ const BERT_FIELDS: Fields = Fields {
     hidden_act: "hidden_act",
     layer_norm_eps: "layer_norm_eps",
     default_eps: 1e-12,
-    positions: "absolute",
+    positions: Some("absolute"),
 };
 
 impl EncoderConfig {
@@ -574,6 +577,17 @@ impl EncoderConfig {
         })
     }
 
+    /// Raises the maximum tokens of a sequence to `positions`, where no table of the weights limits them.
+    pub(super) fn reach(&mut self, positions: usize) {
+        if self.tensors.positions.is_some() || positions <= self.max_positions {
+            return;
+        }
+        self.max_positions = positions;
+        if let LayerForm::PostNormDisentangled(relative) = &mut self.form {
+            relative.reach(positions);
+        }
+    }
+
     /// Maximum tokens of a sequence.
     pub fn usable_positions(&self) -> usize {
         self.max_positions - self.first_position
@@ -581,8 +595,9 @@ impl EncoderConfig {
 }
 
 /// Rejects kinds of attention that the graph does not implement.
-fn check_attention(config: &Object, positions: &str) -> Result<(), ModelError> {
-    if let Some(kind) = config.text("position_embedding_type")?
+fn check_attention(config: &Object, positions: Option<&str>) -> Result<(), ModelError> {
+    if let Some(positions) = positions
+        && let Some(kind) = config.text("position_embedding_type")?
         && kind != positions
     {
         return Err(config.unsupported(

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::arch::{self, Architecture, EncoderConfig, Kind};
+use super::arch::{self, Architecture, EncoderConfig, Kind, MAX_POSITIONS};
 use super::head::{Head, no_head};
 use super::json::Object;
 use super::modules::SavedSettings;
@@ -121,16 +121,22 @@ impl Manifest {
         }
 
         let (architecture, kind) = kind(&config, &saved)?;
-        let encoder = (architecture.encoder)(&config, kind)?;
+        let mut encoder = (architecture.encoder)(&config, kind).map_err(|error| ModelError {
+            // An ONNX file of a causal model cannot be served either.
+            is_unsupported: error.is_unsupported && !architecture.is_causal,
+            ..error
+        })?;
         let labels = all_labels(&config, &saved)?;
-        let positions = encoder.usable_positions();
         let mut tokenizer_config = tokenizer_config(&config, &tokenizer, &saved, kind.tokenizer)?;
         tokenizer_config.uses_type_ids &= encoder.tensors.types.is_some();
         let head = match &saved.head {
             Some(head) => head.clone(),
             None => (architecture.head)(&config, &encoder, labels.len())?,
         };
-        let mut max_length = max_length(&tokenizer, &saved, encoder.max_positions)?.min(positions);
+        let mut max_length = max_length(&tokenizer, &saved, encoder.max_positions)?;
+        // Without a table of positions, the reference reads as far as the files say.
+        encoder.reach(max_length.min(MAX_POSITIONS));
+        max_length = max_length.min(encoder.usable_positions());
         if let Some(prompted) = &prompted {
             let limit = prompted.max_length.unwrap_or(DEFAULT_MAX_LENGTH);
             max_length = max_length.min(options.max_length.unwrap_or(limit));

@@ -97,24 +97,35 @@ impl Rotary {
         Ok(Self { theta, scaling })
     }
 
-    /// Reads `rope_theta` and `rope_scaling` of GTE, whose only published kind of scaling is `ntk`; `linear` is that
-    /// of transformers.
+    /// Reads `rope_theta` and `rope_scaling` of GTE, whose code knows no scaling but `ntk`.
     pub(super) fn read_gte(config: &Object) -> Result<Self, ModelError> {
         let scaling = config.object("rope_scaling")?;
         let kind = match &scaling {
             Some(scaling) => scaling.text("type")?,
             None => None,
         };
-        let (Some(scaling), Some("ntk")) = (&scaling, kind) else {
-            return Self::read(config, 1);
+        let theta = config.number("rope_theta")?.unwrap_or(DEFAULT_THETA);
+        if !(theta.is_finite() && theta > 1.0) {
+            return Err(config.invalid("rope_theta", &format!("is {theta}; it must be above 1")));
+        }
+        let scaling = match (&scaling, kind) {
+            (Some(scaling), Some("ntk")) => scaling,
+            (Some(scaling), kind) if scaling.names().next().is_some() => {
+                let kind = kind.unwrap_or("missing");
+                return Err(
+                    scaling.unsupported("type", &format!("is `{kind}`; only `ntk` is supported"))
+                );
+            }
+            _ => {
+                return Ok(Self {
+                    theta,
+                    scaling: Scaling::None,
+                });
+            }
         };
         let factor = scaling.number("factor")?.unwrap_or(0.0);
         if !(factor.is_finite() && factor >= 1.0) {
             return Err(scaling.invalid("factor", &format!("is {factor}; it must be at least 1")));
-        }
-        let theta = config.number("rope_theta")?.unwrap_or(DEFAULT_THETA);
-        if !(theta.is_finite() && theta > 1.0) {
-            return Err(config.invalid("rope_theta", &format!("is {theta}; it must be above 1")));
         }
         let mixed = scaling.number("mixed_b")?;
         Ok(Self {
@@ -280,11 +291,16 @@ fn scaling(
         }
         "yarn" => {
             let factor = positive("factor", Some(max_positions as f64 / original))?;
+            // The reference takes 0 for unset.
+            let or_default = |field, default| match parameters.number(field)? {
+                Some(0.0) => Ok(default),
+                _ => positive(field, Some(default)),
+            };
             Ok(Scaling::Yarn {
                 factor,
                 magnitude: magnitude(parameters, factor)?,
-                fast: positive("beta_fast", Some(32.0))?,
-                slow: positive("beta_slow", Some(1.0))?,
+                fast: or_default("beta_fast", 32.0)?,
+                slow: or_default("beta_slow", 1.0)?,
                 original,
                 truncate: parameters.flag("truncate")?.unwrap_or(true),
             })

@@ -34,6 +34,7 @@ fn layer_tensors() -> Vec<(String, TensorView<'static>)> {
 }
 
 /// A model directory: JSON files, and the shape of the head's tensor.
+#[derive(Clone)]
 struct Saved {
     files: Vec<(&'static str, Value)>,
     head: Option<(&'static str, Vec<usize>)>,
@@ -157,12 +158,14 @@ impl Saved {
     }
 
     /// The error must contain all of `what`.
-    fn refused(&self, what: &[&str]) {
-        let error = Model::open(self.write().path()).unwrap_err().to_string();
+    fn refused(&self, what: &[&str]) -> ModelError {
+        let error = Model::open(self.write().path()).unwrap_err();
+        let text = error.to_string();
         for part in what {
-            assert!(error.contains(part), "{part:?} is not in: {error}");
+            assert!(text.contains(part), "{part:?} is not in: {text}");
         }
-        assert!(error.contains("\nhint: "), "{error}");
+        assert!(text.contains("\nhint: "), "{text}");
+        error
     }
 }
 
@@ -466,8 +469,6 @@ fn architectures_that_cannot_be_built_are_refused() {
     deberta().refused(&["`relative_attention` is not true"]);
     let relative = || deberta().with("config.json", "relative_attention", json!(true));
     for (field, value, expected) in [
-        ("pos_att_type", json!("c2p|p2p"), "has `p2p`"),
-        ("norm_rel_ebd", json!("batch_norm"), "is `batch_norm`"),
         ("pooler_hidden_act", json!("mish"), "is `mish`"),
         ("pooler_hidden_size", json!(4), "is 4"),
         ("attention_head_size", json!(64), "is not"),
@@ -691,6 +692,11 @@ fn modernbert_is_read_in_both_formats() {
     );
     assert_eq!(new.local, [true, true, false, false]);
     assert_eq!((new.global_theta, new.local_theta), (70_000.0, 6_000.0));
+    let renamed = gated(modernbert().with("config.json", "sliding_window", json!(9)));
+    assert_eq!(renamed.window, 9);
+    // A field that the class does not read.
+    let unread = modernbert().with("config.json", "position_embedding_type", json!("sans_pos"));
+    assert_eq!(gated(unread), plain);
     // The class that a published model names is not believed.
     let named = modernbert().with(
         "tokenizer_config.json",
@@ -712,6 +718,11 @@ fn invalid_modernbert_settings_are_rejected() {
             "rope_parameters",
             json!({"full_attention": {"rope_type": "yarn"}}),
             "`rope_type` is `yarn`",
+        ),
+        (
+            "rope_parameters",
+            json!({"sliding_attention": {"type": "linear"}}),
+            "`rope_type` is `linear`",
         ),
         (
             "layer_types",
@@ -887,6 +898,12 @@ fn decoders_are_read_in_both_formats() {
     assert_eq!(read_decoder(&mistral).windows, [Some(4096)]);
     let unlimited = mistral.with("config.json", "sliding_window", Value::Null);
     assert_eq!(read_decoder(&unlimited).windows, [None]);
+    let mixed = decoder("mistral", "MistralForSequenceClassification").with(
+        "config.json",
+        "layer_types",
+        json!(["full_attention"]),
+    );
+    assert_eq!(read_decoder(&mixed).windows, [None]);
     let gemma = read_decoder(&decoder("gemma", "GemmaForSequenceClassification"));
     assert_eq!((gemma.head_size, gemma.padding), (256, Some(0)));
     assert!(gemma.is_gemma && gemma.tied);
@@ -915,9 +932,72 @@ fn decoders_that_the_graph_does_not_compute_are_refused() {
             "whole heads",
         ),
         ("use_bidirectional_attention", json!(true), "only causal"),
+        ("is_causal", json!(false), "only causal"),
     ] {
-        decoder("llama", "LlamaForSequenceClassification")
-            .with("config.json", field, value)
-            .refused(&[said]);
+        let saved = decoder("llama", "LlamaForSequenceClassification");
+        let error = saved.with("config.json", field, value).refused(&[said]);
+        assert!(!error.is_unsupported(), "{error}");
     }
+}
+
+#[test]
+fn a_saved_length_beyond_the_positions_counts_where_no_table_limits_it() {
+    const MODULE: &str = "sentence_bert_config.json";
+    let long = |saved: Saved| {
+        saved
+            .cross_encoder()
+            .with(MODULE, "max_seq_length", json!(100))
+    };
+    assert_eq!(long(Saved::bert()).open().max_length, 64);
+    let manifest = long(modernbert()).open();
+    assert_eq!(
+        (manifest.max_length, manifest.encoder.max_positions),
+        (100, 100)
+    );
+    let manifest = long(decoder("llama", "LlamaForSequenceClassification")).open();
+    assert_eq!(
+        (manifest.max_length, manifest.encoder.max_positions),
+        (100, 100)
+    );
+}
+
+#[test]
+fn what_the_graphs_of_deberta_and_gte_do_not_compute_may_be_served_from_an_onnx_file() {
+    let deberta = Saved::bert()
+        .with("config.json", "model_type", json!("deberta-v2"))
+        .with(
+            "config.json",
+            "architectures",
+            json!(["DebertaV2ForSequenceClassification"]),
+        )
+        .with("config.json", "relative_attention", json!(true));
+    let gte = Saved::bert()
+        .with("config.json", "model_type", json!("new"))
+        .with(
+            "config.json",
+            "architectures",
+            json!(["NewForSequenceClassification"]),
+        );
+    for (saved, field, value) in [
+        (&deberta, "conv_kernel_size", json!(3)),
+        (&deberta, "relative_attention", json!(false)),
+        (&deberta, "attention_head_size", json!(2)),
+        (
+            &gte,
+            "rope_scaling",
+            json!({"type": "linear", "factor": 2.0}),
+        ),
+        (&gte, "rope_scaling", json!({"type": "yarn", "factor": 2.0})),
+        (&gte, "logn_attention_scale", json!(true)),
+    ] {
+        let error = saved
+            .clone()
+            .with("config.json", field, value)
+            .refused(&[field]);
+        assert!(error.is_unsupported(), "{field}: {error}");
+    }
+    let buckets = deberta
+        .with("config.json", "position_buckets", json!(4))
+        .with("config.json", "max_relative_positions", json!(3));
+    buckets.refused(&["`position_buckets` is 4"]);
 }

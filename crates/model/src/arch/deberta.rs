@@ -39,7 +39,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
             .number("conv_kernel_size")?
             .is_some_and(|size| size > 0.0)
         {
-            return Err(config.invalid(
+            return Err(config.unsupported(
                 "conv_kernel_size",
                 "is set; the convolution of deberta-v2-xlarge and -xxlarge is not supported",
             ));
@@ -57,7 +57,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         let encoder = EncoderConfig::read(config, kind, &FIELDS, tensors)?;
         let size = encoder.hidden_size / encoder.heads;
         if config.size_or("attention_head_size", size, MAX_WIDTH)? != size {
-            return Err(config.invalid(
+            return Err(config.unsupported(
                 "attention_head_size",
                 &format!("is not {size}, `hidden_size` divided by `num_attention_heads`"),
             ));
@@ -71,7 +71,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     head: |config, encoder, labels| {
         let width = config.size_or("pooler_hidden_size", encoder.hidden_size, MAX_WIDTH)?;
         if width != encoder.hidden_size {
-            return Err(config.invalid(
+            return Err(config.unsupported(
                 "pooler_hidden_size",
                 &format!(
                     "is {width}; it must be `hidden_size` {}",
@@ -81,7 +81,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         }
         let name = config.text("pooler_hidden_act")?.unwrap_or("gelu");
         let activation = HeadAct::from_name(name).ok_or_else(|| {
-            config.invalid(
+            config.unsupported(
                 "pooler_hidden_act",
                 &format!("is `{name}`, which is not supported"),
             )
@@ -95,7 +95,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn disentangled(config: &Object, max_positions: usize) -> Result<Disentangled, ModelError> {
     if config.flag("relative_attention")? != Some(true) {
-        return Err(config.invalid(
+        return Err(config.unsupported(
             "relative_attention",
             "is not true; DeBERTa without relative positions is not supported",
         ));
@@ -109,17 +109,22 @@ fn disentangled(config: &Object, max_positions: usize) -> Result<Disentangled, M
     };
     let farthest = set("max_relative_positions")?.unwrap_or(max_positions);
     let shared_by_distance = set("position_buckets")?;
+    if let Some(buckets) = shared_by_distance
+        && (buckets < 2 || farthest <= buckets / 2 + 1)
+    {
+        return Err(config.invalid(
+            "position_buckets",
+            &format!("is {buckets}, which `max_relative_positions` {farthest} does not fit"),
+        ));
+    }
     let [position_keys, position_queries] = terms(config)?;
-    let norm = match config.text("norm_rel_ebd")?.unwrap_or("none") {
-        "none" => None,
-        "layer_norm" => Some("encoder.LayerNorm"),
-        other => {
-            return Err(config.invalid(
-                "norm_rel_ebd",
-                &format!("is `{other}`; it must be `none` or `layer_norm`"),
-            ));
-        }
-    };
+    // Names between bars; the reference ignores those it does not know, also in `pos_att_type`.
+    let norm = config
+        .text("norm_rel_ebd")?
+        .unwrap_or("none")
+        .to_lowercase();
+    let is_normed = norm.split('|').any(|name| name.trim() == "layer_norm");
+    let norm = is_normed.then_some("encoder.LayerNorm");
     let (key, query) = match config.flag("share_att_key")? {
         Some(true) => (TENSORS.key, TENSORS.query),
         _ => (
@@ -127,26 +132,21 @@ fn disentangled(config: &Object, max_positions: usize) -> Result<Disentangled, M
             "attention.self.pos_query_proj",
         ),
     };
-    let reach = max_positions as i64 - 1;
     let span = shared_by_distance.unwrap_or(farthest);
-    let row = |distance: i64| {
-        let bucket = match shared_by_distance {
-            Some(buckets) => log_bucket(distance, buckets, farthest),
-            None => distance,
-        };
-        (bucket + span as i64).clamp(0, 2 * span as i64 - 1) as usize
-    };
-    Ok(Disentangled {
+    let mut relative = Disentangled {
         table: "encoder.rel_embeddings",
         buckets: 2 * span,
         norm,
-        rows: (-reach..=reach).map(row).collect(),
+        shared: shared_by_distance.map(|buckets| (buckets, farthest)),
+        rows: Vec::new(),
         position_keys,
         position_queries,
         terms: 1 + usize::from(position_keys) + usize::from(position_queries),
         key,
         query,
-    })
+    };
+    relative.reach(max_positions);
+    Ok(relative)
 }
 
 /// Whether scores have the terms content to position and position to content: a list, or names between bars.
@@ -168,14 +168,23 @@ fn terms(config: &Object) -> Result<[bool; 2], ModelError> {
                 .collect()
         }
     };
-    let known = ["c2p", "p2c"];
-    if let Some(other) = names.iter().find(|name| !known.contains(&name.as_str())) {
-        return Err(config.invalid(
-            field,
-            &format!("has `{other}`; supported are `c2p` and `p2c`"),
-        ));
+    let has = |term| names.iter().any(|name| name == term);
+    Ok([has("c2p"), has("p2c")])
+}
+
+impl Disentangled {
+    /// Finds the rows for sequences of up to `positions` tokens.
+    pub(super) fn reach(&mut self, positions: usize) {
+        let (reach, span) = (positions as i64 - 1, self.buckets as i64 / 2);
+        let row = |distance| {
+            let bucket = match self.shared {
+                Some((buckets, farthest)) => log_bucket(distance, buckets, farthest),
+                None => distance,
+            };
+            (bucket + span).clamp(0, 2 * span - 1) as usize
+        };
+        self.rows = (-reach..=reach).map(row).collect();
     }
-    Ok(known.map(|term| names.iter().any(|name| name == term)))
 }
 
 /// The bucket of a distance: exact for near tokens, logarithmic for distant ones.

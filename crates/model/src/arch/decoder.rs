@@ -68,7 +68,7 @@ pub(super) enum AttentionBias {
 pub(super) enum Window {
     /// Nowhere.
     Never,
-    /// In every layer, with a default.
+    /// In every layer, or those that `layer_types` names, with a default.
     EveryLayer(usize),
     /// If `use_sliding_window` is true, in the layers that `layer_types` or `max_window_layers` names.
     Declared,
@@ -90,11 +90,13 @@ pub(super) const LLAMA: Family = Family {
 
 /// Reads `config.json`.
 pub(super) fn read(config: &Object, family: &Family) -> Result<EncoderConfig, ModelError> {
-    if config.flag("use_bidirectional_attention")? == Some(true) {
-        return Err(config.invalid(
-            "use_bidirectional_attention",
-            "is true; only causal attention is supported",
-        ));
+    for (field, bidirectional) in [("use_bidirectional_attention", true), ("is_causal", false)] {
+        if config.flag(field)? == Some(bidirectional) {
+            return Err(config.invalid(
+                field,
+                &format!("is {bidirectional}; only causal attention is supported"),
+            ));
+        }
     }
     let hidden_size = config.size("hidden_size", MAX_WIDTH)?;
     let heads = config.size("num_attention_heads", MAX_WIDTH)?;
@@ -232,7 +234,9 @@ fn windows(
     let Some(size) = size else {
         return Ok(vec![None; layers]);
     };
-    if let Window::EveryLayer(_) = family.window {
+    if let Window::EveryLayer(_) = family.window
+        && !config.contains("layer_types")
+    {
         return Ok(vec![Some(size); layers]);
     }
     let Some(types) = config.list("layer_types")? else {

@@ -11,7 +11,7 @@ use crate::json::Object;
 use crate::rotary::Rotary;
 
 const FIELDS: Fields = Fields {
-    positions: "rope",
+    positions: Some("rope"),
     ..BERT_FIELDS
 };
 

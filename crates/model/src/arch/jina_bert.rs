@@ -13,7 +13,7 @@ pub(crate) const ALIBI: &str = "alibi";
 pub(crate) const MODEL_TYPE: &str = "jina-bert";
 
 const FIELDS: Fields = Fields {
-    positions: ALIBI,
+    positions: Some(ALIBI),
     ..BERT_FIELDS
 };
 

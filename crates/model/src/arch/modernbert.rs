@@ -13,6 +13,7 @@ const FIELDS: Fields = Fields {
     hidden_act: "hidden_activation",
     layer_norm_eps: "norm_eps",
     default_eps: 1e-5,
+    positions: None,
     ..BERT_FIELDS
 };
 
@@ -101,7 +102,11 @@ fn gated(config: &Object, layers: usize) -> Result<PreNormGated, ModelError> {
     let global_theta = theta(config, GLOBAL, "global_rope_theta", 160_000.0)?;
     Ok(PreNormGated {
         local: local(config, layers)?,
-        window: config.size_or("local_attention", 128, MAX_POSITIONS)? / 2,
+        // The reference reads its own name of half of the window, too.
+        window: match config.value("sliding_window") {
+            Some(_) => config.size("sliding_window", MAX_POSITIONS)?,
+            None => config.size_or("local_attention", 128, MAX_POSITIONS)? / 2,
+        },
         global_theta,
         local_theta: theta(config, LOCAL, "local_rope_theta", 10_000.0)?,
         attention_bias: flag(config, "attention_bias")?,
@@ -147,7 +152,11 @@ fn theta(config: &Object, kind: &str, legacy: &str, default: f64) -> Result<f32,
     if let Some(all) = config.object("rope_parameters")?
         && let Some(parameters) = all.object(kind)?
     {
-        if let Some(form) = parameters.text("rope_type")?
+        let form = match parameters.text("rope_type")? {
+            Some(form) => Some(form),
+            None => parameters.text("type")?,
+        };
+        if let Some(form) = form
             && form != "default"
         {
             return Err(parameters.unsupported(
