@@ -108,9 +108,7 @@ pub(super) fn name<'a>(
         config.text("tokenizer_class")?.map(slow),
     ) {
         _ if default == AS_SAVED => default,
-        (Some(class), _)
-            if class != default && (of_decoders(class) || of_decoders(default)) =>
-        {
+        (Some(class), _) if class != default && (of_decoders(class) || of_decoders(default)) => {
             AS_SAVED
         }
         (Some(class), _) | (None, Some(class)) => class,
@@ -195,7 +193,10 @@ impl AddedTokens {
                         .parse()
                         .map_err(|_| tokens.invalid(name, "is not the id of a token"))?;
                     let token = tokens.value(name).and_then(token);
-                    listed.push((id, token.ok_or_else(|| tokens.invalid(name, "is no token"))?));
+                    listed.push((
+                        id,
+                        token.ok_or_else(|| tokens.invalid(name, "is no token"))?,
+                    ));
                 }
                 listed.sort_by_key(|(id, _)| *id);
                 Some(listed.into_iter().map(|(_, token)| token).collect())
@@ -209,7 +210,13 @@ impl AddedTokens {
             None => tokenizer.value("additional_special_tokens"),
             found => found,
         };
-        special.extend(extra.and_then(Value::as_array).into_iter().flatten().filter_map(token));
+        special.extend(
+            extra
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .filter_map(token),
+        );
         for token in &mut special {
             token.special = true;
         }
