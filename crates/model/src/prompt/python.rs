@@ -105,9 +105,27 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             let () = from_args(args)?;
             Ok((!text.is_empty() && text.chars().all(is_space)).into())
         }
+        // Other scripts have letters whose title case takes Python's tables.
+        "title" if text.is_ascii() => {
+            let () = from_args(args)?;
+            Ok(title(text).into())
+        }
         "title" => Err(Error::from(ErrorKind::UnknownMethod)),
         _ => unknown_method_callback(state, value, name, args),
     }
+}
+
+/// A capital after every character that is no letter.
+fn title(text: &str) -> String {
+    let mut inside = false;
+    let letter = |c: char| {
+        let after = std::mem::replace(&mut inside, c.is_ascii_alphabetic());
+        match after {
+            true => c.to_ascii_lowercase(),
+            false => c.to_ascii_uppercase(),
+        }
+    };
+    text.chars().map(letter).collect()
 }
 
 /// Words between runs of whitespace. After `most` of them, the rest is one.

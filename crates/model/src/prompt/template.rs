@@ -354,6 +354,7 @@ mod tests {
                 "{{ 1e20 }} {{ 1e16 }} {{ 1.5e300 }} {{ 1e15 }} {{ 0.0001 }} {{ 0.00001 }} {{ 1.25e-7 }} {{ 2.0 }} {{ -0.5 }} {{ 3 }} {{ 1 / 3 }} {{ 123456789012345678 }}",
                 "1e+20 1e+16 1.5e+300 1000000000000000.0 0.0001 1e-05 1.25e-07 2.0 -0.5 3 0.3333333333333333 123456789012345678",
             ),
+            ("{{ \"they're a1b X-RAY\".title() }}", "They'Re A1B X-Ray"),
             (
                 "{{ none }} {{ true }} {{ false }} {{ missing }}|",
                 "None True False |",
@@ -368,8 +369,8 @@ mod tests {
     #[test]
     fn what_would_differ_from_jinja2_is_refused() {
         for source in [
-            "{{ 'they\'re'.title() }}",
-            "{{ 'they\'re' | title }}",
+            "{{ 'été'.title() }}",
+            "{{ 'a.b' | title }}",
             "{{ 'a\n\nb' | indent(2) }}",
             "{{ '<' | e }}",
             "{{ '<' | escape }}",
