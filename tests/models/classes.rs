@@ -119,3 +119,33 @@ fn another_reading_is_noticed() {
         }
     }
 }
+
+#[test]
+fn other_classes_leave_the_file_alone() {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model_dir("class-gemma")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let class = |settings: &str| {
+        std::fs::write(copy.path().join("tokenizer_config.json"), settings).unwrap();
+        Model::open(copy.path()).unwrap().manifest.tokenizer.class
+    };
+    for other in [
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+        "LlamaTokenizer",
+    ] {
+        let settings = format!(r#"{{"tokenizer_class": "{other}"}}"#);
+        assert_eq!(class(&settings), TokenizerClass::AsSaved, "{other}");
+    }
+    for same in ["{}", r#"{"tokenizer_class": "GemmaTokenizerFast"}"#] {
+        let found = class(same);
+        let TokenizerClass::Decoder { form, added } = found else {
+            panic!("{same}: {found:?}");
+        };
+        let unknown = "<unk>".to_owned();
+        assert_eq!(form, DecoderTokenizer::Gemma { unknown }, "{same}");
+        assert_eq!((added.listed, added.special.len()), (None, 5), "{same}");
+    }
+}
