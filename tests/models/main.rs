@@ -7,6 +7,7 @@
 mod support;
 
 mod causal;
+mod classes;
 mod cuda;
 mod cuda_graph;
 mod embedded;

@@ -4,6 +4,7 @@
 //! is tokenized once for all its documents, and pairs are assembled by copying ids.
 
 mod cut;
+mod decoder;
 mod either;
 mod pieces;
 mod shorten;

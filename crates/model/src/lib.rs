@@ -16,6 +16,7 @@ pub mod names;
 pub mod onnx;
 pub mod prompt;
 pub mod rotary;
+pub mod tokenizer_class;
 pub mod weights;
 
 #[cfg(feature = "embedded-model")]
@@ -33,8 +34,9 @@ pub use arch::{
 };
 pub use exported::ExportedModel;
 pub use head::Head;
-pub use manifest::{Manifest, TokenizerClass, TokenizerConfig};
+pub use manifest::{Manifest, TokenizerConfig};
 pub use prompt::ProfileChoice;
+pub use tokenizer_class::TokenizerClass;
 pub use weights::Weights;
 
 use weights::Source;

@@ -11,6 +11,7 @@ use super::head::{Head, no_head};
 use super::json::Object;
 use super::modules::SavedSettings;
 use super::prompt::{self, DEFAULT_MAX_LENGTH, PromptConfig};
+use super::tokenizer_class::{self, TokenizerClass};
 use super::{Files, ModelError, ModelOptions, causal};
 use rerankd_core::Activation;
 
@@ -19,37 +20,6 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const MAX_LABELS: usize = 1 << 16;
 /// How classes for sequence classification are named.
 const CLASSIFIER: &str = "ForSequenceClassification";
-
-/// Tokenizer classes of transformers that override parts of `tokenizer.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenizerClass {
-    /// `BertTokenizer` and its relatives: override the normalizer.
-    Bert {
-        /// Whether to lower-case text.
-        lowercase: bool,
-        /// Whether to strip accents; `None` means only if lower-casing.
-        strip_accents: Option<bool>,
-        /// Whether to split Chinese characters into separate tokens.
-        chinese_chars: bool,
-    },
-    /// `RobertaTokenizer`: overrides the byte-level pre-tokenizer.
-    Roberta {
-        /// Whether to prepend a space to texts without one.
-        add_prefix_space: bool,
-    },
-    /// `DebertaV2Tokenizer`: replaces the normalizer, also a character map of SentencePiece, and the
-    /// pre-tokenizer.
-    DebertaV2 {
-        /// Whether to lower-case text.
-        lowercase: bool,
-        /// Whether to split punctuation into separate tokens.
-        split_by_punct: bool,
-        /// Whether every word of a text, or only the first of it, gets a space where it has none.
-        add_prefix_space: bool,
-    },
-    /// Any other class: `tokenizer.json` unchanged.
-    AsSaved,
-}
 
 /// Tokenizer settings besides `tokenizer.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,25 +298,14 @@ pub(super) fn tokenizer_config(
     saved: &SavedSettings,
     default_class: &str,
 ) -> Result<TokenizerConfig, ModelError> {
-    let class = match (
-        tokenizer.text("tokenizer_class")?,
-        config.text("tokenizer_class")?,
-    ) {
-        _ if default_class == "TokenizersBackend" => default_class,
-        (Some(class), _) | (None, Some(class)) => class,
-        (None, None) => default_class,
-    };
-    let class = match class.strip_suffix("Fast").unwrap_or(class) {
-        "ElectraTokenizer" => "BertTokenizer",
-        class => class,
-    };
+    let class = tokenizer_class::name(config, tokenizer, default_class)?;
     Ok(TokenizerConfig {
         lowercase: match &saved.module {
             Some(module) => module.flag("do_lower_case")?.unwrap_or(false),
             None => false,
         },
         uses_type_ids: uses_type_ids(tokenizer, class)?,
-        class: tokenizer_class(tokenizer, class)?,
+        class: TokenizerClass::read(tokenizer, class)?,
         truncate_start: truncate_start(tokenizer)?,
         split_special_tokens: tokenizer.flag("split_special_tokens")?.unwrap_or(false),
     })
@@ -393,26 +352,6 @@ fn call_length(module: &Object) -> Result<Option<usize>, ModelError> {
         Some(text) => text.count("max_length"),
         None => Ok(None),
     }
-}
-
-/// Settings that transformers derives from the class, regardless of `tokenizer.json`.
-fn tokenizer_class(tokenizer: &Object, class: &str) -> Result<TokenizerClass, ModelError> {
-    Ok(match class {
-        "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => TokenizerClass::Bert {
-            lowercase: tokenizer.flag("do_lower_case")?.unwrap_or(true),
-            strip_accents: tokenizer.flag("strip_accents")?,
-            chinese_chars: tokenizer.flag("tokenize_chinese_chars")?.unwrap_or(true),
-        },
-        "RobertaTokenizer" => TokenizerClass::Roberta {
-            add_prefix_space: tokenizer.flag("add_prefix_space")?.unwrap_or(false),
-        },
-        "DebertaV2Tokenizer" => TokenizerClass::DebertaV2 {
-            lowercase: tokenizer.flag("do_lower_case")?.unwrap_or(false),
-            split_by_punct: tokenizer.flag("split_by_punct")?.unwrap_or(false),
-            add_prefix_space: tokenizer.flag("add_prefix_space")?.unwrap_or(true),
-        },
-        _ => TokenizerClass::AsSaved,
-    })
 }
 
 /// Whether the tokenizer class passes token types; by default only a few do.

@@ -8,6 +8,7 @@
 mod encoder;
 mod pieces;
 mod profile;
+mod python;
 mod source;
 pub(crate) mod template;
 

@@ -21,7 +21,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     kinds: &[Kind {
         model_type: "gemma",
         class: "GemmaForSequenceClassification",
-        tokenizer: "TokenizersBackend",
+        tokenizer: "GemmaTokenizer",
         pad_token_id: 0,
     }],
     encoder: |config, _| read(config, &FAMILY),

@@ -9,7 +9,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     kinds: &[Kind {
         model_type: "llama",
         class: "LlamaForSequenceClassification",
-        tokenizer: "TokenizersBackend",
+        tokenizer: "LlamaTokenizer",
         pad_token_id: 0,
     }],
     encoder: |config, _| read(config, &LLAMA),

@@ -17,7 +17,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     kinds: &[Kind {
         model_type: "qwen2",
         class: "Qwen2ForSequenceClassification",
-        tokenizer: "TokenizersBackend",
+        tokenizer: "Qwen2Tokenizer",
         pad_token_id: 0,
     }],
     encoder: |config, _| read(config, &FAMILY),

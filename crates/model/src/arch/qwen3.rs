@@ -18,7 +18,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     kinds: &[Kind {
         model_type: "qwen3",
         class: "Qwen3ForSequenceClassification",
-        tokenizer: "TokenizersBackend",
+        tokenizer: "Qwen2Tokenizer",
         pad_token_id: 0,
     }],
     encoder: |config, _| read(config, &FAMILY),

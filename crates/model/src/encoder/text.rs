@@ -17,6 +17,7 @@ use tokenizers::{
 
 use super::EncodeError;
 use super::cut::Cuts;
+use super::decoder;
 use super::pieces::Pieces;
 use super::shorten::WordShortener;
 use super::vocabulary;
@@ -94,6 +95,9 @@ impl TextTokenizer {
         tokenizer
             .with_truncation(None)
             .map_err(|error| unusable("`tokenizer.json` cannot be used").caused_by(error))?;
+        if let TokenizerClass::Decoder { form, added } = &config.class {
+            tokenizer = decoder::rebuild(tokenizer, form, added)?;
+        }
         tokenizer.set_encode_special_tokens(config.split_special_tokens);
         apply_overrides(&mut tokenizer, config)
             .map_err(|error| unusable("`tokenizer.json` cannot be used").caused_by(error))?;
@@ -339,7 +343,7 @@ fn splits(words: &PreTokenizedString) -> Vec<(&str, Offsets, &Option<Vec<Token>>
 /// Applies the settings with which transformers overrides `tokenizer.json`.
 fn apply_overrides(tokenizer: &mut Tokenizer, config: &TokenizerConfig) -> tokenizers::Result<()> {
     match config.class {
-        TokenizerClass::AsSaved => {}
+        TokenizerClass::AsSaved | TokenizerClass::Decoder { .. } => {}
         TokenizerClass::Bert {
             lowercase,
             strip_accents,

@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use super::MessageFormat;
 use crate::json::{Object, read_value};
-use crate::{Files, ModelError};
+use crate::tokenizer_class::{self, SPECIAL_TOKENS};
+use crate::{Files, ModelError, arch};
 
 /// File of a chat template; it takes precedence over that in the tokenizer's settings.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -12,17 +13,6 @@ pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 pub const TEMPLATE_FOLDER: &str = "additional_chat_templates";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const DEFAULT: &str = "default";
-
-/// Special tokens that a template can print.
-const SPECIAL_TOKENS: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
 
 /// The source of a template.
 pub(super) struct Found {
@@ -125,6 +115,12 @@ fn in_file(files: &Files, name: &str) -> Result<Option<Found>, ModelError> {
 /// The special tokens by name, as variables of a template.
 pub(super) fn special_tokens(files: &Files) -> Result<Map<String, Value>, ModelError> {
     let mut tokens = Map::new();
+    let class = class(files)?;
+    for name in SPECIAL_TOKENS {
+        if let Some(token) = tokenizer_class::default_token(&class, name) {
+            tokens.insert(name.to_owned(), Value::from(token));
+        }
+    }
     // The last file wins.
     for file in ["special_tokens_map.json", TOKENIZER_CONFIG] {
         let Some(config) = Object::read(files, file)? else {
@@ -135,12 +131,31 @@ pub(super) fn special_tokens(files: &Files) -> Result<Map<String, Value>, ModelE
                 Some(Value::Object(token)) => token.get("content").cloned(),
                 other => other.cloned(),
             };
-            if let Some(Value::String(text)) = token {
-                tokens.insert(name.to_owned(), Value::String(text));
+            match token {
+                Some(Value::String(text)) => {
+                    tokens.insert(name.to_owned(), Value::String(text));
+                }
+                // A `null` takes the default away.
+                _ if config.contains(name) => {
+                    tokens.remove(name);
+                }
+                _ => {}
             }
         }
     }
     Ok(tokens)
+}
+
+/// The tokenizer class.
+fn class(files: &Files) -> Result<String, ModelError> {
+    let object = |name| {
+        let found = Object::read(files, name)?;
+        Ok::<_, ModelError>(found.unwrap_or_else(|| Object::empty(files.location(name))))
+    };
+    let (config, tokenizer) = (object("config.json")?, object(TOKENIZER_CONFIG)?);
+    let kind = arch::find(config.text("model_type")?, None);
+    let default = kind.map_or(tokenizer_class::AS_SAVED, |(_, kind)| kind.tokenizer);
+    tokenizer_class::name(&config, &tokenizer, default).map(str::to_owned)
 }
 
 /// The form of messages that a template expects, as sentence-transformers guesses it.

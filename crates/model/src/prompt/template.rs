@@ -1,9 +1,11 @@
 //! Renders chat templates with the settings of transformers.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, context};
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 use serde_json::{Map, Value as Json};
+
+use super::python;
 
 /// Work of one rendering: an instruction, or 64 bytes of text. Bounds time to about a second.
 const FUEL: u64 = 4_000_000;
@@ -117,9 +119,7 @@ impl ChatTemplate {
                 .expect("the default delimiters differ"),
         );
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_formatter(write_as_python);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python::install(&mut environment);
         environment.set_fuel(Some(FUEL));
         environment.set_debug(false);
         environment.add_function("raise_exception", raise_exception);
@@ -212,27 +212,19 @@ fn kind(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::OutOfFuel => "it does not end",
         ErrorKind::UndefinedError => "a variable is undefined",
-        ErrorKind::UnknownFilter => "a filter is unknown",
+        ErrorKind::BadSerialization => {
+            "a list or an object is printed; print its items, or use `tojson`"
+        }
+        ErrorKind::UnknownFilter => "a filter is unknown, or may differ from Jinja2's",
         ErrorKind::UnknownTest => "a test is unknown",
         ErrorKind::UnknownFunction => "a function is unknown",
-        ErrorKind::UnknownMethod => "a method is unknown",
+        ErrorKind::UnknownMethod => "a method is unknown, or may differ from Python's",
         _ => "it rejects these messages",
     }
 }
 
 fn raise_exception(_message: Value) -> Result<Value, Error> {
     Err(Error::from(ErrorKind::InvalidOperation))
-}
-
-/// Writes a value like Python's `str`.
-fn write_as_python(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    let text = match value.kind() {
-        ValueKind::None => "None",
-        ValueKind::Bool if value.is_true() => "True",
-        ValueKind::Bool => "False",
-        _ => return minijinja::escape_formatter(out, state, value),
-    };
-    out.write_str(text).map_err(Error::from)
 }
 
 /// `json.dumps` without escapes for HTML.
@@ -332,6 +324,64 @@ mod tests {
         assert_eq!(error.to_string(), "line 2: it rejects these messages");
         let error = render("{{ missing.field }}").unwrap_err();
         assert_eq!(error.to_string(), "line 1: a variable is undefined");
+    }
+
+    /// The expected values are those of Jinja2 3.1.6.
+    #[test]
+    fn strings_and_numbers_are_those_of_python() {
+        let cases = [
+            ("{{ '\u{1c} a \u{1f}' | trim }}|", "a|"),
+            ("{{ 'xax' | trim('x') }}", "a"),
+            ("{{ '\u{1d}\t a\u{85}'.strip() }}|", "a|"),
+            ("{{ '\u{1e}a\u{1e}'.lstrip() }}|", "a\u{1e}|"),
+            ("{{ '\u{1e}a\u{1e}'.rstrip() }}|", "\u{1e}a|"),
+            ("{{ 'xyaxy'.strip('yx') }}", "a"),
+            ("{{ ' a\u{1c}b  c\u{1f}'.split() | join(',') }}|", "a,b,c|"),
+            ("{{ ' a b  c '.split(none, 1) | join(',') }}|", "a,b  c |"),
+            ("{{ 'a b'.split() | length }}", "2"),
+            ("{{ 'a-b-c'.split('-', 1) | join(',') }}", "a,b-c"),
+            (
+                "{{ 'a\u{1c}b\u{b}c\r\nd\u{85}e\u{2028}f\u{1f}g\n'.splitlines() | join(',') }}|",
+                "a,b,c,d,e,f\u{1f}g|",
+            ),
+            (
+                "{{ 'a\r\nb\n\nc'.splitlines(true) | join(',') }}|",
+                "a\n,b\n,\n,c|",
+            ),
+            ("{{ ''.splitlines() | length }}", "0"),
+            ("{{ '\u{1f} '.isspace() }}{{ ''.isspace() }}", "TrueFalse"),
+            (
+                "{{ 1e20 }} {{ 1e16 }} {{ 1.5e300 }} {{ 1e15 }} {{ 0.0001 }} {{ 0.00001 }} {{ 1.25e-7 }} {{ 2.0 }} {{ -0.5 }} {{ 3 }} {{ 1 / 3 }} {{ 123456789012345678 }}",
+                "1e+20 1e+16 1.5e+300 1000000000000000.0 0.0001 1e-05 1.25e-07 2.0 -0.5 3 0.3333333333333333 123456789012345678",
+            ),
+            ("{{ \"they're a1b X-RAY\".title() }}", "They'Re A1B X-Ray"),
+            (
+                "{{ none }} {{ true }} {{ false }} {{ missing }}|",
+                "None True False |",
+            ),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source:?}");
+        }
+    }
+
+    /// Each of them would print something else than Jinja2.
+    #[test]
+    fn what_would_differ_from_jinja2_is_refused() {
+        for source in [
+            "{{ 'été'.title() }}",
+            "{{ 'a.b' | title }}",
+            "{{ 'a\n\nb' | indent(2) }}",
+            "{{ '<' | e }}",
+            "{{ '<' | escape }}",
+            "{{ ['b', 'A', true] | sort }}",
+            "{{ ['a', \"it's\"] }}",
+            "{{ {'a': 1} }}",
+            "{{ messages[0] }}",
+        ] {
+            let refused = matches!(render(source), Err(TemplateError::Render { .. }));
+            assert!(refused, "{source:?}");
+        }
     }
 
     #[test]

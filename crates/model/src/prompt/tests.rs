@@ -656,6 +656,17 @@ fn models_that_need_their_own_code_are_refused_by_name() {
     }
 }
 
+/// The code of a classification head is not run: tensors and configuration say what it is.
+#[test]
+fn a_classifier_with_code_of_its_own_is_read_without_it() {
+    let dir = copied("classifier");
+    let none = ModelOptions::default();
+    let expected = resolved(dir.path(), &none).unwrap();
+    let code = serde_json::json!({"AutoModelForSequenceClassification": "own.Model"});
+    set(&dir, "config.json", "auto_map", code);
+    assert_eq!(resolved(dir.path(), &none).unwrap(), expected);
+}
+
 #[test]
 fn profiles_replace_what_files_say() {
     let dir = copied("bare");

@@ -168,6 +168,11 @@ proptest! {
     }
 }
 
+/// Whether a model's class replaces what its file says, which has steps that need the whole text.
+fn is_replaced(name: &str) -> bool {
+    name.starts_with("class-")
+}
+
 /// Texts of which only a prefix must be tokenized.
 #[test]
 fn long_texts_of_every_script_are_decided_by_their_prefix() {
@@ -175,7 +180,10 @@ fn long_texts_of_every_script_are_decided_by_their_prefix() {
     let hindi = "हिन्दी में लिखा गया ".repeat(4000);
     let json = "{\"k\":[1,2,3]},".repeat(4000);
     let lines = "river\n".repeat(8000);
-    for (name, encoder) in tokenizers() {
+    for (name, encoder) in tokenizers()
+        .into_iter()
+        .filter(|(name, _)| !is_replaced(name))
+    {
         for text in [&chinese, &hindi, &json, &lines] {
             // To some of the small ones, all of it is one unknown word.
             if own(&encoder, text).len() <= 20 {
@@ -209,7 +217,7 @@ fn long_words_of_known_letters_are_decided_by_their_prefix() {
             20,
         );
         // A word of Llama 3's kind can be one token although no merge leads to it.
-        if name == "named" {
+        if name == "named" || is_replaced(&name) {
             continue;
         }
         assert!(
