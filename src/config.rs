@@ -22,7 +22,7 @@ pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, KeysError, MAX_KEY_BYTES};
 pub use secret::Secret;
 pub use setting::PREFIX;
-pub use value::{Kind, Listen, Origins, Value, ValueError};
+pub use value::{Kind, Listen, Origins, PathPrefix, Value, ValueError};
 
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 
@@ -43,6 +43,11 @@ setting::settings! {
         /// connections from this machine only; with `0.0.0.0:8080`, which accepts connections from
         /// the network, set `api_keys`. A socket passed by systemd takes precedence.
         listen "ADDRESS": Listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 8080).into());
+
+        /// Path below which everything on `listen` is served, such as `/rerankd`: for a proxy that passes
+        /// paths on unchanged. `admin_listen` has no prefix. The header `X-Forwarded-Prefix` is not read,
+        /// as any client could set it.
+        path_prefix "PATH": PathPrefix = PathPrefix::default(), or "none";
 
         /// Separate address for probes and `/metrics`, without TLS and API keys. It has 32 connections
         /// of its own, which clients cannot use up. With it, `/metrics` is not served on `listen`.

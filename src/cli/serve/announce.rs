@@ -95,7 +95,8 @@ fn example(config: &Config, labels: usize, address: &Listen) -> String {
             r#"{"pairs":[["A man is eating food.","Somebody eats a meal."]]}"#,
         )
     };
-    format!("curl -s {options}{key}{server}/{path} -d '{body}'")
+    let prefix = config.http.path_prefix.as_str();
+    format!("curl -s {options}{key}{server}{prefix}/{path} -d '{body}'")
 }
 
 #[cfg(test)]
