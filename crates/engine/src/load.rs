@@ -14,7 +14,8 @@ use self::engine::{Engine, Plan};
 use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
 use crate::metrics::Metrics;
-use crate::service::{Capacity, ModelInfo, QueueLimits, Reranker};
+use crate::host::{Host, HostConfig};
+use crate::service::{self, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
@@ -62,6 +63,19 @@ pub struct LoadConfig {
     pub batching: BatchConfig,
     /// The score cache.
     pub cache: CacheConfig,
+    /// Weight among the models of a host, at least 1.
+    pub share: u32,
+}
+
+impl LoadConfig {
+    /// The host of models with this configuration.
+    pub fn host(&self) -> HostConfig {
+        HostConfig {
+            queue: QueueLimits::of(&self.batching),
+            encode_threads: self.threads,
+            cache: self.cache.clone(),
+        }
+    }
 }
 
 /// The built-in model on all cores that this process may use.
@@ -82,6 +96,7 @@ impl Default for LoadConfig {
             library_path: None,
             batching: BatchConfig::default(),
             cache: CacheConfig::default(),
+            share: 1,
         }
     }
 }
@@ -126,6 +141,14 @@ impl From<PaddedError> for LoadError {
 /// # Errors
 /// [`LoadError`]; its message is for the person who starts the server.
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
+    load_on(&Host::start(&config.host(), metrics), config)
+}
+
+/// As [`load`], beside the other models of `host`.
+///
+/// # Errors
+/// Same as [`load`]; the other models are not affected.
+pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     tracing::info!(
         model = config
@@ -167,15 +190,15 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         "calibrated"
     );
     let info = info(config, card, &library, &engine);
-    let capacity = Capacity {
+    let prepared = service::Prepared {
+        info,
+        encoder,
+        scorers: engine.opened.scorers,
         batch: limits,
-        queue: QueueLimits::of(&config.batching),
-        encode_threads: config.threads,
-        cache: config.cache.clone(),
         costs,
+        share: config.share,
     };
-    let scorers = engine.opened.scorers;
-    Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
+    Ok(Reranker::start_on(host, prepared))
 }
 
 /// The encoder and the sessions that [`load`] would use, without queue and workers.
