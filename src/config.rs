@@ -8,6 +8,7 @@ mod choice;
 mod device;
 pub mod document;
 mod keys;
+pub mod models;
 mod secret;
 mod setting;
 mod value;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use choice::{DocumentForm, LogFormat, Precision, TruncationStrategy};
 pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, KeysError, MAX_KEY_BYTES};
+pub use models::ModelEntry;
 pub use secret::Secret;
 pub use setting::PREFIX;
 pub use value::{Kind, Listen, Origins, PathPrefix, Value, ValueError};
@@ -134,7 +136,8 @@ setting::settings! {
     model: ModelConfig {
         /// Model to serve: a directory in sentence-transformers format, or `owner/name` or
         /// `owner/name@revision` on the hub, which is downloaded once. The built-in model is small and
-        /// English only.
+        /// English only. The flag of `rerankd serve` may be repeated as `NAME=MODEL` to serve several;
+        /// a file lists them as `[[models]]`.
         dir as model "MODEL": Option<PathBuf> = None, or "the built-in model";
 
         /// ONNX file to run unchanged, as a path in the model directory, such as
@@ -164,6 +167,10 @@ setting::settings! {
         /// pairs cost more memory and time.
         max_length "N": Option<usize> = None, in 1..=1_048_576,
             or "8192, or the profile's";
+
+        /// Maximum size of the weights of all models in memory. A model that does not fit is not loaded;
+        /// while one is replaced, the old and the new one both count.
+        max_bytes as max_model_bytes "BYTES": Option<usize> = None, in 1..=1 << 50, or "no limit";
 
         /// Number of threads that run the model. More threads than cores slow down every request; fewer
         /// leave cores to other processes.

@@ -26,7 +26,9 @@ pub fn build(state: AppState) -> Router {
     count_from_zero(state.metrics());
     let config = &state.config().http;
     let (page, metrics) = (config.page, config.admin_listen.is_none());
-    let table = route::all().filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
+    let table = route::all()
+        .filter(|route| !route.is_admin_only())
+        .filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
     let mut routes = table
         .fold(Router::new(), add)
         .merge(openapi::routes(&config.path_prefix));
@@ -82,6 +84,7 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::NeedsKey => get(admin::needs_key),
         Handler::Info => get(admin::info),
         Handler::Metrics => get(admin::metrics),
+        Handler::Reload => post(admin::reload),
         Handler::InferenceServer => get(open_inference::server),
         Handler::InferenceModel => get(open_inference::model),
         Handler::InferenceReady => get(open_inference::model_ready),

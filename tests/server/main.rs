@@ -16,6 +16,7 @@ mod end_to_end;
 mod http;
 mod hub;
 mod instructions;
+mod models;
 mod openapi;
 mod operations;
 mod page;

@@ -50,11 +50,7 @@ impl Host {
             max_delay: config.queue.delay.as_secs_f64(),
         };
         Arc::new(Self {
-            tokenizers: TokenizerPool::start(
-                config.encode_threads,
-                delay.clone(),
-                metrics.clone(),
-            ),
+            tokenizers: TokenizerPool::start(config.encode_threads, delay.clone(), metrics.clone()),
             batcher: Batcher::start(admission, cache.clone(), delay, metrics.clone()),
             cache,
             metrics,

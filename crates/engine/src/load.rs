@@ -13,8 +13,8 @@ use std::time::Instant;
 use self::engine::{Engine, Plan};
 use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
-use crate::metrics::Metrics;
 use crate::host::{Host, HostConfig};
+use crate::metrics::Metrics;
 use crate::service::{self, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
@@ -33,7 +33,7 @@ pub use self_test::SelfTestError;
 use self_test::SelfTest;
 
 /// What to load, and how much of the machine it may use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadConfig {
     /// Directory of the model; `None` for the built-in one.
     pub model: Option<PathBuf>,
@@ -65,9 +65,19 @@ pub struct LoadConfig {
     pub cache: CacheConfig,
     /// Weight among the models of a host, at least 1.
     pub share: u32,
+    /// Most bytes that the weights may take.
+    pub max_bytes: Option<usize>,
 }
 
 impl LoadConfig {
+    /// Checks that weights of so many bytes are allowed.
+    fn check_memory(&self, needed: usize) -> Result<(), LoadError> {
+        match self.max_bytes {
+            Some(allowed) if needed > allowed => Err(LoadError::Memory { needed, allowed }),
+            _ => Ok(()),
+        }
+    }
+
     /// The host of models with this configuration.
     pub fn host(&self) -> HostConfig {
         HostConfig {
@@ -97,6 +107,7 @@ impl Default for LoadConfig {
             batching: BatchConfig::default(),
             cache: CacheConfig::default(),
             share: 1,
+            max_bytes: None,
         }
     }
 }
@@ -119,6 +130,17 @@ pub enum LoadError {
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot run the model: {0}")]
     Runtime(#[from] ScoreError),
+    /// The weights take more memory than is allowed.
+    #[error(
+        "the weights take {needed} bytes, and {allowed} are left for them; hint: raise \
+         `max_model_bytes` or the model's `max_bytes`, use `int8`, or serve fewer models"
+    )]
+    Memory {
+        /// Bytes of the weights.
+        needed: usize,
+        /// Bytes that they may take.
+        allowed: usize,
+    },
     /// The system could not start the scoring threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),

@@ -13,7 +13,7 @@ use crate::http::route::{self, Handler, REFUSALS, Route};
 /// All paths; what they name is added to `schemas`.
 pub fn all(schemas: &mut Schemas) -> Value {
     let mut paths = Map::new();
-    for route in route::all() {
+    for route in route::all().filter(|route| !route.is_admin_only()) {
         let operation = describe(route, schemas);
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.as_str().to_ascii_lowercase()] = operation;
@@ -30,11 +30,11 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::SilentReady => silent(get(route, "health", ready, None, schemas)),
         Handler::Page => page(route, schemas),
         Handler::Models => {
-            let models = reference::<admin::Models>(schemas);
+            let models = reference::<admin::ModelList>(schemas);
             get(
                 route,
                 "about",
-                "The model that is served",
+                "The models that are served, the default one first",
                 Some(models),
                 schemas,
             )
@@ -52,9 +52,16 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::Info => {
             let summary = "What is served, how, and within which limits";
             let info = reference::<admin::Info>(schemas);
-            get(route, "about", summary, Some(info), schemas)
+            let mut operation = get(route, "about", summary, Some(info), schemas);
+            operation["parameters"] = json!([{
+                "name": "model", "in": "query", "required": false,
+                "description": "Name or alias of a model, instead of the default one",
+                "schema": { "type": "string" },
+            }]);
+            operation
         }
         Handler::Metrics => metrics(route),
+        Handler::Reload => unreachable!("the description has no routes of the admin listener"),
         Handler::InferenceServer => {
             let server = reference::<Server>(schemas);
             get(route, INFERENCE, "The server", Some(server), schemas)

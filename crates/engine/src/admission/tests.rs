@@ -136,7 +136,9 @@ fn a_refusal_says_when_there_is_room() {
 #[test]
 fn the_estimate_is_corrected_both_ways() {
     let memory = memory(1000);
-    let mut permit = memory.take((Tenant(0), 0), false, tokens(100), PACE).unwrap();
+    let mut permit = memory
+        .take((Tenant(0), 0), false, tokens(100), PACE)
+        .unwrap();
     permit.correct(3000);
     assert_eq!(memory.lock().tokens, 3000);
     assert_eq!(memory.lock().total.tokens, 500);

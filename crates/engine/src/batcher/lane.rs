@@ -66,7 +66,9 @@ impl Lane {
     /// What it is given beside a model with this `weight`.
     pub fn beside(&self, weight: u64) -> Other {
         Other {
-            seconds: self.costs.drain_seconds(self.queue.admitted(), self.limits.max_tokens)
+            seconds: self
+                .costs
+                .drain_seconds(self.queue.admitted(), self.limits.max_tokens)
                 * self.workers() as f64,
             share: self.weight() as f64 / weight as f64,
         }

@@ -130,7 +130,9 @@ fn queue(
     let encodings = encodings.collect();
     let (reply, receiver) = reply::channel();
     let started = Instant::now();
-    let admitted = scheduler.admit(lane, demand, now).expect("nothing is limited");
+    let admitted = scheduler
+        .admit(lane, demand, now)
+        .expect("nothing is limited");
     let queue = &mut scheduler.lanes[lane].queue;
     queue.release(admitted.request);
     queue.push(Arrival {

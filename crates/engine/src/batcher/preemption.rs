@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Model, Shared};
 use super::batch::{self, Next};
+use super::{Model, Shared};
 use crate::plan::largest_part;
 use rerankd_runtime::{LayerHook, Scorer};
 

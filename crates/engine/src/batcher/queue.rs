@@ -404,7 +404,13 @@ impl Queue {
     /// Turn by turn, the request that is least ahead of its share gives its next sequence. One whose
     /// sequence no longer fits sits this batch out. One that cannot be answered in time is refused instead
     /// of begun.
-    pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed<'_>, now: Instant) -> Taken {
+    pub(super) fn take(
+        &mut self,
+        worker: usize,
+        plan: &Plan,
+        speed: Speed<'_>,
+        now: Instant,
+    ) -> Taken {
         let mut taken = Taken {
             jobs: Vec::with_capacity(USUAL_JOBS),
             ..Taken::default()

@@ -76,12 +76,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Refusal`], before anything was done.
-    pub fn admit(
-        &mut self,
-        id: LaneId,
-        demand: Demand,
-        now: Instant,
-    ) -> Result<Admitted, Refusal> {
+    pub fn admit(&mut self, id: LaneId, demand: Demand, now: Instant) -> Result<Admitted, Refusal> {
         let at = now.into_std();
         let request = ForecastRequest {
             hints: demand.hints,
@@ -227,9 +222,10 @@ impl Scheduler {
             return Others::new();
         }
         let weight = self.lanes[id].weight();
-        let others = self.lanes.iter().filter(|(other, lane)| {
-            *other != id && lane.queue.admitted().sequences > 0
-        });
+        let others = self
+            .lanes
+            .iter()
+            .filter(|(other, lane)| *other != id && lane.queue.admitted().sequences > 0);
         others.map(|(_, lane)| lane.beside(weight)).collect()
     }
 }

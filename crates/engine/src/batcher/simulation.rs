@@ -528,7 +528,9 @@ fn a_small_request_waits_for_one_batch_of_another_model_at_most() {
         let (median, p99) = (simulation.took(0, 0.5), simulation.took(0, 0.99));
         // What a batch of the large model takes where a full one is limited to 512 tokens.
         let batch = LARGE.seconds(Work::of(450)).max(LARGE.base / 0.05);
-        println!("beside {clients} of a large model: idle {idle:.4} s, median {median:.4}, p99 {p99:.4}");
+        println!(
+            "beside {clients} of a large model: idle {idle:.4} s, median {median:.4}, p99 {p99:.4}"
+        );
         assert_eq!(simulation.refused(0), 0);
         assert!(median <= idle + batch, "{median} beside {clients}");
         assert!(p99 <= idle + 2.0 * batch, "{p99} beside {clients}");
