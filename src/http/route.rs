@@ -43,8 +43,6 @@ pub enum Handler {
     Info,
     /// Everything measured.
     Metrics,
-    /// Reads the list of models again.
-    Reload,
     /// The server, for the Open Inference Protocol.
     InferenceServer,
     /// The model that the path names.
@@ -110,16 +108,7 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ),
     ];
     let asked = asked.into_iter().map(get);
-    let reload = Route {
-        method: Method::POST,
-        path: "/admin/reload",
-        dialect: &NATIVE,
-        handler: Handler::Reload,
-    };
-    asked
-        .chain([reload])
-        .chain(endpoints().flat_map(operations))
-        .collect()
+    asked.chain(endpoints().flat_map(operations)).collect()
 });
 
 /// The routes of an operation. On a shared path, others come after it.
@@ -184,13 +173,7 @@ pub fn is_open(method: &Method, path: &str) -> bool {
 impl Route {
     /// Whether machines poll it.
     fn is_probe(&self) -> bool {
-        self.is_for_operators() && !self.is_admin_only()
-            || matches!(self.handler, Handler::InferenceReady)
-    }
-
-    /// Whether it is answered at `admin_listen` only.
-    pub fn is_admin_only(&self) -> bool {
-        matches!(self.handler, Handler::Reload)
+        self.is_for_operators() || matches!(self.handler, Handler::InferenceReady)
     }
 
     /// Whether it is answered at `admin_listen`.
@@ -200,8 +183,7 @@ impl Route {
             | Handler::Ready
             | Handler::SilentLive
             | Handler::SilentReady
-            | Handler::Metrics
-            | Handler::Reload => true,
+            | Handler::Metrics => true,
             Handler::Page
             | Handler::Models
             | Handler::Model

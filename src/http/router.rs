@@ -26,9 +26,7 @@ pub fn build(state: AppState) -> Router {
     count_from_zero(state.metrics());
     let config = &state.config().http;
     let (page, metrics) = (config.page, config.admin_listen.is_none());
-    let table = route::all()
-        .filter(|route| !route.is_admin_only())
-        .filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
+    let table = route::all().filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
     let mut routes = table
         .fold(Router::new(), add)
         .merge(openapi::routes(&config.path_prefix));
@@ -54,6 +52,7 @@ pub fn build_admin(state: AppState) -> Router {
     let routes = route::all()
         .filter(|route| route.is_for_operators())
         .fold(Router::new(), add)
+        .route("/admin/reload", post(admin::reload))
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound)
         .layer(CatchPanicLayer::custom(Failure::from_panic));
@@ -84,7 +83,6 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::NeedsKey => get(admin::needs_key),
         Handler::Info => get(admin::info),
         Handler::Metrics => get(admin::metrics),
-        Handler::Reload => post(admin::reload),
         Handler::InferenceServer => get(open_inference::server),
         Handler::InferenceModel => get(open_inference::model),
         Handler::InferenceReady => get(open_inference::model_ready),

@@ -21,6 +21,7 @@ mod openapi;
 mod operations;
 mod page;
 mod refusals;
+mod reload;
 mod score;
 mod security;
 mod service;

@@ -310,10 +310,15 @@ async fn a_request_for_an_idle_model_is_next_behind_the_batch_that_runs() {
         let body = json!({ "model": "small", "query": "q", "documents": ["a"] }).to_string();
         let asked = server.request("POST", "/rerank", &body);
         let release = async {
-            server.until(|state| state.in_flight() == 2).await;
+            let queued = r#"rerankd_model_pairs_total{model="small"}"#;
+            while server.metric(queued).await < 1.0 {}
+            // One batch at a time, until it is the turn of the other model.
             while small.pairs() == 0 {
+                let before = large.batches().len();
                 gate.open();
-                tokio::task::yield_now().await;
+                server
+                    .until(|_| small.pairs() > 0 || large.batches().len() > before)
+                    .await;
             }
         };
         let (answer, ()) = tokio::join!(asked, release);
@@ -324,6 +329,6 @@ async fn a_request_for_an_idle_model_is_next_behind_the_batch_that_runs() {
     };
     let (bulk, scored) = tokio::join!(bulk, other);
     assert_eq!(bulk.status, 200);
-    assert!(scored < 20, "{scored} batches came first");
+    assert!(scored <= 3, "{scored} batches came first");
     drop(host);
 }

@@ -168,8 +168,7 @@ impl Batcher {
         }
     }
 
-    /// Adds a model with a scorer for each of as many workers, which are started if there are fewer. `config` has
-    /// the number of workers.
+    /// Adds a model with a scorer for each of as many workers, which are started if there are fewer.
     ///
     /// # Panics
     /// When the system refuses a thread.
@@ -181,6 +180,7 @@ impl Batcher {
     ) -> ModelBatcher {
         let nested = scorers.iter_mut().all(|scorer| scorer.nested().is_some());
         let config = LaneConfig {
+            workers: scorers.len(),
             is_preemptible: nested,
             ..config
         };
@@ -271,13 +271,13 @@ impl ModelBatcher {
             reservation.end(state);
             let Scheduler { lanes, workers, .. } = &mut state.scheduler;
             let lane = &mut lanes[self.model.id];
-            if workers.alive_of(lane.workers()) == 0 {
+            if workers.alive_of(lane.workers) == 0 {
                 return None;
             }
             let before = lane.queue.waiting().sequences;
             let pushed = lane.queue.push(arrival);
             let added = lane.queue.waiting().sequences - before;
-            if lane.workers() < workers.count() {
+            if lane.workers < workers.count() {
                 // Not every worker can score it, and any may wake up.
                 self.shared.work.notify_all();
             } else {
@@ -340,7 +340,7 @@ impl ModelBatcher {
     /// Whether a worker is left to score.
     pub fn can_serve(&self) -> bool {
         let scheduler = &self.shared.lock().scheduler;
-        let workers = scheduler.lanes[self.model.id].workers();
+        let workers = scheduler.lanes[self.model.id].workers;
         scheduler.workers.alive_of(workers) > 0
     }
 
@@ -436,7 +436,7 @@ impl Shared {
             if !state.closed {
                 for lane in scheduler.lanes.values_mut() {
                     lane.queue.abandon(number, "the worker ended");
-                    if scheduler.workers.alive_of(lane.workers()) == 0 {
+                    if scheduler.workers.alive_of(lane.workers) == 0 {
                         lane.queue.fail_all(&BatchError::NoWorkers);
                     }
                 }

@@ -200,6 +200,7 @@ impl Reranker {
         let shares_prefixes = scorer.is_some_and(|scorer| scorer.shares_prefixes());
         let config = LaneConfig {
             labels: info.labels.len(),
+            workers: model.scorers.len(),
             costs: model.costs,
             limits: model.batch,
             share: model.share,

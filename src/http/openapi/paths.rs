@@ -13,7 +13,7 @@ use crate::http::route::{self, Handler, REFUSALS, Route};
 /// All paths; what they name is added to `schemas`.
 pub fn all(schemas: &mut Schemas) -> Value {
     let mut paths = Map::new();
-    for route in route::all().filter(|route| !route.is_admin_only()) {
+    for route in route::all() {
         let operation = describe(route, schemas);
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.as_str().to_ascii_lowercase()] = operation;
@@ -61,7 +61,6 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
             operation
         }
         Handler::Metrics => metrics(route),
-        Handler::Reload => unreachable!("the description has no routes of the admin listener"),
         Handler::InferenceServer => {
             let server = reference::<Server>(schemas);
             get(route, INFERENCE, "The server", Some(server), schemas)

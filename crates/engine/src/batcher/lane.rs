@@ -14,7 +14,9 @@ use tokio::time::Instant;
 pub(crate) struct LaneConfig {
     /// Logits of each sequence.
     pub labels: usize,
-    /// The cost model of its batches. As many workers as it has, the first ones, can score them.
+    /// Workers that can score its batches: the first so many.
+    pub workers: usize,
+    /// The cost model of its batches.
     pub costs: Costs,
     /// Limits of one batch.
     pub limits: BatchLimits,
@@ -27,6 +29,8 @@ pub(crate) struct LaneConfig {
 pub(super) struct Lane {
     pub queue: Queue,
     pub costs: Costs,
+    /// Workers that can score its batches: the first so many.
+    pub workers: usize,
     limits: BatchLimits,
     share: u32,
     is_preemptible: bool,
@@ -47,15 +51,11 @@ impl Lane {
         Self {
             queue: Queue::new(config.labels),
             costs: config.costs,
+            workers: config.workers,
             limits: config.limits,
             share: config.share.max(1),
             is_preemptible: config.is_preemptible,
         }
-    }
-
-    /// Workers that can score its batches: the first so many.
-    pub fn workers(&self) -> usize {
-        self.costs.workers()
     }
 
     /// Its weight among the models.
@@ -69,7 +69,7 @@ impl Lane {
             seconds: self
                 .costs
                 .drain_seconds(self.queue.admitted(), self.limits.max_tokens)
-                * self.workers() as f64,
+                * self.costs.workers() as f64,
             share: self.weight() as f64 / weight as f64,
         }
     }
@@ -87,7 +87,7 @@ impl Lane {
         if waiting.sequences == 0 {
             return Taken::default();
         }
-        let count = self.workers();
+        let count = self.workers;
         let (cost, alive) = (self.costs.loaded(), free.workers.alive_of(count));
         let limits = self.limits.worth(&cost);
         // Where there is a full batch for every worker, nobody needs to be left anything.
@@ -130,7 +130,7 @@ impl Lane {
             return f64::INFINITY;
         };
         let cost = self.costs.loaded();
-        let share = cost.marginal(total) / workers.alive_of(self.workers()) as f64;
+        let share = cost.marginal(total) / workers.alive_of(self.workers) as f64;
         share.max(cost.marginal(Work::of(next)))
     }
 
@@ -157,7 +157,7 @@ impl Lane {
     pub fn speed<'a>(&self, workers: &Workers, others: &'a [Other], now: Instant) -> Speed<'a> {
         Speed {
             cost: self.costs.loaded(),
-            workers: self.workers(),
+            workers: self.costs.workers(),
             busy: workers.busy_seconds(now),
             batch_tokens: self.limits.max_tokens,
             others,

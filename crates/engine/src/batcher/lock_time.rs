@@ -96,6 +96,7 @@ fn scheduler(workers: usize, per_token: f64) -> (Scheduler, LaneId) {
     let mut scheduler = Scheduler::new(unlimited, gauge);
     let lane = scheduler.add(LaneConfig {
         labels: 1,
+        workers,
         costs,
         limits,
         share: 1,

@@ -60,7 +60,7 @@ impl Scheduler {
 
     /// Adds a model, and the workers that it needs.
     pub fn add(&mut self, config: LaneConfig) -> LaneId {
-        while self.workers.count() < config.costs.workers() {
+        while self.workers.count() < config.workers {
             self.workers.add();
         }
         self.lanes.insert(Lane::new(config))
@@ -113,7 +113,7 @@ impl Scheduler {
         for id in turns {
             let others = self.others(id);
             let lane = &mut self.lanes[id];
-            if number >= lane.workers() {
+            if number >= lane.workers {
                 continue;
             }
             let mut taken = lane.take(Free {

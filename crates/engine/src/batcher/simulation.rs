@@ -146,6 +146,7 @@ impl Simulation {
         let models = models.iter().map(|&(cost, share)| {
             let config = LaneConfig {
                 labels: 1,
+                workers,
                 costs: Costs::new(Estimator::new(cost), workers),
                 limits,
                 share,

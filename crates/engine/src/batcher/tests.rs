@@ -88,6 +88,7 @@ impl Bench {
         let cache = Arc::new(ScoreCache::new(&limits, metrics.cache_bytes.clone()));
         let config = LaneConfig {
             labels: 1,
+            workers,
             limits: BatchLimits {
                 max_tokens: 64,
                 max_seconds: f64::INFINITY,

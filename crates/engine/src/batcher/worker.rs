@@ -10,7 +10,7 @@ use super::batch::{Next, complete, message, note, record_begun, run_batch};
 use super::preemption::Preemption;
 use super::queue::LaneId;
 use super::{Mail, Model, Shared, State};
-use rerankd_runtime::Scorer;
+use rerankd_runtime::{Scorer, memory};
 
 /// Panics in a row, without a finished batch between them, after which a worker is given up.
 pub(super) const MAX_PANICS: usize = 8;
@@ -90,7 +90,11 @@ fn serve(shared: &Arc<Shared>, number: usize, seats: &mut Seats, panics: &mut us
                     let id = model.id;
                     seats.insert(id, Seat::new(shared, number, model, scorer));
                 }
-                Mail::Leave(id) => drop(seats.remove(id)),
+                Mail::Leave(id) => {
+                    if seats.remove(id).is_some() {
+                        memory::give_back();
+                    }
+                }
             }),
             Task::Batch(id, batch) => {
                 let seat = seats.get_mut(id);
