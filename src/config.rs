@@ -264,8 +264,8 @@ setting::settings! {
         /// without inference.
         size as cache_size "BYTES": usize = CacheConfig::default().size, in 0..=1 << 40;
 
-        /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale, since the
-        /// model of a process does not change.
+        /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale: a model that
+        /// is replaced has scores of its own.
         ttl as cache_ttl "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
 
         /// Cache scores separately for each API key. A shared cache lets clients find out by timing

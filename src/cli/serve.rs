@@ -203,10 +203,13 @@ async fn live(
     let finished = async {
         let _ = server.await;
         let _ = loaded.await;
-        let models = state.models();
-        for reranker in models.iter().flat_map(|models| models.all()) {
+        let served = state.models();
+        for reranker in served.iter().flat_map(|models| models.all()) {
             reranker.drain().await;
         }
+        let models = models.clone();
+        // Fails only if it panicked.
+        let _ = tokio::task::spawn_blocking(move || models.settle()).await;
     };
     let supervised =
         shutdown::supervise(state.lifecycle(), &config.shutdown, &mut signals, finished);

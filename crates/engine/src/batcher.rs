@@ -75,6 +75,7 @@ pub(crate) struct ModelBatcher {
 /// A model, as workers and requests know it.
 struct Model {
     id: LaneId,
+    name: Arc<str>,
     labels: usize,
     metrics: ModelMetrics,
     /// Requests that are not answered yet.
@@ -168,7 +169,7 @@ impl Batcher {
         }
     }
 
-    /// Adds a model with a scorer for each of as many workers, which are started if there are fewer.
+    /// Adds a model of this `name` with a scorer for each of as many workers, which are started if there are fewer.
     ///
     /// # Panics
     /// When the system refuses a thread.
@@ -176,7 +177,7 @@ impl Batcher {
         &self,
         config: LaneConfig,
         mut scorers: Vec<Box<dyn Scorer>>,
-        metrics: ModelMetrics,
+        name: &str,
     ) -> ModelBatcher {
         let nested = scorers.iter_mut().all(|scorer| scorer.nested().is_some());
         let config = LaneConfig {
@@ -190,8 +191,9 @@ impl Batcher {
             let id = state.scheduler.add(config);
             let model = Arc::new(Model {
                 id,
+                name: name.into(),
                 labels,
-                metrics,
+                metrics: self.shared.metrics.of_model(name),
                 requests: watch::Sender::new(0),
                 next_part: AtomicU64::new(f64::INFINITY.to_bits()),
             });

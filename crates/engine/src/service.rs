@@ -206,14 +206,13 @@ impl Reranker {
             share: model.share,
             is_preemptible: false,
         };
-        let metrics = host.metrics.of_model(&info.id);
         Self {
             // Random, so that models and revisions of one never share cached scores.
             keys: PairKeys::new(&[&info.id, info.precision], host.cache_per_key),
             encoder: Arc::new(model.encoder),
             estimator: TokenEstimator::new(info.max_length, shares_prefixes),
             shares_prefixes,
-            batcher: host.batcher.add(config, model.scorers, metrics),
+            batcher: host.batcher.add(config, model.scorers, &info.id),
             host: host.clone(),
             info,
         }
@@ -398,6 +397,7 @@ impl Reranker {
         let instruction = self.instruction(command.instruction(), command.options())?;
         let command = &command.clone().with_instruction(instruction);
         let (timeline, started) = (Timeline::current(), Instant::now());
+        timeline.of_model(&self.info.id);
         let bound = self
             .encoder
             .bind(command.options().truncation, command.instruction())

@@ -173,6 +173,11 @@ impl ModelManager {
         &self.host
     }
 
+    /// Returns when no model is being loaded: the process must not exit while the runtime library loads. Blocks.
+    pub fn settle(&self) {
+        drop(self.running.lock());
+    }
+
     /// Loads the models for the first time, and returns the default one. Blocks.
     ///
     /// # Errors

@@ -189,3 +189,13 @@ proptest! {
         prop_assert_eq!(gauge.get(), 0);
     }
 }
+
+#[test]
+fn what_a_tenant_holds_for_one_model_leaves_its_part_for_another() {
+    let memory = memory(1000);
+    let take = |model, size| memory.take((Tenant(1), model), false, tokens(size), PACE);
+    let busy: Vec<_> = std::iter::from_fn(|| take(0, 10).ok()).collect();
+    assert!(busy.len() >= 74, "three quarters: {}", busy.len());
+    let other: Vec<_> = std::iter::from_fn(|| take(1, 10).ok()).collect();
+    assert!(other.len() >= 10, "{}", other.len());
+}

@@ -59,12 +59,12 @@ pub(super) fn run_batch(
     let started = std::time::Instant::now();
     let logits = score(scorer, batch, model.labels);
     let took = started.elapsed();
-    send_span(&batch.jobs, now, took);
+    send_span(model, &batch.jobs, now, took);
     Scored { logits, took }
 }
 
 /// Sends the span of a batch, where traces are sent.
-fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
+fn send_span(model: &Model, jobs: &[Job], started: std::time::Instant, took: Duration) {
     let mut requests: Vec<Timeline> = Vec::new();
     for request in jobs.iter().flat_map(|job| &job.requests) {
         if !requests.iter().any(|other| other.is(request)) {
@@ -73,6 +73,7 @@ fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
     }
     if !requests.is_empty() {
         let record = BatchRecord {
+            model: &model.name,
             requests: &requests,
             started,
             ended: started + took,

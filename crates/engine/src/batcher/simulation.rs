@@ -622,6 +622,33 @@ proptest! {
         prop_assert!(used > 0.95);
     }
 
+    /// Also where two models share the machine.
+    #[test]
+    fn a_request_beside_another_model_is_done_about_when_it_was_expected(
+        seed in any::<u64>(),
+        load in prop::sample::select(vec![0.5, 0.8, 2.0]),
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        // Half of the load is for each, of which a token of the second costs ten times as much.
+        let mut all = crowd(&mut random, load / 2.0, 2);
+        let slow = crowd(&mut random, load / 20.0, 2);
+        all.extend(slow.into_iter().map(|client| of_model(1, client)));
+        let mut simulation = Simulation::of_models(2, &[(COST, 1), (LARGE, 1)], all);
+        simulation.run(300.0);
+        simulation.drain();
+        let settled = simulation.records.iter().filter(|record| record.asked > 60.0);
+        let errors: Vec<f64> = settled
+            .filter_map(|record| {
+                // A batch of the slower model more or less is no mistake.
+                let off = (record.took()? - record.expected).abs() - 0.3;
+                Some(off.max(0.0) / record.expected)
+            })
+            .collect();
+        let p90 = at(errors.clone(), 0.9);
+        println!("load {load}: {} requests, error median {:.2}, p90 {p90:.2}", errors.len(), at(errors, 0.5));
+        prop_assert!(p90 <= 0.5, "load {load}: {p90}");
+    }
+
     /// With any models, requests and weights, nothing is lost, and a model for which something always waits gets at
     /// least its share of the time, but for a batch of each.
     #[test]

@@ -107,7 +107,7 @@ impl Bench {
         };
         let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
         let batcher = Batcher::start(admission, cache.clone(), delay, metrics.clone());
-        let model = batcher.add(config, scorers, metrics.of_model("test"));
+        let model = batcher.add(config, scorers, "test");
         Self {
             batcher: model,
             _workers: batcher,
