@@ -148,10 +148,13 @@ pub struct Effective {
     pub models: Vec<ModelEntry>,
 }
 
+/// The fields of a table `[[models]]`.
+type Fields = Vec<(String, EntryValue)>;
+
 /// A table `[[models]]`.
 struct Table {
     origin: Origin,
-    fields: Vec<(String, EntryValue)>,
+    fields: Fields,
 }
 
 /// All errors in the settings; never empty.
@@ -467,7 +470,7 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> (Vec<Given
 }
 
 /// The tables of an array, each with where it starts.
-fn read_tables(value: &DeValue<'_>) -> Option<Vec<(usize, Vec<(String, EntryValue)>)>> {
+fn read_tables(value: &DeValue<'_>) -> Option<Vec<(usize, Fields)>> {
     let text = |value: &DeValue<'_>| {
         let kinds = [Kind::Text, Kind::Number, Kind::Switch];
         kinds.into_iter().find_map(|kind| as_text(kind, value).ok())

@@ -165,8 +165,14 @@ impl Speed<'_> {
             work: request.work,
             waits,
             cost: self.cost,
-            speed: self.workers as f64 / (1.0 + self.overhead()),
+            // Beside others that wait, only its share is for this model.
+            speed: self.workers as f64 / (1.0 + self.overhead()) / self.shares(),
         }
+    }
+
+    /// Shares of all models that wait, in those of this one.
+    fn shares(&self) -> f64 {
+        1.0 + self.others.iter().map(|other| other.share).sum::<f64>()
     }
 
     /// What the fixed cost of batches adds to their sequences, in parts of one.
