@@ -332,7 +332,7 @@ fn servers(args: &Args, url: &str) -> Result<(Server, Server), TargetError> {
 /// The settings of the engine. Prints errors in them to the standard error.
 fn engine(flags: &[OsString]) -> Result<Config, Exit> {
     match EngineLine::try_parse_from(flags) {
-        Ok(line) => Ok(line.settings.resolve()?.config),
+        Ok(line) => Ok(line.settings.resolve()?.one_model()),
         Err(error) => {
             let _ = error.print();
             Err(Exit::Usage)

@@ -232,6 +232,14 @@ impl<S> Flags<S> {
 }
 
 impl Effective {
+    /// The settings of a command that runs one model: of a list, the default one.
+    pub fn one_model(self) -> Config {
+        match self.models.get(models::default_of(&self.models)) {
+            Some(entry) => entry.config(&self.config),
+            None => self.config,
+        }
+    }
+
     /// Notes the models of the file, or those of the command line instead.
     fn list(&mut self, tables: Vec<Table>, flags: &[String], problems: &mut Vec<Problem>) {
         let flag = |text: &String| {
@@ -248,11 +256,23 @@ impl Effective {
             flags => flags.iter().map(flag).collect(),
         };
         let named = Setting::all().iter().zip(&self.origins);
-        let origin = named.clone().find(|(setting, _)| setting.name == "model");
+        let origin = named.clone().find(|(setting, _)| setting.name == MODEL);
         let overridden =
             |(_, origin): (_, &Origin)| matches!(origin, Origin::Flag(_) | Origin::Variable(_));
-        // A later layer that names the only model takes precedence over a list in the file.
-        if tables.is_empty() || flags.is_empty() && origin.is_some_and(overridden) {
+        if tables.is_empty() {
+            return;
+        }
+        // A later layer that names the only model takes precedence over a list in the file: one of the list, or
+        // another.
+        if flags.is_empty() && origin.is_some_and(overridden) {
+            let asked = self.config.model.dir.clone().unwrap_or_default();
+            let entries = tables
+                .iter()
+                .map(|table| ModelEntry::of(&table.fields, &self.config));
+            let mut entries = entries.filter_map(Result::ok);
+            if let Some(entry) = entries.find(|entry| Path::new(&entry.name) == asked) {
+                self.config.model = entry.model;
+            }
             return;
         }
         let set = named.filter(|(setting, origin)| {
@@ -567,7 +587,11 @@ impl<S: Scope> clap::Args for Flags<S> {
                 "Configuration file in TOML; environment variables and flags take precedence [env: {FILE_VARIABLE}]"
             ));
         let settings = Setting::all().iter().filter(|setting| S::has(setting));
-        command.arg(file).args(settings.map(flag))
+        let flags = settings.map(|setting| match S::lists_models() && setting.name == MODEL {
+            true => flag(setting).action(ArgAction::Append),
+            false => flag(setting),
+        });
+        command.arg(file).args(flags)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -586,11 +610,7 @@ fn flag(setting: &'static Setting) -> Arg {
         .help(help(setting, false))
         .long_help(help(setting, true))
         .help_heading(setting.section.about.trim_end_matches('.'))
-        .action(if setting.name == MODEL {
-            ArgAction::Append
-        } else {
-            ArgAction::Set
-        });
+        .action(ArgAction::Set);
     match setting.kind {
         Kind::Switch => arg
             .num_args(0..=1)
@@ -712,6 +732,7 @@ mod tests {
                 Kind::Choice(names) => [names[0], names[1], names[0]],
                 Kind::List => ["https://a.example", "https://b.example", "*"],
                 Kind::Text if setting.name == "device" => ["cpu", "auto", "cuda:1"],
+                Kind::Text if setting.name == "path_prefix" => ["/a", "/b", "/c"],
                 Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
                 // No flag, and not shown: below.
                 Kind::Secret => continue,
@@ -736,6 +757,29 @@ mod tests {
                 assert!(said.ends_with(from.trim_start_matches("`DIR")), "{said}");
             }
         }
+    }
+
+    #[test]
+    fn a_later_layer_takes_one_of_the_models_or_another() {
+        let file = "threads = 3\n[[models]]\nname = 'a'\nsource = 'x'\n[[models]]\nname = 'b'\nsource = 'y'\n\
+                    precision = 'int8'\ndefault = true\n";
+        let source = |line: &str| {
+            let effective = layered(Some(file), &[], line).unwrap();
+            let listed = effective.models.len();
+            let model = effective.one_model().model;
+            let dir = model.dir.unwrap().display().to_string();
+            (listed, dir, model.precision, model.threads)
+        };
+        let (fp32, int8) = (
+            crate::config::Precision::Fp32,
+            crate::config::Precision::Int8,
+        );
+        assert_eq!(source(""), (2, "y".to_owned(), int8, Some(3)));
+        assert_eq!(source("--model a"), (0, "x".to_owned(), fp32, Some(3)));
+        assert_eq!(source("--model b"), (0, "y".to_owned(), int8, Some(3)));
+        assert_eq!(source("--model z"), (0, "z".to_owned(), fp32, Some(3)));
+        // A list on the command line replaces that of the file.
+        assert_eq!(source("--model c=z"), (1, "z".to_owned(), fp32, Some(3)));
     }
 
     #[test]

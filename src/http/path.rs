@@ -18,16 +18,13 @@ const NOWHERE: &str = "//";
 /// The request at the path that its client means, without `prefix`.
 pub fn canonical(mut request: Request, prefix: &PathPrefix) -> Request {
     let path = request.uri().path();
-    let below = match prefix.rest(path) {
-        Some("") => "/",
-        Some(rest) => rest,
-        None => NOWHERE,
+    let canonical = match prefix.rest(path) {
+        None => NOWHERE.to_owned(),
+        Some("") => "/".to_owned(),
+        Some(rest) => meant(rest).unwrap_or_else(|| rest.to_owned()),
     };
-    let meant = match below {
-        NOWHERE if !prefix.as_str().is_empty() => Some(NOWHERE.to_owned()),
-        below => meant(below).or_else(|| (below != path).then(|| below.to_owned())),
-    };
-    if let Some(path) = meant {
+    if canonical != path {
+        let path = canonical;
         let mut parts = request.uri().clone().into_parts();
         let path = match request.uri().query() {
             Some(query) => format!("{path}?{query}"),
@@ -129,6 +126,7 @@ mod tests {
         for (path, expected) in [
             ("/a/b", "/"),
             ("/a/b/", "/"),
+            ("/a/b//", "/"),
             ("//a//b//v1//rerank/", "/v1/rerank"),
             ("/a/b/docs/", "/docs/"),
             ("/a/b//page/page.js", "/page/page.js"),

@@ -149,6 +149,8 @@ pub(super) struct ModelManager {
     metrics: Arc<ServerMetrics>,
     host: Arc<Host>,
     running: Mutex<Vec<Running>>,
+    /// Held by a reload from the list that it reads to the models that it installs.
+    reloading: Mutex<()>,
 }
 
 impl ModelManager {
@@ -165,6 +167,7 @@ impl ModelManager {
             host: Host::start(&wanted.sample().host(), metrics.engine.clone()),
             metrics,
             running: Mutex::default(),
+            reloading: Mutex::default(),
         }
     }
 
@@ -193,6 +196,10 @@ impl ModelManager {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&self) -> Result<Reloaded, String> {
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Effective { config, models, .. } = self
             .flags
             .layered(std::env::vars_os())
