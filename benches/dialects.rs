@@ -14,7 +14,7 @@ use rerankd::config::Config;
 use rerankd::http::route::{self, Handler};
 use rerankd_core::Limits;
 use rerankd_wire::detect::detect;
-use rerankd_wire::{Body as WireBody, Served};
+use rerankd_wire::{Body as WireBody, Served, ServedModel};
 use serde_json::{Value, json};
 use support::fake::Model;
 use support::server::TestApp;
@@ -158,9 +158,14 @@ fn main() {
         let found = detect(operations, body);
         assert_eq!(found.operation.name, "native");
     });
+    let models = [ServedModel {
+        name: "m".to_owned(),
+        aliases: Vec::new(),
+        labels: vec!["score".to_owned()],
+    }];
     let served = Served {
-        model: "m",
-        labels: &["score".to_owned()],
+        models: &models,
+        chosen: 0,
         strict_model_name: false,
         return_documents: false,
         limits: Limits {

@@ -213,6 +213,7 @@ fn main() {
             size: 0,
             ..CacheConfig::default()
         },
+        ..LoadConfig::default()
     };
     let metrics = ServerMetrics::new();
     let reranker = Arc::new(load(&config, metrics.engine.clone()).unwrap());

@@ -8,6 +8,7 @@ mod choice;
 mod device;
 pub mod document;
 mod keys;
+pub mod models;
 mod secret;
 mod setting;
 mod value;
@@ -20,9 +21,10 @@ use std::time::Duration;
 pub use choice::{DocumentForm, LogFormat, Precision, TruncationStrategy};
 pub use device::Device;
 pub use keys::{ApiKey, ApiKeys, KeysError, MAX_KEY_BYTES};
+pub use models::ModelEntry;
 pub use secret::Secret;
 pub use setting::PREFIX;
-pub use value::{Kind, Listen, Origins, Value, ValueError};
+pub use value::{Kind, Listen, Origins, PathPrefix, Value, ValueError};
 
 use rerankd_engine::config::{BatchConfig, CacheConfig};
 
@@ -43,6 +45,11 @@ setting::settings! {
         /// connections from this machine only; with `0.0.0.0:8080`, which accepts connections from
         /// the network, set `api_keys`. A socket passed by systemd takes precedence.
         listen "ADDRESS": Listen = Listen::Tcp((Ipv4Addr::LOCALHOST, 8080).into());
+
+        /// Path below which everything on `listen` is served, such as `/rerankd`: for a proxy that passes
+        /// paths on unchanged. `admin_listen` has no prefix. The header `X-Forwarded-Prefix` is not read,
+        /// as any client could set it.
+        path_prefix "PATH": PathPrefix = PathPrefix::default(), or "none";
 
         /// Separate address for probes and `/metrics`, without TLS and API keys. It has 32 connections
         /// of its own, which clients cannot use up. With it, `/metrics` is not served on `listen`.
@@ -129,7 +136,8 @@ setting::settings! {
     model: ModelConfig {
         /// Model to serve: a directory in sentence-transformers format, or `owner/name` or
         /// `owner/name@revision` on the hub, which is downloaded once. The built-in model is small and
-        /// English only.
+        /// English only. The flag of `rerankd serve` may be repeated as `NAME=MODEL` to serve several;
+        /// a file lists them as `[[models]]`.
         dir as model "MODEL": Option<PathBuf> = None, or "the built-in model";
 
         /// ONNX file to run unchanged, as a path in the model directory, such as
@@ -159,6 +167,10 @@ setting::settings! {
         /// pairs cost more memory and time.
         max_length "N": Option<usize> = None, in 1..=1_048_576,
             or "8192, or the profile's";
+
+        /// Maximum size of the weights of all models in memory. A model that does not fit is not loaded;
+        /// while one is replaced, the old and the new one both count.
+        max_bytes as max_model_bytes "BYTES": Option<usize> = None, in 1..=1 << 50, or "no limit";
 
         /// Number of threads that run the model. More threads than cores slow down every request; fewer
         /// leave cores to other processes.
@@ -252,8 +264,8 @@ setting::settings! {
         /// without inference.
         size as cache_size "BYTES": usize = CacheConfig::default().size, in 0..=1 << 40;
 
-        /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale, since the
-        /// model of a process does not change.
+        /// Maximum age of a cached score; `0s` sets no limit. Scores never become stale: a model that
+        /// is replaced has scores of its own.
         ttl as cache_ttl "TIME": Duration = Duration::ZERO, in Duration::ZERO..=YEAR;
 
         /// Cache scores separately for each API key. A shared cache lets clients find out by timing

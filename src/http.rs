@@ -12,6 +12,7 @@ mod connection;
 pub mod error;
 mod exchange;
 pub mod hints;
+pub mod models;
 mod notes;
 pub mod observe;
 mod open_inference;

@@ -60,6 +60,10 @@ pub struct Args {
     #[arg(value_parser = PossibleValuesParser::new(Dialect::ALL.map(|(name, _)| name)).map(dialect))]
     dialect: Dialect,
 
+    /// Name of one of the server's models, instead of the default one.
+    #[arg(long, value_name = "NAME", requires = "url")]
+    model: Option<String>,
+
     /// File with the API key to send. Of several keys, as in a file for `serve`, the first is used.
     #[arg(long, value_name = "FILE", requires = "url")]
     key_file: Option<PathBuf>,
@@ -310,7 +314,10 @@ fn servers(args: &Args, url: &str) -> Result<(Server, Server), TargetError> {
     let small = key("--key-file", &args.key_file)?;
     let bulk = key("--bulk-key-file", &args.bulk_key_file)?;
     let server = |key: Option<&Secret>| {
-        let server = Server::new(url, args.dialect, key);
+        let server = Server::new(url, args.dialect, key).and_then(|server| match &args.model {
+            Some(name) => server.for_model(name),
+            None => Ok(server),
+        });
         server.map_err(|source| TargetError::Url {
             url: url.to_owned(),
             source,
@@ -325,7 +332,7 @@ fn servers(args: &Args, url: &str) -> Result<(Server, Server), TargetError> {
 /// The settings of the engine. Prints errors in them to the standard error.
 fn engine(flags: &[OsString]) -> Result<Config, Exit> {
     match EngineLine::try_parse_from(flags) {
-        Ok(line) => Ok(line.settings.resolve()?.config),
+        Ok(line) => Ok(line.settings.resolve()?.one_model()),
         Err(error) => {
             let _ = error.print();
             Err(Exit::Usage)

@@ -35,5 +35,15 @@ pub fn shown(effective: &Effective) -> String {
     for (line, origin) in lines.iter().zip(&effective.origins) {
         writeln!(text, "{line:width$} # {origin}").expect("writing to a string cannot fail");
     }
+    for entry in &effective.models {
+        let source = entry
+            .model
+            .dir
+            .as_ref()
+            .map(|dir| dir.display().to_string());
+        let source = source.as_deref().unwrap_or("the built-in model");
+        writeln!(text, "# model `{}`: {source}", entry.name)
+            .expect("writing to a string cannot fail");
+    }
     text
 }

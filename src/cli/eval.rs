@@ -187,7 +187,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Reranking(args) => &args.common,
     };
     let config = match common.engine.resolve() {
-        Ok(effective) => effective.config,
+        Ok(effective) => effective.one_model(),
         Err(exit) => return exit,
     };
     let done = match &args.task {

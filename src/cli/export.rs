@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Exit {
         return Exit::Usage;
     }
     let config = match args.engine.resolve() {
-        Ok(effective) => effective.config,
+        Ok(effective) => effective.one_model(),
         Err(exit) => return exit,
     };
     match write(args, &config) {

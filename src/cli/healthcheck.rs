@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::settings::Flags;
 use super::{Exit, output};
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, PathPrefix};
 use crate::http::socket::lookup;
 
 /// Largest response body that is read; those of `/ready` are smaller.
@@ -53,6 +53,8 @@ pub struct Endpoint {
     pub address: Listen,
     /// Whether the server speaks TLS there.
     pub tls: bool,
+    /// Below which path.
+    pub prefix: PathPrefix,
 }
 
 impl Endpoint {
@@ -63,10 +65,12 @@ impl Endpoint {
             Some(listen) => Self {
                 address: reachable(listen),
                 tls: false,
+                prefix: PathPrefix::default(),
             },
             None => Self {
                 address: reachable(&http.listen),
                 tls: http.tls_cert.is_some(),
+                prefix: http.path_prefix.clone(),
             },
         }
     }
@@ -125,12 +129,12 @@ pub fn check_ready(endpoint: &Endpoint, timeout: Duration) -> Result<(), NotRead
     checked.unwrap_or(Err(NotReady::Timeout(timeout)))
 }
 
-async fn connect(Endpoint { address, tls }: &Endpoint) -> Result<(), NotReady> {
-    match address {
-        Listen::Tcp(address) => secure(TcpStream::connect(address).await?, *tls).await,
+async fn connect(endpoint: &Endpoint) -> Result<(), NotReady> {
+    match &endpoint.address {
+        Listen::Tcp(address) => secure(TcpStream::connect(address).await?, endpoint).await,
         Listen::Name(name) => {
             let addresses = lookup(name).await?;
-            secure(TcpStream::connect(&addresses[..]).await?, *tls).await
+            secure(TcpStream::connect(&addresses[..]).await?, endpoint).await
         }
         Listen::Unix(path) => {
             // Only a blocking socket waits while the backlog of a busy server is full.
@@ -138,33 +142,34 @@ async fn connect(Endpoint { address, tls }: &Endpoint) -> Result<(), NotReady> {
             let connecting = tokio::task::spawn_blocking(move || BlockingUnixStream::connect(path));
             let stream = connecting.await.map_err(io::Error::other)??;
             stream.set_nonblocking(true)?;
-            secure(UnixStream::from_std(stream)?, *tls).await
+            secure(UnixStream::from_std(stream)?, endpoint).await
         }
     }
 }
 
-async fn secure<IO>(stream: IO, tls: bool) -> Result<(), NotReady>
+async fn secure<IO>(stream: IO, endpoint: &Endpoint) -> Result<(), NotReady>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    if !tls {
-        return get_ready(stream).await;
+    let path = format!("{}/ready", endpoint.prefix.as_str());
+    if !endpoint.tls {
+        return get_ready(stream, &path).await;
     }
     let connector = TlsConnector::from(Arc::new(tls_config()?));
     let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-    get_ready(connector.connect(name, stream).await?).await
+    get_ready(connector.connect(name, stream).await?, &path).await
 }
 
-async fn get_ready<IO>(stream: IO) -> Result<(), NotReady>
+async fn get_ready<IO>(stream: IO, path: &str) -> Result<(), NotReady>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/ready")
+    let request = Request::get(path)
         .header(header::HOST, "localhost")
         .body(Empty::<Bytes>::new())
-        .expect("a constant request");
+        .expect("the prefix has plain characters only");
     let response = sender.send_request(request).await?;
     let status = response.status();
     if status == StatusCode::OK {
@@ -237,6 +242,7 @@ impl ServerCertVerifier for AnyCertificate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Value;
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
@@ -244,6 +250,7 @@ mod tests {
         Endpoint {
             address: Listen::Tcp(address),
             tls: false,
+            prefix: PathPrefix::default(),
         }
     }
 
@@ -299,11 +306,17 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_when_it_is_connected_to() {
-        let (Endpoint { address, tls }, request) = server("HTTP/1.1 200 OK\r\n\r\n");
-        let port = address.to_string().rsplit(':').next().unwrap().to_owned();
-        let address = Listen::Name(format!("localhost:{port}"));
-        check_ready(&Endpoint { address, tls }, Duration::from_secs(10)).unwrap();
-        request.join().unwrap();
+        let (endpoint, request) = server("HTTP/1.1 200 OK\r\n\r\n");
+        let port = endpoint.address.to_string();
+        let port = port.rsplit(':').next().unwrap();
+        let endpoint = Endpoint {
+            address: Listen::Name(format!("localhost:{port}")),
+            prefix: PathPrefix::parse("/a").unwrap(),
+            ..endpoint
+        };
+        check_ready(&endpoint, Duration::from_secs(10)).unwrap();
+        let request = request.join().unwrap();
+        assert!(request.starts_with("GET /a/ready "), "{request}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) fn load_config(config: &Config, sink: ProgressSink) -> Result<LoadCon
         library_path: std::env::var_os("LD_LIBRARY_PATH"),
         batching: (&config.batching).into(),
         cache: (&config.cache).into(),
+        share: 1,
+        max_bytes: config.model.max_bytes,
     })
 }
 

@@ -91,7 +91,7 @@ struct UnknownFormat;
 /// Scores every row.
 pub fn run(args: &Args) -> Exit {
     let config = match args.engine.resolve() {
-        Ok(effective) => effective.config,
+        Ok(effective) => effective.one_model(),
         Err(exit) => return exit,
     };
     let job = match args.job() {

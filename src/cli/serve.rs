@@ -1,6 +1,7 @@
 //! `rerankd serve`: the life of the server.
 
 mod announce;
+mod models;
 mod reload;
 
 use std::io;
@@ -11,13 +12,13 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use self::models::{ModelManager, WantedModels};
 use self::reload::Reload;
 use super::Exit;
-use super::download::ProgressSink;
-use super::loader::{cores, load_config};
-use super::settings::Flags;
+use super::loader::cores;
+use super::settings::{Effective, Flags};
 use super::systemd::{self, Passed};
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, ModelEntry};
 use crate::http::ListenerConfig;
 use crate::http::socket::Socket;
 use crate::http::state::AppState;
@@ -26,7 +27,7 @@ use crate::metrics::ServerMetrics;
 use crate::shutdown::{Phase, Stopped};
 use crate::telemetry::spans::Spans;
 use crate::{http, shutdown, telemetry};
-use rerankd_engine::load::{self, LoadConfig, LoadError};
+use rerankd_engine::load::LoadError;
 
 /// How long a server that stops without answering every request waits for the running batch. One
 /// takes a tenth of a second, unless a single pair takes longer.
@@ -34,8 +35,8 @@ const LAST_BATCH: Duration = Duration::from_secs(1);
 
 /// Runs the server until a signal stops it.
 pub fn run(flags: &Flags) -> Exit {
-    let config = match flags.resolve() {
-        Ok(effective) => effective.config,
+    let Effective { config, models, .. } = match flags.resolve() {
+        Ok(effective) => effective,
         Err(exit) => return exit,
     };
     if let Err(error) = telemetry::init(&config.log) {
@@ -58,7 +59,7 @@ pub fn run(flags: &Flags) -> Exit {
         }
     };
     let exit = runtime.block_on(async {
-        match live(config).await {
+        match live(config, models, flags).await {
             Ok(exit) => exit,
             Err(error) => error.log(),
         }
@@ -128,13 +129,18 @@ impl StartError {
 }
 
 /// The life of the server, from its settings to its exit code.
-async fn live(mut config: Config) -> Result<Exit, StartError> {
+async fn live(
+    mut config: Config,
+    entries: Vec<ModelEntry>,
+    flags: &Flags,
+) -> Result<Exit, StartError> {
     let tls = tls(&config)?;
     // Before the port opens: an early signal must not kill a server that already has clients.
     let mut signals = shutdown::signals().map_err(StartError::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-    // Also before the port opens: without its model on disk, the server cannot become ready.
-    let load_config = download(&config, &mut signals).await?;
+    let are_listed = !entries.is_empty();
+    // Also before the port opens: without its models on disk, the server cannot become ready.
+    let wanted = download(&config, entries, &mut signals).await?;
     let Opened { socket, admin } = Opened::open(&config).await?;
     let address = socket.address().map_err(StartError::Listen)?;
     tracing::info!(listen = %address, version = env!("CARGO_PKG_VERSION"), "starting");
@@ -145,7 +151,7 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
         config.http.admin_listen = Some(address);
     }
     announce::warn_if_open(&config, &address);
-    announce::threads(&config, &load_config);
+    announce::threads(&config, &wanted.sample());
 
     let metrics = ServerMetrics::new();
     let state = AppState::new(config.clone(), metrics.clone());
@@ -166,22 +172,29 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
             std::future::pending(),
         ));
     }
+    let models = Arc::new(ModelManager::new(
+        flags.clone(),
+        state.clone(),
+        metrics.clone(),
+        &wanted,
+    ));
     let reload = Reload {
         state: state.clone(),
         tls,
+        models: models.clone(),
     };
+    tokio::spawn(reload.clone().on_request());
     tokio::spawn(reload.run(hangup, config.http.reload_interval));
     tokio::spawn(systemd::watchdog());
 
     // Dropped when loading has ended: the process must not exit while the runtime library loads.
     let (loading, loaded) = oneshot::channel::<()>();
     let mut load = tokio::task::spawn_blocking({
-        let (config, state, metrics) = (config.clone(), state.clone(), metrics.clone());
+        let (config, models) = (config.clone(), models.clone());
         move || {
             let _loading = loading;
-            let reranker = Arc::new(load::load(&load_config, metrics.engine.clone())?);
-            state.install(reranker.clone());
-            announce::ready(&config, &reranker, &address);
+            let reranker = models.start(wanted)?;
+            announce::ready(&config, are_listed, &reranker, &address);
             systemd::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
             Ok::<(), LoadError>(())
         }
@@ -190,9 +203,13 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
     let finished = async {
         let _ = server.await;
         let _ = loaded.await;
-        if let Some(reranker) = state.reranker() {
+        let served = state.models();
+        for reranker in served.iter().flat_map(|models| models.all()) {
             reranker.drain().await;
         }
+        let models = models.clone();
+        // Fails only if it panicked.
+        let _ = tokio::task::spawn_blocking(move || models.settle()).await;
     };
     let supervised =
         shutdown::supervise(state.lifecycle(), &config.shutdown, &mut signals, finished);
@@ -210,23 +227,22 @@ async fn live(mut config: Config) -> Result<Exit, StartError> {
         }
     };
     let in_flight = state.in_flight();
-    if stopped != Stopped::Clean
-        && let Some(reranker) = state.reranker()
-    {
-        reranker.stop(LAST_BATCH);
+    if stopped != Stopped::Clean {
+        models.host().stop(LAST_BATCH);
     }
     Ok(exit(stopped, in_flight))
 }
 
-/// The engine's configuration, once the model is on disk.
+/// The models, once they are on the disk.
 async fn download(
     config: &Config,
+    entries: Vec<ModelEntry>,
     signals: &mut mpsc::Receiver<()>,
-) -> Result<LoadConfig, StartError> {
+) -> Result<WantedModels, StartError> {
     let config = config.clone();
-    let loading = tokio::task::spawn_blocking(move || load_config(&config, ProgressSink::Log));
+    let loading = tokio::task::spawn_blocking(move || WantedModels::fetch(&config, &entries));
     tokio::select! {
-        loaded = loading => Ok(loaded?.map_err(LoadError::from)?),
+        loaded = loading => Ok(loaded??),
         _ = signals.recv() => Err(StartError::Stopped),
     }
 }

@@ -10,8 +10,13 @@ use clap::{Arg, ArgMatches, Command};
 use toml::de::{DeTable, DeValue};
 
 use super::Exit;
-use crate::config::{Config, Kind, PREFIX, Setting, document};
+use crate::config::models::{self, EntryValue};
+use crate::config::{Config, Kind, ModelEntry, PREFIX, Setting, document};
 
+/// The setting whose flag may be repeated.
+const MODEL: &str = "model";
+/// The key of the list of models in a file.
+const MODELS: &str = "models";
 const FILE_FLAG: &str = "config";
 const FILE_VARIABLE: &str = "RERANKD_CONFIG";
 /// Environment variables of other tools, and the settings that they set unless our own variables do. Of
@@ -30,6 +35,8 @@ const ADOPTED: [(&str, &str); 6] = [
 pub struct Flags<S = All> {
     file: Option<PathBuf>,
     given: Vec<Given>,
+    /// Values of `--model NAME=SOURCE`.
+    models: Vec<String>,
     scope: PhantomData<S>,
 }
 
@@ -43,6 +50,11 @@ pub type HubFlags = Flags<Hub>;
 pub trait Scope {
     /// Whether `setting` is one of them.
     fn has(setting: &Setting) -> bool;
+
+    /// Whether several models can be listed.
+    fn lists_models() -> bool {
+        false
+    }
 }
 
 /// All settings.
@@ -51,6 +63,10 @@ pub struct All;
 
 impl Scope for All {
     fn has(_: &Setting) -> bool {
+        true
+    }
+
+    fn lists_models() -> bool {
         true
     }
 }
@@ -128,6 +144,17 @@ pub struct Effective {
     pub config: Config,
     /// Where the value of each of `Setting::all` comes from, in that order.
     pub origins: Vec<Origin>,
+    /// The models, if several are listed; empty where the settings describe the only one.
+    pub models: Vec<ModelEntry>,
+}
+
+/// The fields of a table `[[models]]`.
+type Fields = Vec<(String, EntryValue)>;
+
+/// A table `[[models]]`.
+struct Table {
+    origin: Origin,
+    fields: Fields,
 }
 
 /// All errors in the settings; never empty.
@@ -172,10 +199,10 @@ impl<S> Flags<S> {
     ) -> Result<Effective, Problems> {
         let mut problems = Vec::new();
         let (file, variables) = environment(variables, &mut problems);
-        let mut given = Vec::new();
+        let (mut given, mut tables) = (Vec::new(), Vec::new());
         if let Some(path) = self.file.as_ref().or(file.as_ref()) {
             match std::fs::read_to_string(path) {
-                Ok(text) => given = read_file(path, &text, &mut problems),
+                Ok(text) => (given, tables) = read_file(path, &text, &mut problems),
                 Err(error) => problems.push(Problem {
                     what: format!("configuration file `{}`: {error}", path.display()),
                     hint: format!("`--{FILE_FLAG}` and `{FILE_VARIABLE}` name a TOML file"),
@@ -190,10 +217,12 @@ impl<S> Flags<S> {
         let mut effective = Effective {
             config: Config::default(),
             origins: vec![Origin::Default; Setting::all().len()],
+            models: Vec::new(),
         };
         for given in given {
             effective.take(given, &mut problems);
         }
+        effective.list(tables, &self.models, &mut problems);
         if problems.is_empty() {
             Ok(effective)
         } else {
@@ -203,6 +232,78 @@ impl<S> Flags<S> {
 }
 
 impl Effective {
+    /// The settings of a command that runs one model: of a list, the default one.
+    pub fn one_model(self) -> Config {
+        match self.models.get(models::default_of(&self.models)) {
+            Some(entry) => entry.config(&self.config),
+            None => self.config,
+        }
+    }
+
+    /// Notes the models of the file, or those of the command line instead.
+    fn list(&mut self, tables: Vec<Table>, flags: &[String], problems: &mut Vec<Problem>) {
+        let flag = |text: &String| {
+            let (name, source) = ModelEntry::named(text).expect("only such values are here");
+            let one =
+                |name: &str, value: &str| (name.to_owned(), EntryValue::One(value.to_owned()));
+            Table {
+                origin: Origin::Flag("model"),
+                fields: vec![one("name", name), one("source", source)],
+            }
+        };
+        let tables = match flags {
+            [] => tables,
+            flags => flags.iter().map(flag).collect(),
+        };
+        let named = Setting::all().iter().zip(&self.origins);
+        let origin = named.clone().find(|(setting, _)| setting.name == MODEL);
+        let overridden =
+            |(_, origin): (_, &Origin)| matches!(origin, Origin::Flag(_) | Origin::Variable(_));
+        if tables.is_empty() {
+            return;
+        }
+        // A later layer that names the only model takes precedence over a list in the file: one of the list, or
+        // another.
+        if flags.is_empty() && origin.is_some_and(overridden) {
+            let asked = self.config.model.dir.clone().unwrap_or_default();
+            let entries = tables
+                .iter()
+                .map(|table| ModelEntry::of(&table.fields, &self.config));
+            let mut entries = entries.filter_map(Result::ok);
+            if let Some(entry) = entries.find(|entry| Path::new(&entry.name) == asked) {
+                self.config.model = entry.model;
+            }
+            return;
+        }
+        let set = named.filter(|(setting, origin)| {
+            ModelEntry::replaces(setting.name) && **origin != Origin::Default
+        });
+        for (setting, origin) in set {
+            problems.push(Problem {
+                what: format!(
+                    "`{}` ({origin}) is set beside a list of models",
+                    setting.name
+                ),
+                hint: "each model of the list has its own".to_owned(),
+            });
+        }
+        for Table { origin, fields } in tables {
+            match ModelEntry::of(&fields, &self.config) {
+                Ok(entry) => self.models.push(entry),
+                Err((what, hint)) => problems.push(Problem {
+                    what: format!("`models` ({origin}): {what}"),
+                    hint: hint.to_owned(),
+                }),
+            }
+        }
+        if let Err((what, hint)) = models::check(&self.models) {
+            problems.push(Problem {
+                what,
+                hint: hint.to_owned(),
+            });
+        }
+    }
+
     fn take(&mut self, given: Given, problems: &mut Vec<Problem>) {
         let Given {
             setting,
@@ -327,7 +428,7 @@ fn made_by_kubernetes(name: &str) -> bool {
 }
 
 /// The settings in `text`, the contents of the file at `path`.
-fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given> {
+fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> (Vec<Given>, Vec<Table>) {
     let line = |start: usize| text[..start].matches('\n').count() + 1;
     let table = match DeTable::parse(text) {
         Ok(table) => table.into_inner(),
@@ -337,13 +438,28 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
                 what: format!("`{}`, line {at}: {}", path.display(), error.message()),
                 hint: "`config/rerankd.toml` in the source code is an example".to_owned(),
             });
-            return Vec::new();
+            return Default::default();
         }
     };
-    let mut given = Vec::new();
+    let (mut given, mut tables) = (Vec::new(), Vec::new());
     for (key, value) in table {
         let origin = Origin::File(path.to_owned(), line(key.span().start));
         let name = key.into_inner();
+        if name == MODELS {
+            match read_tables(value.get_ref()) {
+                Some(read) => tables.extend(read.into_iter().map(|(start, fields)| Table {
+                    origin: Origin::File(path.to_owned(), line(start)),
+                    fields,
+                })),
+                None => problems.push(Problem {
+                    what: format!(
+                        "`{MODELS}` ({origin}) must be tables of texts, numbers and flags"
+                    ),
+                    hint: "write each model as a table `[[models]]`".to_owned(),
+                }),
+            }
+            continue;
+        }
         let Some((setting, in_file)) = Setting::find(&name) else {
             let mut problem = unknown(
                 &name,
@@ -370,7 +486,29 @@ fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Vec<Given>
             }),
         }
     }
-    given
+    (given, tables)
+}
+
+/// The tables of an array, each with where it starts.
+fn read_tables(value: &DeValue<'_>) -> Option<Vec<(usize, Fields)>> {
+    let text = |value: &DeValue<'_>| {
+        let kinds = [Kind::Text, Kind::Number, Kind::Switch];
+        kinds.into_iter().find_map(|kind| as_text(kind, value).ok())
+    };
+    let field = |value: &DeValue<'_>| match value.as_array() {
+        Some(array) => {
+            let texts = array.iter().map(|item| text(item.get_ref()));
+            Some(EntryValue::Many(texts.collect::<Option<_>>()?))
+        }
+        None => text(value).map(EntryValue::One),
+    };
+    let tables = value.as_array()?.iter().map(|table| {
+        let fields = table.get_ref().as_table()?.iter();
+        let fields =
+            fields.map(|(key, value)| Some((key.get_ref().to_string(), field(value.get_ref())?)));
+        Some((table.span().start, fields.collect::<Option<_>>()?))
+    });
+    tables.collect()
 }
 
 /// A valid value in TOML.
@@ -449,7 +587,11 @@ impl<S: Scope> clap::Args for Flags<S> {
                 "Configuration file in TOML; environment variables and flags take precedence [env: {FILE_VARIABLE}]"
             ));
         let settings = Setting::all().iter().filter(|setting| S::has(setting));
-        command.arg(file).args(settings.map(flag))
+        let flags = settings.map(|setting| match S::lists_models() && setting.name == MODEL {
+            true => flag(setting).action(ArgAction::Append),
+            false => flag(setting),
+        });
+        command.arg(file).args(flags)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -480,7 +622,22 @@ fn flag(setting: &'static Setting) -> Arg {
 
 impl<S: Scope> clap::FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let listed = matches.try_get_many::<String>(MODEL).ok().flatten();
+        let listed: Vec<&String> = listed.into_iter().flatten().collect();
+        let are_named = listed.iter().all(|text| ModelEntry::named(text).is_some());
+        if listed.len() > 1 && !are_named {
+            let text = "several models need names: repeat `--model NAME=MODEL`";
+            return Err(clap::Error::raw(
+                clap::error::ErrorKind::ValueValidation,
+                text,
+            ));
+        }
+        let models = match S::lists_models() && are_named {
+            true => listed.into_iter().cloned().collect(),
+            false => Vec::new(),
+        };
         let settings = Setting::all().iter().filter(|setting| S::has(setting));
+        let settings = settings.filter(|setting| setting.name != MODEL || models.is_empty());
         let given = settings.filter_map(|setting| {
             Some(Given {
                 setting,
@@ -491,6 +648,7 @@ impl<S: Scope> clap::FromArgMatches for Flags<S> {
         });
         Ok(Self {
             given: given.collect(),
+            models: models.clone(),
             file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
             scope: PhantomData,
         })
@@ -574,6 +732,7 @@ mod tests {
                 Kind::Choice(names) => [names[0], names[1], names[0]],
                 Kind::List => ["https://a.example", "https://b.example", "*"],
                 Kind::Text if setting.name == "device" => ["cpu", "auto", "cuda:1"],
+                Kind::Text if setting.name == "path_prefix" => ["/a", "/b", "/c"],
                 Kind::Text => ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.1:9"],
                 // No flag, and not shown: below.
                 Kind::Secret => continue,
@@ -598,6 +757,29 @@ mod tests {
                 assert!(said.ends_with(from.trim_start_matches("`DIR")), "{said}");
             }
         }
+    }
+
+    #[test]
+    fn a_later_layer_takes_one_of_the_models_or_another() {
+        let file = "threads = 3\n[[models]]\nname = 'a'\nsource = 'x'\n[[models]]\nname = 'b'\nsource = 'y'\n\
+                    precision = 'int8'\ndefault = true\n";
+        let source = |line: &str| {
+            let effective = layered(Some(file), &[], line).unwrap();
+            let listed = effective.models.len();
+            let model = effective.one_model().model;
+            let dir = model.dir.unwrap().display().to_string();
+            (listed, dir, model.precision, model.threads)
+        };
+        let (fp32, int8) = (
+            crate::config::Precision::Fp32,
+            crate::config::Precision::Int8,
+        );
+        assert_eq!(source(""), (2, "y".to_owned(), int8, Some(3)));
+        assert_eq!(source("--model a"), (0, "x".to_owned(), fp32, Some(3)));
+        assert_eq!(source("--model b"), (0, "y".to_owned(), int8, Some(3)));
+        assert_eq!(source("--model z"), (0, "z".to_owned(), fp32, Some(3)));
+        // A list on the command line replaces that of the file.
+        assert_eq!(source("--model c=z"), (1, "z".to_owned(), fp32, Some(3)));
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn tolerance(text: &str) -> Result<f64, &'static str> {
 /// Compares scores, and prints the differences.
 pub fn run(args: &Args) -> Exit {
     let config = match args.engine.resolve() {
-        Ok(effective) => effective.config,
+        Ok(effective) => effective.one_model(),
         Err(exit) => return exit,
     };
     match verify(args, &config) {

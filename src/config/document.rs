@@ -27,6 +27,10 @@ and those over the file.
 - `rerankd config` prints the resulting settings, and where each value comes from. It takes the same
   flags as `rerankd serve`.
 
+- A file can also list several models, as tables `[[models]]`: see
+  [operating.md](operating.md#several-models). Then `model`, `onnx_file`, `served_model_name`, `profile`,
+  `max_length` and `instruction` are fields of each model, and not set beside the list.
+
 Durations are written as `500ms`, `10s`, `2m`, `1h`, or plain seconds.
 ";
 

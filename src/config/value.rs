@@ -54,6 +54,11 @@ pub enum ValueError {
     /// A text in the list is not the origin of a web page.
     #[error("must list origins such as `https://search.example`, or `*`; `{0}` is neither")]
     Origin(String),
+    /// It is not a path of plain segments.
+    #[error(
+        "must be a path such as `/rerankd`: segments of letters, digits and `-._~`, each after a slash"
+    )]
+    PathPrefix,
     /// The path of a Unix socket is relative.
     #[error("must be an absolute path after `unix:`")]
     RelativeSocket,
@@ -304,6 +309,52 @@ fn is_origin(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, host)| {
         !scheme.is_empty() && !host.is_empty() && scheme.chars().chain(host.chars()).all(plain)
     })
+}
+
+/// The path below which a server is reached, such as `/rerankd`; empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathPrefix(String);
+
+impl PathPrefix {
+    /// It as text, without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What follows the prefix in `path`: empty, or from a slash on. `None` if the path is not below it. Several
+    /// slashes count as one.
+    pub fn rest<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let mut rest = path;
+        for segment in self.0.split('/').skip(1) {
+            let below = rest.trim_start_matches('/');
+            let found = below
+                .strip_prefix(segment)
+                .filter(|_| below.len() < rest.len())?;
+            rest = Some(found).filter(|found| found.is_empty() || found.starts_with('/'))?;
+        }
+        Some(rest)
+    }
+}
+
+impl Value for PathPrefix {
+    type Bound = ();
+
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        let path = text.trim().trim_end_matches('/');
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+        let is_segment = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
+        let mut parts = path.split('/');
+        if parts.next() != Some("") || !parts.all(is_segment) {
+            return Err(ValueError::PathPrefix);
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    fn show(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.clone())
+    }
 }
 
 /// An address to listen on.

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use percent_encoding::percent_decode_str;
 use rerankd_core::RerankError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{Failure, json};
+use super::models::Models;
 use super::open_inference::ModelName;
 use super::state::AppState;
 use crate::shutdown::Phase;
@@ -30,18 +32,60 @@ pub async fn live() -> Response {
 ///
 /// # Errors
 /// While the model loads, when every worker has failed, and from the first signal to stop.
-pub async fn ready(State(state): State<AppState>) -> Result<Response, Failure> {
+pub async fn ready(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Failure> {
+    let verbose = query.is_some_and(|query| query.split('&').any(|part| part == "verbose"));
     match state.lifecycle().phase() {
         Phase::Starting => Err(RerankError::not_ready().into()),
-        Phase::Ready
-            if state
-                .reranker()
-                .is_some_and(|reranker| !reranker.can_serve()) =>
-        {
+        Phase::Ready if state.models().is_some_and(|models| !can_serve(&models)) => {
             Err(RerankError::no_workers().into())
         }
+        Phase::Ready if verbose => Ok(json(StatusCode::OK, &ready_models(&state))),
         Phase::Ready => Ok(json(StatusCode::OK, &Status { status: "ready" })),
         Phase::Grace | Phase::Draining => Err(RerankError::draining().into()),
+    }
+}
+
+fn can_serve(models: &Models) -> bool {
+    models.all().iter().all(|reranker| reranker.can_serve())
+}
+
+/// The answer to `/ready?verbose`.
+#[derive(Serialize, ToSchema)]
+pub struct ReadyModels {
+    status: &'static str,
+    models: Vec<ModelState>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ModelState {
+    name: String,
+    /// `ready` or `failed`.
+    status: &'static str,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+fn ready_models(state: &AppState) -> ReadyModels {
+    let models = state.models();
+    let served = models.iter().flat_map(|models| models.catalog());
+    let served = served.map(|model| ModelState {
+        name: model.name.clone(),
+        status: "ready",
+        reason: None,
+    });
+    let failed = models.iter().flat_map(|models| models.failed());
+    let failed = failed.map(|failed| ModelState {
+        name: failed.name.clone(),
+        status: "failed",
+        reason: Some(failed.reason.clone()),
+    });
+    ReadyModels {
+        status: "ready",
+        models: served.chain(failed).collect(),
     }
 }
 
@@ -55,7 +99,9 @@ pub async fn silent_live() -> StatusCode {
 /// # Errors
 /// As [`ready`].
 pub async fn silent_ready(state: State<AppState>) -> Result<StatusCode, Failure> {
-    ready(state).await.map(|_| StatusCode::NO_CONTENT)
+    ready(state, RawQuery(None))
+        .await
+        .map(|_| StatusCode::NO_CONTENT)
 }
 
 /// The answer of [`info`]: TEI's fields, then the server's own.
@@ -141,12 +187,27 @@ fn dtype(precision: &str) -> &str {
     }
 }
 
-/// What is served, how, and within which limits.
+/// The model that a query names.
+fn model_of(query: &str) -> Option<String> {
+    let name = query
+        .split('&')
+        .find_map(|part| part.strip_prefix("model="))?;
+    let name = name.replace('+', " ");
+    let name = percent_decode_str(&name).decode_utf8();
+    name.ok().map(|name| name.into_owned())
+}
+
+/// What is served, how, and within which limits: the default model, or the one that the query names.
 ///
 /// # Errors
-/// While the model loads.
-pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
-    let model = state.reranker().ok_or_else(RerankError::not_ready)?.info();
+/// While the model loads, and where names are strict and this one is not known.
+pub async fn info(
+    State(state): State<AppState>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Failure> {
+    let asked = query.as_deref().and_then(model_of);
+    let reranker = state.model(asked.as_deref())?;
+    let model = reranker.info();
     let config = state.config();
     let info = Info {
         model_id: &model.id,
@@ -189,9 +250,10 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
 
 /// The answer of [`models`], in the form that OpenAI's clients read.
 #[derive(Serialize, ToSchema)]
-pub struct Models<'a> {
+#[schema(as = Models)]
+pub struct ModelList<'a> {
     object: &'a str,
-    data: [ModelCard<'a>; 1],
+    data: Vec<ModelCard<'a>>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -203,24 +265,28 @@ struct ModelCard<'a> {
     capabilities: [&'a str; 1],
 }
 
-/// The one model that is served.
+/// The models that are served, the default one first.
 ///
 /// # Errors
-/// While the model loads.
+/// While the models load.
 pub async fn models(State(state): State<AppState>) -> Result<Response, Failure> {
-    let model = state.reranker().ok_or_else(RerankError::not_ready)?.info();
-    let card = ModelCard {
-        id: &model.id,
-        object: "model",
-        created: unix_seconds(state.started()),
-        owned_by: "rerankd",
-        capabilities: ["rerank"],
-    };
-    let models = Models {
+    let models = state.models().ok_or_else(RerankError::not_ready)?;
+    let default = &models.catalog()[models.default()];
+    let others = models.catalog().iter().filter(|model| *model != default);
+    let cards = std::iter::once(default)
+        .chain(others)
+        .map(|model| ModelCard {
+            id: &model.name,
+            object: "model",
+            created: unix_seconds(state.started()),
+            owned_by: "rerankd",
+            capabilities: ["rerank"],
+        });
+    let list = ModelList {
         object: "list",
-        data: [card],
+        data: cards.collect(),
     };
-    Ok(json(StatusCode::OK, &models))
+    Ok(json(StatusCode::OK, &list))
 }
 
 /// The answer of [`model`]: what OpenAI's clients read, and what Xinference's do.
@@ -235,7 +301,7 @@ pub struct Description<'a> {
     max_tokens: usize,
 }
 
-/// The model that is served, if it is the one that the path names or any name is taken.
+/// The model that the path names, or the default one where any name is taken.
 ///
 /// # Errors
 /// While the model loads, and where another is asked for.
@@ -243,8 +309,7 @@ pub async fn model(
     State(state): State<AppState>,
     ModelName(asked): ModelName,
 ) -> Result<Response, Failure> {
-    let reranker = state.reranker().ok_or_else(RerankError::not_ready)?;
-    state.served(reranker).check_model(Some(&asked))?;
+    let reranker = state.model(Some(&asked))?;
     let model = reranker.info();
     let description = Description {
         id: &asked,
@@ -280,4 +345,21 @@ pub fn unix_seconds(time: SystemTime) -> u64 {
 pub async fn metrics(State(state): State<AppState>) -> Response {
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, state.metrics().render()).into_response()
+}
+
+/// Reads the list of models again, and answers when those that are new or changed have taken over. Pages cannot ask
+/// for it: the listener has no keys, and a page of any site can send requests to it.
+///
+/// # Errors
+/// Why nothing has changed.
+pub async fn reload(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
+        return Err(Failure::ForeignOrigin(origin));
+    }
+    let reloaded = state.reload().await.map_err(Failure::NotReloaded)?;
+    Ok(json(StatusCode::OK, &reloaded))
 }

@@ -14,11 +14,11 @@ use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use rerankd_core::{RerankError, SchedulingHints};
-use rerankd_engine::service::Reranker;
 
 use super::budget::HeldBytes;
 use super::error::Failure;
 use super::hints;
+use super::models::Models;
 use super::state::{AppState, InFlight};
 use crate::config::HttpConfig;
 
@@ -33,10 +33,10 @@ const EXPAND_BYTES: usize = 16 * 1024;
 /// out.
 const BODIES_RETRY: Duration = Duration::from_secs(1);
 
-/// A request's body, and the model that will answer it.
+/// A request's body, and the models of which one will answer it.
 pub struct Accepted {
-    /// The model, loaded and not draining when the request's head arrived.
-    pub reranker: Arc<Reranker>,
+    /// The models that were served when the request's head arrived.
+    pub models: Arc<Models>,
     /// The body, expanded.
     pub bytes: Bytes,
     /// What the body and then its texts take of the budget of all bodies, until this is dropped.
@@ -58,7 +58,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let hints = hints::of_head(&parts, &state.config().batching);
     let read = read(&parts.headers, body, config, &mut held);
     let read = tokio::time::timeout(config.body_timeout, read).await;
-    let reranker = serving?;
+    let models = serving?;
     let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
     if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
         in_flight.accept();
@@ -81,7 +81,7 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
         }
     };
     Ok(Accepted {
-        reranker,
+        models,
         bytes,
         held,
         hints: hints?,

@@ -35,6 +35,8 @@ pub enum Failure {
     WrongKey,
     /// The request comes from a page of this origin, which is not allowed.
     ForeignOrigin(String),
+    /// The models could not be reloaded, for this reason.
+    NotReloaded(String),
 }
 
 impl From<RerankError> for Failure {
@@ -64,6 +66,7 @@ impl Failure {
             Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
+            Self::NotReloaded(_) => (StatusCode::CONFLICT, "not_reloaded"),
             Self::Service(error) => {
                 let (status, name) = error.code().http();
                 let status = StatusCode::from_u16(status).expect("a status has three digits");
@@ -103,6 +106,7 @@ impl Failure {
             Self::ForeignOrigin(_) => "this origin is not allowed; the operator can allow it \
                                        (`--cors-origin`) or set API keys (`--api-keys-file`)"
                 .to_owned(),
+            Self::NotReloaded(reason) => format!("the models stay as they are: {reason}"),
         }
     }
 
@@ -151,7 +155,8 @@ impl Failure {
             | Self::UnknownEncoding
             | Self::NoKey
             | Self::WrongKey
-            | Self::ForeignOrigin(_) => None,
+            | Self::ForeignOrigin(_)
+            | Self::NotReloaded(_) => None,
         }
     }
 }

@@ -13,12 +13,13 @@ use rerankd_core::{
 use rerankd_engine::service::Reranker;
 use rerankd_wire::detect::{detect, detect_by_headers};
 use rerankd_wire::dialect::Endpoint;
-use rerankd_wire::{Body, Context, Token, Work};
+use rerankd_wire::{Asked, Body, Context, Token, Work};
 
 use super::admin::unix_seconds;
 use super::body::{self, Accepted};
 use super::error::{Failure, json_bytes};
-use super::notes::{AnsweredIn, Cost, attach};
+use super::models::Models;
+use super::notes::{AnsweredIn, Answerer, Cost, attach};
 use super::observe::RequestId;
 use super::state::AppState;
 
@@ -39,25 +40,37 @@ pub async fn answer(
         Err(failure) => return failure.answer(early.dialect, id.as_str()),
     };
     let Accepted {
-        reranker,
+        models,
         bytes,
         held,
         hints,
     } = accepted;
     let reading = Reading {
         state: state.clone(),
-        reranker: reranker.clone(),
+        models: models.clone(),
         path_model,
         json_length,
         told,
         operations,
     };
-    let (endpoint, work) = match body::on_bytes(bytes, |bytes| reading.read(bytes)).await {
+    let (endpoint, asked) = match body::on_bytes(bytes, |bytes| reading.read(bytes)).await {
         Ok(read) => read,
         Err(error) => (early, Err(error)),
     };
-    let answered = match work {
-        Ok(work) => run(&state, &id, &reranker, endpoint, hints, work).await,
+    let answered = match asked {
+        Ok(Asked { model, work }) => {
+            // Nothing keeps the other models of the set: one that is replaced meanwhile frees its memory.
+            let reranker = models.at(model).clone();
+            let answerer = models
+                .are_several()
+                .then(|| Answerer(reranker.info().id.as_str().into()));
+            drop(models);
+            let answered = run(&state, &id, &reranker, endpoint, hints, work).await;
+            answered.map(|response| match answerer {
+                Some(answerer) => attach(response, answerer),
+                None => response,
+            })
+        }
         Err(error) => Err(error),
     };
     // The texts of the body are held until here.
@@ -71,7 +84,7 @@ pub async fn answer(
 /// What is needed to read a body, on whatever thread.
 struct Reading {
     state: AppState,
-    reranker: Arc<Reranker>,
+    models: Arc<Models>,
     path_model: Option<String>,
     json_length: Result<Option<usize>, RerankError>,
     /// The operation that the head tells.
@@ -81,12 +94,12 @@ struct Reading {
 
 impl Reading {
     /// Which operation the body asks for, and what that is.
-    fn read(self, bytes: Bytes) -> (Endpoint, Result<Work, RerankError>) {
+    fn read(self, bytes: Bytes) -> (Endpoint, Result<Asked, RerankError>) {
         let endpoint = self.told.unwrap_or_else(|| detect(self.operations, &bytes));
         (endpoint, self.read_as(endpoint, bytes))
     }
 
-    fn read_as(self, endpoint: Endpoint, mut bytes: Bytes) -> Result<Work, RerankError> {
+    fn read_as(self, endpoint: Endpoint, mut bytes: Bytes) -> Result<Asked, RerankError> {
         let operation = endpoint.operation;
         if let Some(limit) = operation.max_body_bytes
             && bytes.len() > limit
@@ -101,8 +114,8 @@ impl Reading {
             Some(length) if length <= bytes.len() => bytes.split_off(length),
             Some(_) => return Err(no_length(endpoint)),
         };
-        let served = self.state.served(&self.reranker);
-        served.check_model(self.path_model.as_deref())?;
+        let served = self.state.served(&self.models);
+        let served = served.select(self.path_model.as_deref())?;
         let json = bytes;
         (operation.read)(Body { json, binary }, &served)
     }

@@ -1,5 +1,7 @@
 //! Notes for the log line of a request, which travel with its answer.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 
 use rerankd_wire::Dialect;
@@ -12,6 +14,10 @@ pub struct Cost {
     /// Tokens the model read.
     pub tokens: usize,
 }
+
+/// The model that answered, where several are served.
+#[derive(Debug, Clone)]
+pub struct Answerer(pub Arc<str>);
 
 /// Why the server failed.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
-use super::notes::{AnsweredIn, Cause, ClientLeft, Cost};
+use super::notes::{AnsweredIn, Answerer, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
 
@@ -151,6 +151,16 @@ struct Record {
     answered: bool,
 }
 
+/// What its answer says about a request.
+#[derive(Default)]
+struct Notes<'a> {
+    cost: Option<Cost>,
+    cause: Option<&'a str>,
+    dialect: Option<&'a str>,
+    model: Option<&'a str>,
+    key: Option<&'a str>,
+}
+
 impl Record {
     /// How long each step has taken, in milliseconds, as browsers and clients show it.
     fn server_timing(&self) -> HeaderValue {
@@ -167,27 +177,29 @@ impl Record {
         self.answered = true;
         let extensions = response.extensions();
         let left = extensions.get::<ClientLeft>().is_some();
-        self.end(
-            if left {
-                CLIENT_LEFT
-            } else {
-                response.status().as_u16()
-            },
-            extensions.get::<Cost>().copied(),
-            extensions.get::<Cause>().map(|cause| cause.0.as_str()),
-            extensions.get::<AnsweredIn>().map(|dialect| dialect.0.name),
-            extensions.get::<KeyName>().map(|key| &*key.0),
-        );
+        let status = if left {
+            CLIENT_LEFT
+        } else {
+            response.status().as_u16()
+        };
+        let notes = Notes {
+            cost: extensions.get::<Cost>().copied(),
+            cause: extensions.get::<Cause>().map(|cause| cause.0.as_str()),
+            dialect: extensions.get::<AnsweredIn>().map(|dialect| dialect.0.name),
+            model: extensions.get::<Answerer>().map(|model| &*model.0),
+            key: extensions.get::<KeyName>().map(|key| &*key.0),
+        };
+        self.end(status, notes);
     }
 
-    fn end(
-        &self,
-        status: u16,
-        cost: Option<Cost>,
-        cause: Option<&str>,
-        dialect: Option<&str>,
-        key: Option<&str>,
-    ) {
+    fn end(&self, status: u16, notes: Notes<'_>) {
+        let Notes {
+            cost,
+            cause,
+            dialect,
+            model,
+            key,
+        } = notes;
         let elapsed = self.start.elapsed();
         self.timeline
             .end(self.method.as_str(), &self.route, status, self.id.as_str());
@@ -214,6 +226,7 @@ impl Record {
                     pairs = cost.map(|cost| cost.pairs),
                     tokens = cost.map(|cost| cost.tokens),
                     dialect,
+                    model,
                     key,
                     cause,
                     $message
@@ -237,7 +250,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.answered {
-            self.end(CLIENT_LEFT, None, None, None, None);
+            self.end(CLIENT_LEFT, Notes::default());
         }
     }
 }

@@ -17,7 +17,7 @@ use super::state::AppState;
 /// The model that a path names.
 pub struct ModelName(pub String);
 
-/// Of what a path leaves open, what counts: there is one version of the model, whatever it is called.
+/// Of what a path leaves open, what counts: there is one version of each model, whatever it is called.
 #[derive(Deserialize)]
 struct Named {
     publisher: Option<String>,
@@ -76,11 +76,7 @@ pub async fn model_ready(State(state): State<AppState>, ModelName(asked): ModelN
 }
 
 fn about(state: &AppState, asked: &str, tell: impl FnOnce(&Reranker) -> Response) -> Response {
-    let checked = state.serving().and_then(|reranker| {
-        state.served(&reranker).check_model(Some(asked))?;
-        Ok(reranker)
-    });
-    match checked {
+    match state.serving().and_then(|_| state.model(Some(asked))) {
         Ok(reranker) => tell(&reranker),
         Err(error) => Failure::from(error).answer(&OPEN_INFERENCE, ""),
     }

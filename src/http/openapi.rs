@@ -3,10 +3,11 @@
 mod paths;
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::future::{Ready, ready};
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::middleware::map_response;
 use axum::response::Response;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::state::AppState;
+use crate::config::PathPrefix;
 
 /// What the page of the description may load: it styles itself in the text of its markup.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -25,23 +27,42 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 /// The routes that show the description: as it is, and as a page to try things on.
-pub fn routes() -> Router<AppState> {
+pub fn routes(prefix: &PathPrefix) -> Router<AppState> {
     // Without the `none` it would show the description's address to a validator on the internet.
-    let config = Config::from("/openapi.json").validator_url("none");
+    let config = Config::from("../openapi.json").validator_url("none");
     let ui = SwaggerUi::new("/docs").config(config);
     Router::from(ui)
         .route_layer(map_response(async |mut response: Response| {
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
+            if headers.contains_key(header::LOCATION) {
+                // Relative, so that it holds below any path.
+                headers.insert(header::LOCATION, HeaderValue::from_static("docs/"));
+            }
             response
         }))
-        .route("/openapi.json", get(serve))
+        .route("/openapi.json", get(serve(prefix)))
 }
 
-async fn serve() -> Response {
-    static TEXT: OnceLock<String> = OnceLock::new();
-    let text = TEXT.get_or_init(|| value().to_string());
-    let mut response = Response::new(Body::from(text.as_str()));
+fn serve(prefix: &PathPrefix) -> impl Fn() -> Ready<Response> + Clone + Send + Sync + 'static {
+    let prefix = prefix.clone();
+    let text = Arc::new(LazyLock::new(move || {
+        Bytes::from(below(&prefix).to_string())
+    }));
+    move || ready(respond(Bytes::clone(&text)))
+}
+
+/// The description of a server below `prefix`, in JSON.
+fn below(prefix: &PathPrefix) -> Value {
+    let mut value = value();
+    if !prefix.as_str().is_empty() {
+        value["servers"] = json!([{ "url": prefix.as_str() }]);
+    }
+    value
+}
+
+fn respond(text: Bytes) -> Response {
+    let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),

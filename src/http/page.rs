@@ -1,14 +1,17 @@
 //! The page at `/`: a place to try a ranking, and to watch the server work. Its files are compiled in;
 //! it loads nothing from elsewhere and talks to this server only.
 
+use std::borrow::Cow;
+
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::admin;
 use super::state::AppState;
+use crate::config::PathPrefix;
 
 /// One file of the page.
 struct File {
@@ -45,6 +48,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 impl File {
     fn answer(&self) -> Response {
+        self.answer_with(self.text.into())
+    }
+
+    fn answer_with(&self, text: Cow<'static, str>) -> Response {
         let headers: [(HeaderName, &str); 5] = [
             (header::CONTENT_TYPE, self.content_type),
             (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -53,7 +60,7 @@ impl File {
             // Another version of the server has other files under the same names.
             (header::CACHE_CONTROL, "no-cache"),
         ];
-        (headers, self.text).into_response()
+        (headers, text).into_response()
     }
 }
 
@@ -64,12 +71,27 @@ pub fn routes() -> Router<AppState> {
     })
 }
 
+/// The markup below `prefix`. Its links are relative, which leads astray where the page's own path is the prefix
+/// without a slash at its end.
+fn index(prefix: &PathPrefix) -> Cow<'static, str> {
+    let prefix = prefix.as_str();
+    if prefix.is_empty() {
+        return INDEX.text.into();
+    }
+    let links = ["page/", "docs/", "metrics"];
+    let text = links.iter().fold(INDEX.text.to_owned(), |text, link| {
+        text.replace(&format!("=\"{link}"), &format!("=\"{prefix}/{link}"))
+    });
+    text.into()
+}
+
 /// `GET /`: the page for those who read HTML, [`admin::ready`] for everybody else: some clients probe it.
-pub async fn root(state: State<AppState>, headers: HeaderMap) -> Response {
-    let mut response = if state.config().http.page && reads_html(&headers) {
-        INDEX.answer()
+pub async fn root(state: State<AppState>, query: RawQuery, headers: HeaderMap) -> Response {
+    let config = &state.config().http;
+    let mut response = if config.page && reads_html(&headers) {
+        INDEX.answer_with(index(&config.path_prefix))
     } else {
-        admin::ready(state).await.into_response()
+        admin::ready(state, query).await.into_response()
     };
     let vary = HeaderValue::from_static("accept");
     response.headers_mut().append(header::VARY, vary);

@@ -1,7 +1,9 @@
-//! Paths as clients write them: some add what their user already wrote.
+//! Paths as clients write them, below the server's prefix: some add what their user already wrote.
 
 use axum::extract::Request;
 use axum::http::Uri;
+
+use crate::config::PathPrefix;
 
 /// What clients put after their base URL, if the user's URL already ends in it.
 const RERANK: &str = "/rerank";
@@ -10,9 +12,19 @@ const VERSIONS: [&str; 2] = ["/v1", "/v2"];
 /// Paths of which every slash counts: files for browsers.
 const FILES: [&str; 2] = ["/docs", "/page/"];
 
-/// The request at the path that its client means.
-pub async fn canonical(mut request: Request) -> Request {
-    if let Some(path) = meant(request.uri().path()) {
+/// Where no route is: every other path has its double slashes removed.
+const NOWHERE: &str = "//";
+
+/// The request at the path that its client means, without `prefix`.
+pub fn canonical(mut request: Request, prefix: &PathPrefix) -> Request {
+    let path = request.uri().path();
+    let canonical = match prefix.rest(path) {
+        None => NOWHERE.to_owned(),
+        Some("") => "/".to_owned(),
+        Some(rest) => meant(rest).unwrap_or_else(|| rest.to_owned()),
+    };
+    if canonical != path {
+        let path = canonical;
         let mut parts = request.uri().clone().into_parts();
         let path = match request.uri().query() {
             Some(query) => format!("{path}?{query}"),
@@ -57,6 +69,7 @@ fn meant(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Value;
 
     #[test]
     fn what_stands_twice_counts_once() {
@@ -92,13 +105,39 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn the_query_stays() {
-        let request = Request::get("/health/?a=b").body(Default::default());
-        let request = canonical(request.unwrap()).await;
-        assert_eq!(request.uri(), "/health?a=b");
-        let request = Request::get("http://h/health/").body(Default::default());
-        let request = canonical(request.unwrap()).await;
-        assert_eq!(request.uri(), "http://h/health");
+    fn at(uri: &str, prefix: &str) -> String {
+        let request = Request::get(uri).body(Default::default()).unwrap();
+        let prefix = match prefix {
+            "" => PathPrefix::default(),
+            text => PathPrefix::parse(text).unwrap(),
+        };
+        canonical(request, &prefix).uri().to_string()
+    }
+
+    #[test]
+    fn the_query_stays() {
+        assert_eq!(at("/health/?a=b", ""), "/health?a=b");
+        assert_eq!(at("http://h/health/", ""), "http://h/health");
+        assert_eq!(at("/a/health/?a=b", "/a"), "/health?a=b");
+    }
+
+    #[test]
+    fn only_what_is_below_the_prefix_is_there() {
+        for (path, expected) in [
+            ("/a/b", "/"),
+            ("/a/b/", "/"),
+            ("/a/b//", "/"),
+            ("//a//b//v1//rerank/", "/v1/rerank"),
+            ("/a/b/docs/", "/docs/"),
+            ("/a/b//page/page.js", "/page/page.js"),
+            ("/a/b/a/b", "/a/b"),
+            ("/a/bc/rerank", "//"),
+            ("/a", "//"),
+            ("/rerank", "//"),
+            ("/", "//"),
+            ("/a/b%2Frerank", "//"),
+        ] {
+            assert_eq!(at(path, "/a/b/"), expected, "{path}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::open_inference::ModelName;
 use super::route::{self, Handler, Route};
 use super::state::AppState;
 use super::{access, admin, exchange, observe, open_inference, openapi, page, path};
+use crate::config::PathPrefix;
 use crate::metrics::ServerMetrics;
 use crate::shutdown::Phase;
 
@@ -26,15 +27,24 @@ pub fn build(state: AppState) -> Router {
     let config = &state.config().http;
     let (page, metrics) = (config.page, config.admin_listen.is_none());
     let table = route::all().filter(|route| metrics || !matches!(route.handler, Handler::Metrics));
-    let mut routes = table.fold(Router::new(), add).merge(openapi::routes());
+    let mut routes = table
+        .fold(Router::new(), add)
+        .merge(openapi::routes(&config.path_prefix));
     if page {
         routes = routes.merge(page::routes());
     }
-    let routes = layers(routes, &state).with_state(state);
+    let prefix = config.path_prefix.clone();
+    below(prefix, layers(routes, &state).with_state(state))
+}
+
+/// `routes` at the paths that clients mean, below `prefix`.
+fn below(prefix: PathPrefix, routes: Router) -> Router {
     // Around the routes: a path has to be what it should before it is matched.
     Router::new()
         .fallback_service(routes)
-        .layer(map_request(path::canonical))
+        .layer(map_request(move |request| {
+            std::future::ready(path::canonical(request, &prefix))
+        }))
 }
 
 /// What is answered at `admin_listen`: for machines that watch this one, apart from its clients.
@@ -42,10 +52,14 @@ pub fn build_admin(state: AppState) -> Router {
     let routes = route::all()
         .filter(|route| route.is_for_operators())
         .fold(Router::new(), add)
+        .route("/admin/reload", post(admin::reload))
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound)
         .layer(CatchPanicLayer::custom(Failure::from_panic));
-    observed(routes, &state).with_state(state)
+    below(
+        PathPrefix::default(),
+        observed(routes, &state).with_state(state),
+    )
 }
 
 fn add(routes: Router<AppState>, route: &'static Route) -> Router<AppState> {

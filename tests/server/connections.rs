@@ -9,7 +9,7 @@ use crate::support::server::{SHORT, Server, TestApp, wire};
 use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
 use rerankd::cli::healthcheck::{Endpoint, check_ready};
-use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, Value};
+use rerankd::config::{ApiKeys, Config, HttpConfig, Listen, PathPrefix, Value};
 use rerankd::http::socket::Socket;
 use rerankd::http::state::AppState;
 use rerankd::http::tls::Tls;
@@ -226,6 +226,7 @@ async fn a_unix_socket_is_served_and_asked_for_its_health() {
     let endpoint = Endpoint {
         address: listen,
         tls: false,
+        prefix: PathPrefix::default(),
     };
     let asked = tokio::task::spawn_blocking(move || check_ready(&endpoint, PATIENCE));
     asked.await.unwrap().unwrap();
@@ -250,6 +251,7 @@ async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
     let endpoint = Endpoint {
         address: Listen::Unix(path),
         tls: false,
+        prefix: PathPrefix::default(),
     };
     let asking = tokio::task::spawn_blocking(move || check_ready(&endpoint, SHORT));
     let asked = tokio::time::timeout(PATIENCE, asking).await;
@@ -326,6 +328,7 @@ async fn tls_is_spoken_in_either_version_and_asked_for_its_health() {
     let endpoint = Endpoint {
         address: Listen::Tcp(server.address),
         tls: true,
+        prefix: PathPrefix::default(),
     };
     let asked = tokio::task::spawn_blocking(move || check_ready(&endpoint, PATIENCE));
     asked.await.unwrap().unwrap();

@@ -8,7 +8,7 @@ use crate::support::server::{Answer, SHORT, Server, TestApp, wire};
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::cli::healthcheck;
-use rerankd::config::{Config, HttpConfig, Listen, ShutdownConfig};
+use rerankd::config::{Config, HttpConfig, Listen, PathPrefix, ShutdownConfig, Value as _};
 use rerankd::shutdown::{Phase, Stopped};
 use rerankd_core::Activation;
 use serde_json::{Value, json};
@@ -29,6 +29,80 @@ fn indices(answer: &Answer) -> Vec<u64> {
         .iter()
         .map(|result| result["index"].as_u64().expect("index"))
         .collect()
+}
+
+// Paths.
+
+#[tokio::test]
+async fn everything_is_below_the_prefix_and_nothing_beside_it() {
+    let prefix = PathPrefix::parse("/search/rerankd/").unwrap();
+    let app = TestApp::new(Model::default(), config(|http| http.path_prefix = prefix));
+    for path in [
+        "/search/rerankd/rerank",
+        "/search/rerankd/rerank/",
+        "//search//rerankd//v1//rerank",
+    ] {
+        assert_eq!(app.post(path, RERANK).await.status, 200, "{path}");
+    }
+    for path in [
+        "/health",
+        "/v1/models",
+        "/metrics",
+        "/openapi.json",
+        "/docs/",
+    ] {
+        let below = format!("/search/rerankd{path}");
+        assert_eq!(app.get(&below).await.status, 200, "{below}");
+        app.get(path).await.error(404, "not_found");
+    }
+    for path in ["/", "//", "/search", "/search/rerankdd/health"] {
+        app.get(path).await.error(404, "not_found");
+    }
+    let metrics = app.get("/search/rerankd/metrics").await.body;
+    let counted = r#"rerankd_requests_total{route="/rerank",status="200"} 2"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+/// The page loads its files from below the prefix, whether its own path ends in a slash or not.
+#[tokio::test]
+async fn the_page_and_the_description_know_the_prefix() {
+    let prefix = PathPrefix::parse("/search").unwrap();
+    let app = TestApp::new(Model::default(), config(|http| http.path_prefix = prefix));
+    for path in ["/search", "/search/"] {
+        let page = Request::get(path).header("accept", "text/html");
+        let page = app.send(page.body(Body::empty()).unwrap()).await;
+        assert_eq!(page.status, 200);
+        let links = page.body.split(['"']).filter(|text| text.contains("page/"));
+        for link in links {
+            assert_eq!(app.get(link).await.status, 200, "{link}");
+        }
+        assert!(
+            page.body.contains(r#""/search/page/page.js""#),
+            "{}",
+            page.body
+        );
+        assert!(page.body.contains(r#""/search/docs/""#), "{}", page.body);
+    }
+    let described = app.get("/search/openapi.json").await.json();
+    assert_eq!(described["servers"], json!([{ "url": "/search" }]));
+    let docs = app.get("/search/docs").await;
+    assert_eq!(
+        (docs.status.as_u16(), docs.header("location")),
+        (303, "docs/")
+    );
+}
+
+/// Any client could send the header; only the setting counts.
+#[tokio::test]
+async fn a_forwarded_prefix_is_not_trusted() {
+    let app = TestApp::default();
+    let request = |path| {
+        let request = Request::get(path).header("x-forwarded-prefix", "/other");
+        app.send(request.body(Body::empty()).unwrap())
+    };
+    assert_eq!(request("/health").await.status, 200);
+    request("/other/health").await.error(404, "not_found");
+    assert!(request("/openapi.json").await.json()["servers"].is_null());
 }
 
 // Valid requests.
@@ -914,6 +988,7 @@ async fn the_healthcheck_agrees_with_readiness() {
     let endpoint = healthcheck::Endpoint {
         address: Listen::Tcp(address),
         tls: false,
+        prefix: PathPrefix::default(),
     };
     let ask = move || healthcheck::check_ready(&endpoint, Duration::from_secs(60));
     let ready = tokio::task::spawn_blocking(ask.clone()).await.unwrap();

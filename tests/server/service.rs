@@ -747,7 +747,7 @@ fn check_answers(model: Model, clients: &[Client], max_queue_tokens: usize) {
         config.batching.max_batch_tokens = 64;
         let app = TestApp::new(model, config);
         let reranker = app.state.reranker().unwrap();
-        let answers = ask(reranker, clients).await;
+        let answers = ask(&reranker, clients).await;
         let (mut left, mut refused) = (0, 0);
         for ((words, _), answer) in clients.iter().zip(&answers) {
             let doomed = words.iter().any(|&words| fails(words));

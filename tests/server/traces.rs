@@ -142,6 +142,11 @@ fn a_collector_receives_every_step_of_a_request() {
             "{step}"
         );
     }
+    for name in ["batch", "POST /rerank"] {
+        let attributes = format!("{:?}", spans[name].attributes);
+        let named = attributes.contains("rerankd.model") && attributes.contains("tiny-bert");
+        assert!(named, "{attributes}");
+    }
     let links = &spans["batch"].links;
     assert_eq!(links.len(), 1);
     assert_eq!(links[0].span_id, request.span_id);

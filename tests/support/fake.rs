@@ -7,7 +7,8 @@ use rerankd_core::Activation;
 use rerankd_core::Batch;
 use rerankd_engine::cost::Costs;
 use rerankd_engine::plan::BatchLimits;
-use rerankd_engine::service::{Capacity, ModelInfo, QueueLimits, Reranker};
+use rerankd_engine::service::{ModelInfo, Prepared, QueueLimits, Reranker};
+use rerankd_engine::{Host, HostConfig};
 use rerankd_model::TokenizerConfig;
 use rerankd_model::encoder::{Encoder, PairEncoder};
 use rerankd_model::prompt::{ChatConfig, Layout, MessageFormat, PromptConfig, PromptEncoder};
@@ -206,8 +207,30 @@ fn prompts(max_length: usize) -> PromptEncoder {
 
 /// Builds a fake [`Reranker`].
 pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
+    named("fake", 1, model, &host(state), state)
+}
+
+/// What fake models of a server share.
+pub fn host(state: &AppState) -> Arc<Host> {
+    let batching = (&state.config().batching).into();
+    let config = HostConfig {
+        queue: QueueLimits::of(&batching),
+        encode_threads: 1,
+        cache: (&state.config().cache).into(),
+    };
+    Host::start(&config, state.metrics().engine.clone())
+}
+
+/// Builds a fake [`Reranker`] with this name and share.
+pub fn named(
+    name: &str,
+    share: u32,
+    model: Model,
+    host: &Arc<Host>,
+    state: &AppState,
+) -> Arc<Reranker> {
     let info = ModelInfo {
-        id: "fake".to_owned(),
+        id: name.to_owned(),
         architecture: "bert".to_owned(),
         format: "safetensors",
         layout: "packed",
@@ -226,25 +249,19 @@ pub fn reranker(model: Model, state: &AppState) -> Arc<Reranker> {
         providers: [("CPUExecutionProvider".to_owned(), 3)].into(),
         batch_tokens: state.config().batching.max_batch_tokens,
     };
-    let batching = (&state.config().batching).into();
-    let capacity = Capacity {
-        batch: BatchLimits::of(&batching),
-        queue: QueueLimits::of(&batching),
-        encode_threads: 1,
-        cache: (&state.config().cache).into(),
-        costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),
-    };
     let worker = || -> Box<dyn Scorer> { Box::new(model.clone()) };
-    Arc::new(Reranker::start(
+    let prepared = Prepared {
         info,
-        match model.prompts {
+        encoder: match model.prompts {
             true => Encoder::from(prompts(model.max_length)),
             false => encoder(model.max_length).into(),
         },
-        (0..model.workers).map(|_| worker()).collect(),
-        capacity,
-        state.metrics().engine.clone(),
-    ))
+        scorers: (0..model.workers).map(|_| worker()).collect(),
+        batch: BatchLimits::of(&(&state.config().batching).into()),
+        costs: model.costs.clone().unwrap_or(Costs::guess(model.workers)),
+        share,
+    };
+    Arc::new(Reranker::start_on(host, prepared))
 }
 
 /// Words in the vocabulary of the fake tokenizer: `w0`, `w1`, … All others are unknown, and texts with equal

@@ -26,6 +26,7 @@ pub fn config(model: Option<&Path>, threads: usize) -> LoadConfig {
         library_path: None,
         batching: BatchConfig::default(),
         cache: CacheConfig::default(),
+        ..LoadConfig::default()
     }
 }
 

@@ -91,10 +91,12 @@ impl RerankError {
     }
 
     /// The requested model is not served.
-    pub fn unknown_model(requested: &str, served: &str) -> Self {
+    pub fn unknown_model(requested: &str, served: &[&str]) -> Self {
+        let served: Vec<String> = served.iter().map(|name| format!("`{name}`")).collect();
+        let served = served.join(", ");
         Self::new(
             ErrorCode::UnknownModel,
-            format!("the model `{requested}` is not served; ask for `{served}`, or for none"),
+            format!("the model `{requested}` is not served; ask for {served}, or for none"),
         )
     }
 

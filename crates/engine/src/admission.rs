@@ -139,7 +139,7 @@ pub struct Size {
 
 /// The memory of admitted requests.
 ///
-/// A tenant holds at most three times what is free, and its long requests at most what is free and an eighth
+/// For each model, a tenant holds at most three times what is free, and its long requests at most what is free and an eighth
 /// of the capacity, so that a large one is admitted beside small ones. So one tenant holds at most three
 /// quarters and its long requests nine sixteenths, two tenants each three sevenths, and there is room for a
 /// newcomer however many tenants there are. A request counts as at most half of the capacity: one that is
@@ -156,8 +156,11 @@ struct Held {
     requests: usize,
     total: Size,
     tokens: usize,
-    tenants: HashMap<Tenant, TenantHeld>,
+    tenants: HashMap<Holder, TenantHeld>,
 }
+
+/// A tenant, and the model that it asks: what it asks of one takes nothing from what it may ask of another.
+pub type Holder = (Tenant, u64);
 
 /// What one tenant holds, as it counts.
 #[derive(Debug, Clone, Copy, Default)]
@@ -177,21 +180,21 @@ impl Memory {
         })
     }
 
-    /// Takes `size` for a request of `tenant`. A token is scored in `pace` seconds, by all workers
+    /// Takes `size` for a request of `holder`. A token is scored in `pace` seconds, by all workers
     /// together.
     ///
     /// # Errors
     /// [`Refusal::Memory`], with the time until there is room.
     pub fn take(
         self: &Arc<Self>,
-        tenant: Tenant,
+        holder: Holder,
         is_long: bool,
         size: Size,
         pace: f64,
     ) -> Result<MemoryPermit, Refusal> {
         let mut held = self.lock();
         let counted = self.counted(size);
-        let missing = held.missing(self.capacity, tenant, is_long, counted);
+        let missing = held.missing(self.capacity, holder, is_long, counted);
         if held.requests > 0 && missing > 0.0 {
             return Err(Refusal::Memory {
                 retry_after: duration((missing * pace).min(MAX_RETRY_SECONDS)),
@@ -199,12 +202,12 @@ impl Memory {
         }
         let permit = MemoryPermit {
             memory: self.clone(),
-            tenant,
+            holder,
             is_long,
             size,
         };
         held.requests += 1;
-        held.tenants.entry(tenant).or_default().requests += 1;
+        held.tenants.entry(holder).or_default().requests += 1;
         held.replace(&permit, Size::default(), counted);
         held.tokens += size.tokens;
         self.gauge.add(size.tokens as i64);
@@ -226,8 +229,8 @@ impl Memory {
 
 impl Held {
     /// Tokens that must be scored before `size` fits; none or less where it does.
-    fn missing(&self, capacity: Size, tenant: Tenant, is_long: bool, size: Size) -> f64 {
-        let theirs = self.tenants.get(&tenant).copied().unwrap_or_default();
+    fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> f64 {
+        let theirs = self.tenants.get(&holder).copied().unwrap_or_default();
         let missing = |part: fn(Size) -> usize| {
             let long = is_long.then(|| part(theirs.long));
             missing(
@@ -255,7 +258,7 @@ impl Held {
             sum.bytes = sum.bytes + new.bytes - old.bytes;
         };
         replace(&mut self.total);
-        let tenant = self.tenants.entry(permit.tenant).or_default();
+        let tenant = self.tenants.entry(permit.holder).or_default();
         replace(&mut tenant.all);
         if permit.is_long {
             replace(&mut tenant.long);
@@ -280,7 +283,7 @@ fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, ow
 #[must_use = "dropping a permit gives its memory back"]
 pub struct MemoryPermit {
     memory: Arc<Memory>,
-    tenant: Tenant,
+    holder: Holder,
     is_long: bool,
     size: Size,
 }
@@ -313,10 +316,10 @@ impl Drop for MemoryPermit {
         held.replace(self, memory.counted(self.size), Size::default());
         held.tokens -= self.size.tokens;
         held.requests -= 1;
-        if let Some(tenant) = held.tenants.get_mut(&self.tenant) {
+        if let Some(tenant) = held.tenants.get_mut(&self.holder) {
             tenant.requests -= 1;
             if tenant.requests == 0 {
-                held.tenants.remove(&self.tenant);
+                held.tenants.remove(&self.holder);
             }
         }
         memory.gauge.sub(self.size.tokens as i64);

@@ -1,11 +1,12 @@
 //! Continuous batching: forms batches from the sequences of many requests by weighted fair queueing, and
 //! returns each request its logits.
 //!
-//! Each worker thread owns a scorer. A worker that becomes free forms the next batch from what has queued
+//! Each worker thread owns a scorer of every model. A worker that becomes free forms the next batch from what has queued
 //! while the last one ran. It never idles while there is work, and no sequence is bound to a batch before
 //! that batch runs, so a request that arrives late still gets its share of the next.
 
 pub(crate) mod batch;
+mod lane;
 #[doc(hidden)]
 pub mod lock_time;
 mod preemption;
@@ -20,16 +21,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use slotmap::SecondaryMap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::queue::{Arrival, FlowId, ForecastRequest, Outcome};
+pub(crate) use self::lane::LaneConfig;
+use self::queue::{Arrival, FlowId, ForecastRequest, LaneId, Outcome, Queue};
 use self::scheduler::Scheduler;
 use crate::admission::{Expected, MemoryPermit, Refusal, Size};
 use crate::cache::ScoreCache;
-use crate::cost::{Costs, Work, duration};
-use crate::metrics::Metrics;
-use crate::plan::BatchLimits;
+use crate::cost::{Work, duration};
+use crate::metrics::{Metrics, ModelMetrics};
 use crate::queue_delay::QueueDelay;
 use crate::trace::Timeline;
 use rerankd_core::{Encoding, PairKey, SchedulingHints};
@@ -58,10 +60,29 @@ pub(crate) enum BatchError {
     },
 }
 
-/// The queue and the workers that empty it.
+/// The queues of all models, and the workers that empty them.
 pub(crate) struct Batcher {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A model of a [`Batcher`]. Dropping it takes the model out of the batcher and closes its scorers.
+pub(crate) struct ModelBatcher {
+    shared: Arc<Shared>,
+    model: Arc<Model>,
+}
+
+/// A model, as workers and requests know it.
+struct Model {
+    id: LaneId,
+    name: Arc<str>,
+    labels: usize,
+    metrics: ModelMetrics,
+    /// Requests that are not answered yet.
+    requests: watch::Sender<usize>,
+    /// What its next request would take to interrupt a worker, as the bits of an `f64`: workers look at it between
+    /// two layers, without the lock.
+    next_part: AtomicU64,
 }
 
 /// A request that asks to be admitted.
@@ -85,36 +106,23 @@ pub(crate) struct AdmissionLimits {
     pub max_delay: f64,
 }
 
-/// The workers of a [`Batcher`], and how they form batches.
-pub(crate) struct BatcherConfig {
-    /// A scorer for each worker.
-    pub scorers: Vec<Box<dyn Scorer>>,
-    /// Logits of each sequence.
-    pub labels: usize,
-    /// Limits of one batch.
-    pub limits: BatchLimits,
-    /// The cost model of batches.
-    pub costs: Costs,
-    /// The cache that finished scores go to.
-    pub cache: Arc<ScoreCache>,
-    /// What is admitted.
-    pub admission: AdmissionLimits,
+/// What a worker is told.
+enum Mail {
+    /// It scores batches of this model too.
+    Join(Arc<Model>, Box<dyn Scorer>),
+    /// It scores no more batches of this model.
+    Leave(LaneId),
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when something is queued, and when the batcher closes.
+    /// Signalled when something is queued or a worker has mail, and when the batcher closes.
     work: Condvar,
     /// Signalled when a worker ends.
     ended: Condvar,
-    labels: usize,
     cache: Arc<ScoreCache>,
     delay: Arc<QueueDelay>,
     metrics: Arc<Metrics>,
-    /// Requests that are not answered yet.
-    requests: watch::Sender<usize>,
-    /// [`Scheduler::next_part`], as the bits of an `f64`: workers look at it between two layers, without the lock.
-    next_part: AtomicU64,
     /// The clock of the runtime, which tests stop.
     runtime: Option<tokio::runtime::Handle>,
     /// Where the next panics are planted.
@@ -124,62 +132,112 @@ struct Shared {
 
 struct State {
     scheduler: Scheduler,
+    models: SecondaryMap<LaneId, Arc<Model>>,
+    /// Of each worker, oldest first.
+    mail: Vec<Vec<Mail>>,
     closed: bool,
 }
 
 impl Batcher {
-    /// Starts one worker thread for each scorer of `config`.
-    ///
-    /// # Panics
-    /// When the system refuses a thread.
-    pub fn start(mut config: BatcherConfig, delay: Arc<QueueDelay>, metrics: Arc<Metrics>) -> Self {
-        let workers = config.scorers.len();
-        metrics.workers.set(workers as i64);
-        let mut scheduler = Scheduler::new(
-            config.labels,
-            workers,
-            config.costs,
-            config.limits,
-            config.admission,
-            metrics.queue_tokens.clone(),
-        );
-        let mut scorers = config.scorers.iter_mut();
-        if scorers.all(|scorer| scorer.nested().is_some()) {
-            scheduler = scheduler.preemptible();
-        }
+    /// A batcher without models, whose scores go to `cache`.
+    pub fn start(
+        admission: AdmissionLimits,
+        cache: Arc<ScoreCache>,
+        delay: Arc<QueueDelay>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let state = State {
+            scheduler: Scheduler::new(admission, metrics.queue_tokens.clone()),
+            models: SecondaryMap::new(),
+            mail: Vec::new(),
+            closed: false,
+        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                scheduler,
-                closed: false,
-            }),
+            state: Mutex::new(state),
             work: Condvar::new(),
             ended: Condvar::new(),
-            labels: config.labels,
-            cache: config.cache,
+            cache,
             delay,
             metrics,
-            requests: watch::Sender::new(0),
-            next_part: AtomicU64::new(f64::INFINITY.to_bits()),
             runtime: tokio::runtime::Handle::try_current().ok(),
             #[cfg(test)]
             faults: Mutex::default(),
         });
-        shared.change(|_| ());
-        let workers = config
-            .scorers
-            .into_iter()
-            .enumerate()
-            .map(|(number, scorer)| {
-                let shared = shared.clone();
-                std::thread::Builder::new()
-                    .name(format!("worker-{number}"))
-                    .spawn(move || worker::run(shared, number, scorer))
-                    .expect("the system gives a thread")
-            })
-            .collect();
-        Self { shared, workers }
+        Self {
+            shared,
+            threads: Mutex::default(),
+        }
     }
 
+    /// Adds a model of this `name` with a scorer for each of as many workers, which are started if there are fewer.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn add(
+        &self,
+        config: LaneConfig,
+        mut scorers: Vec<Box<dyn Scorer>>,
+        name: &str,
+    ) -> ModelBatcher {
+        let nested = scorers.iter_mut().all(|scorer| scorer.nested().is_some());
+        let config = LaneConfig {
+            workers: scorers.len(),
+            is_preemptible: nested,
+            ..config
+        };
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let labels = config.labels;
+        let (model, workers) = self.shared.change(|state| {
+            let id = state.scheduler.add(config);
+            let model = Arc::new(Model {
+                id,
+                name: name.into(),
+                labels,
+                metrics: self.shared.metrics.of_model(name),
+                requests: watch::Sender::new(0),
+                next_part: AtomicU64::new(f64::INFINITY.to_bits()),
+            });
+            state.models.insert(id, model.clone());
+            let workers = &state.scheduler.workers;
+            state.mail.resize_with(workers.count(), Vec::new);
+            for (number, scorer) in scorers.into_iter().enumerate() {
+                if workers.is_alive(number) {
+                    state.mail[number].push(Mail::Join(model.clone(), scorer));
+                }
+            }
+            self.shared.metrics.workers.set(workers.alive() as i64);
+            (model, workers.count())
+        });
+        self.shared.work.notify_all();
+        while threads.len() < workers {
+            let (shared, number) = (self.shared.clone(), threads.len());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || worker::run(shared, number))
+                .expect("the system gives a thread");
+            threads.push(thread);
+        }
+        ModelBatcher {
+            shared: self.shared.clone(),
+            model,
+        }
+    }
+
+    /// Starts no more batches, and waits at most `limit` for those that run: a process that exits while
+    /// ONNX Runtime computes may crash and lose its exit code. Waiting requests are never scored.
+    pub fn stop(&self, limit: Duration) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.work.notify_all();
+        // The caller exits either way.
+        let _ = self
+            .shared
+            .ended
+            .wait_timeout_while(state, limit, |state| state.scheduler.workers.busy() > 0);
+    }
+}
+
+impl ModelBatcher {
     /// Scores `encodings`: logits `[encodings, labels]` row by row, in their order. Those of the same
     /// key, here or in other requests, are scored once. The `prefix` is the tokens that all begin with and that are
     /// computed once, fewer than any has.
@@ -212,23 +270,29 @@ impl Batcher {
             now,
         };
         let pushed = self.shared.change(|state| {
-            let scheduler = &mut state.scheduler;
-            reservation.end(scheduler);
-            if scheduler.workers.alive() == 0 {
+            reservation.end(state);
+            let Scheduler { lanes, workers, .. } = &mut state.scheduler;
+            let lane = &mut lanes[self.model.id];
+            if workers.alive_of(lane.workers) == 0 {
                 return None;
             }
-            let before = scheduler.queue.waiting().sequences;
-            let pushed = scheduler.queue.push(arrival);
-            let added = scheduler.queue.waiting().sequences - before;
-            for _ in 0..added.min(scheduler.workers.idle()) {
-                self.shared.work.notify_one();
+            let before = lane.queue.waiting().sequences;
+            let pushed = lane.queue.push(arrival);
+            let added = lane.queue.waiting().sequences - before;
+            if lane.workers < workers.count() {
+                // Not every worker can score it, and any may wake up.
+                self.shared.work.notify_all();
+            } else {
+                for _ in 0..added.min(workers.idle()) {
+                    self.shared.work.notify_one();
+                }
             }
             Some(pushed)
         });
         let (id, shared) = pushed.ok_or(BatchError::NoWorkers)?;
         self.shared.metrics.shared_pairs.inc_by(shared as u64);
         let mut ticket = Ticket {
-            shared: &self.shared,
+            batcher: self,
             id,
             answered: false,
         };
@@ -239,7 +303,7 @@ impl Batcher {
                 tokio::select! {
                     answer = &mut receiver => answer,
                     () = tokio::time::sleep_until(at) => {
-                        self.shared.settle(|state| state.scheduler.queue.expire(id));
+                        self.settle(|queue| queue.expire(id));
                         // It may have been answered in this very moment.
                         receiver.await
                     }
@@ -257,12 +321,14 @@ impl Batcher {
     /// # Errors
     /// [`Refusal`], before anything was done.
     pub fn admit(&self, demand: Demand) -> Result<Permit, Refusal> {
-        let shared = &self.shared;
-        let admitted = shared.change(|state| state.scheduler.admit(demand, Instant::now()))?;
+        let (shared, id) = (&self.shared, self.model.id);
+        let now = Instant::now();
+        let admitted = shared.change(|state| state.scheduler.admit(id, demand, now))?;
         Ok(Permit {
             memory: admitted.memory,
             reservation: Reservation {
                 shared: shared.clone(),
+                id,
                 request: Some(admitted.request),
             },
         })
@@ -275,27 +341,42 @@ impl Batcher {
 
     /// Whether a worker is left to score.
     pub fn can_serve(&self) -> bool {
-        self.shared.lock().scheduler.workers.alive() > 0
+        let scheduler = &self.shared.lock().scheduler;
+        let workers = scheduler.lanes[self.model.id].workers;
+        scheduler.workers.alive_of(workers) > 0
     }
 
-    /// Starts no more batches, and waits at most `limit` for those that run: a process that exits while
-    /// ONNX Runtime computes may crash and lose its exit code. Waiting requests are never scored.
-    pub fn stop(&self, limit: Duration) {
-        let mut state = self.shared.lock();
-        state.closed = true;
-        self.shared.work.notify_all();
-        // The caller exits either way.
-        let _ = self
-            .shared
-            .ended
-            .wait_timeout_while(state, limit, |state| state.scheduler.workers.busy() > 0);
+    /// What is counted for this model.
+    pub fn metrics(&self) -> &ModelMetrics {
+        &self.model.metrics
+    }
+
+    /// Changes the queue and counts the tokens that this wasted.
+    fn settle(&self, change: impl FnOnce(&mut Queue) -> Outcome) {
+        let id = self.model.id;
+        let settle = |state: &mut State| change(&mut state.scheduler.lanes[id].queue);
+        self.shared.settle(settle);
     }
 
     /// Resolves when every request has been answered or has left.
     pub async fn idle(&self) {
-        let mut requests = self.shared.requests.subscribe();
+        let mut requests = self.model.requests.subscribe();
         // An error means that the sender is gone; it lives as long as `self`.
         let _ = requests.wait_for(|&requests| requests == 0).await;
+    }
+}
+
+impl Drop for ModelBatcher {
+    fn drop(&mut self) {
+        let id = self.model.id;
+        self.shared.change(|state| {
+            state.scheduler.remove(id);
+            state.models.remove(id);
+            for mail in &mut state.mail {
+                mail.push(Mail::Leave(id));
+            }
+        });
+        self.shared.work.notify_all();
     }
 }
 
@@ -309,9 +390,10 @@ impl Drop for Batcher {
         // Idle workers end at once, and the process should not exit while they close their sessions.
         // A worker in the middle of a batch is not waited for.
         if all_idle {
-            for worker in self.workers.drain(..) {
+            let threads = self.threads.get_mut();
+            for thread in threads.unwrap_or_else(PoisonError::into_inner).drain(..) {
                 // A worker reports its own panics.
-                let _ = worker.join();
+                let _ = thread.join();
             }
         }
     }
@@ -340,7 +422,9 @@ impl Shared {
     fn recover(&self, number: usize) {
         self.change(|state| {
             state.scheduler.workers.finish(number);
-            state.scheduler.queue.abandon(number, "the worker panicked");
+            for lane in state.scheduler.lanes.values_mut() {
+                lane.queue.abandon(number, "the worker panicked");
+            }
         });
     }
 
@@ -350,10 +434,13 @@ impl Shared {
         let left = self.change(|state| {
             let scheduler = &mut state.scheduler;
             scheduler.workers.retire(number);
+            state.mail[number].clear();
             if !state.closed {
-                scheduler.queue.abandon(number, "the worker ended");
-                if scheduler.workers.alive() == 0 {
-                    scheduler.queue.fail_all(&BatchError::NoWorkers);
+                for lane in scheduler.lanes.values_mut() {
+                    lane.queue.abandon(number, "the worker ended");
+                    if scheduler.workers.alive_of(lane.workers) == 0 {
+                        lane.queue.fail_all(&BatchError::NoWorkers);
+                    }
                 }
             }
             (!state.closed).then(|| scheduler.workers.alive())
@@ -379,10 +466,14 @@ impl Shared {
     }
 
     fn publish(&self, state: &State) {
-        self.requests.send_replace(state.scheduler.queue.requests());
-        self.delay.set_scoring(state.scheduler.drain_seconds());
-        let part = state.scheduler.next_part();
-        self.next_part.store(part.to_bits(), Ordering::Relaxed);
+        let scheduler = &state.scheduler;
+        for (id, lane) in &scheduler.lanes {
+            let model = &state.models[id];
+            model.requests.send_replace(lane.queue.requests());
+            let part = lane.next_part(&scheduler.workers);
+            model.next_part.store(part.to_bits(), Ordering::Relaxed);
+        }
+        self.delay.set_scoring(scheduler.drain_seconds());
     }
 }
 
@@ -404,14 +495,17 @@ impl Permit {
 /// The turns of a request that was admitted and has not been queued.
 struct Reservation {
     shared: Arc<Shared>,
+    id: LaneId,
     /// `None` once it has ended.
     request: Option<ForecastRequest>,
 }
 
 impl Reservation {
-    fn end(&mut self, scheduler: &mut Scheduler) {
-        if let Some(request) = self.request.take() {
-            scheduler.queue.release(request);
+    fn end(&mut self, state: &mut State) {
+        if let Some(request) = self.request.take()
+            && let Some(lane) = state.scheduler.lanes.get_mut(self.id)
+        {
+            lane.queue.release(request);
         }
     }
 }
@@ -420,7 +514,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.request.is_some() {
             let shared = self.shared.clone();
-            shared.change(|state| self.end(&mut state.scheduler));
+            shared.change(|state| self.end(state));
         }
     }
 }
@@ -433,7 +527,7 @@ impl std::fmt::Debug for Reservation {
 
 /// Cancels its request when it is dropped before the answer.
 struct Ticket<'a> {
-    shared: &'a Shared,
+    batcher: &'a ModelBatcher,
     id: FlowId,
     answered: bool,
 }
@@ -441,8 +535,7 @@ struct Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.shared
-                .settle(|state| state.scheduler.queue.cancel(self.id));
+            self.batcher.settle(|queue| queue.cancel(self.id));
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Weighted fair queueing on two levels. Plain data.
+//! Weighted fair queueing. Plain data.
 //!
-//! Tenants share evenly, and the requests of a tenant share its part by their weights. Each level has a
+//! Models share by their weights; within a model, tenants share evenly, and the requests of a tenant share its
+//! part by their weights. Each level has a
 //! virtual time, which advances by the cost of what is taken over the weights of all that wait. A newcomer
 //! starts at the present virtual time. A member that is served moves ahead by its cost over its weight.
 //! The member that would be least ahead after its next turn is next, so that short turns do not wait for
@@ -20,7 +21,7 @@ pub(crate) const FULL_SHARE: u64 = 1 << 20;
 
 /// One level.
 #[derive(Debug)]
-struct Level<K> {
+pub(crate) struct Level<K> {
     /// Virtual time.
     now: u64,
     /// Sum of the weights of all that wait.
@@ -75,7 +76,7 @@ impl<K> Default for Level<K> {
 
 impl<K: Copy + Ord + Hash> Level<K> {
     /// `key` waits from now on. A member that left ahead of the present continues where it was.
-    fn join(&mut self, key: K, weight: u64, next: usize) {
+    pub(crate) fn join(&mut self, key: K, weight: u64, next: usize) {
         if let Some(share) = self.shares.get_mut(&key) {
             if self.resting.remove(&(share.reached, key)) {
                 share.next = next;
@@ -116,7 +117,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
     }
 
     /// `key`, which waits, is served at a cost of `tokens`.
-    fn charge(&mut self, key: K, tokens: usize) {
+    pub(crate) fn charge(&mut self, key: K, tokens: usize) {
         let share = self
             .shares
             .get_mut(&key)
@@ -137,7 +138,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
     }
 
     /// `key` has nothing waiting any more.
-    fn leave(&mut self, key: K) {
+    pub(crate) fn leave(&mut self, key: K) {
         let Some(share) = self.shares.get(&key).copied() else {
             return;
         };
@@ -155,6 +156,11 @@ impl<K: Copy + Ord + Hash> Level<K> {
         if self.is_empty() {
             *self = Self::default();
         }
+    }
+
+    /// Those that wait and take turns, in the order of their turns.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = K> + '_ {
+        self.waiting.iter().map(|(_, key)| *key)
     }
 
     /// `key`, which waits, sits out.

@@ -88,6 +88,7 @@ pub mod config;
 pub mod cost;
 mod estimate;
 mod fair;
+mod host;
 pub mod load;
 pub mod metrics;
 pub mod plan;
@@ -100,7 +101,8 @@ pub mod trace;
 pub use batcher::lock_time;
 
 pub use config::{BatchConfig, CacheConfig, Precision};
-pub use load::{LoadConfig, LoadError, load};
+pub use host::{Host, HostConfig};
+pub use load::{LoadConfig, LoadError, load, load_on};
 pub use metrics::Metrics;
 pub use rerankd_core::{
     ErrorCode, Limits, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,

@@ -13,8 +13,9 @@ use std::time::Instant;
 use self::engine::{Engine, Plan};
 use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
+use crate::host::{Host, HostConfig};
 use crate::metrics::Metrics;
-use crate::service::{Capacity, ModelInfo, QueueLimits, Reranker};
+use crate::service::{self, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::ThreadsError;
 use rerankd_kernels::isa::InstructionSet;
@@ -32,7 +33,7 @@ pub use self_test::SelfTestError;
 use self_test::SelfTest;
 
 /// What to load, and how much of the machine it may use.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadConfig {
     /// Directory of the model; `None` for the built-in one.
     pub model: Option<PathBuf>,
@@ -62,6 +63,29 @@ pub struct LoadConfig {
     pub batching: BatchConfig,
     /// The score cache.
     pub cache: CacheConfig,
+    /// Weight among the models of a host, at least 1.
+    pub share: u32,
+    /// Most bytes that the weights may take.
+    pub max_bytes: Option<usize>,
+}
+
+impl LoadConfig {
+    /// Checks that weights of so many bytes are allowed.
+    fn check_memory(&self, needed: usize) -> Result<(), LoadError> {
+        match self.max_bytes {
+            Some(allowed) if needed > allowed => Err(LoadError::Memory { needed, allowed }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The host of models with this configuration.
+    pub fn host(&self) -> HostConfig {
+        HostConfig {
+            queue: QueueLimits::of(&self.batching),
+            encode_threads: self.threads,
+            cache: self.cache.clone(),
+        }
+    }
 }
 
 /// The built-in model on all cores that this process may use.
@@ -82,6 +106,8 @@ impl Default for LoadConfig {
             library_path: None,
             batching: BatchConfig::default(),
             cache: CacheConfig::default(),
+            share: 1,
+            max_bytes: None,
         }
     }
 }
@@ -104,6 +130,17 @@ pub enum LoadError {
     /// ONNX Runtime refused the model.
     #[error("ONNX Runtime cannot run the model: {0}")]
     Runtime(#[from] ScoreError),
+    /// The weights take more memory than is allowed.
+    #[error(
+        "the weights take {needed} bytes, and {allowed} are left for them; hint: raise \
+         `max_model_bytes` or the model's `max_bytes`, use `int8`, or serve fewer models"
+    )]
+    Memory {
+        /// Bytes of the weights.
+        needed: usize,
+        /// Bytes that they may take.
+        allowed: usize,
+    },
     /// The system could not start the scoring threads.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
@@ -126,6 +163,14 @@ impl From<PaddedError> for LoadError {
 /// # Errors
 /// [`LoadError`]; its message is for the person who starts the server.
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
+    load_on(&Host::start(&config.host(), metrics), config)
+}
+
+/// As [`load`], beside the other models of `host`.
+///
+/// # Errors
+/// Same as [`load`]; the other models are not affected.
+pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     tracing::info!(
         model = config
@@ -167,15 +212,15 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         "calibrated"
     );
     let info = info(config, card, &library, &engine);
-    let capacity = Capacity {
+    let prepared = service::Prepared {
+        info,
+        encoder,
+        scorers: engine.opened.scorers,
         batch: limits,
-        queue: QueueLimits::of(&config.batching),
-        encode_threads: config.threads,
-        cache: config.cache.clone(),
         costs,
+        share: config.share,
     };
-    let scorers = engine.opened.scorers;
-    Ok(Reranker::start(info, encoder, scorers, capacity, metrics))
+    Ok(Reranker::start_on(host, prepared))
 }
 
 /// The encoder and the sessions that [`load`] would use, without queue and workers.

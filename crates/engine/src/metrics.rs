@@ -199,6 +199,42 @@ metrics! {
     tokenize_seconds: Histogram = "rerankd_tokenize_seconds", SECONDS;
     /// Seconds per batch in the model.
     inference_seconds: Histogram = "rerankd_inference_seconds", SECONDS;
+    /// Pairs admitted for scoring, by model.
+    model_pairs: IntCounterVec = "rerankd_model_pairs_total", Labels::Open(&["model"]);
+    /// Tokens of admitted pairs after truncation, by model.
+    model_tokens: IntCounterVec = "rerankd_model_tokens_total", Labels::Open(&["model"]);
+    /// Requests rejected before scoring, by model.
+    model_refused: IntCounterVec = "rerankd_model_refused_requests_total", Labels::Open(&["model"]);
+    /// Seconds per batch, by model; the sums are what each model was given of the machine.
+    model_inference_seconds: HistogramVec = "rerankd_model_inference_seconds", (&["model"], SECONDS);
+    /// Whether a model is served (1), or failed to load and is optional (0).
+    model_up: IntGaugeVec = "rerankd_model_up", ("model", &[]);
+    }
+}
+
+/// What is counted for one model.
+#[derive(Clone)]
+pub struct ModelMetrics {
+    /// Pairs admitted for scoring.
+    pub pairs: IntCounter,
+    /// Their tokens.
+    pub tokens: IntCounter,
+    /// Requests rejected before scoring.
+    pub refused: IntCounter,
+    /// Seconds per batch.
+    pub inference_seconds: Histogram,
+}
+
+impl Metrics {
+    /// What is counted for the model with this name.
+    pub fn of_model(&self, name: &str) -> ModelMetrics {
+        let name = [name];
+        ModelMetrics {
+            pairs: self.model_pairs.with_label_values(&name),
+            tokens: self.model_tokens.with_label_values(&name),
+            refused: self.model_refused.with_label_values(&name),
+            inference_seconds: self.model_inference_seconds.with_label_values(&name),
+        }
     }
 }
 

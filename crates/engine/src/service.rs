@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::admission::{Refusal, Size};
-use crate::batcher::{AdmissionLimits, BatchError, Batcher, BatcherConfig, Demand, Permit};
+use crate::admission::Refusal;
+use crate::batcher::{BatchError, Demand, LaneConfig, ModelBatcher, Permit};
 use crate::cache::{PairKeys, ScoreCache};
 use crate::config::{BatchConfig, CacheConfig};
 use crate::cost::Costs;
 use crate::estimate::TokenEstimator;
+use crate::host::{Host, HostConfig};
 use crate::metrics::Metrics;
 use crate::plan::BatchLimits;
-use crate::queue_delay::QueueDelay;
-use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, TokenizerPool, Tokenizing};
+use crate::tokenizing::{CHUNK_COST, Chunk, PoolError, Tokenizing};
 use crate::trace::{Step, Timeline};
 use rerankd_core::{
     Activation, DeadlineBy, Instruction, InstructionPolicy, Pair, PredictCommand, Prediction,
@@ -91,7 +91,7 @@ impl QueueLimits {
     }
 }
 
-/// The capacity of a [`Reranker`].
+/// The capacity of a [`Reranker`] on its own.
 #[derive(Debug, Clone)]
 pub struct Capacity {
     /// Limits of a batch.
@@ -106,23 +106,38 @@ pub struct Capacity {
     pub costs: Costs,
 }
 
+/// A model on its way into a [`Host`].
+pub struct Prepared {
+    /// What it is.
+    pub info: ModelInfo,
+    /// Tokenizes for it.
+    pub encoder: Encoder,
+    /// One for each of as many workers; each runs the model.
+    pub scorers: Vec<Box<dyn Scorer>>,
+    /// Limits of a batch.
+    pub batch: BatchLimits,
+    /// Cost of batches.
+    pub costs: Costs,
+    /// Weight among the models, at least 1.
+    pub share: u32,
+}
+
 /// Executes commands with one model.
 pub struct Reranker {
     info: ModelInfo,
     encoder: Arc<Encoder>,
-    tokenizers: TokenizerPool,
     estimator: TokenEstimator,
     /// Whether the scorers compute once what the pairs of a request begin with.
     shares_prefixes: bool,
-    batcher: Batcher,
     keys: PairKeys,
-    cache: Arc<ScoreCache>,
-    metrics: Arc<Metrics>,
+    // Dropped before the host: the batcher of the last model joins its workers.
+    batcher: ModelBatcher,
+    host: Arc<Host>,
 }
 
 /// A request's sequences, with those scores that are cached.
 #[derive(Default)]
-struct Prepared {
+struct Sequences {
     encoded: Vec<EncodedPair>,
     /// One for each sequence, in order.
     keys: Vec<PairKey>,
@@ -130,7 +145,7 @@ struct Prepared {
     known: Vec<Option<Arc<[f32]>>>,
 }
 
-impl Prepared {
+impl Sequences {
     fn append(&mut self, mut other: Self) {
         self.encoded.append(&mut other.encoded);
         self.keys.append(&mut other.keys);
@@ -148,7 +163,7 @@ struct Scored {
 
 impl Reranker {
     /// Starts a worker for each of `scorers`, which all run the model that `info` describes and
-    /// `encoder` tokenizes for.
+    /// `encoder` tokenizes for. The model has a host of its own.
     ///
     /// # Panics
     /// When the system refuses a thread.
@@ -159,43 +174,47 @@ impl Reranker {
         capacity: Capacity,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
-        let cache = Arc::new(ScoreCache::new(
-            &capacity.cache,
-            metrics.cache_bytes.clone(),
-        ));
-        let keys = PairKeys::new(&[&info.id, info.precision], capacity.cache.per_key);
-        let tokenizers =
-            TokenizerPool::start(capacity.encode_threads, delay.clone(), metrics.clone());
-        let shares_prefixes = scorers
-            .first()
-            .is_some_and(|scorer| scorer.shares_prefixes());
-        let config = BatcherConfig {
-            scorers,
-            labels: info.labels.len(),
-            limits: capacity.batch,
-            costs: capacity.costs,
-            cache: cache.clone(),
-            admission: AdmissionLimits {
-                memory: Size {
-                    tokens: capacity.queue.tokens,
-                    bytes: capacity.queue.bytes,
-                },
-                max_delay: capacity.queue.delay.as_secs_f64(),
-            },
+        let config = HostConfig {
+            queue: capacity.queue,
+            encode_threads: capacity.encode_threads,
+            cache: capacity.cache,
         };
-        let estimator = TokenEstimator::new(info.max_length, shares_prefixes);
-        let batcher = Batcher::start(config, delay, metrics.clone());
-        Self {
+        let prepared = Prepared {
             info,
-            encoder: Arc::new(encoder.into()),
-            tokenizers,
-            estimator,
+            encoder: encoder.into(),
+            scorers,
+            batch: capacity.batch,
+            costs: capacity.costs,
+            share: 1,
+        };
+        Self::start_on(&Host::start(&config, metrics), prepared)
+    }
+
+    /// Adds a model to those of `host`.
+    ///
+    /// # Panics
+    /// When the system refuses a thread.
+    pub fn start_on(host: &Arc<Host>, model: Prepared) -> Self {
+        let info = model.info;
+        let scorer = model.scorers.first();
+        let shares_prefixes = scorer.is_some_and(|scorer| scorer.shares_prefixes());
+        let config = LaneConfig {
+            labels: info.labels.len(),
+            workers: model.scorers.len(),
+            costs: model.costs,
+            limits: model.batch,
+            share: model.share,
+            is_preemptible: false,
+        };
+        Self {
+            // Random, so that models and revisions of one never share cached scores.
+            keys: PairKeys::new(&[&info.id, info.precision], host.cache_per_key),
+            encoder: Arc::new(model.encoder),
+            estimator: TokenEstimator::new(info.max_length, shares_prefixes),
             shares_prefixes,
-            batcher,
-            keys,
-            cache,
-            metrics,
+            batcher: host.batcher.add(config, model.scorers, &info.id),
+            host: host.clone(),
+            info,
         }
     }
 
@@ -315,7 +334,7 @@ impl Reranker {
                 work: Box::new(work),
             }
         });
-        let tokenizing = self.tokenizers.open(hints, costs.iter().sum());
+        let tokenizing = self.host.tokenizers.open(hints, costs.iter().sum());
         let results = tokenizing.run(chunks.collect()).await;
         let results: Vec<Vec<T>> = results.map_err(untokenized)?;
         Ok(results.into_iter().flatten().collect())
@@ -331,9 +350,14 @@ impl Reranker {
         self.batcher.can_serve()
     }
 
-    /// Starts no more batches, and waits at most `limit` for running ones. Queued pairs are never scored.
+    /// Starts no more batches, of any model of its host, and waits at most `limit` for running ones. Queued pairs
+    /// are never scored.
     pub fn stop(&self, limit: Duration) {
-        self.batcher.stop(limit);
+        self.host.stop(limit);
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.host.metrics
     }
 
     fn check(&self, options: ScoreOptions) -> Result<(), RerankError> {
@@ -373,15 +397,16 @@ impl Reranker {
         let instruction = self.instruction(command.instruction(), command.options())?;
         let command = &command.clone().with_instruction(instruction);
         let (timeline, started) = (Timeline::current(), Instant::now());
+        timeline.of_model(&self.info.id);
         let bound = self
             .encoder
             .bind(command.options().truncation, command.instruction())
             .map_err(|error| untokenized(PoolError::Encode(error)))?;
         let costs = TextCosts::of(command.pairs(), &bound);
         let permit = self.admit(command, &costs)?;
-        let tokenizing = self.tokenizers.open(command.hints(), costs.total());
+        let tokenizing = self.host.tokenizers.open(command.hints(), costs.total());
         timeline.record(Step::Admission, started, Instant::now());
-        let unanswered = Unanswered(&self.metrics);
+        let unanswered = Unanswered(self.metrics());
         let texts = Texts {
             command,
             costs,
@@ -401,7 +426,7 @@ impl Reranker {
             hints,
             work: self.estimator.work(pairs, costs.overhead, chunks),
             bytes: pairs.iter().map(Pair::bytes).sum::<usize>() + command.instruction().bytes(),
-            tokenizing: self.tokenizers.expect(hints, costs.total()),
+            tokenizing: self.host.tokenizers.expect(hints, costs.total()),
         };
         self.batcher.admit(demand).map_err(|refusal| {
             self.refused(refusal.reason());
@@ -410,7 +435,8 @@ impl Reranker {
     }
 
     fn refused(&self, reason: &str) {
-        self.metrics.refused.with_label_values(&[reason]).inc();
+        self.metrics().refused.with_label_values(&[reason]).inc();
+        self.batcher.metrics().refused.inc();
     }
 
     async fn score_admitted(
@@ -430,7 +456,7 @@ impl Reranker {
                     .map_err(|_| self.unscored(passed, hints))??
             }
         };
-        let Prepared {
+        let Sequences {
             encoded,
             keys,
             known,
@@ -449,9 +475,12 @@ impl Reranker {
         }
         let chunks: Vec<usize> = encoded.iter().map(EncodedPair::chunks).collect();
         let tokens = encoded.iter().map(EncodedPair::tokens).sum();
-        self.metrics.pairs.inc_by(chunks.len() as u64);
-        self.metrics.tokens.inc_by(tokens as u64);
-        self.metrics.truncated.inc_by(truncated.len() as u64);
+        self.metrics().pairs.inc_by(chunks.len() as u64);
+        self.metrics().tokens.inc_by(tokens as u64);
+        let of_model = self.batcher.metrics();
+        of_model.pairs.inc_by(chunks.len() as u64);
+        of_model.tokens.inc_by(tokens as u64);
+        self.metrics().truncated.inc_by(truncated.len() as u64);
 
         let encodings = encoded.into_iter().flat_map(EncodedPair::encodings);
         let unknown: Vec<(PairKey, Encoding)> = keys
@@ -461,10 +490,10 @@ impl Reranker {
             .filter(|(_, known)| known.is_none())
             .map(|(keyed, _)| keyed)
             .collect();
-        if self.cache.is_on() {
+        if self.host.cache.is_on() {
             let hits = known.len() - unknown.len();
-            self.metrics.cache_hits.inc_by(hits as u64);
-            self.metrics.cache_misses.inc_by(unknown.len() as u64);
+            self.metrics().cache_hits.inc_by(hits as u64);
+            self.metrics().cache_misses.inc_by(unknown.len() as u64);
         }
         let computed = match unknown.is_empty() {
             true => Vec::new(),
@@ -507,7 +536,7 @@ impl Reranker {
                 refusal.into()
             }
             BatchError::DeadlinePassed { begun } => {
-                self.metrics.missed_deadlines.inc();
+                self.metrics().missed_deadlines.inc();
                 match (begun, by) {
                     (false, Some(DeadlineBy::Client)) => RerankError::deadline_passed(),
                     _ => RerankError::out_of_time(self.batcher.delay()),
@@ -521,7 +550,7 @@ impl Reranker {
         &self,
         texts: Texts<'_>,
         mut permit: Permit,
-    ) -> Result<(Prepared, Permit), RerankError> {
+    ) -> Result<(Sequences, Permit), RerankError> {
         let started = Instant::now();
         let (pairs, options) = (texts.command.pairs(), texts.command.options());
         let mut prepared = self.prepare(&texts).await?;
@@ -544,7 +573,7 @@ impl Reranker {
         }
         permit.correct(encoded.iter().map(EncodedPair::tokens).sum());
         let ended = Instant::now();
-        self.metrics
+        self.metrics()
             .tokenize_seconds
             .observe((ended - started).as_secs_f64());
         Timeline::current().record(Step::Tokenize, started, ended);
@@ -552,13 +581,13 @@ impl Reranker {
     }
 
     /// Encodes all pairs: in one chunk if that is enough, otherwise first the queries, then the documents.
-    async fn prepare(&self, texts: &Texts<'_>) -> Result<Prepared, RerankError> {
+    async fn prepare(&self, texts: &Texts<'_>) -> Result<Sequences, RerankError> {
         let Texts { command, costs, .. } = texts;
         let (pairs, instruction) = (command.pairs(), command.instruction());
         let (truncation, total) = (command.options().truncation, costs.total());
         let finish = Finish {
             keys: self.keys.clone(),
-            cache: self.cache.clone(),
+            cache: self.host.cache.clone(),
             tenant: command.hints().tenant,
         };
         if total <= CHUNK_COST {
@@ -615,7 +644,7 @@ impl Reranker {
             }
         });
         let parts = texts.run(chunks_of_documents.collect()).await?;
-        let mut prepared = Prepared::default();
+        let mut prepared = Sequences::default();
         for part in parts {
             prepared.append(part);
         }
@@ -746,7 +775,7 @@ struct Finish {
 
 impl Finish {
     /// Looks up the cached scores of `encoded`.
-    fn prepared(&self, encoded: Vec<EncodedPair>) -> Prepared {
+    fn prepared(&self, encoded: Vec<EncodedPair>) -> Sequences {
         let parts = encoded
             .iter()
             .flat_map(|pair| std::iter::once(&pair.encoding).chain(&pair.further_chunks));
@@ -754,7 +783,7 @@ impl Finish {
             .map(|encoding| self.keys.of(encoding, self.tenant))
             .collect();
         let known = keys.iter().map(|&key| self.cache.get(key)).collect();
-        Prepared {
+        Sequences {
             encoded,
             keys,
             known,

@@ -174,6 +174,16 @@ impl Timeline {
         steps.filter(|(_, spent)| !spent.is_zero()).collect()
     }
 
+    /// Notes the name of the model that the request is for.
+    pub fn of_model(&self, name: &str) {
+        if let Some(inner) = &self.0 {
+            let span = inner.context.span();
+            if span.is_recording() {
+                span.set_attribute(KeyValue::new("rerankd.model", name.to_owned()));
+            }
+        }
+    }
+
     /// Ends the request's span with its outcome.
     pub fn end(&self, method: &str, route: &str, status: u16, request_id: &str) {
         let Some(inner) = &self.0 else {
@@ -198,6 +208,8 @@ impl Timeline {
 /// A scored batch.
 #[derive(Debug)]
 pub struct BatchRecord<'a> {
+    /// Name of its model.
+    pub model: &'a str,
     /// The requests that have a sequence in it.
     pub requests: &'a [Timeline],
     /// When the model started.
@@ -233,6 +245,7 @@ impl BatchRecord<'_> {
             .with_kind(SpanKind::Internal)
             .with_start_time(at(self.started))
             .with_attributes([
+                KeyValue::new("rerankd.model", self.model.to_owned()),
                 KeyValue::new("rerankd.pairs", pairs),
                 KeyValue::new("rerankd.tokens", tokens),
             ])

@@ -7,6 +7,7 @@ pub mod device;
 mod device_name;
 pub mod driver;
 pub mod library;
+pub mod memory;
 pub mod onnx;
 mod operators;
 pub mod padded;

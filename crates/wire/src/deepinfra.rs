@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::Context;
-use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
+use super::dialect::{Asked, Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
 use super::pairs::pairs;
 use super::read::content::{TextObject, TextSchema};
@@ -55,19 +55,19 @@ request! {
     refuses { webhook }
 }
 
-fn read_scores(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+fn read_scores(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: DeepInfraRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
     let command = request.into_command(&served.limits)?;
-    if served.labels.len() != 1 {
+    if served.labels().len() != 1 {
         return Err(RerankError::unsupported(format!(
             "this model gives {} scores a pair; use `/predict`",
-            served.labels.len()
+            served.labels().len()
         )));
     }
     let fill =
         |context: &Context<'_>, prediction: &Prediction| to_json(&filled(context, prediction));
-    Ok(Work::Predict(command, Box::new(fill)))
+    Ok(served.asked(Work::Predict(command, Box::new(fill))))
 }
 
 impl DeepInfraRequest {

@@ -30,6 +30,9 @@ impl fmt::Debug for Dialect {
     }
 }
 
+/// Reads a body as a request.
+pub type ReadBody = fn(Body, &Served<'_>) -> Result<Asked, RerankError>;
+
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -75,7 +78,7 @@ pub struct Operation {
     /// too, or the answer does not depend on them.
     pub ignored: &'static [&'static str],
     /// Reads a body.
-    pub read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
+    pub read: ReadBody,
     /// What its bodies look like.
     pub form: fn(&mut Schemas) -> Form,
 }
@@ -86,7 +89,7 @@ impl Operation {
         name: &'static str,
         kind: Kind,
         paths: &'static [Path],
-        read: fn(Body, &Served<'_>) -> Result<Work, RerankError>,
+        read: ReadBody,
         form: fn(&mut Schemas) -> Form,
     ) -> Self {
         Self {
@@ -255,14 +258,32 @@ pub struct Body {
     pub binary: Bytes,
 }
 
+/// A model that is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedModel {
+    /// Its name.
+    pub name: String,
+    /// Other names of it.
+    pub aliases: Vec<String>,
+    /// Names of its scores.
+    pub labels: Vec<String>,
+}
+
+impl ServedModel {
+    /// Whether it is meant by `name`.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.aliases.iter().any(|alias| alias == name)
+    }
+}
+
 /// What a request is read against.
 #[derive(Debug, Clone, Copy)]
 pub struct Served<'a> {
-    /// Name of the model that is served.
-    pub model: &'a str,
-    /// Names of its scores.
-    pub labels: &'a [String],
-    /// Whether requests for other models are refused.
+    /// The models that are served; never empty.
+    pub models: &'a [ServedModel],
+    /// Which of them answers: the default one, until the request asks for another.
+    pub chosen: usize,
+    /// Whether requests for models that are not served are refused.
     pub strict_model_name: bool,
     /// Whether results repeat their documents where a request does not say, in dialects that have a
     /// field for it.
@@ -272,18 +293,45 @@ pub struct Served<'a> {
 }
 
 impl Served<'_> {
-    /// Refuses the name of another model, where names are strict.
+    /// The same, with the model that `asked` names as the one that answers. A name that is not known changes
+    /// nothing, unless names are strict.
     ///
     /// # Errors
     /// [`RerankError::unknown_model`].
-    pub fn check_model(&self, asked: Option<&str>) -> Result<(), RerankError> {
-        match asked {
-            Some(asked) if self.strict_model_name && asked != self.model => {
-                Err(RerankError::unknown_model(asked, self.model))
+    pub fn select(self, asked: Option<&str>) -> Result<Self, RerankError> {
+        let Some(asked) = asked else {
+            return Ok(self);
+        };
+        match self.models.iter().position(|model| model.is_called(asked)) {
+            Some(chosen) => Ok(Self { chosen, ..self }),
+            None if self.strict_model_name => {
+                let served: Vec<&str> = self.models.iter().map(|model| &*model.name).collect();
+                Err(RerankError::unknown_model(asked, &served))
             }
-            _ => Ok(()),
+            None => Ok(self),
         }
     }
+
+    /// The names of the scores of the model that answers.
+    pub fn labels(&self) -> &[String] {
+        &self.models[self.chosen].labels
+    }
+
+    /// A request that this model answers with `work`.
+    pub fn asked(&self, work: Work) -> Asked {
+        Asked {
+            model: self.chosen,
+            work,
+        }
+    }
+}
+
+/// A request that was read.
+pub struct Asked {
+    /// Which of the served models answers.
+    pub model: usize,
+    /// What it asks for.
+    pub work: Work,
 }
 
 /// Writes a result as an answer in JSON.
@@ -342,13 +390,13 @@ pub(crate) trait RerankRequest: Read + 'static {
 pub(crate) fn rerank<T: RerankRequest>(
     body: Body,
     served: &Served<'_>,
-) -> Result<Work, RerankError> {
+) -> Result<Asked, RerankError> {
     let request: T = read::parse(&body.json, &served.limits)?;
     // Its texts are copied from here on.
     drop(body);
-    served.check_model(request.model())?;
+    let served = served.select(request.model())?;
     let hints = with_priority(request.priority());
-    let (command, kept) = request.into_command(served)?;
+    let (command, kept) = request.into_command(&served)?;
     let command = command.with_hints(hints);
     let pairs = command.scoring().pairs().clone();
     let fusion = command.fusion().cloned();
@@ -361,7 +409,7 @@ pub(crate) fn rerank<T: RerankRequest>(
         };
         to_json(&T::fill(&answer, &kept))
     };
-    Ok(Work::Rerank(command, Box::new(fill)))
+    Ok(served.asked(Work::Rerank(command, Box::new(fill))))
 }
 
 /// The scheduling hints of a request of this `priority`.

@@ -23,7 +23,9 @@ mod usage;
 dialects!(modules);
 
 pub use self::answer::{Context, DocumentForm, Token};
-pub use self::dialect::{Body, Dialect, Endpoint, Kind, Operation, Served, Work};
+pub use self::dialect::{
+    Asked, Body, Dialect, Endpoint, Kind, Operation, Served, ServedModel, Work,
+};
 pub use self::error::{Problem, Reply, to_json};
 pub use self::infinity::INFINITY;
 pub use self::native::{NATIVE, NativeError};

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::answer::{Context, RankingAnswer};
 use super::cohere::{FUSION, FusedDocument, fused_results};
 use super::dialect::{
-    Body, Dialect, Kind, Operation, Path, RerankRequest, Served, Work, rerank, with_priority,
+    Asked, Body, Dialect, Kind, Operation, Path, RerankRequest, Served, Work, rerank, with_priority,
 };
 use super::document::Echo;
 use super::error::{Problem, Reply, missing, to_json};
@@ -207,16 +207,16 @@ impl RerankRequest for NativeRequest {
     }
 }
 
-fn predict(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+fn predict(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: PredictRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
-    served.check_model(request.model.as_deref())?;
+    let served = served.select(request.model.as_deref())?;
     let hints = with_priority(request.priority.unwrap_or_default());
     let command = request.into_command(&served.limits)?.with_hints(hints);
     let fill = |context: &Context<'_>, prediction: &Prediction| {
         to_json(&PredictResponse::fill(context.model, prediction))
     };
-    Ok(Work::Predict(command, Box::new(fill)))
+    Ok(served.asked(Work::Predict(command, Box::new(fill))))
 }
 
 impl PredictRequest {

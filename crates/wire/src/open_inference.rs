@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer::Context;
-use super::dialect::{Body, Dialect, Kind, Operation, Path, Served, Work};
+use super::dialect::{Asked, Body, Dialect, Kind, Operation, Path, Served, Work};
 use super::error::{Problem, Reply, missing, to_json};
 use super::pairs::pairs;
 use super::read::form::Flag;
@@ -51,13 +51,13 @@ pub static OPEN_INFERENCE: Dialect = Dialect {
     },
 };
 
-fn read_inference(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+fn read_inference(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: InferRequest = read::parse(&body.json, &served.limits)?;
     let (command, id) = request.into_command(&body.binary, &served.limits)?;
     let fill = move |context: &Context<'_>, prediction: &Prediction| {
         to_json(&fill(context.model, id.as_deref(), prediction))
     };
-    Ok(Work::Predict(command, Box::new(fill)))
+    Ok(served.asked(Work::Predict(command, Box::new(fill))))
 }
 
 const QUERY: &str = "query";

@@ -6,7 +6,7 @@ use rerankd_core::Limits;
 use rerankd_wire::Endpoint;
 use rerankd_wire::registry::endpoints;
 use rerankd_wire::schema::Schemas;
-use rerankd_wire::{Body, Served};
+use rerankd_wire::{Body, Served, ServedModel};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -98,9 +98,14 @@ fn fields(endpoint: Endpoint) -> Vec<String> {
 #[test]
 fn reading_a_body_takes_no_more_than_three_times_its_size() {
     let values = values();
+    let models = [ServedModel {
+        name: "served".to_owned(),
+        aliases: Vec::new(),
+        labels: vec!["score".to_owned()],
+    }];
     let served = Served {
-        model: "served",
-        labels: &["score".to_owned()],
+        models: &models,
+        chosen: 0,
         strict_model_name: true,
         return_documents: false,
         limits: Limits {

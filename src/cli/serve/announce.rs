@@ -38,8 +38,8 @@ pub(super) fn threads(config: &Config, load: &LoadConfig) {
     }
 }
 
-/// Logs which model is served, and a request to try.
-pub(super) fn ready(config: &Config, reranker: &Reranker, address: &Listen) {
+/// Logs which model is served by default, and a request to try. `are_listed` says that the settings list several.
+pub(super) fn ready(config: &Config, are_listed: bool, reranker: &Reranker, address: &Listen) {
     let model = reranker.info();
     tracing::info!(
         model = model.id,
@@ -57,7 +57,7 @@ pub(super) fn ready(config: &Config, reranker: &Reranker, address: &Listen) {
         runtime_version = model.runtime_version,
         "ready"
     );
-    if config.model.dir.is_none() {
+    if config.model.dir.is_none() && !are_listed {
         tracing::info!(
             hint = "`--model` serves a larger one, which ranks better",
             "using the built-in model (English only)"
@@ -95,7 +95,8 @@ fn example(config: &Config, labels: usize, address: &Listen) -> String {
             r#"{"pairs":[["A man is eating food.","Somebody eats a meal."]]}"#,
         )
     };
-    format!("curl -s {options}{key}{server}/{path} -d '{body}'")
+    let prefix = config.http.path_prefix.as_str();
+    format!("curl -s {options}{key}{server}{prefix}/{path} -d '{body}'")
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! Reloads API keys and certificates while the server runs.
+//! Reloads API keys, certificates and models while the server runs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
+use super::models::ModelManager;
 use crate::config::{ApiKeys, Value};
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Reloaded};
 use crate::http::tls::Tls;
 
 /// What is reloaded.
@@ -16,10 +17,35 @@ pub struct Reload {
     pub state: AppState,
     /// The certificate, if there is one.
     pub tls: Option<Arc<Tls>>,
+    /// The models.
+    pub models: Arc<ModelManager>,
 }
 
 impl Reload {
-    /// Reads the files on every SIGHUP, and every `interval` unless that is zero.
+    /// Reads the list of models again whenever that is asked for on the admin listener, and answers.
+    pub async fn on_request(self) {
+        let mut asked = self.state.reloads();
+        while let Some(answer) = asked.recv().await {
+            // Who asked may have left.
+            let _ = answer.send(self.reload_models().await);
+        }
+    }
+
+    async fn reload_models(&self) -> Result<Reloaded, String> {
+        // The first models are loaded, and the only ones that are wanted.
+        if self.state.models().is_none() {
+            return Err("the models are still loading; retry when the server is ready".to_owned());
+        }
+        let models = self.models.clone();
+        let reloaded = tokio::task::spawn_blocking(move || models.reload()).await;
+        let reloaded = reloaded.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(error) = &reloaded {
+            tracing::error!(error, "keeping the models that are served");
+        }
+        reloaded
+    }
+
+    /// Reads the files on every SIGHUP, which also reloads the models, and every `interval` unless that is zero.
     pub async fn run(self, mut hangup: Signal, interval: Duration) {
         let mut keys = self.state.config().http.api_keys.clone();
         loop {
@@ -43,6 +69,11 @@ impl Reload {
                     return;
                 }
             };
+            if signaled {
+                // In a task of its own: loading takes long, and keys may change meanwhile.
+                let this = self.clone();
+                tokio::spawn(async move { this.reload_models().await });
+            }
         }
     }
 

@@ -30,11 +30,11 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::SilentReady => silent(get(route, "health", ready, None, schemas)),
         Handler::Page => page(route, schemas),
         Handler::Models => {
-            let models = reference::<admin::Models>(schemas);
+            let models = reference::<admin::ModelList>(schemas);
             get(
                 route,
                 "about",
-                "The model that is served",
+                "The models that are served, the default one first",
                 Some(models),
                 schemas,
             )
@@ -52,7 +52,13 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         Handler::Info => {
             let summary = "What is served, how, and within which limits";
             let info = reference::<admin::Info>(schemas);
-            get(route, "about", summary, Some(info), schemas)
+            let mut operation = get(route, "about", summary, Some(info), schemas);
+            operation["parameters"] = json!([{
+                "name": "model", "in": "query", "required": false,
+                "description": "Name or alias of a model, instead of the default one",
+                "schema": { "type": "string" },
+            }]);
+            operation
         }
         Handler::Metrics => metrics(route),
         Handler::InferenceServer => {

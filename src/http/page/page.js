@@ -57,8 +57,12 @@ const documents = () => {
   return { texts: parts.filter((part) => part !== ""), json: false };
 };
 
+/** The model that was chosen, where there are several. */
+const chosen = () => ($("served-field").hidden ? "" : $("served").value);
+
 const body = () => {
   const made = { query: $("query").value.trim(), documents: documents().texts };
+  if (chosen()) made.model = chosen();
   const top = $("top").valueAsNumber;
   if (Number.isFinite(top)) made.top_n = top;
   if ($("raw").checked) made.raw_scores = true;
@@ -264,10 +268,20 @@ const setState = (state, text) => {
   $("state").textContent = text;
 };
 
+/** Offers the models of the server, where there are several. */
+const readModels = async () => {
+  const response = await ask("v1/models");
+  if (!response.ok) return;
+  const { data } = await response.json();
+  $("served").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+  $("served-field").hidden = data.length < 2;
+};
+
 /** Whether `/info` told what is served. */
 const readInfo = async () => {
   try {
-    const response = await ask("info");
+    if ($("served").length === 0) await readModels();
+    const response = await ask(chosen() ? `info?model=${encodeURIComponent(chosen())}` : "info");
     if (response.status === 401) wantKey();
     if (!response.ok) return false;
     info = await response.json();
@@ -312,6 +326,7 @@ $("request").addEventListener("submit", (event) => {
   rank();
 });
 $("request").addEventListener("input", formChanged);
+$("served").addEventListener("change", readInfo);
 addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();

@@ -2,8 +2,8 @@
 
 let key = "";
 
-/** The address of a path of this server, also where a proxy puts the page under a path of its own. */
-export const address = (path) => new URL(path, document.baseURI).href;
+/** The address of a path of this server, whatever path it is below; this file is in a folder of its root. */
+export const address = (path) => new URL(`../${path}`, import.meta.url).href;
 
 export const hasKey = () => key !== "";
 

@@ -21,7 +21,7 @@ fn tokens(tokens: usize) -> Size {
 fn fill(memory: &Arc<Memory>, tenant: u64, is_long: bool, size: usize) -> Vec<MemoryPermit> {
     std::iter::from_fn(|| {
         memory
-            .take(Tenant(tenant), is_long, tokens(size), PACE)
+            .take((Tenant(tenant), 0), is_long, tokens(size), PACE)
             .ok()
     })
     .collect()
@@ -73,7 +73,7 @@ fn an_empty_queue_admits_a_request_of_any_size() {
                 tokens: 512_000,
                 bytes: 1 << 40,
             };
-            let permit = memory.take(Tenant(0), is_long, size, PACE).unwrap();
+            let permit = memory.take((Tenant(0), 0), is_long, size, PACE).unwrap();
             assert_eq!(memory.lock().tokens, 512_000);
             drop(permit);
             assert_eq!(memory.lock().total, Size::default());
@@ -114,7 +114,7 @@ fn a_large_request_is_admitted_beside_small_ones() {
     let memory = memory(1000);
     let mut small = fill(&memory, 1, false, 10);
     small.truncate(12);
-    let large = memory.take(Tenant(1), true, tokens(1_000_000), PACE);
+    let large = memory.take((Tenant(1), 0), true, tokens(1_000_000), PACE);
     assert!(large.is_ok());
 }
 
@@ -122,7 +122,7 @@ fn a_large_request_is_admitted_beside_small_ones() {
 fn a_refusal_says_when_there_is_room() {
     let memory = memory(1000);
     let mut bulk = fill(&memory, 1, true, 10);
-    let refused = memory.take(Tenant(1), true, tokens(100), PACE);
+    let refused = memory.take((Tenant(1), 0), true, tokens(100), PACE);
     let Err(Refusal::Memory { retry_after }) = refused else {
         panic!("{refused:?}");
     };
@@ -130,13 +130,15 @@ fn a_refusal_says_when_there_is_room() {
     for permit in &mut bulk[..10] {
         permit.spend(10);
     }
-    assert!(memory.take(Tenant(1), true, tokens(100), PACE).is_ok());
+    assert!(memory.take((Tenant(1), 0), true, tokens(100), PACE).is_ok());
 }
 
 #[test]
 fn the_estimate_is_corrected_both_ways() {
     let memory = memory(1000);
-    let mut permit = memory.take(Tenant(0), false, tokens(100), PACE).unwrap();
+    let mut permit = memory
+        .take((Tenant(0), 0), false, tokens(100), PACE)
+        .unwrap();
     permit.correct(3000);
     assert_eq!(memory.lock().tokens, 3000);
     assert_eq!(memory.lock().total.tokens, 500);
@@ -162,7 +164,7 @@ proptest! {
         let mut largest = 0;
         for (tenant, is_long, tokens, bytes, leaves) in steps {
             let size = Size { tokens, bytes };
-            if let Ok(permit) = memory.take(Tenant(tenant), is_long, size, PACE) {
+            if let Ok(permit) = memory.take((Tenant(tenant), 0), is_long, size, PACE) {
                 permits.push(permit);
                 largest = largest.max(tokens).max(bytes);
             }
@@ -178,7 +180,7 @@ proptest! {
                 prop_assert!(held.tokens <= CAPACITY + excess);
                 prop_assert_eq!(gauge.get(), held.tokens as i64);
             }
-            let room = memory.take(Tenant(99), true, Size { tokens: 1, bytes: 1 }, PACE);
+            let room = memory.take((Tenant(99), 0), true, Size { tokens: 1, bytes: 1 }, PACE);
             prop_assert!(room.is_ok());
         }
         drop(permits);
@@ -186,4 +188,14 @@ proptest! {
         prop_assert!(memory.lock().tenants.is_empty());
         prop_assert_eq!(gauge.get(), 0);
     }
+}
+
+#[test]
+fn what_a_tenant_holds_for_one_model_leaves_its_part_for_another() {
+    let memory = memory(1000);
+    let take = |model, size| memory.take((Tenant(1), model), false, tokens(size), PACE);
+    let busy: Vec<_> = std::iter::from_fn(|| take(0, 10).ok()).collect();
+    assert!(busy.len() >= 74, "three quarters: {}", busy.len());
+    let other: Vec<_> = std::iter::from_fn(|| take(1, 10).ok()).collect();
+    assert!(other.len() >= 10, "{}", other.len());
 }

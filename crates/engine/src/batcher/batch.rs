@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::queue::{Job, Taken};
 use super::scheduler::work;
-use super::{Shared, State};
+use super::{Model, Shared, State};
 use crate::trace::{BatchRecord, Timeline};
 use rerankd_core::Batch;
 use rerankd_runtime::{ScoreError, Scorer};
@@ -45,21 +45,26 @@ pub(super) struct Scored {
 }
 
 /// Runs a batch.
-pub(super) fn run_batch(shared: &Shared, scorer: &mut dyn Scorer, batch: &Next) -> Scored {
+pub(super) fn run_batch(
+    shared: &Shared,
+    model: &Model,
+    scorer: &mut dyn Scorer,
+    batch: &Next,
+) -> Scored {
     let now = Instant::now().into_std();
     for job in &batch.jobs {
         let waited = now.duration_since(job.queued_at);
         shared.metrics.queue_seconds.observe(waited.as_secs_f64());
     }
     let started = std::time::Instant::now();
-    let logits = score(scorer, batch, shared.labels);
+    let logits = score(scorer, batch, model.labels);
     let took = started.elapsed();
-    send_span(&batch.jobs, now, took);
+    send_span(model, &batch.jobs, now, took);
     Scored { logits, took }
 }
 
 /// Sends the span of a batch, where traces are sent.
-fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
+fn send_span(model: &Model, jobs: &[Job], started: std::time::Instant, took: Duration) {
     let mut requests: Vec<Timeline> = Vec::new();
     for request in jobs.iter().flat_map(|job| &job.requests) {
         if !requests.iter().any(|other| other.is(request)) {
@@ -68,6 +73,7 @@ fn send_span(jobs: &[Job], started: std::time::Instant, took: Duration) {
     }
     if !requests.is_empty() {
         let record = BatchRecord {
+            model: &model.name,
             requests: &requests,
             started,
             ended: started + took,
@@ -107,6 +113,7 @@ fn score(scorer: &mut dyn Scorer, batch: &Next, labels: usize) -> Result<Vec<f32
 /// Answers the requests that a batch completes. `then` runs under the same lock.
 pub(super) fn complete(
     shared: &Shared,
+    model: &Model,
     batch: Next,
     scored: Scored,
     then: impl FnOnce(&mut State),
@@ -116,13 +123,14 @@ pub(super) fn complete(
     let work = work(&jobs);
     let metrics = &shared.metrics;
     metrics.inference_seconds.observe(seconds);
+    model.metrics.inference_seconds.observe(seconds);
     metrics.batch_pairs.observe(jobs.len() as f64);
     metrics.batch_tokens.observe(work.tokens as f64);
     match scored.logits {
         Ok(logits) => {
             // Before the answers, so that a client that asks again hits the cache.
             let mut failed = 0;
-            for (job, logits) in jobs.iter().zip(logits.chunks_exact(shared.labels)) {
+            for (job, logits) in jobs.iter().zip(logits.chunks_exact(model.labels)) {
                 if logits.iter().all(|logit| logit.is_finite()) {
                     shared.cache.insert(job.key, logits);
                 } else {
@@ -134,7 +142,8 @@ pub(super) fn complete(
                 tracing::error!(pairs = failed, "model returned logits that are not finite");
             }
             shared.settle(|state| {
-                let outcome = state.scheduler.complete(&jobs, &logits, seconds, busy);
+                let scheduler = &mut state.scheduler;
+                let outcome = scheduler.complete(model.id, &jobs, &logits, (seconds, busy));
                 then(state);
                 outcome
             });
@@ -143,7 +152,10 @@ pub(super) fn complete(
             metrics.failed_batches.inc();
             tracing::error!(%error, pairs = jobs.len(), tokens = work.tokens, "batch failed");
             shared.change(|state| {
-                state.scheduler.queue.fail(&jobs, &error.0);
+                // Removed where nobody waits for it.
+                if let Some(lane) = state.scheduler.lanes.get_mut(model.id) {
+                    lane.queue.fail(&jobs, &error.0);
+                }
                 then(state);
             });
         }

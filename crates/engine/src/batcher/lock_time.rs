@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::queue::{Arrival, Job};
+use super::queue::{Arrival, Job, LaneId};
 use super::scheduler::Scheduler;
-use super::{AdmissionLimits, Demand, reply};
+use super::{AdmissionLimits, Demand, LaneConfig, reply};
 use crate::admission::{Expected, Size};
 use crate::cost::{Cost, Costs, Estimator, Work};
 use crate::plan::{BatchLimits, SHARE_ABOVE};
@@ -38,10 +38,10 @@ pub struct LockTime {
 /// together score so many `pairs_per_second`.
 pub fn measure(workers: usize, requests: usize, rounds: usize, pairs_per_second: f64) -> LockTime {
     let seconds_per_pair = workers as f64 / pairs_per_second;
-    let mut scheduler = scheduler(workers, seconds_per_pair / TOKENS as f64);
+    let (mut scheduler, lane) = scheduler(workers, seconds_per_pair / TOKENS as f64);
     let now = tokio::time::Instant::now();
     let mut receivers: Vec<_> = (0..requests)
-        .map(|request| queue(&mut scheduler, request, now).0)
+        .map(|request| queue((&mut scheduler, lane), request, now).0)
         .collect();
     let mut time = LockTime::default();
     let mut running: Vec<Vec<Job>> = (0..workers).map(|_| Vec::new()).collect();
@@ -51,12 +51,12 @@ pub fn measure(workers: usize, requests: usize, rounds: usize, pairs_per_second:
         let logits = vec![0.0; ended.len()];
         let seconds = ended.len() as f64 * seconds_per_pair;
         let started = Instant::now();
-        scheduler.complete(&ended, &logits, seconds, workers);
+        scheduler.complete(lane, &ended, &logits, (seconds, workers));
         scheduler.workers.finish(worker);
         time.completing += started.elapsed();
         time.pairs += ended.len();
-        while scheduler.queue.requests() < requests {
-            let (receiver, queueing) = queue(&mut scheduler, sent, now);
+        while scheduler.lanes[lane].queue.requests() < requests {
+            let (receiver, queueing) = queue((&mut scheduler, lane), sent, now);
             receivers.push(receiver);
             time.queueing += queueing;
             sent += 1;
@@ -73,7 +73,7 @@ pub fn measure(workers: usize, requests: usize, rounds: usize, pairs_per_second:
 }
 
 /// A scheduler that admits everything, where each token takes a worker `per_token` seconds.
-fn scheduler(workers: usize, per_token: f64) -> Scheduler {
+fn scheduler(workers: usize, per_token: f64) -> (Scheduler, LaneId) {
     let limits = BatchLimits {
         max_tokens: 512,
         max_seconds: 0.1,
@@ -93,12 +93,21 @@ fn scheduler(workers: usize, per_token: f64) -> Scheduler {
     };
     let gauge = prometheus::IntGauge::new("queue_tokens", "tokens").expect("the name is valid");
     let costs = Costs::new(Estimator::new(cost), workers);
-    Scheduler::new(1, workers, costs, limits, unlimited, gauge).preemptible()
+    let mut scheduler = Scheduler::new(unlimited, gauge);
+    let lane = scheduler.add(LaneConfig {
+        labels: 1,
+        workers,
+        costs,
+        limits,
+        share: 1,
+        is_preemptible: true,
+    });
+    (scheduler, lane)
 }
 
 /// Admits and queues a request. Returns where it is answered, and the time that it took under the lock.
 fn queue(
-    scheduler: &mut Scheduler,
+    (scheduler, lane): (&mut Scheduler, LaneId),
     request: usize,
     now: tokio::time::Instant,
 ) -> (reply::Receiver, Duration) {
@@ -122,9 +131,12 @@ fn queue(
     let encodings = encodings.collect();
     let (reply, receiver) = reply::channel();
     let started = Instant::now();
-    let admitted = scheduler.admit(demand, now).expect("nothing is limited");
-    scheduler.queue.release(admitted.request);
-    scheduler.queue.push(Arrival {
+    let admitted = scheduler
+        .admit(lane, demand, now)
+        .expect("nothing is limited");
+    let queue = &mut scheduler.lanes[lane].queue;
+    queue.release(admitted.request);
+    queue.push(Arrival {
         hints,
         encodings,
         prefix: 0,

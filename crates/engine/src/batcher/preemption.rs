@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Shared;
 use super::batch::{self, Next};
+use super::{Model, Shared};
 use crate::plan::largest_part;
 use rerankd_runtime::{LayerHook, Scorer};
 
-/// What may interrupt the batches of one worker.
+/// What may interrupt one worker's batches of a model.
 pub(super) struct Preemption {
     shared: Arc<Shared>,
+    model: Arc<Model>,
     number: usize,
     inner: Mutex<Inner>,
 }
@@ -33,10 +34,16 @@ struct Inner {
 }
 
 impl Preemption {
-    /// `scorer` runs what interrupts the batches of worker `number`.
-    pub fn new(shared: Arc<Shared>, number: usize, scorer: Box<dyn Scorer>) -> Arc<Self> {
+    /// `scorer` runs what interrupts the batches of `model` on worker `number`.
+    pub fn new(
+        shared: Arc<Shared>,
+        model: Arc<Model>,
+        number: usize,
+        scorer: Box<dyn Scorer>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             shared,
+            model,
             number,
             inner: Mutex::new(Inner {
                 scorer,
@@ -89,9 +96,9 @@ impl Preemption {
 
     /// Runs what may interrupt the batch now.
     fn run_waiting(&self, inner: &mut Inner) {
-        let (shared, number) = (&*self.shared, self.number);
+        let (shared, model, number) = (&*self.shared, &*self.model, self.number);
         loop {
-            let part = f64::from_bits(shared.next_part.load(Ordering::Relaxed));
+            let part = f64::from_bits(model.next_part.load(Ordering::Relaxed));
             if part > largest_part(inner.running) {
                 return;
             }
@@ -103,7 +110,8 @@ impl Preemption {
             }
             let spent = inner.spent.as_secs_f64();
             let now = Instant::now();
-            let taken = state.scheduler.preempt(number, inner.running, spent, now);
+            let running = (inner.running, spent);
+            let taken = state.scheduler.preempt(model.id, number, running, now);
             batch::note(shared, &state, &taken);
             let busy = state.scheduler.workers.busy();
             drop(state);
@@ -121,8 +129,8 @@ impl Preemption {
                 busy,
                 alone: false,
             };
-            let scored = batch::run_batch(shared, inner.scorer.as_mut(), &batch);
-            batch::complete(shared, batch, scored, |_| ());
+            let scored = batch::run_batch(shared, model, inner.scorer.as_mut(), &batch);
+            batch::complete(shared, model, batch, scored, |_| ());
             shared.metrics.preemptions.inc();
             inner.spent += started.elapsed();
         }

@@ -1,4 +1,4 @@
-//! Waiting and running sequences. Plain data: the batcher locks it, tests drive it.
+//! Waiting and running sequences of one model. Plain data: the batcher locks it, tests drive it.
 //!
 //! A pair that several requests want, or one request wants twice, is one job. It waits in all of them and
 //! is taken at the turn of whichever comes first; the others have it for nothing. When one of them leaves,
@@ -28,6 +28,9 @@ pub(super) struct FlowId(u64);
 new_key_type! {
     /// Identifies a sequence to be scored.
     pub(super) struct JobId;
+
+    /// Identifies a model.
+    pub(super) struct LaneId;
 }
 
 /// One sequence of a batch.
@@ -132,9 +135,18 @@ pub(super) struct ForecastRequest {
     pub work: Work,
 }
 
+/// Another model for which something waits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Other {
+    /// Seconds of work that were admitted for it.
+    pub seconds: f64,
+    /// Seconds that it is given for each of this model.
+    pub share: f64,
+}
+
 /// How fast the queue empties.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Speed {
+pub(super) struct Speed<'a> {
     /// Cost of a batch while all workers run.
     pub cost: Cost,
     pub workers: usize,
@@ -142,17 +154,25 @@ pub(super) struct Speed {
     pub busy: f64,
     /// Tokens of a full batch.
     pub batch_tokens: usize,
+    /// The models that share the workers.
+    pub others: &'a [Other],
 }
 
-impl Speed {
+impl Speed<'_> {
     fn forecast(&self, request: ForecastRequest, waits: bool) -> Forecast {
         Forecast {
             hints: request.hints,
             work: request.work,
             waits,
             cost: self.cost,
-            speed: self.workers as f64 / (1.0 + self.overhead()),
+            // Beside others that wait, only its share is for this model.
+            speed: self.workers as f64 / (1.0 + self.overhead()) / self.shares(),
         }
+    }
+
+    /// Shares of all models that wait, in those of this one.
+    fn shares(&self) -> f64 {
+        1.0 + self.others.iter().map(|other| other.share).sum::<f64>()
     }
 
     /// What the fixed cost of batches adds to their sequences, in parts of one.
@@ -165,10 +185,13 @@ impl Speed {
         }
     }
 
-    /// Seconds until `work` is done when all workers do `seconds` of work until then, after the `busy`
+    /// Seconds until `work` is done when all workers do `seconds` of this model's work until then, after the `busy`
     /// seconds of what runs.
     fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
-        let shared = (busy + seconds * (1.0 + self.overhead())) / self.workers as f64;
+        let own = seconds * (1.0 + self.overhead());
+        let given = |other: &Other| other.seconds.min(own * other.share);
+        let others: f64 = self.others.iter().map(given).sum();
+        let shared = (busy + own + others) / self.workers as f64;
         // However many workers there are, a sequence runs on one.
         let sequences = work.sequences.max(1);
         let one = Work {
@@ -236,6 +259,8 @@ pub(super) struct Outcome {
 /// The next batch of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
+    /// The model that it is for.
+    pub lane: LaneId,
     /// Empty when nothing waits, or when `more` is set and only late requests were looked at.
     pub jobs: Vec<Job>,
     /// How long the batch should take.
@@ -385,7 +410,13 @@ impl Queue {
     /// Turn by turn, the request that is least ahead of its share gives its next sequence. One whose
     /// sequence no longer fits sits this batch out. One that cannot be answered in time is refused instead
     /// of begun.
-    pub(super) fn take(&mut self, worker: usize, plan: &Plan, speed: Speed, now: Instant) -> Taken {
+    pub(super) fn take(
+        &mut self,
+        worker: usize,
+        plan: &Plan,
+        speed: Speed<'_>,
+        now: Instant,
+    ) -> Taken {
         let mut taken = Taken {
             jobs: Vec::with_capacity(USUAL_JOBS),
             ..Taken::default()
@@ -537,7 +568,7 @@ impl Queue {
     }
 
     /// Why a request that has not begun should not begin.
-    fn too_late(&self, id: FlowId, speed: Speed, now: Instant) -> Option<BatchError> {
+    fn too_late(&self, id: FlowId, speed: Speed<'_>, now: Instant) -> Option<BatchError> {
         let flow = &self.flows[&id];
         let deadline = flow.hints.deadline?;
         if now >= deadline.at {
@@ -556,7 +587,7 @@ impl Queue {
 
     /// Seconds until `request` would be done if no other came after it: the rest of what runs, then all
     /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
-    pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed) -> f64 {
+    pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed<'_>) -> f64 {
         let forecast = speed.forecast(request, waits);
         speed.completion(
             request.work,
@@ -570,12 +601,16 @@ impl Queue {
         &self,
         request: ForecastRequest,
         tokenizing: Expected,
-        speed: Speed,
+        speed: Speed<'_>,
         now: Instant,
     ) -> Expected {
         let forecast = speed.forecast(request, false);
         let work = request.work;
-        let alone = speed.completion(work, speed.cost.marginal(work), 0.0);
+        let idle = Speed {
+            others: &[],
+            ..speed
+        };
+        let alone = idle.completion(work, speed.cost.marginal(work), 0.0);
         let others = |newcomers| {
             let served = self.backlog.expected_seconds(&forecast, newcomers, now);
             (speed.completion(work, served, speed.busy) - alone).max(0.0)

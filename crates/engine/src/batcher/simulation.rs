@@ -5,12 +5,12 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::queue::Job;
+use super::queue::{Job, Taken};
 use super::reply::Receiver;
 use super::scheduler::work;
 use super::*;
-use crate::cost::{Cost, Estimator, duration};
-use crate::plan::SHARE_ABOVE;
+use crate::cost::{Cost, Costs, Estimator, duration};
+use crate::plan::{BatchLimits, SHARE_ABOVE};
 use rerankd_core::Tenant;
 
 /// That of a small model on one core of a small machine.
@@ -23,9 +23,18 @@ const MAX_DELAY: f64 = 10.0;
 /// Seconds between an answer and the next request.
 const THINK: f64 = 2e-3;
 
+/// A model that takes ten times as long.
+const LARGE: Cost = Cost {
+    base: 2e-2,
+    per_token: 2e-3,
+    per_square: 2e-7,
+};
+
 /// Requests of one kind: all alike but for their size.
 #[derive(Clone)]
 struct Client {
+    /// Number of the model.
+    model: usize,
     hints: SchedulingHints,
     /// Tokens of each sequence.
     lengths: Vec<usize>,
@@ -36,6 +45,7 @@ struct Client {
 
 fn client(sequences: usize, length: usize) -> Client {
     Client {
+        model: 0,
         hints: SchedulingHints::default(),
         lengths: vec![length; sequences],
         every: None,
@@ -76,6 +86,7 @@ struct Waiting {
 const LAYERS: usize = 6;
 
 struct Running {
+    lane: LaneId,
     jobs: Vec<Job>,
     seconds: f64,
     busy: usize,
@@ -95,6 +106,9 @@ struct Inner {
 
 struct Simulation {
     scheduler: Scheduler,
+    /// The models, each with the cost of its batches and the seconds that they took so far.
+    models: Vec<(LaneId, Cost)>,
+    given: Vec<f64>,
     start: Instant,
     now: f64,
     workers: Vec<Option<Running>>,
@@ -110,6 +124,11 @@ struct Simulation {
 
 impl Simulation {
     fn new(workers: usize, clients: Vec<Client>) -> Self {
+        Self::of_models(workers, &[(COST, 1)], clients)
+    }
+
+    /// Models, each with the cost of its batches and its share.
+    fn of_models(workers: usize, models: &[(Cost, u32)], clients: Vec<Client>) -> Self {
         let limits = BatchLimits {
             max_tokens: 512,
             max_seconds: 0.1,
@@ -123,9 +142,23 @@ impl Simulation {
             max_delay: MAX_DELAY,
         };
         let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
-        let costs = Costs::new(Estimator::new(COST), workers);
+        let mut scheduler = Scheduler::new(admission, gauge);
+        let models = models.iter().map(|&(cost, share)| {
+            let config = LaneConfig {
+                labels: 1,
+                workers,
+                costs: Costs::new(Estimator::new(cost), workers),
+                limits,
+                share,
+                is_preemptible: true,
+            };
+            (scheduler.add(config), cost)
+        });
+        let models: Vec<_> = models.collect();
         Self {
-            scheduler: Scheduler::new(1, workers, costs, limits, admission, gauge).preemptible(),
+            given: vec![0.0; models.len()],
+            models,
+            scheduler,
             start: Instant::now(),
             now: 0.0,
             workers: (0..workers).map(|_| None).collect(),
@@ -174,6 +207,7 @@ impl Simulation {
 
     fn ask(&mut self, client: usize) {
         let Client {
+            model,
             hints,
             mut lengths,
             every,
@@ -191,7 +225,8 @@ impl Simulation {
             tokenizing: Expected::new(0.0, 0.0),
         };
         let now = self.at();
-        let admitted = self.scheduler.admit(demand, now);
+        let (lane, _) = self.models[model];
+        let admitted = self.scheduler.admit(lane, demand, now);
         let expected = admitted.as_ref().map_or(0.0, |a| a.expected.completion);
         self.records.push(Record {
             client,
@@ -210,7 +245,8 @@ impl Simulation {
                 return;
             }
         };
-        self.scheduler.queue.release(admitted.request);
+        let queue = &mut self.scheduler.lanes[lane].queue;
+        queue.release(admitted.request);
         let (reply, receiver) = reply::channel();
         let encodings = lengths.iter().map(|&length| {
             self.next_key += 1;
@@ -229,7 +265,7 @@ impl Simulation {
             timeline: Timeline::default(),
             now: now.into_std(),
         };
-        self.scheduler.queue.push(arrival);
+        self.scheduler.lanes[lane].queue.push(arrival);
         self.waiting.push(Waiting {
             record: self.records.len() - 1,
             receiver,
@@ -241,13 +277,13 @@ impl Simulation {
             return;
         }
         let now = self.at();
-        let jobs = self.scheduler.take(worker, now).jobs;
+        let Taken { lane, jobs, .. } = self.scheduler.take(worker, now);
         if jobs.is_empty() {
             return;
         }
-        let seconds = COST.seconds(work(&jobs));
-        self.scored_seconds += COST.marginal(work(&jobs));
+        let seconds = self.score(lane, &jobs);
         self.workers[worker] = Some(Running {
+            lane,
             jobs,
             seconds,
             busy: self.scheduler.workers.busy(),
@@ -258,23 +294,34 @@ impl Simulation {
         });
     }
 
+    /// Counts a batch, and returns its seconds.
+    fn score(&mut self, lane: LaneId, jobs: &[Job]) -> f64 {
+        let model = self.models.iter().position(|(id, _)| *id == lane).unwrap();
+        let (_, cost) = self.models[model];
+        let seconds = cost.seconds(work(jobs));
+        self.scored_seconds += cost.marginal(work(jobs));
+        self.given[model] += seconds;
+        seconds
+    }
+
     /// A layer of a worker's batch ends, or the batch that ran behind one.
     fn layer_ends(&mut self, worker: usize) {
         let mut running = self.workers[worker].take().unwrap();
+        let lane = running.lane;
         match running.inner.take() {
-            Some(inner) => self.complete(&inner.jobs, inner.seconds, running.busy),
+            Some(inner) => self.complete(lane, &inner.jobs, inner.seconds, running.busy),
             None => running.layers += 1,
         }
         if running.layers == LAYERS {
-            self.complete(&running.jobs, running.seconds, running.busy);
+            self.complete(lane, &running.jobs, running.seconds, running.busy);
             return self.scheduler.workers.finish(worker);
         }
         let (seconds, spent) = (running.seconds, running.spent);
-        let taken = self.scheduler.preempt(worker, seconds, spent, self.at());
+        let times = (seconds, spent);
+        let taken = self.scheduler.preempt(lane, worker, times, self.at());
         running.ends = self.now + seconds / LAYERS as f64;
         if !taken.jobs.is_empty() {
-            let seconds = COST.seconds(work(&taken.jobs));
-            self.scored_seconds += COST.marginal(work(&taken.jobs));
+            let seconds = self.score(lane, &taken.jobs);
             running.ends = self.now + seconds;
             running.spent += seconds;
             running.inner = Some(Inner {
@@ -285,9 +332,10 @@ impl Simulation {
         self.workers[worker] = Some(running);
     }
 
-    fn complete(&mut self, jobs: &[Job], seconds: f64, busy: usize) {
+    fn complete(&mut self, lane: LaneId, jobs: &[Job], seconds: f64, busy: usize) {
         let logits = vec![0.0; jobs.len()];
-        self.scheduler.complete(jobs, &logits, seconds, busy);
+        let times = (seconds, busy);
+        self.scheduler.complete(lane, jobs, &logits, times);
         let (now, records) = (self.now, &mut self.records);
         let (clients, wakes) = (&self.clients, &mut self.wakes);
         self.waiting
@@ -315,7 +363,9 @@ impl Simulation {
         }
         self.run(1e9);
         assert!(self.waiting.is_empty(), "a request was lost");
-        assert_eq!(self.scheduler.queue.admitted(), Work::default());
+        for lane in self.scheduler.lanes.values() {
+            assert_eq!(lane.queue.admitted(), Work::default());
+        }
     }
 
     fn of(&self, client: usize) -> impl Iterator<Item = &Record> {
@@ -464,6 +514,61 @@ fn crowd(random: &mut fastrand::Rng, load: f64, tenants: u64) -> Vec<Client> {
         .collect()
 }
 
+fn of_model(model: usize, client: Client) -> Client {
+    Client { model, ..client }
+}
+
+#[test]
+fn a_small_request_waits_for_one_batch_of_another_model_at_most() {
+    let idle = alone(small());
+    for clients in [1, 4] {
+        let mut all = vec![small()];
+        all.extend(vec![of_model(1, bulk()); clients]);
+        let mut simulation = Simulation::of_models(2, &[(COST, 1), (LARGE, 1)], all);
+        simulation.run(300.0);
+        let (median, p99) = (simulation.took(0, 0.5), simulation.took(0, 0.99));
+        // What a batch of the large model takes where a full one is limited to 512 tokens.
+        let batch = LARGE.seconds(Work::of(450)).max(LARGE.base / 0.05);
+        println!(
+            "beside {clients} of a large model: idle {idle:.4} s, median {median:.4}, p99 {p99:.4}"
+        );
+        assert_eq!(simulation.refused(0), 0);
+        assert!(median <= idle + batch, "{median} beside {clients}");
+        assert!(p99 <= idle + 2.0 * batch, "{p99} beside {clients}");
+        simulation.drain();
+    }
+}
+
+/// Whatever their batches cost, and however many ask for each.
+#[test]
+fn models_share_the_seconds_of_the_workers_by_weight() {
+    for shares in [[1, 1], [1, 3], [5, 1]] {
+        let mut all = vec![of_model(0, client(32, 60)); 12];
+        all.extend(vec![of_model(1, client(8, 200)); 4]);
+        let models = [(COST, shares[0]), (LARGE, shares[1])];
+        let mut simulation = Simulation::of_models(2, &models, all);
+        simulation.run(200.0);
+        let [first, second] = [simulation.given[0], simulation.given[1]];
+        let part = first / (first + second);
+        let expected = f64::from(shares[0]) / f64::from(shares[0] + shares[1]);
+        println!("shares {shares:?}: {part:.3} of the time, expected {expected:.3}");
+        assert!((part - expected).abs() < 0.05, "{part} of {shares:?}");
+        assert_eq!(simulation.refused(0), 0);
+        simulation.drain();
+    }
+}
+
+#[test]
+fn a_model_that_nobody_asks_takes_nothing() {
+    let run = |models: &[(Cost, u32)]| {
+        let mut simulation = Simulation::of_models(2, models, vec![bulk(), small()]);
+        simulation.run(60.0);
+        let took = |client| simulation.of(client).map(Record::took).collect::<Vec<_>>();
+        (took(0), took(1))
+    };
+    assert_eq!(run(&[(COST, 1)]), run(&[(COST, 1), (LARGE, 100)]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 3,
@@ -515,5 +620,68 @@ proptest! {
         println!("tenfold overload: median {median:.2} s, {used:.3} of the time in sequences");
         prop_assert!(median <= MAX_DELAY);
         prop_assert!(used > 0.95);
+    }
+
+    /// Also where two models share the machine.
+    #[test]
+    fn a_request_beside_another_model_is_done_about_when_it_was_expected(
+        seed in any::<u64>(),
+        load in prop::sample::select(vec![0.5, 0.8, 2.0]),
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        // Half of the load is for each, of which a token of the second costs ten times as much.
+        let mut all = crowd(&mut random, load / 2.0, 2);
+        let slow = crowd(&mut random, load / 20.0, 2);
+        all.extend(slow.into_iter().map(|client| of_model(1, client)));
+        let mut simulation = Simulation::of_models(2, &[(COST, 1), (LARGE, 1)], all);
+        simulation.run(300.0);
+        simulation.drain();
+        let settled = simulation.records.iter().filter(|record| record.asked > 60.0);
+        let errors: Vec<f64> = settled
+            .filter_map(|record| {
+                // A batch of the slower model more or less is no mistake.
+                let off = (record.took()? - record.expected).abs() - 0.3;
+                Some(off.max(0.0) / record.expected)
+            })
+            .collect();
+        let p90 = at(errors.clone(), 0.9);
+        println!("load {load}: {} requests, error median {:.2}, p90 {p90:.2}", errors.len(), at(errors, 0.5));
+        prop_assert!(p90 <= 0.5, "load {load}: {p90}");
+    }
+
+    /// With any models, requests and weights, nothing is lost, and a model for which something always waits gets at
+    /// least its share of the time, but for a batch of each.
+    #[test]
+    fn no_model_is_starved(
+        seed in any::<u64>(),
+        shares in prop::collection::vec(1_u32..10, 2..5),
+        slowness in prop::collection::vec(1.0_f64..20.0, 5),
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let models = shares.iter().zip(&slowness).map(|(&share, &slow)| {
+            let cost = Cost {
+                base: COST.base * slow,
+                per_token: COST.per_token * slow,
+                per_square: COST.per_square * slow,
+            };
+            (cost, share)
+        });
+        let models: Vec<_> = models.collect();
+        // The first always has something waiting; the others come and go.
+        let mut all = vec![of_model(0, client(64, 80)); 4];
+        for model in 1..models.len() {
+            let every = random.bool().then(|| 0.5 + 4.0 * random.f64());
+            let sequences = random.usize(1..80);
+            let length = random.usize(10..300);
+            all.push(Client { every, ..of_model(model, client(sequences, length)) });
+        }
+        let mut simulation = Simulation::of_models(2, &models, all);
+        simulation.run(200.0);
+        let total: f64 = simulation.given.iter().sum();
+        let share = f64::from(shares[0]) / f64::from(shares.iter().sum::<u32>());
+        let part = simulation.given[0] / total;
+        println!("{part:.3} of the time, at least {share:.3}");
+        prop_assert!(part >= 0.9 * share, "{part} of {share}");
+        simulation.drain();
     }
 }

@@ -5,7 +5,8 @@ use std::task::{Context, Waker};
 
 use super::*;
 use crate::config::CacheConfig;
-use crate::plan::SHARE_ABOVE;
+use crate::cost::Costs;
+use crate::plan::{BatchLimits, SHARE_ABOVE};
 use rerankd_core::Batch;
 use rerankd_runtime::{LayerHook, ScoreError};
 
@@ -65,7 +66,8 @@ impl Scorer for TwoLayers {
 }
 
 struct Bench {
-    batcher: Batcher,
+    batcher: ModelBatcher,
+    _workers: Batcher,
     cache: Arc<ScoreCache>,
     metrics: Arc<Metrics>,
 }
@@ -84,28 +86,31 @@ impl Bench {
             ..CacheConfig::default()
         };
         let cache = Arc::new(ScoreCache::new(&limits, metrics.cache_bytes.clone()));
-        let config = BatcherConfig {
-            scorers,
+        let config = LaneConfig {
             labels: 1,
+            workers,
             limits: BatchLimits {
                 max_tokens: 64,
                 max_seconds: f64::INFINITY,
                 share_above: SHARE_ABOVE,
             },
             costs: Costs::guess(workers),
-            cache: cache.clone(),
-            admission: AdmissionLimits {
-                memory: Size {
-                    tokens: usize::MAX,
-                    bytes: usize::MAX,
-                },
-                max_delay: f64::INFINITY,
+            share: 1,
+            is_preemptible: false,
+        };
+        let admission = AdmissionLimits {
+            memory: Size {
+                tokens: usize::MAX,
+                bytes: usize::MAX,
             },
+            max_delay: f64::INFINITY,
         };
         let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
-        let batcher = Batcher::start(config, delay, metrics.clone());
+        let batcher = Batcher::start(admission, cache.clone(), delay, metrics.clone());
+        let model = batcher.add(config, scorers, "test");
         Self {
-            batcher,
+            batcher: model,
+            _workers: batcher,
             cache,
             metrics,
         }

@@ -25,24 +25,48 @@ struct Worker {
 }
 
 impl Workers {
-    /// So many workers, all free.
-    pub fn new(count: usize, start: Instant) -> Self {
-        let worker = Worker {
-            alive: true,
-            busy_until: None,
-        };
+    /// None yet.
+    pub fn new(start: Instant) -> Self {
         Self {
-            workers: vec![worker; count],
+            workers: Vec::new(),
             start,
-            alive: count,
+            alive: 0,
             busy: 0,
             ends: 0.0,
         }
     }
 
+    /// Adds a free one.
+    pub fn add(&mut self) {
+        self.workers.push(Worker {
+            alive: true,
+            busy_until: None,
+        });
+        self.alive += 1;
+    }
+
+    /// All, whether their threads run or not.
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Those whose threads run.
     pub fn alive(&self) -> usize {
         self.alive
+    }
+
+    /// Whether the thread of `number` runs.
+    pub fn is_alive(&self, number: usize) -> bool {
+        self.workers[number].alive
+    }
+
+    /// Of the first `count`, those whose threads run.
+    pub fn alive_of(&self, count: usize) -> usize {
+        if count >= self.workers.len() {
+            return self.alive;
+        }
+        let first = self.workers[..count].iter();
+        first.filter(|worker| worker.alive).count()
     }
 
     /// Those that score a batch.
@@ -60,14 +84,14 @@ impl Workers {
         (self.ends - self.busy as f64 * self.seconds(now)).max(0.0)
     }
 
-    /// Seconds that each of the others of `number` is still busy.
-    pub fn others(&self, number: usize, now: Instant) -> Vec<f64> {
+    /// Seconds that each of the others of `number` among the first `count` is still busy.
+    pub fn others(&self, number: usize, count: usize, now: Instant) -> Vec<f64> {
         let left = |worker: &Worker| {
             worker
                 .busy_until
                 .map_or(0.0, |at| at.saturating_duration_since(now).as_secs_f64())
         };
-        let others = self.workers.iter().enumerate();
+        let others = self.workers.iter().take(count).enumerate();
         others
             .filter(|(other, worker)| *other != number && worker.alive)
             .map(|(_, worker)| left(worker))

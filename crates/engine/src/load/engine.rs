@@ -152,6 +152,7 @@ impl Plan {
             (_, Arithmetic::Cpu(precision)) => {
                 let graph = graph::build(&model, Rows::FirstOfEach, precision)?;
                 let weight_bytes = Weight::total_bytes(&graph.weights);
+                config.check_memory(weight_bytes)?;
                 let mut layout = Layout::of(&model.manifest);
                 if config.cache.per_key
                     && let Some(causal) = &mut layout.causal
@@ -219,6 +220,7 @@ impl Plan {
                 "leave `precision` unset, or set `onnx_file` to a quantized file",
             )));
         }
+        config.check_memory(file.weight_bytes)?;
         Ok(Engine {
             device: "cpu".to_owned(),
             device_because: match self.choice.device {
@@ -265,6 +267,7 @@ fn on_gpu(
     let graph = graph::build(&model, Rows::FirstOfEach, graph::Precision::Fp32Nodes)?;
     let graph = graph::cuda::lower(graph, floats)?;
     let weight_bytes = Weight::total_bytes(&graph.weights);
+    config.check_memory(weight_bytes)?;
     let layout = Layout::of(&model.manifest);
     let need = cuda::need(&model.manifest.encoder, floats);
     drop(model);

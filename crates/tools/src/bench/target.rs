@@ -103,6 +103,7 @@ pub struct Server {
     rerank: Uri,
     headers: HeaderMap,
     dialect: Dialect,
+    model: Option<String>,
 }
 
 impl Server {
@@ -133,6 +134,28 @@ impl Server {
             rerank: format!("{base}/rerank").parse()?,
             headers,
             dialect,
+            model: None,
+        })
+    }
+
+    /// The same server, asked for one of its models by name.
+    ///
+    /// # Errors
+    /// When the name cannot be part of a URL.
+    pub fn for_model(self, name: &str) -> Result<Self, ServerError> {
+        let encoded: String = name
+            .bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    char::from(byte).to_string()
+                }
+                other => format!("%{other:02X}"),
+            })
+            .collect();
+        Ok(Self {
+            info: format!("{}?model={encoded}", self.info).parse()?,
+            model: Some(name.to_owned()),
+            ..self
         })
     }
 
@@ -210,7 +233,11 @@ impl Target for Server {
     type Ready = Bytes;
 
     fn prepare(&self, request: Request) -> Bytes {
-        self.dialect.body(&request).to_string().into()
+        let mut body = self.dialect.body(&request);
+        if let Some(model) = &self.model {
+            body["model"] = model.as_str().into();
+        }
+        body.to_string().into()
     }
 
     async fn send(&self, body: Bytes) -> Outcome {
@@ -369,6 +396,23 @@ mod tests {
             "{head}"
         );
         assert!(!format!("{server:?}").contains("a-secret-key"));
+    }
+
+    #[test]
+    fn a_model_is_asked_for_by_name() {
+        let server = Server::new("http://127.0.0.1:1/", Dialect::Native, None).unwrap();
+        let server = server.for_model("org/small one").unwrap();
+        assert_eq!(
+            server.info,
+            "http://127.0.0.1:1/info?model=org%2Fsmall%20one"
+        );
+        let request = Request {
+            query: "q".to_owned(),
+            documents: vec!["d".to_owned()],
+            tokens: 0,
+        };
+        let body: Value = serde_json::from_slice(&server.prepare(request)).unwrap();
+        assert_eq!(body["model"], "org/small one");
     }
 
     #[tokio::test]

@@ -6,21 +6,21 @@ use utoipa::ToSchema;
 
 use super::options;
 use crate::answer::Context;
-use crate::dialect::{Body, Served, Work};
+use crate::dialect::{Asked, Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::form::Flag;
 use crate::read::pair::PredictInputs;
 use crate::read::{self, request};
 
 /// Reads a prediction.
-pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+pub fn read(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: PredictRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
     let (command, batch) = request.into_command(&served.limits)?;
     let fill = move |context: &Context<'_>, prediction: &Prediction| {
         to_json(&fill_prediction(context.labels, prediction, batch))
     };
-    Ok(Work::Predict(command, Box::new(fill)))
+    Ok(served.asked(Work::Predict(command, Box::new(fill))))
 }
 
 request! {

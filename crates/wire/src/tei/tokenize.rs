@@ -4,7 +4,7 @@ use rerankd_core::RerankError;
 use utoipa::ToSchema;
 
 use crate::answer::Context;
-use crate::dialect::{Body, Served, Work};
+use crate::dialect::{Asked, Body, Served, Work};
 use crate::error::{missing, to_json};
 use crate::read::form::Flag;
 use crate::read::list::OneOrMany;
@@ -12,7 +12,7 @@ use crate::read::pair::TokenIds;
 use crate::read::{self, request};
 
 /// Reads texts whose tokens are asked for.
-pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: TokenizeRequest = read::parse(&body.json, &served.limits)?;
     if request.prompt_name.is_some_and(|name| !name.is_empty()) {
         return Err(RerankError::invalid(
@@ -20,22 +20,22 @@ pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Work, RerankError> 
         ));
     }
     let inputs = request.inputs.ok_or_else(|| missing("inputs"))?;
-    Ok(Work::Tokenize {
+    Ok(served.asked(Work::Tokenize {
         texts: inputs.0.within("inputs", &served.limits)?,
         special_tokens: request.add_special_tokens.unwrap_or(true),
         fill: Box::new(|_: &Context<'_>, tokens| to_json(tokens)),
-    })
+    }))
 }
 
 /// Reads tokens whose text is asked for.
-pub fn read_ids(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+pub fn read_ids(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: DecodeRequest = read::parse(&body.json, &served.limits)?;
     let ids = request.ids.ok_or_else(|| missing("ids"))?;
-    Ok(Work::Decode {
+    Ok(served.asked(Work::Decode {
         ids: ids.0.within("ids", &served.limits)?,
         skip_special_tokens: request.skip_special_tokens.unwrap_or(true),
         fill: Box::new(|_: &Context<'_>, texts| to_json(texts)),
-    })
+    }))
 }
 
 request! {

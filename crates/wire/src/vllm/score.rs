@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{ContentList, Options, SideName};
 use crate::answer::Context;
-use crate::dialect::{Body, Served, Work, with_priority};
+use crate::dialect::{Asked, Body, Served, Work, with_priority};
 use crate::error::{missing, to_json};
 use crate::pairs::pairs;
 use crate::read::content::Contents;
@@ -17,21 +17,21 @@ use crate::read::scalar::{ModelName, Whole};
 use crate::read::{self, request};
 
 /// Reads texts to be scored against texts.
-pub fn read(body: Body, served: &Served<'_>) -> Result<Work, RerankError> {
+pub fn read(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: ScoreRequest = read::parse(&body.json, &served.limits)?;
     drop(body);
-    served.check_model(request.model.as_deref())?;
+    let served = served.select(request.model.as_deref())?;
     let hints = with_priority(request.priority.unwrap_or_default());
     let command = request.into_command(&served.limits)?.with_hints(hints);
-    if served.labels.len() != 1 {
+    if served.labels().len() != 1 {
         return Err(RerankError::unsupported(format!(
             "this model gives {} scores a pair; use `/predict`",
-            served.labels.len()
+            served.labels().len()
         )));
     }
     let fill =
         |context: &Context<'_>, prediction: &Prediction| to_json(&fill_scores(context, prediction));
-    Ok(Work::Predict(command, Box::new(fill)))
+    Ok(served.asked(Work::Predict(command, Box::new(fill))))
 }
 
 request! {

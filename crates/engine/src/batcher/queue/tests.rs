@@ -20,11 +20,12 @@ const COST: Cost = Cost {
     per_token: 1e-3,
     per_square: 0.0,
 };
-const SPEED: Speed = Speed {
+const SPEED: Speed<'static> = Speed {
     cost: COST,
     workers: 1,
     busy: 0.0,
     batch_tokens: 64,
+    others: &[],
 };
 
 fn permit() -> MemoryPermit {
@@ -35,7 +36,7 @@ fn permit() -> MemoryPermit {
     };
     let memory = Memory::new(capacity, gauge);
     memory
-        .take(Tenant::default(), false, Size::default(), 0.0)
+        .take((Tenant::default(), 0), false, Size::default(), 0.0)
         .unwrap()
 }
 

@@ -1,0 +1,360 @@
+//! The models of a server: which are wanted, how they are loaded, and how others take over while it serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rerankd_engine::load::{LoadConfig, LoadError, load_on};
+use rerankd_engine::{Host, Reranker};
+use rerankd_model::ModelError;
+
+use crate::cli::download::ProgressSink;
+use crate::cli::loader::load_config;
+use crate::cli::settings::{Effective, Flags};
+use crate::config::models::default_of;
+use crate::config::{Config, ModelEntry};
+use crate::http::models::{Failed, Loaded, Models};
+use crate::http::state::{AppState, Reloaded};
+use crate::metrics::ServerMetrics;
+
+/// A model that should be served, on this machine's disk.
+struct Wanted {
+    /// Its entry, where several models are listed.
+    entry: Option<ModelEntry>,
+    /// How it is loaded, or why it cannot be.
+    load: Result<LoadConfig, String>,
+    /// What its files were when they were looked at.
+    files: Vec<FileState>,
+}
+
+/// What tells that a file has changed.
+type FileState = (PathBuf, u64, Option<SystemTime>);
+
+/// All models that should be served.
+pub(super) struct WantedModels {
+    models: Vec<Wanted>,
+    default: usize,
+    /// Most bytes that their weights may take together.
+    max_bytes: Option<usize>,
+}
+
+impl WantedModels {
+    /// The models of the settings, downloaded if they are not on the disk. Blocks.
+    ///
+    /// # Errors
+    /// If one that is not optional cannot be downloaded.
+    pub fn fetch(config: &Config, entries: &[ModelEntry]) -> Result<Self, LoadError> {
+        let one = |entry: Option<&ModelEntry>| {
+            let config = match entry {
+                Some(entry) => entry.config(config),
+                None => config.clone(),
+            };
+            let load = match load_config(&config, ProgressSink::Log) {
+                Err(error) if entry.is_some_and(|entry| entry.is_optional) => Err(error),
+                load => Ok(load?),
+            };
+            let load = load.map(|load| LoadConfig {
+                share: entry.map_or(1, |entry| entry.share),
+                max_bytes: entry.map_or(load.max_bytes, |entry| entry.max_bytes),
+                ..load
+            });
+            let directory = load.as_ref().ok().and_then(|load| load.model.as_deref());
+            Ok::<_, LoadError>(Wanted {
+                entry: entry.cloned(),
+                files: directory.map(files).unwrap_or_default(),
+                load: load.map_err(|error: ModelError| error.to_string()),
+            })
+        };
+        let models = match entries {
+            [] => vec![one(None)?],
+            entries => {
+                let models = entries.iter().map(|entry| one(Some(entry)));
+                models.collect::<Result<_, _>>()?
+            }
+        };
+        Ok(Self {
+            models,
+            default: default_of(entries),
+            max_bytes: config.model.max_bytes,
+        })
+    }
+
+    /// How one of them is loaded, for what is the same for all.
+    pub fn sample(&self) -> LoadConfig {
+        let loads = self
+            .models
+            .iter()
+            .find_map(|model| model.load.as_ref().ok());
+        loads.cloned().unwrap_or_default()
+    }
+}
+
+/// The files in `directory`, by name.
+fn files(directory: &Path) -> Vec<FileState> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        let entries = std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        for path in entries.map(|entry| entry.path()) {
+            // Links are followed: the cache of a hub is made of them.
+            match std::fs::metadata(&path) {
+                Ok(about) if about.is_dir() => left.push(path),
+                Ok(about) => found.push((path, about.len(), about.modified().ok())),
+                Err(_) => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+impl Wanted {
+    fn name(&self) -> Option<&str> {
+        self.entry.as_ref().map(|entry| entry.name.as_str())
+    }
+
+    fn is_optional(&self) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.is_optional)
+    }
+
+    /// Whether a model that was loaded as `other` is the same.
+    fn is_loaded_as(&self, other: &Self) -> bool {
+        match (&self.load, &other.load) {
+            (Ok(own), Ok(others)) => own == others && self.files == other.files,
+            _ => false,
+        }
+    }
+}
+
+/// A model that runs.
+struct Running {
+    wanted: Wanted,
+    /// Why it is not served, if it is optional and could not be loaded.
+    reranker: Result<Arc<Reranker>, String>,
+}
+
+impl Running {
+    fn served(&self) -> Option<&Arc<Reranker>> {
+        self.reranker.as_ref().ok()
+    }
+}
+
+/// Loads the models of a server, and replaces them.
+pub(super) struct ModelManager {
+    flags: Flags,
+    state: AppState,
+    metrics: Arc<ServerMetrics>,
+    host: Arc<Host>,
+    running: Mutex<Vec<Running>>,
+    /// Held by a reload from the list that it reads to the models that it installs.
+    reloading: Mutex<()>,
+}
+
+impl ModelManager {
+    /// A manager of a server that is starting, whose settings were read from `flags`.
+    pub fn new(
+        flags: Flags,
+        state: AppState,
+        metrics: Arc<ServerMetrics>,
+        wanted: &WantedModels,
+    ) -> Self {
+        Self {
+            flags,
+            state,
+            host: Host::start(&wanted.sample().host(), metrics.engine.clone()),
+            metrics,
+            running: Mutex::default(),
+            reloading: Mutex::default(),
+        }
+    }
+
+    /// The machinery that all models share.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Returns when no model is being loaded: the process must not exit while the runtime library loads. Blocks.
+    pub fn settle(&self) {
+        drop(self.running.lock());
+    }
+
+    /// Loads the models for the first time, and returns the default one. Blocks.
+    ///
+    /// # Errors
+    /// If one that is not optional cannot be loaded, or none can.
+    pub fn start(&self, wanted: WantedModels) -> Result<Arc<Reranker>, LoadError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, _) = self.replace(&mut running, wanted, false)?;
+        Ok(all.at(all.default()).clone())
+    }
+
+    /// Reads the list of models again, and lets those that are new or changed take over. Blocks.
+    ///
+    /// # Errors
+    /// Why nothing has changed.
+    pub fn reload(&self) -> Result<Reloaded, String> {
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Effective { config, models, .. } = self
+            .flags
+            .layered(std::env::vars_os())
+            .map_err(|problems| problems.to_string())?;
+        let wanted = WantedModels::fetch(&config, &models).map_err(|error| error.to_string())?;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let replaced = self.replace(&mut running, wanted, true);
+        replaced
+            .map(|(_, reloaded)| reloaded)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Lets `wanted` be what runs. If anything fails, everything stays as it is.
+    fn replace(
+        &self,
+        running: &mut Vec<Running>,
+        wanted: WantedModels,
+        is_reload: bool,
+    ) -> Result<(Arc<Models>, Reloaded), LoadError> {
+        let WantedModels {
+            models,
+            default,
+            max_bytes,
+        } = wanted;
+        let weights = |reranker: &Arc<Reranker>| reranker.info().weight_bytes;
+        let current = running.iter().filter_map(Running::served);
+        let mut used: usize = current.map(weights).sum();
+        let mut loaded = Vec::new();
+        let mut next = Vec::with_capacity(models.len());
+        for wanted in models {
+            let before = running
+                .iter()
+                .find(|model| model.wanted.name() == wanted.name());
+            let served = before.and_then(Running::served);
+            if let (Some(before), Some(served)) = (before, served)
+                && wanted.is_loaded_as(&before.wanted)
+            {
+                let reranker = Ok(served.clone());
+                next.push(Running { wanted, reranker });
+                continue;
+            }
+            let left = max_bytes.map(|most| most.saturating_sub(used));
+            let reranker = match &wanted.load {
+                Ok(load) => {
+                    let own = load.max_bytes;
+                    let load = LoadConfig {
+                        max_bytes: own.into_iter().chain(left).min(),
+                        ..load.clone()
+                    };
+                    load_on(&self.host, &load)
+                }
+                Err(reason) => {
+                    let reason = reason.clone();
+                    let hint = "the next reload tries again";
+                    Err(ModelError::new(reason, hint).into())
+                }
+            };
+            let reranker = match reranker {
+                Ok(reranker) => {
+                    let reranker = Arc::new(reranker);
+                    used += weights(&reranker);
+                    loaded.push(reranker.info().id.clone());
+                    if let Some(entry) = &wanted.entry {
+                        tracing::info!(
+                            model = entry.name,
+                            aliases = ?entry.aliases,
+                            share = entry.share,
+                            weight_bytes = weights(&reranker),
+                            precision = reranker.info().precision,
+                            "one of several models is loaded"
+                        );
+                    }
+                    Ok(reranker)
+                }
+                // A model that is served is not given up for one that cannot be loaded.
+                Err(error) if wanted.is_optional() && served.is_none() => {
+                    let model = wanted.name();
+                    tracing::error!(model, %error, "an optional model is not served");
+                    Err(error.to_string())
+                }
+                Err(error) => return Err(error),
+            };
+            next.push(Running { wanted, reranker });
+        }
+        let models = catalog(&next, default)?;
+        let names = |running: &[Running]| -> Vec<String> {
+            let names = running.iter().filter_map(Running::served);
+            names.map(|reranker| reranker.info().id.clone()).collect()
+        };
+        let (before, after) = (names(running), names(&next));
+        let removed: Vec<String> = before
+            .into_iter()
+            .filter(|name| !after.contains(name))
+            .collect();
+        self.count(&models, &removed);
+        self.state.install_models(models);
+        // Requests that were admitted still hold what they began with; the last of them frees it.
+        *running = next;
+        let reloaded = Reloaded { loaded, removed };
+        if is_reload {
+            tracing::info!(loaded = ?reloaded.loaded, removed = ?reloaded.removed, "models reloaded");
+        }
+        let models = self.state.models().expect("they were just installed");
+        Ok((models, reloaded))
+    }
+
+    /// Shows which models are served.
+    fn count(&self, models: &Models, removed: &[String]) {
+        let up = &self.metrics.engine.model_up;
+        for model in models.catalog() {
+            up.with_label_values(&[&model.name]).set(1);
+        }
+        for failed in models.failed() {
+            up.with_label_values(&[&failed.name]).set(0);
+        }
+        for name in removed {
+            // An error means that it was never counted.
+            let _ = up.remove_label_values(&[name]);
+        }
+    }
+}
+
+/// What is served of `running` models.
+///
+/// # Errors
+/// If that is none.
+fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
+    let mut loaded = Vec::new();
+    let mut failed = Vec::new();
+    let mut place = 0;
+    for (index, Running { wanted, reranker }) in running.iter().enumerate() {
+        let entry = wanted.entry.as_ref();
+        match reranker {
+            Ok(reranker) => {
+                if index == default {
+                    place = loaded.len();
+                }
+                loaded.push(Loaded {
+                    reranker: reranker.clone(),
+                    aliases: entry.map(|entry| entry.aliases.clone()).unwrap_or_default(),
+                });
+            }
+            Err(reason) => failed.push(Failed {
+                name: wanted.name().unwrap_or_default().to_owned(),
+                reason: reason.clone(),
+            }),
+        }
+    }
+    if loaded.is_empty() {
+        let reasons: Vec<&str> = failed.iter().map(|failed| &*failed.reason).collect();
+        return Err(ModelError::new(
+            format!("no model can be served: {}", reasons.join("; ")),
+            "one model at least has to load, also where all are optional",
+        )
+        .into());
+    }
+    Ok(Models::new(loaded, place, failed))
+}
