@@ -84,6 +84,8 @@ pub struct Info<'a> {
     max_length: usize,
     activation: &'a str,
     precision: &'a str,
+    /// Why it is used.
+    precision_because: &'a str,
     instructions: &'a str,
     parameters: usize,
     /// Memory of the weights, which all sessions share.
@@ -137,6 +139,7 @@ fn dtype(precision: &str) -> &str {
     match precision {
         "fp32" => "float32",
         "fp16" => "float16",
+        "bf16" => "bfloat16",
         other => other,
     }
 }
@@ -171,6 +174,7 @@ pub async fn info(State(state): State<AppState>) -> Result<Response, Failure> {
         max_length: model.max_length,
         activation: model.activation.name(),
         precision: model.precision,
+        precision_because: &model.precision_because,
         instructions: model.instructions,
         parameters: model.parameters,
         weight_bytes: model.weight_bytes,

@@ -23,6 +23,8 @@ use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
 const TOLERANCE: f32 = 1e-4;
 /// A fault must change some logit by more than ten times the tolerance.
 const NOTICED: f32 = 10.0 * TOLERANCE;
+/// Most that a logit in bf16 may be off, as a share of the spread of all logits.
+const BF16_TOLERANCE: f32 = 0.05;
 /// Least rank correlation of int8 with the reference.
 const LEAST_CORRELATION: f64 = 0.98;
 /// Sequences per batch.
@@ -164,7 +166,7 @@ fn a_score_depends_neither_on_its_batch_nor_on_what_is_shared() {
         let mut apart = shared;
         let causal = apart.causal.as_mut().unwrap();
         (causal.shares, causal.keeps) = (false, 0);
-        for precision in [Precision::Fp32, Precision::Int8] {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Int8] {
             let set = InstructionSet::best();
             let mut alone = open(&model, apart, precision, set);
             let expected: Vec<f32> = encodings
@@ -270,6 +272,24 @@ fn faults_are_noticed() {
         let off = planted(name, plant);
         let noticed = if fault == "nothing" { 0.0 } else { NOTICED };
         assert!(off > noticed, "{fault} moves no logit by more than {off}");
+    }
+}
+
+/// On random weights that are designed to show small changes.
+#[test]
+fn bf16_is_close_to_the_reference() {
+    for name in MODELS {
+        let model = Model::open(&model_dir(name)).unwrap();
+        let reference = Reference::read(name);
+        let layout = Layout::of(&model.manifest);
+        let expected = reference.logits();
+        let spread = expected.iter().copied().fold(f32::MIN, f32::max)
+            - expected.iter().copied().fold(f32::MAX, f32::min);
+        let set = InstructionSet::best();
+        let mut scorer = open(&model, layout, Precision::Bf16, set);
+        let off = worst(&score(&mut scorer, &reference.encodings()), &expected) / spread;
+        println!("{name}, bf16: off by {off:.4} of the spread");
+        assert!(off <= BF16_TOLERANCE, "{name}: {off}");
     }
 }
 

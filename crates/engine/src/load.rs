@@ -145,6 +145,7 @@ pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, Load
         format = card.format,
         layout = card.layout,
         precision = engine.precision,
+        precision_because = engine.precision_because,
         "model loaded"
     );
     // This also warms up the sessions: no request pays for the first use of their memory.
@@ -347,6 +348,7 @@ fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> 
         max_length: card.max_length,
         activation: card.activation,
         precision: engine.precision,
+        precision_because: engine.precision_because.clone(),
         instructions: InstructionSet::best().name(),
         parameters: card.parameters,
         weight_bytes: engine.opened.weight_bytes,
