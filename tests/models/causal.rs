@@ -23,8 +23,8 @@ use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
 const TOLERANCE: f32 = 1e-4;
 /// A fault must change some logit by more than ten times the tolerance.
 const NOTICED: f32 = 10.0 * TOLERANCE;
-/// Most that a logit in bf16 may be off, as a share of the spread of all logits.
-const BF16_TOLERANCE: f32 = 0.05;
+/// Least rank correlation of bf16 with the reference.
+const LEAST_BF16_CORRELATION: f64 = 0.998;
 /// Least rank correlation of int8 with the reference.
 const LEAST_CORRELATION: f64 = 0.98;
 /// Sequences per batch.
@@ -276,37 +276,28 @@ fn faults_are_noticed() {
 }
 
 /// On random weights that are designed to show small changes.
-#[test]
-fn bf16_is_close_to_the_reference() {
+fn check_order(precision: Precision, least: f64) {
     for name in MODELS {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
         let layout = Layout::of(&model.manifest);
-        let expected = reference.logits();
-        let spread = expected.iter().copied().fold(f32::MIN, f32::max)
-            - expected.iter().copied().fold(f32::MAX, f32::min);
         let set = InstructionSet::best();
-        let mut scorer = open(&model, layout, Precision::Bf16, set);
-        let off = worst(&score(&mut scorer, &reference.encodings()), &expected) / spread;
-        println!("{name}, bf16: off by {off:.4} of the spread");
-        assert!(off <= BF16_TOLERANCE, "{name}: {off}");
+        let mut scorer = open(&model, layout, precision, set);
+        let ours = score(&mut scorer, &reference.encodings());
+        let correlation = rank_correlation(&ours, &reference.logits());
+        println!("{name}, {precision:?}: rank correlation {correlation:.5}");
+        assert!(correlation >= least, "{name}: {correlation}");
     }
 }
 
-/// On random weights that are designed to show small changes.
+#[test]
+fn bf16_keeps_the_order_of_the_reference() {
+    check_order(Precision::Bf16, LEAST_BF16_CORRELATION);
+}
+
 #[test]
 fn int8_keeps_the_order_of_the_reference() {
-    for name in MODELS {
-        let model = Model::open(&model_dir(name)).unwrap();
-        let reference = Reference::read(name);
-        let layout = Layout::of(&model.manifest);
-        let set = InstructionSet::best();
-        let mut scorer = open(&model, layout, Precision::Int8, set);
-        let ours = score(&mut scorer, &reference.encodings());
-        let correlation = rank_correlation(&ours, &reference.logits());
-        println!("{name}, int8: rank correlation {correlation:.5}");
-        assert!(correlation >= LEAST_CORRELATION, "{name}: {correlation}");
-    }
+    check_order(Precision::Int8, LEAST_CORRELATION);
 }
 
 #[test]
