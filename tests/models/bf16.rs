@@ -62,7 +62,10 @@ fn every_architecture_keeps_the_order_of_its_reference() {
             "{name}, bf16: rank correlation {correlation:.5}, worst logit off by {:.3}",
             worst(&ours, &exact)
         );
-        assert!(correlation >= LEAST_RANDOM_CORRELATION, "{name}: {correlation}");
+        assert!(
+            correlation >= LEAST_RANDOM_CORRELATION,
+            "{name}: {correlation}"
+        );
     });
 }
 

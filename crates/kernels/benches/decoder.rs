@@ -312,7 +312,10 @@ fn main() {
             let shape = [rows, inputs, outputs];
             let rates = [
                 (product::<Fp32>(set, rounds, shape, weights.fp32()), fp32),
-                (product::<WidenedBf16>(set, rounds, shape, weights.bf16()), fp32),
+                (
+                    product::<WidenedBf16>(set, rounds, shape, weights.bf16()),
+                    fp32,
+                ),
                 (product::<Int8>(set, rounds, shape, weights.int8()), int8),
             ];
             let cells =

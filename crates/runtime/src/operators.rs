@@ -15,8 +15,8 @@ use self::unwind::CatchUnwind;
 use rerankd_kernels::attention::{
     Attention, Columns, Disentangled, PositionalEncoding, Queries, Scratch, attend,
 };
-use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::bf16::Bf16;
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{Fp32, WidenedBf16};
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_kernels::norm::LayerNorm;

@@ -90,7 +90,8 @@ impl Arithmetic {
 fn automatic(set: InstructionSet, measured: bool) -> (Precision, String) {
     let name = set.name();
     if measured && set.favors_int8() {
-        let because = format!("int8 is fastest with {name}, and its quality with this model is known");
+        let because =
+            format!("int8 is fastest with {name}, and its quality with this model is known");
         return (Precision::Int8, because);
     }
     let known = if measured {
@@ -411,8 +412,7 @@ mod tests {
                 device: Taken::Cuda(Gpu::default()),
                 because: "a GPU is there".into(),
             };
-            let (arithmetic, arithmetic_because) =
-                Arithmetic::of(&config, &choice.device).unwrap();
+            let (arithmetic, arithmetic_because) = Arithmetic::of(&config, &choice.device).unwrap();
             let plan = Plan {
                 choice,
                 arithmetic,
@@ -454,7 +454,11 @@ mod tests {
     fn auto_says_why() {
         for set in InstructionSet::available() {
             let (precision, because) = automatic(set, false);
-            let expected = if set.has_bf16() { Precision::Bf16 } else { Precision::Fp32 };
+            let expected = if set.has_bf16() {
+                Precision::Bf16
+            } else {
+                Precision::Fp32
+            };
             assert_eq!(precision, expected, "{}", set.name());
             assert!(because.contains("int8"), "{because}");
             let (precision, because) = automatic(set, true);

@@ -231,7 +231,8 @@ fn softmax<I: Isa>(
     weights: &mut [Pair],
     totals: &mut [f32],
 ) {
-    let of = |scores: &[f32]| -> [f32; COLUMNS] { std::array::from_fn(|lane| scores[first + lane]) };
+    let of =
+        |scores: &[f32]| -> [f32; COLUMNS] { std::array::from_fn(|lane| scores[first + lane]) };
     let mut largest = [f32::NEG_INFINITY; COLUMNS];
     for scores in scores.chunks_exact(lanes) {
         for (largest, score) in largest.iter_mut().zip(of(scores)) {

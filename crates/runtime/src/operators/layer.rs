@@ -15,8 +15,8 @@ use super::{
 };
 use crate::preemption::between_layers;
 use rerankd_kernels::attention::Queries;
-use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::bf16::{self, Bf16};
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{self, Fp32, WidenedBf16, WidenedMatrix};
 use rerankd_kernels::layer::{
     self, Epilogue, Layer, LayerInput, Norms, Products, QkvProjection, Scratch,
