@@ -226,6 +226,8 @@ def openvino_int8(folder: Path) -> Path:
     model = openvino.Core().read_model(folder / "model.onnx")
     used = {name for value in model.inputs for name in value.names}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(LONGEST_PAIR)
+    tokenizer.no_padding()
     pairs = [tuple(line.split("\t")) for line in CALIBRATION.read_text().splitlines()]
 
     def inputs(pair):
