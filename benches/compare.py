@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,9 @@ WORKLOADS = ["short", "passage", "mixed", "long"]
 CLIENTS = 4
 BATCH = 32
 LONGEST_PAIR = 512
-PRECISIONS = ["fp32", "int8"]
+PRECISIONS = ["fp32", "bf16", "int8"]
+# Texts that OpenVINO's int8 is calibrated with.
+CALIBRATION = ROOT / "tests" / "reference" / "quality.tsv"
 # What `models` makes, by folder.
 TITLES = {
     "384": "Six layers, 384 wide",
@@ -44,11 +47,16 @@ TITLES = {
 # What each system is, for the table and the plot, in their order.
 SYSTEMS = {
     "rerankd-int8": "rerankd over HTTP, int8",
+    "rerankd-bf16": "rerankd over HTTP, bf16",
     "rerankd-fp32": "rerankd over HTTP, fp32",
     "rerankd-onnx": "rerankd over HTTP, from an ONNX export",
     "bare-int8": "its bare sessions, int8",
+    "bare-bf16": "its bare sessions, bf16",
     "bare-fp32": "its bare sessions, fp32",
     "crossencoder": "CrossEncoder.predict (torch)",
+    "openvino-int8": "OpenVINO, int8, padded, sorted by length",
+    "openvino-bf16": "OpenVINO, bf16, padded, sorted by length",
+    "openvino-fp32": "OpenVINO, fp32, padded, sorted by length",
     "onnxruntime-sorted": "onnxruntime, padded, sorted by length",
     "onnxruntime-arrival": "onnxruntime, padded, in arrival order",
 }
@@ -180,10 +188,8 @@ def cross_encoder(folder: Path, threads: int):
     return lambda pairs: model.predict(pairs, batch_size=BATCH, show_progress_bar=False)
 
 
-def padded(folder: Path, threads: int):
-    import numpy as np
+def onnxruntime_session(folder: Path, threads: int):
     import onnxruntime
-    from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -191,6 +197,62 @@ def padded(folder: Path, threads: int):
         folder / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
     used = {value.name for value in session.get_inputs()}
+    return used, lambda inputs: session.run(None, inputs)
+
+
+def openvino_session(folder: Path, precision: str, threads: int):
+    import openvino
+
+    file = openvino_int8(folder) if precision == "int8" else folder / "model.onnx"
+    hint = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision]
+    config = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    model = openvino.Core().compile_model(file, "CPU", config)
+    request = model.create_infer_request()
+    used = {name for value in model.inputs for name in value.names}
+    return used, request.infer
+
+
+def openvino_int8(folder: Path) -> Path:
+    """The model in int8, statically quantized: the call that the export of sentence-transformers makes, with
+    its settings, and texts of this repository instead of a data set from the hub."""
+    import nncf
+    import numpy as np
+    import openvino
+    from tokenizers import Tokenizer
+
+    file = folder / "openvino-int8.xml"
+    if file.exists():
+        return file
+    model = openvino.Core().read_model(folder / "model.onnx")
+    used = {name for value in model.inputs for name in value.names}
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(LONGEST_PAIR)
+    tokenizer.no_padding()
+    pairs = [tuple(line.split("\t")) for line in CALIBRATION.read_text().splitlines()]
+
+    def inputs(pair):
+        encoding = tokenizer.encode(*pair)
+        arrays = (encoding.ids, encoding.attention_mask, encoding.type_ids)
+        named = zip(("input_ids", "attention_mask", "token_type_ids"), arrays)
+        return {name: np.array([ids], dtype=np.int64) for name, ids in named if name in used}
+
+    smooth = nncf.AdvancedSmoothQuantParameters(matmul=0.95)
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(pairs, inputs),
+        subset_size=len(pairs),
+        model_type=nncf.ModelType.TRANSFORMER,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
+    )
+    openvino.save_model(quantized, file, compress_to_fp16=False)
+    return file
+
+
+def padded(folder: Path, session):
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    used, run = session
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LONGEST_PAIR)
     tokenizer.no_padding()
@@ -210,8 +272,7 @@ def padded(folder: Path, threads: int):
                 ):
                     array[row, : len(values)] = values
             names = ("input_ids", "attention_mask", "token_type_ids")
-            inputs = {name: array for name, array in zip(names, arrays) if name in used}
-            session.run(None, inputs)
+            run({name: array for name, array in zip(names, arrays) if name in used})
 
     return score
 
@@ -255,12 +316,13 @@ def load(rerankd: str, arguments: list[str], seconds: float, seed: int) -> dict:
 
 
 def machine() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    """The processor, with its family and model: a name alone does not always tell."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts:
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def commit() -> str:
@@ -290,7 +352,12 @@ def round_of(args) -> None:
     }
     predict = cross_encoder(folder, args.threads) if wanted("crossencoder") else None
     onnx = any(wanted(f"onnxruntime-{order}") for order in ("sorted", "arrival"))
-    score = padded(folder, args.threads) if onnx else None
+    score = padded(folder, onnxruntime_session(folder, args.threads)) if onnx else None
+    openvino = {
+        precision: padded(folder, openvino_session(folder, precision, args.threads))
+        for precision in PRECISIONS
+        if wanted(f"openvino-{precision}")
+    }
 
     def systems(workload):
         common = ["--workload", workload]
@@ -312,6 +379,9 @@ def round_of(args) -> None:
         requests = Requests(args.rerankd, workload, seed)
         if predict:
             yield "crossencoder", lambda: timed(predict, requests, args.seconds)
+        for precision, infer in openvino.items():
+            run = lambda pairs, infer=infer: infer(pairs, True)
+            yield f"openvino-{precision}", lambda r=run: timed(r, requests, args.seconds)
         for order in ("sorted", "arrival"):
             if wanted(f"onnxruntime-{order}"):
                 run = lambda pairs, ordered=order == "sorted": score(pairs, ordered)
@@ -380,7 +450,8 @@ def report(args) -> None:
         text += ["", "Of `rerankd` over HTTP to the others:", ""]
         text += ["| ratio | " + " | ".join(WORKLOADS) + " |", "|---" * (len(WORKLOADS) + 1) + "|"]
         for over, precision in itertools.product(systems, PRECISIONS):
-            same = not over.startswith("bare") or over.endswith(precision)
+            held = over.startswith(("bare", "openvino"))
+            same = not held or over.endswith(precision)
             if over in [f"rerankd-{own}" for own in PRECISIONS] or not same:
                 continue
             cells = []
@@ -453,7 +524,7 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=6, help="of each measurement")
     one.add_argument("--peer-seconds", type=float, default=8, help="of each of another server")
     one.add_argument("--seed", type=int, help="default: the time")
-    one.add_argument("--port", type=int, default=18080, help="and the next two, for `rerankd`")
+    one.add_argument("--port", type=int, default=18080, help="and the next three, for `rerankd`")
     one.add_argument(
         "--peer", nargs=3, action="append", default=[], metavar=("NAME", "DIALECT", "URL")
     )

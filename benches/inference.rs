@@ -142,7 +142,7 @@ impl Variant {
         // Our layers borrow cores as they do in the server, which gives ONNX Runtime one thread.
         let session_threads = match precision {
             Precision::Fp32Nodes => threads,
-            Precision::Fp32 | Precision::Int8 => 1,
+            Precision::Fp32 | Precision::Bf16 | Precision::Int8 => 1,
         };
         let pool = ComputePool::new(threads).unwrap().with_instruction_set(set);
         let onnx = packed::open(model, rows, precision, pool);

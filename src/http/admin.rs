@@ -130,6 +130,8 @@ pub struct Info<'a> {
     max_length: usize,
     activation: &'a str,
     precision: &'a str,
+    /// Why it is used.
+    precision_because: &'a str,
     instructions: &'a str,
     parameters: usize,
     /// Memory of the weights, which all sessions share.
@@ -183,6 +185,7 @@ fn dtype(precision: &str) -> &str {
     match precision {
         "fp32" => "float32",
         "fp16" => "float16",
+        "bf16" => "bfloat16",
         other => other,
     }
 }
@@ -232,6 +235,7 @@ pub async fn info(
         max_length: model.max_length,
         activation: model.activation.name(),
         precision: model.precision,
+        precision_because: &model.precision_because,
         instructions: model.instructions,
         parameters: model.parameters,
         weight_bytes: model.weight_bytes,

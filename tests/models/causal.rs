@@ -23,6 +23,8 @@ use rerankd_runtime::onnx::{Layout, OnnxModel, OnnxScorer};
 const TOLERANCE: f32 = 1e-4;
 /// A fault must change some logit by more than ten times the tolerance.
 const NOTICED: f32 = 10.0 * TOLERANCE;
+/// Least rank correlation of bf16 with the reference.
+const LEAST_BF16_CORRELATION: f64 = 0.998;
 /// Least rank correlation of int8 with the reference.
 const LEAST_CORRELATION: f64 = 0.98;
 /// Sequences per batch.
@@ -164,7 +166,7 @@ fn a_score_depends_neither_on_its_batch_nor_on_what_is_shared() {
         let mut apart = shared;
         let causal = apart.causal.as_mut().unwrap();
         (causal.shares, causal.keeps) = (false, 0);
-        for precision in [Precision::Fp32, Precision::Int8] {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Int8] {
             let set = InstructionSet::best();
             let mut alone = open(&model, apart, precision, set);
             let expected: Vec<f32> = encodings
@@ -274,19 +276,28 @@ fn faults_are_noticed() {
 }
 
 /// On random weights that are designed to show small changes.
-#[test]
-fn int8_keeps_the_order_of_the_reference() {
+fn check_order(precision: Precision, least: f64) {
     for name in MODELS {
         let model = Model::open(&model_dir(name)).unwrap();
         let reference = Reference::read(name);
         let layout = Layout::of(&model.manifest);
         let set = InstructionSet::best();
-        let mut scorer = open(&model, layout, Precision::Int8, set);
+        let mut scorer = open(&model, layout, precision, set);
         let ours = score(&mut scorer, &reference.encodings());
         let correlation = rank_correlation(&ours, &reference.logits());
-        println!("{name}, int8: rank correlation {correlation:.5}");
-        assert!(correlation >= LEAST_CORRELATION, "{name}: {correlation}");
+        println!("{name}, {precision:?}: rank correlation {correlation:.5}");
+        assert!(correlation >= least, "{name}: {correlation}");
     }
+}
+
+#[test]
+fn bf16_keeps_the_order_of_the_reference() {
+    check_order(Precision::Bf16, LEAST_BF16_CORRELATION);
+}
+
+#[test]
+fn int8_keeps_the_order_of_the_reference() {
+    check_order(Precision::Int8, LEAST_CORRELATION);
 }
 
 #[test]

@@ -225,6 +225,7 @@ fn files_that_do_not_classify_pairs_are_refused() {
     );
     for (flags, expected) in [
         (["--precision", "int8"], "ONNX files run unchanged"),
+        (["--precision", "bf16"], "ONNX files run unchanged"),
         (
             ["--onnx-file", "../model.onnx"],
             "outside the model's directory",

@@ -1,5 +1,5 @@
 //! int8 preserves the ranking of the embedded model on every instruction set, and scores are bit-identical in
-//! every batch, in fp32 too.
+//! every batch, in fp32 and bf16 too.
 //!
 //! `make quality` runs this and prints the figures in docs/bench/int8.md.
 #![cfg(feature = "embedded-model")]
@@ -29,7 +29,7 @@ const LEAST_RANDOM_CORRELATION: f64 = 0.98;
 /// Name of the embedded model's reference.
 const EMBEDDED: &str = "minilm-l6-rank";
 
-fn open(model: &Model, precision: Precision, set: InstructionSet) -> OnnxScorer {
+pub fn open(model: &Model, precision: Precision, set: InstructionSet) -> OnnxScorer {
     let onnx = packed::open(
         model,
         Rows::FirstOfEach,
@@ -39,14 +39,14 @@ fn open(model: &Model, precision: Precision, set: InstructionSet) -> OnnxScorer 
     onnx.session(1).unwrap()
 }
 
-fn encodings(model: &Model, pairs: &[Pair]) -> Vec<Encoding> {
+pub fn encodings(model: &Model, pairs: &[Pair]) -> Vec<Encoding> {
     let encoder = PairEncoder::for_model(model).unwrap();
     let encoded = encoder.encode(pairs, &AtomicBool::new(false));
     let encoded = encoded.unwrap().into_iter();
     encoded.map(|pair| pair.encoding).collect()
 }
 
-fn logits(scorer: &mut OnnxScorer, encodings: &[Encoding]) -> Vec<f32> {
+pub fn logits(scorer: &mut OnnxScorer, encodings: &[Encoding]) -> Vec<f32> {
     encodings
         .chunks(8)
         .flat_map(|chunk| scorer.score(&Batch::pack(chunk)).unwrap())
@@ -79,7 +79,7 @@ pub fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
     product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
 }
 
-fn worst(a: &[f32], b: &[f32]) -> f32 {
+pub fn worst(a: &[f32], b: &[f32]) -> f32 {
     let pairs = a.iter().zip(b);
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -90,7 +90,7 @@ struct Quality {
 }
 
 /// The pairs of `tests/reference/quality.tsv`.
-fn quality_pairs() -> Vec<Pair> {
+pub fn quality_pairs() -> Vec<Pair> {
     let text = std::fs::read_to_string(fixture("quality.tsv")).unwrap();
     let pair = |line: &str| {
         let (query, document) = line.split_once('\t').unwrap();
@@ -102,12 +102,17 @@ fn quality_pairs() -> Vec<Pair> {
     text.lines().map(pair).collect()
 }
 
+/// The logits of these pairs in fp32.
+pub fn quality_logits() -> Vec<f32> {
+    let text = std::fs::read_to_string(fixture(&format!("{EMBEDDED}-quality.json"))).unwrap();
+    let reference: Quality = serde_json::from_str(&text).unwrap();
+    reference.logits.into_iter().map(|[logit]| logit).collect()
+}
+
 #[test]
 fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
     let model = Model::embedded().unwrap();
-    let text = std::fs::read_to_string(fixture(&format!("{EMBEDDED}-quality.json"))).unwrap();
-    let reference: Quality = serde_json::from_str(&text).unwrap();
-    let reference: Vec<f32> = reference.logits.into_iter().map(|[logit]| logit).collect();
+    let reference = quality_logits();
     let encodings = encodings(&model, &quality_pairs());
     assert_eq!(encodings.len(), 300);
     for set in InstructionSet::available() {
@@ -157,7 +162,7 @@ fn every_architecture_keeps_the_order_of_its_reference() {
 }
 
 /// Sentence pairs and human judgments of the STS Benchmark test set; `None` if it is not available.
-fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
+pub fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
     let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/stsb/test.csv");
     if !path.exists() {
         // Shown with `--nocapture`.
@@ -244,7 +249,7 @@ fn a_score_is_the_same_bits_whatever_shares_its_batch() {
 fn check_company(model: &Model, name: &str) {
     let encodings = encodings(model, &Reference::read(name).pairs());
     let encodings: Vec<&Encoding> = encodings.iter().filter(|e| e.len() < 64).take(28).collect();
-    let precisions = [Precision::Fp32, Precision::Int8].into_iter();
+    let precisions = [Precision::Fp32, Precision::Bf16, Precision::Int8].into_iter();
     let ways = precisions.flat_map(|p| {
         InstructionSet::available()
             .into_iter()

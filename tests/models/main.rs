@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bf16;
 mod causal;
 mod classes;
 mod cuda;

@@ -347,7 +347,7 @@ fn a_batch_that_borrows_cores_has_the_bits_of_one_that_does_not() {
             type_ids: vec![0; length],
         });
         let batch = Batch::pack(&sequences);
-        for precision in [Precision::Fp32, Precision::Int8] {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Int8] {
             let score = |pool: ComputePool| {
                 let onnx = packed::open(&model, Rows::FirstOfEach, precision, pool);
                 onnx.session(1).unwrap().score_alone(&batch).unwrap()

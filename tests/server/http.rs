@@ -662,6 +662,7 @@ async fn info_says_what_is_served() {
         "max_length": MAX_LENGTH,
         "activation": "identity",
         "precision": "fp32",
+        "precision_because": "it is made up",
         "instructions": "portable",
         "parameters": 7,
         "weight_bytes": 0,

@@ -238,6 +238,7 @@ pub fn named(
         max_length: model.max_length,
         activation: model.activation,
         precision: "fp32",
+        precision_because: "it is made up".to_owned(),
         instructions: "portable",
         weight_bytes: 0,
         parameters: 7,

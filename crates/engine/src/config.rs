@@ -11,11 +11,14 @@ pub enum Precision {
     /// 32-bit floats, as in the reference implementation.
     #[default]
     Fp32,
+    /// 16-bit weights and products, with the range of 32-bit floats.
+    Bf16,
     /// 8-bit weights and activations: faster, with slightly different scores.
     Int8,
     /// 16-bit floats, on a GPU.
     Fp16,
-    /// `Int8` where it is faster and its effect on scores was measured.
+    /// `Int8` for the built-in model, whose scores were measured; else `Bf16` where the processor has instructions
+    /// for it; else `Fp32`. `Fp16` on a GPU.
     Auto,
 }
 

@@ -190,6 +190,7 @@ pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadEr
         format = card.format,
         layout = card.layout,
         precision = engine.precision,
+        precision_because = engine.precision_because,
         "model loaded"
     );
     // This also warms up the sessions: no request pays for the first use of their memory.
@@ -392,6 +393,7 @@ fn info(config: &LoadConfig, card: Card, library: &Library, engine: &Engine) -> 
         max_length: card.max_length,
         activation: card.activation,
         precision: engine.precision,
+        precision_because: engine.precision_because.clone(),
         instructions: InstructionSet::best().name(),
         parameters: card.parameters,
         weight_bytes: engine.opened.weight_bytes,

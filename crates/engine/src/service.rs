@@ -47,6 +47,8 @@ pub struct ModelInfo {
     pub activation: Activation,
     /// Precision of the matrix products, such as `fp32`.
     pub precision: &'static str,
+    /// Why this precision is used.
+    pub precision_because: String,
     /// Instruction set that the CPU kernels use.
     pub instructions: &'static str,
     /// Number of parameters.

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use rerankd_kernels::compute_pool::ComputePool;
-use rerankd_kernels::fp32::{Bf16, Bf16Matrix, Fp32, Matrix};
+use rerankd_kernels::fp32::{Fp32, Matrix, WidenedBf16, WidenedMatrix};
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_kernels::layer::decoder::{
     Asked, DecoderInput, DecoderLayer, DecoderScratch, QkvProjection, RmsNorm, Segment, decode,
@@ -170,8 +170,8 @@ impl Weights {
         }
     }
 
-    fn bf16(&self) -> Bf16Matrix<'_> {
-        Bf16Matrix {
+    fn bf16(&self) -> WidenedMatrix<'_> {
+        WidenedMatrix {
             strips: &self.halves,
             bias: &self.bias,
         }
@@ -312,7 +312,10 @@ fn main() {
             let shape = [rows, inputs, outputs];
             let rates = [
                 (product::<Fp32>(set, rounds, shape, weights.fp32()), fp32),
-                (product::<Bf16>(set, rounds, shape, weights.bf16()), fp32),
+                (
+                    product::<WidenedBf16>(set, rounds, shape, weights.bf16()),
+                    fp32,
+                ),
                 (product::<Int8>(set, rounds, shape, weights.int8()), int8),
             ];
             let cells =
@@ -343,7 +346,7 @@ fn main() {
                 fp32,
             ),
             (
-                layer::<Bf16>(&pool, rounds, &weights, shape, Weights::bf16),
+                layer::<WidenedBf16>(&pool, rounds, &weights, shape, Weights::bf16),
                 fp32,
             ),
             (

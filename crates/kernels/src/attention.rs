@@ -36,7 +36,7 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn row(&self, token: usize, head: usize, size: usize) -> &'a [f32] {
+    pub(super) fn row(&self, token: usize, head: usize, size: usize) -> &'a [f32] {
         let start = token * self.stride + self.offset + head * size;
         &self.data[start..start + size]
     }

@@ -6,9 +6,10 @@
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
+use super::dense::{Dense, Tiles, part};
 use super::elementary::gelu;
-use super::epilogue::{Epilogue, with_epilogue};
-use super::isa::{FloatSums, FloatTile, InstructionSet, Isa, MAX_ROWS, MAX_STRIPS, Step};
+use super::epilogue::Epilogue;
+use super::isa::{FloatTile, InstructionSet, Isa};
 use super::layer::{Operand, Products, ThreadScratch};
 use crate::quantize::COLUMNS;
 
@@ -47,9 +48,13 @@ impl Products for Fp32 {
         epilogue: Epilogue,
         output: &mut [f32],
     ) {
-        set.perform(Dense {
+        let tiles = Floats {
             x,
             strips: matrix.strips,
+            panel: &[],
+        };
+        set.perform(Dense {
+            tiles,
             bias: matrix.bias,
             epilogue,
             output,
@@ -59,7 +64,7 @@ impl Products for Fp32 {
 
 /// Weights of a dense layer in bf16.
 #[derive(Debug, Clone, Copy)]
-pub struct Bf16Matrix<'a> {
+pub struct WidenedMatrix<'a> {
     /// Bits of the weights, as [`crate::strips::strips`] makes them: `[strips, inputs, COLUMNS]`.
     pub strips: &'a [u16],
     /// Added to every row, `[outputs]`.
@@ -68,20 +73,20 @@ pub struct Bf16Matrix<'a> {
 
 /// The fp32 arithmetic with weights in bf16: the same bits as with these weights in fp32.
 #[derive(Debug, Default)]
-pub struct Bf16 {
+pub struct WidenedBf16 {
     /// Some strips in fp32.
     widened: RefCell<Vec<f32>>,
 }
 
-impl Products for Bf16 {
-    type Matrix<'a> = Bf16Matrix<'a>;
+impl Products for WidenedBf16 {
+    type Matrix<'a> = WidenedMatrix<'a>;
 
     fn thread_scratch() -> &'static LocalKey<RefCell<ThreadScratch<Self>>> {
-        thread_local!(static SCRATCH: RefCell<ThreadScratch<Bf16>> = RefCell::default());
+        thread_local!(static SCRATCH: RefCell<ThreadScratch<WidenedBf16>> = RefCell::default());
         &SCRATCH
     }
 
-    fn outputs(matrix: Bf16Matrix<'_>) -> usize {
+    fn outputs(matrix: WidenedMatrix<'_>) -> usize {
         matrix.bias.len()
     }
 
@@ -91,17 +96,17 @@ impl Products for Bf16 {
         &self,
         set: InstructionSet,
         x: Operand<'_>,
-        matrix: Bf16Matrix<'_>,
+        matrix: WidenedMatrix<'_>,
         epilogue: Epilogue,
         output: &mut [f32],
     ) {
-        let strips = Widened {
+        let tiles = Widened {
+            x,
             strips: matrix.strips,
             widened: &mut self.widened.borrow_mut(),
         };
         set.perform(Dense {
-            x,
-            strips,
+            tiles,
             bias: matrix.bias,
             epilogue,
             output,
@@ -109,89 +114,87 @@ impl Products for Bf16 {
     }
 }
 
-/// The strips of a matrix, some at a time.
-trait Strips {
-    /// The `index`-th `size` numbers, or as many as are left.
-    fn tile(&mut self, index: usize, size: usize) -> &[f32];
+/// Rows and weights in fp32.
+struct Floats<'a> {
+    x: Operand<'a>,
+    strips: &'a [f32],
+    /// Of `strips`.
+    panel: &'a [f32],
 }
 
-impl Strips for &[f32] {
+impl Tiles for Floats<'_> {
     #[inline(always)]
-    fn tile(&mut self, index: usize, size: usize) -> &[f32] {
-        &self[index * size..self.len().min((index + 1) * size)]
+    fn gelu<I: Isa>(x: f32) -> f32 {
+        gelu::<I>(x)
+    }
+
+    fn rows(&self) -> usize {
+        self.x.rows.len() / self.x.inputs
+    }
+
+    #[inline(always)]
+    fn select<I: Isa>(&mut self, panel: usize) {
+        self.panel = part(self.strips, panel, panel_size::<I>(self.x.inputs));
+    }
+
+    #[inline(always)]
+    fn multiply<I: Isa>(&self, isa: I, first: usize, count: usize, sums: &mut [f32]) {
+        multiply(isa, self.x, self.panel, (first, count), sums);
     }
 }
 
-/// Strips in bf16.
+/// Weights in bf16, widened panel by panel.
 struct Widened<'a> {
+    x: Operand<'a>,
     strips: &'a [u16],
     widened: &'a mut Vec<f32>,
 }
 
-impl Strips for Widened<'_> {
+impl Tiles for Widened<'_> {
     #[inline(always)]
-    fn tile(&mut self, index: usize, size: usize) -> &[f32] {
-        let strips = &self.strips[index * size..self.strips.len().min((index + 1) * size)];
+    fn gelu<I: Isa>(x: f32) -> f32 {
+        gelu::<I>(x)
+    }
+
+    fn rows(&self) -> usize {
+        self.x.rows.len() / self.x.inputs
+    }
+
+    #[inline(always)]
+    fn select<I: Isa>(&mut self, panel: usize) {
+        let strips = part(self.strips, panel, panel_size::<I>(self.x.inputs));
         self.widened.resize(strips.len(), 0.0);
         for (wide, &bits) in self.widened.iter_mut().zip(strips) {
             *wide = f32::from_bits(u32::from(bits) << 16);
         }
-        self.widened
     }
-}
 
-/// Writes the product of `x` and a matrix to `output`, `[rows, outputs]`.
-struct Dense<'a, S> {
-    x: Operand<'a>,
-    strips: S,
-    bias: &'a [f32],
-    epilogue: Epilogue,
-    output: &'a mut [f32],
-}
-
-impl<S: Strips> Step for Dense<'_, S> {
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        with_epilogue!(self.epilogue, I, gelu::<I>, |epilogue| self
-            .multiply(isa, epilogue));
+    fn multiply<I: Isa>(&self, isa: I, first: usize, count: usize, sums: &mut [f32]) {
+        multiply(isa, self.x, self.widened, (first, count), sums);
     }
 }
 
-impl<S: Strips> Dense<'_, S> {
-    #[inline(always)]
-    fn multiply<I: Isa>(self, isa: I, epilogue: impl Fn(f32) -> f32) {
-        let Self {
-            x: Operand { rows, inputs },
-            mut strips,
-            bias,
-            output,
-            ..
-        } = self;
-        let outputs = bias.len();
-        let width = I::FLOAT_STRIPS * COLUMNS;
-        let mut sums: FloatSums = [0.0; MAX_ROWS * MAX_STRIPS * COLUMNS];
-        for (index, first) in (0..outputs).step_by(width).enumerate() {
-            let strips = strips.tile(index, width * inputs);
-            let columns = first..(first + width).min(outputs);
-            let bias = &bias[columns.clone()];
-            let blocks = rows.chunks(I::FLOAT_ROWS * inputs);
-            for (rows, output) in blocks.zip(output.chunks_mut(I::FLOAT_ROWS * outputs)) {
-                let tile = FloatTile {
-                    rows,
-                    strips,
-                    inputs,
-                };
-                isa.multiply_floats(&tile, &mut sums);
-                let sums = sums.chunks_exact(tile.strip_count() * COLUMNS);
-                for (output, sums) in output.chunks_exact_mut(outputs).zip(sums) {
-                    let output = &mut output[columns.clone()];
-                    for ((output, &sum), &bias) in output.iter_mut().zip(sums).zip(bias) {
-                        *output = epilogue(sum + bias);
-                    }
-                }
-            }
-        }
-    }
+/// Weights of a panel.
+fn panel_size<I: Isa>(inputs: usize) -> usize {
+    I::FLOAT_STRIPS * COLUMNS * inputs
+}
+
+/// Multiplies `count` rows from `first` on by some strips.
+#[inline(always)]
+fn multiply<I: Isa>(
+    isa: I,
+    Operand { rows, inputs }: Operand<'_>,
+    strips: &[f32],
+    (first, count): (usize, usize),
+    sums: &mut [f32],
+) {
+    let tile = FloatTile {
+        rows: &rows[first * inputs..(first + count) * inputs],
+        strips,
+        inputs,
+    };
+    isa.multiply_floats(&tile, sums);
 }
 
 #[cfg(test)]
@@ -260,12 +263,12 @@ mod tests {
             let x = numbers(seed ^ 0x99, rows * inputs);
             let bias = numbers(seed ^ 0x3, outputs);
             let strips = strips(&[&bits], inputs);
-            let matrix = Bf16Matrix { strips: &strips, bias: &bias };
+            let matrix = WidenedMatrix { strips: &strips, bias: &bias };
             for set in InstructionSet::available() {
                 let expected = product(set, &wide, &bias, Epilogue::Silu, &x);
                 let mut output = vec![f32::NAN; expected.len()];
                 let operand = Operand { rows: &x, inputs };
-                Bf16::default().multiply(set, operand, matrix, Epilogue::Silu, &mut output);
+                WidenedBf16::default().multiply(set, operand, matrix, Epilogue::Silu, &mut output);
                 prop_assert_eq!(output, expected, "{}", set.name());
             }
         }

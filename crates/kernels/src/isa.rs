@@ -1,8 +1,9 @@
 //! Instruction sets: the matrix products that each kind of processor computes its own way.
 //!
 //! All of them take the same operands. Integer products give the same sums everywhere, so weights are
-//! quantized once and machines differ in speed alone. In fp32 every sum is made in the order of the inputs, so
-//! a row's result has the same bits whatever rows are multiplied beside it.
+//! quantized once and machines differ in speed alone. In fp32 and bf16 every sum is made in a fixed order of the
+//! inputs, so a row's result has the same bits whatever rows are multiplied beside it. In bf16 it is the same order
+//! in all of them.
 //!
 //! An instruction set is one file that implements `Isa`, and one line in `instruction_sets!`.
 #![allow(
@@ -10,6 +11,7 @@
     reason = "calls instructions that not every processor has, after detecting them"
 )]
 
+use crate::bf16::{self, Pair};
 use crate::quantize::{COLUMNS, GROUP};
 #[cfg(test)]
 pub(super) use portable::Portable;
@@ -42,6 +44,14 @@ macro_rules! instruction_sets {
                 }
             }
 
+            /// Whether the processor has instructions for products of bf16. Without them, numbers are widened as
+            /// they are multiplied.
+            pub fn has_bf16(self) -> bool {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::NATIVE_BF16,)+
+                }
+            }
+
             /// Whether its products are written with its own instructions.
             fn is_optimized(self) -> bool {
                 match self.0 {
@@ -60,6 +70,7 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
+    #[cfg(target_arch = "x86_64")] avx512_bf16::Avx512Bf16,
     #[cfg(target_arch = "x86_64")] avx512_vnni::Avx512Vnni,
     #[cfg(target_arch = "x86_64")] avx512::Avx512,
     #[cfg(target_arch = "x86_64")] avx_vnni::AvxVnni,
@@ -143,6 +154,29 @@ impl FloatTile<'_> {
     }
 }
 
+/// Some rows of bf16 and some strips of weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PairTile<'a> {
+    /// `[count, pairs]`, from 1 to `FLOAT_ROWS` of them.
+    pub rows: &'a [Pair],
+    /// `[strips, pairs, COLUMNS]`.
+    pub strips: &'a [Pair],
+    /// Pairs of a row.
+    pub pairs: usize,
+}
+
+impl PairTile<'_> {
+    /// Number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len() / self.pairs
+    }
+
+    /// Number of strips, from 1 to `FLOAT_STRIPS`.
+    pub(super) fn strip_count(&self) -> usize {
+        self.strips.len() / (self.pairs * COLUMNS)
+    }
+}
+
 /// Evaluates an expression with the number of rows, or of rows and strips, of a tile as constants.
 #[cfg(target_arch = "x86_64")]
 macro_rules! with_tile_shape {
@@ -193,6 +227,8 @@ pub(super) trait Isa: Copy {
     const WIDE: bool;
     /// Whether `mul_add` is one instruction, and not a call.
     const FUSED: bool;
+    /// Whether [`Self::multiply_pairs`] is written with instructions for bf16.
+    const NATIVE_BF16: bool = false;
 
     /// The set, where this processor has it.
     fn detect() -> Option<Self>;
@@ -209,6 +245,13 @@ pub(super) trait Isa: Copy {
     /// Multiplies a tile of fp32, likewise: `[count, strips, COLUMNS]`, each sum in the order of the
     /// inputs.
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]);
+
+    /// Multiplies a tile of bf16, likewise. Every sum is rounded to fp32 after each product, in the order of the
+    /// pairs, and in a pair the second product first: what `VDPBF16PS` does.
+    #[inline(always)]
+    fn multiply_pairs(self, tile: &PairTile<'_>, sums: &mut [f32]) {
+        bf16::multiply_widened::<Self>(tile, sums);
+    }
 }
 
 /// Code that is compiled once for each instruction set. `run` must be `#[inline(always)]`: only then does the

@@ -1,9 +1,11 @@
-//! SIMD kernels for unpadded transformer encoders and decoders: matrix products in fp32 and int8, attention over
+//! SIMD kernels for unpadded transformer encoders and decoders: matrix products in fp32, bf16 and int8, attention over
 //! packed sequences, layers, norms and pooling.
 
 pub mod attention;
+pub mod bf16;
 pub mod causal;
 pub mod compute_pool;
+mod dense;
 mod elementary;
 mod epilogue;
 pub mod fp32;

@@ -98,6 +98,9 @@ pub mod operator {
     /// the feed-forward network. Then the optional inputs of [`PACKED_ATTENTION`]. Output:
     /// `[tokens or sequences, width]`.
     pub const LAYER: &str = "Layer";
+    /// A [`LAYER`] in bf16: each matrix is [`strips`](rerankd_kernels::bf16::strips) of pairs of bf16, 32 bits each,
+    /// and a bias.
+    pub const BF16_LAYER: &str = "Bf16Layer";
     /// A [`LAYER`] in int8: each matrix is the strips, scales and sums of
     /// [`rerankd_kernels::quantize::Quantized`], and a bias.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
@@ -106,11 +109,15 @@ pub mod operator {
     /// Inputs as for [`LAYER`], but [`GATED_MATRICES`] matrices: query projection; key and value projection;
     /// attention output projection; up; gate; down. LayerNorm precedes attention and the feed-forward network.
     pub const GATED_LAYER: &str = "GatedLayer";
+    /// A [`GATED_LAYER`] in bf16.
+    pub const BF16_GATED_LAYER: &str = "Bf16GatedLayer";
     /// A [`GATED_LAYER`] in int8.
     pub const QUANTIZED_GATED_LAYER: &str = "QuantizedGatedLayer";
     /// A [`LAYER`] with a gated linear unit, in fp32: inputs as for it, but [`GATED_MATRICES`] matrices, those of a
     /// [`GATED_LAYER`].
     pub const POST_NORM_GATED_LAYER: &str = "PostNormGatedLayer";
+    /// A [`POST_NORM_GATED_LAYER`] in bf16.
+    pub const BF16_POST_NORM_GATED_LAYER: &str = "Bf16PostNormGatedLayer";
     /// A [`POST_NORM_GATED_LAYER`] in int8.
     pub const QUANTIZED_POST_NORM_GATED_LAYER: &str = "QuantizedPostNormGatedLayer";
     /// Matrices of a [`GATED_LAYER`].
@@ -134,7 +141,9 @@ pub mod operator {
     /// size]`. Optional: weights of RMSNorm of queries and of keys, `[head size]`. Output: `[rows or sequences,
     /// width]`.
     pub const DECODER_LAYER: &str = "DecoderLayer";
-    /// A [`DECODER_LAYER`] whose strips are in bf16.
+    /// A [`DECODER_LAYER`] in fp32 whose strips are in bf16, and widened as they are multiplied.
+    pub const WIDENED_DECODER_LAYER: &str = "WidenedDecoderLayer";
+    /// A [`DECODER_LAYER`] in bf16, with the matrices of a [`BF16_LAYER`].
     pub const BF16_DECODER_LAYER: &str = "Bf16DecoderLayer";
     /// A [`DECODER_LAYER`] in int8.
     pub const QUANTIZED_DECODER_LAYER: &str = "QuantizedDecoderLayer";
@@ -182,6 +191,8 @@ pub enum Precision {
     Fp32,
     /// fp32 with ONNX Runtime's matrix products, for CPUs that [`operator::LAYER`] does not support.
     Fp32Nodes,
+    /// bf16 weights, and products of bf16 with sums in fp32; the rest is fp32.
+    Bf16,
     /// int8 weights, activations and attention.
     Int8,
 }
@@ -191,6 +202,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 | Self::Fp32Nodes => "fp32",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
     }

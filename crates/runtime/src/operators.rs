@@ -15,8 +15,9 @@ use self::unwind::CatchUnwind;
 use rerankd_kernels::attention::{
     Attention, Columns, Disentangled, PositionalEncoding, Queries, Scratch, attend,
 };
+use rerankd_kernels::bf16::Bf16;
 use rerankd_kernels::compute_pool::ComputePool;
-use rerankd_kernels::fp32::{Bf16, Fp32};
+use rerankd_kernels::fp32::{Fp32, WidenedBf16};
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_kernels::norm::LayerNorm;
 use rerankd_kernels::pooling::{self, Mode};
@@ -32,9 +33,11 @@ pub(super) fn domain(pool: &ComputePool) -> ort::Result<OperatorDomain> {
     domain = register(domain, QuantizedEmbeddings(set))?;
     for form in [Form::PostNorm, Form::PostNormGated, Form::PreNormGated] {
         domain = register(domain, EncoderLayer::<Fp32>::new(pool, form))?;
+        domain = register(domain, EncoderLayer::<Bf16>::new(pool, form))?;
         domain = register(domain, EncoderLayer::<Int8>::new(pool, form))?;
     }
     domain = register(domain, Decoder::<Fp32>::new(pool))?;
+    domain = register(domain, Decoder::<WidenedBf16>::new(pool))?;
     domain = register(domain, Decoder::<Bf16>::new(pool))?;
     domain = register(domain, Decoder::<Int8>::new(pool))?;
     Ok(domain)

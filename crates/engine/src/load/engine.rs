@@ -25,9 +25,9 @@ pub enum PrecisionError {
     /// fp16 on a CPU.
     #[error("`--precision fp16` requires a GPU; hint: `--precision auto` works on every device")]
     HalfOnCpu,
-    /// int8 on a GPU.
-    #[error("`--precision int8` requires a CPU; hint: `--precision auto` works on every device")]
-    Int8OnGpu,
+    /// bf16 or int8 on a GPU.
+    #[error("`--precision {0}` requires a CPU; hint: `--precision auto` works on every device")]
+    OnGpu(&'static str),
 }
 
 /// The number format that a model is computed in.
@@ -38,24 +38,42 @@ enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// The configured precision on `device`. `auto` uses int8 for the built-in model only: its effect on the
-    /// scores of other models has not been measured.
-    fn of(config: &LoadConfig, device: &Taken) -> Result<Self, PrecisionError> {
-        use graph::Precision::{Fp32, Fp32Nodes, Int8};
-        let (measured, set) = (config.model.is_none(), InstructionSet::best());
-        let fp32 = match set.favors_own_fp32() {
-            true => Fp32,
-            false => Fp32Nodes,
-        };
-        match (device, config.precision) {
-            (Taken::Cpu, Precision::Fp32) => Ok(Self::Cpu(fp32)),
-            (Taken::Cpu, Precision::Int8) => Ok(Self::Cpu(Int8)),
-            (Taken::Cpu, Precision::Fp16) => Err(PrecisionError::HalfOnCpu),
-            (Taken::Cpu, Precision::Auto) if measured && set.favors_int8() => Ok(Self::Cpu(Int8)),
-            (Taken::Cpu, Precision::Auto) => Ok(Self::Cpu(fp32)),
-            (Taken::Cuda(_), Precision::Fp32) => Ok(Self::Cuda(Floats::Single)),
-            (Taken::Cuda(_), Precision::Fp16 | Precision::Auto) => Ok(Self::Cuda(Floats::Half)),
-            (Taken::Cuda(_), Precision::Int8) => Err(PrecisionError::Int8OnGpu),
+    /// The configured precision on `device`, and why it is used.
+    fn of(config: &LoadConfig, device: &Taken) -> Result<(Self, String), PrecisionError> {
+        let set = InstructionSet::best();
+        let asked = config.precision;
+        match device {
+            Taken::Cpu => {
+                let measured = config.model.is_none();
+                let (precision, because) = match asked {
+                    Precision::Auto => automatic(set, measured),
+                    _ => (asked, "it was asked for, or is the default".to_owned()),
+                };
+                let fp32 = match set.favors_own_fp32() {
+                    true => graph::Precision::Fp32,
+                    false => graph::Precision::Fp32Nodes,
+                };
+                Ok(match precision {
+                    Precision::Fp32 | Precision::Auto => (Self::Cpu(fp32), because),
+                    Precision::Int8 => (Self::Cpu(graph::Precision::Int8), because),
+                    Precision::Bf16 => {
+                        let because = format!("{because}; {}", bf16_products(set));
+                        (Self::Cpu(graph::Precision::Bf16), because)
+                    }
+                    Precision::Fp16 => return Err(PrecisionError::HalfOnCpu),
+                })
+            }
+            Taken::Cuda(_) => {
+                let (floats, because) = match asked {
+                    Precision::Fp32 => (Floats::Single, "it was asked for, or is the default"),
+                    Precision::Fp16 => (Floats::Half, "it was asked for"),
+                    Precision::Auto => (Floats::Half, "it is faster than fp32 on a GPU"),
+                    Precision::Bf16 | Precision::Int8 => {
+                        return Err(PrecisionError::OnGpu(asked.name()));
+                    }
+                };
+                Ok((Self::Cuda(floats), because.to_owned()))
+            }
         }
     }
 
@@ -68,10 +86,40 @@ impl Arithmetic {
     }
 }
 
+/// What `auto` is on a CPU, and why. `measured`: whether the effect of int8 on the model's scores is known.
+fn automatic(set: InstructionSet, measured: bool) -> (Precision, String) {
+    let name = set.name();
+    if measured && set.favors_int8() {
+        let because =
+            format!("int8 is fastest with {name}, and its quality with this model is known");
+        return (Precision::Int8, because);
+    }
+    let known = if measured {
+        format!("int8 has no fast products with {name}")
+    } else {
+        "the quality of int8 with this model is not known".to_owned()
+    };
+    if set.has_bf16() {
+        (Precision::Bf16, known)
+    } else {
+        (Precision::Fp32, format!("{known}; {}", bf16_products(set)))
+    }
+}
+
+/// How products of bf16 are computed.
+fn bf16_products(set: InstructionSet) -> String {
+    let name = set.name();
+    match set.has_bf16() {
+        true => format!("{name} has instructions for bf16"),
+        false => format!("{name} has no instructions for bf16, so its numbers are widened to fp32"),
+    }
+}
+
 /// The device and the arithmetic, before the model is opened on it.
 pub(super) struct Plan {
     choice: Choice,
     arithmetic: Arithmetic,
+    arithmetic_because: String,
 }
 
 impl Plan {
@@ -82,7 +130,7 @@ impl Plan {
     pub(super) fn new(config: &LoadConfig, library: &Library) -> Result<Self, LoadError> {
         let machine = ThisMachine::new(config.library_path.as_deref());
         let choice = choose(config.device, &library.path, &library.version, &machine)?;
-        let arithmetic = Arithmetic::of(config, &choice.device)?;
+        let (arithmetic, arithmetic_because) = Arithmetic::of(config, &choice.device)?;
         match &choice.device {
             Taken::Cpu => {
                 tracing::info!(device = choice.name(), because = choice.because, "device")
@@ -97,7 +145,11 @@ impl Plan {
                 "device"
             ),
         }
-        Ok(Self { choice, arithmetic })
+        Ok(Self {
+            choice,
+            arithmetic,
+            arithmetic_because,
+        })
     }
 
     /// Opens all sessions, and drops the model to free its memory for them.
@@ -135,8 +187,12 @@ impl Plan {
             device: Taken::Cpu,
             because: "causal models run on the CPU".to_owned(),
         };
-        let arithmetic = Arithmetic::of(config, &choice.device)?;
-        Ok(Self { choice, arithmetic })
+        let (arithmetic, arithmetic_because) = Arithmetic::of(config, &choice.device)?;
+        Ok(Self {
+            choice,
+            arithmetic,
+            arithmetic_because,
+        })
     }
 
     fn open_built(
@@ -164,7 +220,7 @@ impl Plan {
                 let pool = match precision {
                     // This graph has no custom operators that would borrow cores.
                     graph::Precision::Fp32Nodes => ComputePool::default(),
-                    graph::Precision::Fp32 | graph::Precision::Int8 => {
+                    graph::Precision::Fp32 | graph::Precision::Bf16 | graph::Precision::Int8 => {
                         ComputePool::new(config.threads)?
                     }
                 };
@@ -188,6 +244,7 @@ impl Plan {
             device_because: self.choice.because,
             on_gpu: matches!(self.choice.device, Taken::Cuda(_)),
             precision: self.arithmetic.name(),
+            precision_because: self.arithmetic_because,
             opened,
         })
     }
@@ -211,7 +268,9 @@ impl Plan {
                 "use `--device cpu`, or serve the weights of the model",
             )));
         }
-        if config.precision == Precision::Int8 && file.precision() != "int8" {
+        let asked = config.precision;
+        let chosen = matches!(asked, Precision::Bf16 | Precision::Int8);
+        if chosen && file.precision() != asked.name() {
             return Err(LoadError::Model(ModelError::new(
                 format!(
                     "`{place}` computes in {}, and ONNX files run unchanged",
@@ -229,6 +288,7 @@ impl Plan {
             },
             on_gpu: false,
             precision: file.precision(),
+            precision_because: "ONNX files run unchanged".to_owned(),
             opened: Opened {
                 weight_bytes: file.weight_bytes,
                 ..on_cpu(config, || model.session(1), PaddedScorer::providers)?
@@ -305,6 +365,7 @@ pub(super) struct Engine {
     pub(super) device: String,
     pub(super) device_because: String,
     pub(super) precision: &'static str,
+    pub(super) precision_because: String,
     pub(super) opened: Opened,
     on_gpu: bool,
 }
@@ -338,7 +399,7 @@ mod tests {
             precision,
             ..LoadConfig::default()
         };
-        Arithmetic::of(&config, device).map(Arithmetic::name)
+        Arithmetic::of(&config, device).map(|(arithmetic, _)| arithmetic.name())
     }
 
     #[test]
@@ -354,8 +415,13 @@ mod tests {
                 device: Taken::Cuda(Gpu::default()),
                 because: "a GPU is there".into(),
             };
-            let arithmetic = Arithmetic::of(&config, &choice.device).unwrap();
-            Plan { choice, arithmetic }.on_cpu_only(&config, &model.manifest)
+            let (arithmetic, arithmetic_because) = Arithmetic::of(&config, &choice.device).unwrap();
+            let plan = Plan {
+                choice,
+                arithmetic,
+                arithmetic_because,
+            };
+            plan.on_cpu_only(&config, &model.manifest)
         };
         let error = plan(Device::Cuda(0)).map(|_| ()).unwrap_err().to_string();
         assert!(
@@ -370,7 +436,10 @@ mod tests {
     #[test]
     fn every_device_has_its_arithmetic() {
         let gpu = Taken::Cuda(Gpu::default());
-        assert_eq!(arithmetic(&Taken::Cpu, Precision::Auto), Ok("fp32"));
+        let native = InstructionSet::best().has_bf16();
+        let unmeasured = if native { "bf16" } else { "fp32" };
+        assert_eq!(arithmetic(&Taken::Cpu, Precision::Auto), Ok(unmeasured));
+        assert_eq!(arithmetic(&Taken::Cpu, Precision::Bf16), Ok("bf16"));
         assert_eq!(arithmetic(&gpu, Precision::Auto), Ok("fp16"));
         assert_eq!(arithmetic(&gpu, Precision::Fp16), Ok("fp16"));
         assert_eq!(arithmetic(&gpu, Precision::Fp32), Ok("fp32"));
@@ -378,9 +447,26 @@ mod tests {
             arithmetic(&Taken::Cpu, Precision::Fp16),
             Err(PrecisionError::HalfOnCpu)
         );
-        assert_eq!(
-            arithmetic(&gpu, Precision::Int8),
-            Err(PrecisionError::Int8OnGpu)
-        );
+        for precision in [Precision::Bf16, Precision::Int8] {
+            let error = PrecisionError::OnGpu(precision.name());
+            assert_eq!(arithmetic(&gpu, precision), Err(error));
+        }
+    }
+
+    #[test]
+    fn auto_says_why() {
+        for set in InstructionSet::available() {
+            let (precision, because) = automatic(set, false);
+            let expected = if set.has_bf16() {
+                Precision::Bf16
+            } else {
+                Precision::Fp32
+            };
+            assert_eq!(precision, expected, "{}", set.name());
+            assert!(because.contains("int8"), "{because}");
+            let (precision, because) = automatic(set, true);
+            assert_eq!(precision == Precision::Int8, set.favors_int8());
+            assert!(because.contains(set.name()), "{because}");
+        }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::bf16::{self, Bf16};
 use crate::fp32::{self, Fp32};
 use crate::quantize::Quantized;
 use crate::quantized::{self, Int8};
@@ -34,6 +35,27 @@ impl Owned for Float {
 
     fn matrix(&self) -> fp32::Matrix<'_> {
         fp32::Matrix {
+            strips: &self.strips,
+            bias: &self.bias,
+        }
+    }
+}
+
+pub(super) struct Half {
+    strips: Vec<bf16::Pair>,
+    bias: Vec<f32>,
+}
+
+impl Owned for Half {
+    type Products = Bf16;
+
+    fn new(weights: &[f32], inputs: usize, bias: Vec<f32>) -> Self {
+        let strips = bf16::strips(&[weights], inputs);
+        Self { strips, bias }
+    }
+
+    fn matrix(&self) -> bf16::Matrix<'_> {
+        bf16::Matrix {
             strips: &self.strips,
             bias: &self.bias,
         }
@@ -175,6 +197,11 @@ fn check<W: Owned>() {
 #[test]
 fn a_damaged_sequence_is_nan_and_leaves_the_others_as_they_are_in_fp32() {
     check::<Float>();
+}
+
+#[test]
+fn a_damaged_sequence_is_nan_and_leaves_the_others_as_they_are_in_bf16() {
+    check::<Half>();
 }
 
 #[test]

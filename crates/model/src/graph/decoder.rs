@@ -4,11 +4,11 @@
 use half::bf16;
 
 use super::builder::{Data, Graph, STANDARD, Value};
-use super::encoder::{EncoderGraph, activation};
+use super::encoder::{EncoderGraph, activation, halved};
 use super::head::Pooled;
 use super::{Precision, operator};
 use crate::head::LogitScore;
-use crate::onnx::{AttributeProto, DataType};
+use crate::onnx::AttributeProto;
 use crate::{Decoder, EncoderConfig, Model, ModelError};
 use rerankd_kernels::strips::strips;
 
@@ -23,7 +23,7 @@ pub(super) fn build(
 ) -> Result<Graph, ModelError> {
     let mut graph = EncoderGraph::decoder(model, precision);
     let rotary = graph.rotary_table(decoder);
-    let mut hidden = graph.word_rows(decoder)?;
+    let mut hidden = graph.decoder_word_rows(decoder)?;
     for layer in 0..graph.config.layers {
         hidden = graph.decoder_layer(decoder, layer, &hidden, &rotary)?;
     }
@@ -34,7 +34,7 @@ pub(super) fn build(
 }
 
 impl EncoderGraph<'_> {
-    fn word_rows(&mut self, decoder: &Decoder) -> Result<Value, ModelError> {
+    fn decoder_word_rows(&mut self, decoder: &Decoder) -> Result<Value, ModelError> {
         let EncoderConfig {
             hidden_size: size,
             vocab_size,
@@ -42,19 +42,13 @@ impl EncoderGraph<'_> {
             ..
         } = *self.config;
         let name = tensors.name(tensors.words);
-        let ids = self.inputs.input_ids.clone();
         let (name, shape) = (format!("{name}.weight"), [vocab_size, size]);
         let mut rows = if self.model().weights.is_bf16(&name) {
             let words = self.model().weights.read_bf16(&name, &shape)?;
-            let words = self.graph.weight(&name, &shape, Data::BF16(words));
-            let rows = self.gather("word", &words, &ids);
-            let float = AttributeProto::int("to", DataType::Float as i64);
-            self.graph
-                .node("word.wide", STANDARD, "Cast", &[&rows], &[float])
+            self.halved_word_rows(&name, shape, words)
         } else {
             let words = self.model().weights.read(&name, &shape)?;
-            let words = self.floats(&name, &shape, words);
-            self.gather("word", &words, &ids)
+            self.word_rows(&name, size, words)
         };
         if decoder.is_gemma {
             let factor = self.floats("word.factor", &[1], vec![(size as f32).sqrt()]);
@@ -63,16 +57,16 @@ impl EncoderGraph<'_> {
         Ok(rows)
     }
 
-    /// As [`EncoderGraph::product`], with the weights as they are stored where those are `bf16`.
+    /// As [`EncoderGraph::product`], with the weights as they are stored where those are to be `widened`.
     fn decoder_product(
         &mut self,
-        bf16: bool,
+        widened: bool,
         name: &str,
         input: usize,
         matrices: &[&[f32]],
         bias: Vec<f32>,
     ) -> Vec<Value> {
-        if !bf16 {
+        if !widened {
             return self.product(name, input, matrices, bias);
         }
         let halved: Vec<Vec<bf16>> = matrices.iter().map(|matrix| halved(matrix)).collect();
@@ -86,8 +80,8 @@ impl EncoderGraph<'_> {
         vec![strips, self.floats(&name("bias"), &shape, bias)]
     }
 
-    /// Whether the products of a layer are of weights in bf16: all of them are stored so.
-    fn is_bf16(&self, decoder: &Decoder, base: &str) -> bool {
+    /// Whether the products of a layer are in fp32 of weights in bf16: all of them are stored so.
+    fn is_widened(&self, decoder: &Decoder, base: &str) -> bool {
         let tensors = &self.config.tensors;
         let parts = [
             tensors.query,
@@ -102,7 +96,8 @@ impl EncoderGraph<'_> {
             let name = format!("{base}.{part}.weight");
             self.model().weights.is_bf16(&name)
         };
-        self.precision() != Precision::Int8 && parts.iter().all(stored)
+        let fp32 = matches!(self.precision(), Precision::Fp32 | Precision::Fp32Nodes);
+        fp32 && parts.iter().all(stored)
     }
 
     fn rotary_table(&mut self, decoder: &Decoder) -> Value {
@@ -139,7 +134,7 @@ impl EncoderGraph<'_> {
         } = decoder;
         let base = tensors.layer(index);
         let part = |name: &str| format!("{base}.{name}");
-        let bf16 = self.is_bf16(decoder, &base);
+        let widened = self.is_widened(decoder, &base);
         let [segments, keep] = [&self.inputs.segments, &self.inputs.keep];
         let mut inputs = vec![hidden.clone(), segments.clone(), keep.clone()];
 
@@ -147,7 +142,7 @@ impl EncoderGraph<'_> {
         let name = part(tensors.query);
         let matrix = self.matrix(&name, queries, width)?;
         let bias = self.bias(&name, queries, input_bias)?;
-        inputs.extend(self.decoder_product(bf16, &name, width, &[&matrix], bias));
+        inputs.extend(self.decoder_product(widened, &name, width, &[&matrix], bias));
         let (key, value) = (part(tensors.key), part(tensors.value));
         let matrices = [
             self.matrix(&key, keys, width)?,
@@ -158,7 +153,7 @@ impl EncoderGraph<'_> {
             self.bias(&value, keys, input_bias)?,
         ];
         let matrices = [&matrices[0][..], &matrices[1]];
-        inputs.extend(self.decoder_product(bf16, &part("kv"), width, &matrices, bias.concat()));
+        inputs.extend(self.decoder_product(widened, &part("kv"), width, &matrices, bias.concat()));
         for (name, outputs, input, has_bias) in [
             (tensors.output, width, queries, output_bias),
             (decoder.gate, inner, width, feed_forward_bias),
@@ -168,7 +163,7 @@ impl EncoderGraph<'_> {
             let name = part(name);
             let matrix = self.matrix(&name, outputs, input)?;
             let bias = self.bias(&name, outputs, has_bias)?;
-            inputs.extend(self.decoder_product(bf16, &name, input, &[&matrix], bias));
+            inputs.extend(self.decoder_product(widened, &name, input, &[&matrix], bias));
         }
         for norm in [tensors.attention_norm, tensors.output_norm] {
             inputs.push(self.norm_weight(decoder, &part(norm), width)?);
@@ -195,7 +190,8 @@ impl EncoderGraph<'_> {
             operator::DOMAIN,
             match self.precision() {
                 Precision::Int8 => operator::QUANTIZED_DECODER_LAYER,
-                _ if bf16 => operator::BF16_DECODER_LAYER,
+                Precision::Bf16 => operator::BF16_DECODER_LAYER,
+                _ if widened => operator::WIDENED_DECODER_LAYER,
                 Precision::Fp32 | Precision::Fp32Nodes => operator::DECODER_LAYER,
             },
             &inputs.iter().collect::<Vec<_>>(),
@@ -263,9 +259,4 @@ impl EncoderGraph<'_> {
         }
         Ok(self.linear("logit", x, size, &[&row]))
     }
-}
-
-/// Numbers that were widened from bf16, as they were.
-fn halved(numbers: &[f32]) -> Vec<bf16> {
-    numbers.iter().map(|&x| bf16::from_f32(x)).collect()
 }

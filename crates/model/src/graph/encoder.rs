@@ -1,5 +1,7 @@
 //! Graph of post-norm encoders (BERT and its descendants), and parts shared with other encoders.
 
+use half::bf16;
+
 use super::builder::{CONTRIB, Data, Dim, Graph, GraphBuilder, STANDARD, Value};
 use super::disentangled::{Projected, RelativePositions};
 use super::{Precision, Rows, io, operator};
@@ -213,7 +215,7 @@ impl<'a> EncoderGraph<'a> {
         }
         let embedded = match self.precision {
             Precision::Int8 => self.quantized_embeddings(&norm, &data)?,
-            Precision::Fp32 | Precision::Fp32Nodes => {
+            Precision::Fp32 | Precision::Fp32Nodes | Precision::Bf16 => {
                 let [word, position] = self.embedding_rows(&words, data)?;
                 self.layer_norm(&norm, size, &word, &position, None)?
             }
@@ -227,14 +229,36 @@ impl<'a> EncoderGraph<'a> {
     /// The words and positions of all tokens.
     fn embedding_rows(&mut self, name: &str, words: Vec<f32>) -> Result<[Value; 2], ModelError> {
         let size = self.config.embedding_size;
-        let words = self.floats(name, &[self.config.vocab_size, size], words);
+        let word = self.word_rows(name, size, words);
         let positions = self.position_table()?;
-        let (ids, index) = (
-            self.inputs.input_ids.clone(),
-            self.inputs.position_ids.clone(),
-        );
-        let word = self.gather("word", &words, &ids);
+        let index = self.inputs.position_ids.clone();
         Ok([word, self.gather("position", &positions, &index)])
+    }
+
+    /// The word embeddings of all tokens, from a table `[vocabulary, size]`.
+    pub(super) fn word_rows(&mut self, name: &str, size: usize, words: Vec<f32>) -> Value {
+        let shape = [words.len() / size, size];
+        if self.precision != Precision::Bf16 {
+            let words = self.floats(name, &shape, words);
+            let ids = self.inputs.input_ids.clone();
+            return self.gather("word", &words, &ids);
+        }
+        self.halved_word_rows(name, shape, halved(&words))
+    }
+
+    /// The same from a table in bf16, in fp32.
+    pub(super) fn halved_word_rows(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        words: Vec<bf16>,
+    ) -> Value {
+        let words = self.graph.weight(name, &shape, Data::BF16(words));
+        let ids = self.inputs.input_ids.clone();
+        let rows = self.gather("word", &words, &ids);
+        let float = AttributeProto::int("to", DataType::Float as i64);
+        self.graph
+            .node("word.wide", STANDARD, "Cast", &[&rows], &[float])
     }
 
     fn quantized_embeddings(&mut self, norm: &str, words: &[f32]) -> Result<Value, ModelError> {
@@ -395,6 +419,8 @@ impl<'a> EncoderGraph<'a> {
             &base,
             operator::DOMAIN,
             match (self.precision, gate) {
+                (Precision::Bf16, None) => operator::BF16_LAYER,
+                (Precision::Bf16, Some(_)) => operator::BF16_POST_NORM_GATED_LAYER,
                 (Precision::Int8, None) => operator::QUANTIZED_LAYER,
                 (_, None) => operator::LAYER,
                 (Precision::Int8, Some(_)) => operator::QUANTIZED_POST_NORM_GATED_LAYER,
@@ -436,21 +462,28 @@ impl<'a> EncoderGraph<'a> {
         matrices: &[&[f32]],
         bias: Vec<f32>,
     ) -> Vec<Value> {
-        let parts = if self.precision == Precision::Int8 {
-            let Quantized {
-                strips,
-                scales,
-                sums,
-            } = Quantized::new(matrices, input);
-            vec![
-                ("strips", Data::I8(strips)),
-                ("scales", Data::F32(scales)),
-                ("sums", Data::I32(sums)),
-                ("bias", Data::F32(bias)),
-            ]
-        } else {
-            let strips = strips(matrices, input);
-            vec![("strips", Data::F32(strips)), ("bias", Data::F32(bias))]
+        let bias = ("bias", Data::F32(bias));
+        let parts = match self.precision {
+            Precision::Int8 => {
+                let Quantized {
+                    strips,
+                    scales,
+                    sums,
+                } = Quantized::new(matrices, input);
+                vec![
+                    ("strips", Data::I8(strips)),
+                    ("scales", Data::F32(scales)),
+                    ("sums", Data::I32(sums)),
+                    bias,
+                ]
+            }
+            Precision::Bf16 => {
+                let strips = rerankd_kernels::bf16::strips(matrices, input);
+                vec![("strips", Data::I32(strips)), bias]
+            }
+            Precision::Fp32 | Precision::Fp32Nodes => {
+                vec![("strips", Data::F32(strips(matrices, input))), bias]
+            }
         };
         let graph = &mut self.graph;
         let weight = |(part, data): (&str, Data)| {
@@ -738,6 +771,11 @@ fn alibi_slopes(heads: usize) -> Vec<f32> {
     let most = 1 << heads.ilog2();
     let further = powers(2 * most).step_by(2).take(heads - most);
     powers(most).chain(further).collect()
+}
+
+/// Numbers rounded to bf16.
+pub(super) fn halved(numbers: &[f32]) -> Vec<bf16> {
+    numbers.iter().map(|&x| bf16::from_f32(x)).collect()
 }
 
 /// The attribute for the activation of the feed-forward network.

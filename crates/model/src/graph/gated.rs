@@ -59,9 +59,7 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let name = tensors.name(tensors.words);
         let words = self.matrix(&name, vocab_size, size)?;
-        let words = self.floats(&format!("{name}.weight"), &[vocab_size, size], words);
-        let ids = self.inputs.input_ids.clone();
-        let word = self.gather("word", &words, &ids);
+        let word = self.word_rows(&format!("{name}.weight"), size, words);
         self.norm(&tensors.name(tensors.norm), &word, gated)
     }
 
@@ -168,7 +166,8 @@ impl EncoderGraph<'_> {
             operator::DOMAIN,
             match self.precision() {
                 Precision::Int8 => operator::QUANTIZED_GATED_LAYER,
-                _ => operator::GATED_LAYER,
+                Precision::Bf16 => operator::BF16_GATED_LAYER,
+                Precision::Fp32 | Precision::Fp32Nodes => operator::GATED_LAYER,
             },
             &inputs.iter().collect::<Vec<_>>(),
             &attributes,

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput,
@@ -16,8 +15,9 @@ use super::{
 };
 use crate::preemption::between_layers;
 use rerankd_kernels::attention::Queries;
+use rerankd_kernels::bf16::{self, Bf16};
 use rerankd_kernels::compute_pool::ComputePool;
-use rerankd_kernels::fp32::{self, Bf16, Bf16Matrix, Fp32};
+use rerankd_kernels::fp32::{self, Fp32, WidenedBf16, WidenedMatrix};
 use rerankd_kernels::layer::{
     self, Epilogue, Layer, LayerInput, Norms, Products, QkvProjection, Scratch,
 };
@@ -101,14 +101,28 @@ impl GraphProducts for Fp32 {
     }
 }
 
-impl GraphProducts for Bf16 {
+impl GraphProducts for WidenedBf16 {
     const MATRIX: &'static [TensorElementType] =
         &[TensorElementType::Bfloat16, TensorElementType::Float32];
+    const DECODER_LAYER: &'static str = operator::WIDENED_DECODER_LAYER;
+
+    fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<WidenedMatrix<'a>> {
+        let (_, strips) = inputs[0].try_extract_tensor::<half::bf16>()?;
+        Ok(WidenedMatrix {
+            strips: strips.reinterpret_cast(),
+            bias: floats(inputs, 1)?,
+        })
+    }
+}
+
+impl GraphProducts for Bf16 {
+    const MATRIX: &'static [TensorElementType] =
+        &[TensorElementType::Int32, TensorElementType::Float32];
     const DECODER_LAYER: &'static str = operator::BF16_DECODER_LAYER;
 
-    fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<Bf16Matrix<'a>> {
-        Ok(Bf16Matrix {
-            strips: inputs[0].try_extract_tensor::<bf16>()?.1.reinterpret_cast(),
+    fn matrix<'a>(inputs: &'a [ValueRef<'_>]) -> ort::Result<bf16::Matrix<'a>> {
+        Ok(bf16::Matrix {
+            strips: inputs[0].try_extract_tensor::<bf16::Pair>()?.1,
             bias: floats(inputs, 1)?,
         })
     }
@@ -120,6 +134,16 @@ impl EncoderProducts for Int8 {
             Form::PostNorm => operator::QUANTIZED_LAYER,
             Form::PostNormGated => operator::QUANTIZED_POST_NORM_GATED_LAYER,
             Form::PreNormGated => operator::QUANTIZED_GATED_LAYER,
+        }
+    }
+}
+
+impl EncoderProducts for Bf16 {
+    fn operator_name(form: Form) -> &'static str {
+        match form {
+            Form::PostNorm => operator::BF16_LAYER,
+            Form::PostNormGated => operator::BF16_POST_NORM_GATED_LAYER,
+            Form::PreNormGated => operator::BF16_GATED_LAYER,
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::layer::tests::{Byte, Float, Owned};
+use crate::layer::tests::{Byte, Float, Half, Owned};
 use crate::testing::numbers;
 
 const WIDTH: usize = 12;
@@ -356,6 +356,11 @@ fn check_company<W: Owned>() {
 #[test]
 fn company_and_a_shared_prefix_change_no_bit_in_fp32() {
     check_company::<Float>();
+}
+
+#[test]
+fn company_and_a_shared_prefix_change_no_bit_in_bf16() {
+    check_company::<Half>();
 }
 
 #[test]
