@@ -51,7 +51,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     if let Ok(model) = Model::open(FOLDER.path()) {
-        for precision in [Precision::Fp32, Precision::Int8] {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Int8] {
             let _ = graph::build(&model, Rows::FirstOfEach, precision);
         }
     }

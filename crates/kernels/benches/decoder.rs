@@ -125,7 +125,7 @@ fn peaks(rounds: usize, set: InstructionSet) -> [Option<f64>; 2] {
         None
     };
     // SAFETY: likewise.
-    let int8 = if name == "avx512-vnni" {
+    let int8 = if ["avx512-vnni", "avx512-bf16"].contains(&name) {
         rate(2 * 64 * CHAINS, &|| unsafe { int8_512() })
     } else if has_avx2 && name != "avx-vnni" {
         rate(2 * 16 * 12, &|| unsafe { int8_256() })

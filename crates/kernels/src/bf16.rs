@@ -12,7 +12,6 @@ use std::thread::LocalKey;
 
 use super::attention::{self as exact, Attention};
 use super::dense::{Dense, Tiles, part};
-use super::elementary::rough_gelu;
 use super::epilogue::Epilogue;
 use super::isa::{InstructionSet, Isa, PairTile, Step, multiply_add};
 use super::layer::{Operand, Products, ThreadScratch};
@@ -222,12 +221,6 @@ struct Pairs<'a> {
 }
 
 impl Tiles for Pairs<'_> {
-    /// Its error is far below a step of bf16.
-    #[inline(always)]
-    fn gelu<I: Isa>(x: f32) -> f32 {
-        rough_gelu::<I>(x)
-    }
-
     fn rows(&self) -> usize {
         self.rows.len() / self.pairs
     }

@@ -1,14 +1,12 @@
 //! A dense layer in floats, tile by tile.
 
+use super::elementary::gelu;
 use super::epilogue::{Epilogue, with_epilogue};
 use super::isa::{FloatSums, Isa, MAX_ROWS, MAX_STRIPS, Step};
 use crate::quantize::COLUMNS;
 
 /// The operands of a matrix product.
 pub(super) trait Tiles {
-    /// The GELU that is exact enough for the arithmetic.
-    fn gelu<I: Isa>(x: f32) -> f32;
-
     /// Rows that are multiplied.
     fn rows(&self) -> usize;
 
@@ -31,7 +29,7 @@ pub(super) struct Dense<'a, T> {
 impl<T: Tiles> Step for Dense<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        with_epilogue!(self.epilogue, I, T::gelu::<I>, |epilogue| self
+        with_epilogue!(self.epilogue, I, gelu::<I>, |epilogue| self
             .multiply(isa, epilogue));
     }
 }

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::thread::LocalKey;
 
 use super::dense::{Dense, Tiles, part};
-use super::elementary::gelu;
 use super::epilogue::Epilogue;
 use super::isa::{FloatTile, InstructionSet, Isa};
 use super::layer::{Operand, Products, ThreadScratch};
@@ -123,11 +122,6 @@ struct Floats<'a> {
 }
 
 impl Tiles for Floats<'_> {
-    #[inline(always)]
-    fn gelu<I: Isa>(x: f32) -> f32 {
-        gelu::<I>(x)
-    }
-
     fn rows(&self) -> usize {
         self.x.rows.len() / self.x.inputs
     }
@@ -151,11 +145,6 @@ struct Widened<'a> {
 }
 
 impl Tiles for Widened<'_> {
-    #[inline(always)]
-    fn gelu<I: Isa>(x: f32) -> f32 {
-        gelu::<I>(x)
-    }
-
     fn rows(&self) -> usize {
         self.x.rows.len() / self.x.inputs
     }

@@ -47,7 +47,8 @@ impl Arithmetic {
                 let measured = config.model.is_none();
                 let (precision, because) = match asked {
                     Precision::Auto => automatic(set, measured),
-                    _ => (asked, "it was asked for, or is the default".to_owned()),
+                    Precision::Fp32 => (asked, "it is the default, or was asked for".to_owned()),
+                    _ => (asked, "it was asked for".to_owned()),
                 };
                 let fp32 = match set.favors_own_fp32() {
                     true => graph::Precision::Fp32,

@@ -44,6 +44,7 @@ pub struct OnnxFile {
     pub parameters: usize,
     operators: BTreeSet<String>,
     has_halves: bool,
+    has_bfloats: bool,
 }
 
 impl OnnxFile {
@@ -64,6 +65,7 @@ impl OnnxFile {
             parameters: 0,
             operators: BTreeSet::new(),
             has_halves: false,
+            has_bfloats: false,
         };
         model.visit(&mut |item| match item {
             GraphItem::Node(node) => {
@@ -72,7 +74,8 @@ impl OnnxFile {
             GraphItem::Tensor(tensor) => {
                 let elements = tensor.elements().unwrap_or(0);
                 file.parameters = file.parameters.saturating_add(elements);
-                file.has_halves |= matches!(tensor.data_type, FLOAT16 | BFLOAT16);
+                file.has_halves |= tensor.data_type == FLOAT16;
+                file.has_bfloats |= tensor.data_type == BFLOAT16;
             }
         });
         for tensor in model.graph.into_iter().flat_map(|graph| graph.initializer) {
@@ -91,6 +94,8 @@ impl OnnxFile {
             "int8"
         } else if self.has_halves {
             "fp16"
+        } else if self.has_bfloats {
+            "bf16"
         } else {
             "fp32"
         }
