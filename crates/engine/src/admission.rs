@@ -1,9 +1,8 @@
 //! Decides, before any work is done, whether a request may enter.
 //!
 //! A request enters whole or not at all, and what was admitted is never revoked. Two questions are asked:
-//! when the request would be done ([`check_time`]), and whether there is memory for it ([`Memory`]). A
-//! request that nobody is ahead of has no wait, so the first lets it in unless its own deadline is too
-//! short; an empty queue has all of its memory, so the second does too.
+//! when the request would be done ([`check_time`]), and whether there is memory for it ([`Memory`]). An
+//! empty queue admits every request whose own deadline is long enough.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,12 +21,12 @@ const LONG_SECONDS: f64 = 1.0;
 /// When a request would be done, in seconds from now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Expected {
-    /// Until it is done, with everything that waits and is likely to come.
+    /// Until it is done, counting what waits now and what is likely to arrive.
     pub completion: f64,
-    /// Until it would be done on an idle machine.
+    /// Until it would be done if the machine were idle.
     pub alone: f64,
-    /// That others make it wait. Much smaller ones that come later do not count: beside them it has its
-    /// share of the machine.
+    /// Spent waiting for other requests. Much smaller ones that arrive later do not count: the request keeps its
+    /// share of the machine beside them.
     pub wait: f64,
 }
 
@@ -214,7 +213,7 @@ impl Memory {
         Ok(permit)
     }
 
-    /// As what a request of `size` counts.
+    /// What a request of `size` is counted as.
     fn counted(&self, size: Size) -> Size {
         Size {
             tokens: size.tokens.min(self.capacity.tokens.div_ceil(2)),
@@ -228,7 +227,7 @@ impl Memory {
 }
 
 impl Held {
-    /// Tokens that must be scored before `size` fits; none or less where it does.
+    /// Tokens that must be scored before `size` fits; zero or negative if it fits now.
     fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> f64 {
         let theirs = self.tenants.get(&holder).copied().unwrap_or_default();
         let missing = |part: fn(Size) -> usize| {
@@ -251,7 +250,7 @@ impl Held {
         })
     }
 
-    /// What `permit` counts changes.
+    /// Changes what `permit` is counted as.
     fn replace(&mut self, permit: &MemoryPermit, old: Size, new: Size) {
         let replace = |sum: &mut Size| {
             sum.tokens = sum.tokens + new.tokens - old.tokens;
@@ -266,12 +265,12 @@ impl Held {
     }
 }
 
-/// By how much `own` does not fit where `total` is held, of it `tenant` by its own tenant, of that `long`
-/// by long requests if it is one: what they must give back until it does.
+/// How much must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by
+/// that tenant's long requests if it is one.
 fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> f64 {
     let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
     let free = capacity as f64 - total - own;
-    // Of what a tenant gives back, the free part grows by as much.
+    // What a tenant releases is also free.
     let by_tenant = (tenant + own - 3.0 * free) / 4.0;
     let most = free + capacity as f64 / 8.0;
     let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - most) / 2.0);

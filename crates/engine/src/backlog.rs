@@ -13,14 +13,14 @@ use rerankd_core::{SchedulingHints, Tenant};
 
 /// Seconds over which the rate of new requests is averaged.
 const ARRIVAL_WINDOW: f64 = 8.0;
-/// Largest part of the machine that newcomers are expected to take from a request that waits.
+/// Largest share of the machine that new requests are expected to take from a waiting one.
 const MAX_NEWCOMERS: f64 = 0.75;
-/// Rounds in which the newcomers during a wait, and the wait they cause, are brought into agreement.
+/// Iterations over a wait that new requests lengthen, during which more of them arrive.
 const ROUNDS: usize = 8;
 
-/// Recent requests that make a rate: one alone tells nothing of the next.
+/// Recent requests needed for a rate; one alone predicts nothing.
 const MIN_REQUESTS: f64 = 1.5;
-/// A request is much smaller than one of so many times its work.
+/// A request is much smaller than another that has at least this many times its work.
 const MUCH_SMALLER: f64 = 8.0;
 
 /// Requests of about the same weight and size.
@@ -81,11 +81,11 @@ impl Arrivals {
     }
 }
 
-/// Which of those that come later are counted.
+/// Which later requests a forecast counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Newcomers {
     All,
-    /// All but those that are much smaller than the request.
+    /// All except much smaller ones.
     Comparable,
 }
 
@@ -95,10 +95,10 @@ pub(crate) struct Forecast {
     pub hints: SchedulingHints,
     /// The work of the request.
     pub work: Work,
-    /// Whether the request is itself in the backlog.
+    /// Whether the request is in the backlog itself.
     pub waits: bool,
     pub cost: Cost,
-    /// Seconds of work that all workers together do in a second.
+    /// Seconds of work that all workers together complete in a second.
     pub speed: f64,
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct Backlog {
     all_arrivals: Option<Arrivals>,
     /// All that waits.
     total: Work,
-    /// Groups that forecasts have looked at.
+    /// Groups that forecasts have read.
     #[cfg(test)]
     pub steps: std::cell::Cell<usize>,
 }
@@ -136,8 +136,8 @@ fn class(hints: SchedulingHints, work: Work) -> Class {
     (weight(hints).max(1).ilog2(), size(work))
 }
 
-/// The part of a newcomer of `theirs` seconds that is done before a request of `own` seconds, which takes
-/// as much at a time and is as likely to be at any point of its work when the newcomer arrives.
+/// The share of a new request of `theirs` seconds that is done before one of `own` seconds ends. Both are served at
+/// the same rate, and the new one arrives at a random point of the other's work.
 fn done_before(theirs: f64, own: f64) -> f64 {
     if theirs <= own {
         1.0 - theirs / (2.0 * own)
@@ -146,7 +146,7 @@ fn done_before(theirs: f64, own: f64) -> f64 {
     }
 }
 
-/// Moves a member of this `weight` whose work was `old` to the group of `new`. A group without members is gone.
+/// Moves a member of this `weight` whose work was `old` to the group of `new`. Empty groups are removed.
 fn replace<K: Ord>(
     groups: &mut BTreeMap<K, Group>,
     key: impl Fn(Work) -> K,
@@ -169,17 +169,18 @@ fn replace<K: Ord>(
 }
 
 impl Backlog {
-    /// A request with these `hints` has `work` waiting from now on.
+    /// Adds a request with these `hints` and `work`.
     pub fn add(&mut self, hints: SchedulingHints, work: Work) {
         self.replace(hints, Work::default(), work);
     }
 
-    /// A request with these `hints` no longer has `work` waiting.
+    /// Removes a request with these `hints` and `work`.
     pub fn remove(&mut self, hints: SchedulingHints, work: Work) {
         self.replace(hints, work, Work::default());
     }
 
-    /// A request with these `hints` has `new` waiting instead of `old`. One without sequences does not wait.
+    /// Changes the work of a request with these `hints` from `old` to `new`. A request without sequences is not
+    /// waiting.
     pub fn replace(&mut self, hints: SchedulingHints, old: Work, new: Work) {
         self.total = self.total + new - old;
         let tenant = self.tenants.entry(hints.tenant).or_default();
@@ -218,8 +219,7 @@ impl Backlog {
         self.total
     }
 
-    /// Seconds of work that all requests together are given by the time the request has had its own, if
-    /// nobody came after it.
+    /// Seconds of work that are done for all requests until this one is complete, if no other arrives.
     pub fn seconds_until_served(&self, forecast: &Forecast) -> f64 {
         let within = self.within_tenant(forecast);
         within + self.other_tenants(forecast, within)
@@ -242,13 +242,13 @@ impl Backlog {
         for _ in 0..ROUNDS {
             let others = self.other_tenants(forecast, within) + other_load * total;
             total = within + others.min(within * other_tenants as f64);
-            // What came during the wait makes it longer, and more comes during that.
+            // Requests that arrive during the wait lengthen it, so more of them arrive.
             within = (waiting + load * total).min(waiting / (1.0 - MAX_NEWCOMERS));
         }
         total
     }
 
-    /// Its own seconds, and those that other requests of its tenant are given meanwhile.
+    /// Its own seconds of work, and those of other requests of its tenant meanwhile.
     fn within_tenant(&self, forecast: &Forecast) -> f64 {
         let Forecast {
             hints, work, cost, ..
@@ -268,7 +268,7 @@ impl Backlog {
         total
     }
 
-    /// Seconds that other tenants are given while its own is given `within`.
+    /// Seconds of work done for other tenants while its own gets `within`.
     fn other_tenants(&self, forecast: &Forecast, within: f64) -> f64 {
         let tenant = self.tenants.get(&forecast.hints.tenant);
         let mut total = 0.0;
@@ -311,7 +311,7 @@ impl Backlog {
                 }
             }
         }
-        // However many come at once: in the long run the machine does no more than it can.
+        // A burst does not last: over time, no more arrives than the machine can do.
         before / forecast.speed.max(all)
     }
 
