@@ -31,7 +31,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Where every other counts.
+    /// `completion` and `alone` in seconds; all other work counts as waiting.
     pub fn new(completion: f64, alone: f64) -> Self {
         Self {
             completion,

@@ -1,8 +1,7 @@
 //! Weighted fair queueing. Plain data.
 //!
 //! Models share by their weights; within a model, tenants share evenly, and the requests of a tenant share its
-//! part by their weights. Each level has a
-//! virtual time, which advances by the cost of what is taken over the weights of all that wait. A newcomer
+//! part by their weights. Each level has a virtual time, which advances by the cost of what is taken over the weights of all that wait. A newcomer
 //! starts at the present virtual time. A member that is served moves ahead by its cost over its weight.
 //! The member that would be least ahead after its next turn is next, so that short turns do not wait for
 //! long ones. The present moves with the work, so a stream of newcomers starts ever later and cannot
@@ -11,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::hash::Hash;
 
-/// Keys of the queue are made by this program, so that no client can make them collide.
+/// The program makes the keys itself, so clients cannot make them collide.
 pub(crate) type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Resolution of virtual time: ticks for each unit of cost.
@@ -28,7 +27,7 @@ pub(crate) struct Level<K> {
     weight: u64,
     /// Members that wait and take turns, by the virtual time after their next turn, then by key.
     waiting: BTreeSet<(u64, K)>,
-    /// Members that wait and sit out at the moment.
+    /// Members that wait and are set aside.
     aside: BTreeSet<(u64, K)>,
     /// Members that left ahead of the present, by virtual time. One that comes back continues from there.
     resting: BTreeSet<(u64, K)>,
@@ -45,7 +44,7 @@ struct Share {
 }
 
 impl Share {
-    /// By how much a turn moves it ahead.
+    /// How far a turn moves it ahead.
     fn ticks(&self, cost: usize) -> u64 {
         (ticks(cost) / u128::from(self.weight)) as u64
     }
@@ -56,7 +55,7 @@ impl Share {
     }
 }
 
-/// By how much a turn moves a member of weight 1 ahead.
+/// How far a turn moves a member of weight 1 ahead.
 fn ticks(cost: usize) -> u128 {
     cost as u128 * TICKS * u128::from(FULL_SHARE)
 }
@@ -75,7 +74,7 @@ impl<K> Default for Level<K> {
 }
 
 impl<K: Copy + Ord + Hash> Level<K> {
-    /// `key` waits from now on. A member that left ahead of the present continues where it was.
+    /// Adds `key`. A member that left ahead of the present continues where it was.
     pub(crate) fn join(&mut self, key: K, weight: u64, next: usize) {
         if let Some(share) = self.shares.get_mut(&key) {
             if self.resting.remove(&(share.reached, key)) {
@@ -152,7 +151,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
         } else {
             self.resting.insert((share.reached, key));
         }
-        // With nobody left, being ahead of the others means nothing.
+        // Nobody is left to be ahead of.
         if self.is_empty() {
             *self = Self::default();
         }
@@ -163,7 +162,7 @@ impl<K: Copy + Ord + Hash> Level<K> {
         self.waiting.iter().map(|(_, key)| *key)
     }
 
-    /// `key`, which waits, sits out.
+    /// Sets `key`, which waits, aside.
     fn set_aside(&mut self, key: K) {
         let entry = (self.shares[&key].finish(), key);
         if self.waiting.remove(&entry) {
@@ -203,7 +202,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         }
     }
 
-    /// `flow` of `tenant` has something waiting from now on; its next turn costs `next`.
+    /// Adds `flow` of `tenant`, whose next turn costs `next`.
     pub(crate) fn join(&mut self, tenant: T, flow: F, weight: u64, next: usize) {
         self.flows
             .entry(tenant)
@@ -228,7 +227,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         }
     }
 
-    /// Whose turn it is, among those that do not sit out.
+    /// Whose turn it is, among those that are not set aside.
     pub(crate) fn next(&self) -> Option<(T, F)> {
         let (_, tenant) = self.tenants.waiting.first()?;
         let (_, flow) = self.flows[tenant].waiting.first()?;
@@ -260,7 +259,7 @@ impl<T: Copy + Ord + Hash, F: Copy + Ord + Hash> Turns<T, F> {
         }
     }
 
-    /// `flow`, whose turn it is, sits out until [`Turns::recall`].
+    /// Sets `flow`, whose turn it is, aside until [`Turns::recall`].
     pub(crate) fn set_aside(&mut self, tenant: T, flow: F) {
         let flows = self.flows.get_mut(&tenant).expect("it is its turn");
         flows.set_aside(flow);

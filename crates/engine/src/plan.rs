@@ -1,21 +1,21 @@
 //! How much one batch takes on. Pure arithmetic: no clock, no queue.
 //!
-//! Nothing is padded, so company costs a sequence nothing and lengths may mix. What is left to decide
-//! is how much one run takes: little enough that a newcomer has its turn soon and that idle workers
-//! have their part, and no less than that.
+//! Nothing is padded, so sequences of any lengths share a batch at no cost. What remains to decide is its size: small
+//! enough that a new request gets its turn soon and that idle workers get their share, and otherwise as large as
+//! possible.
 
 use super::cost::{Cost, Work};
 use crate::config::BatchConfig;
 
-/// The most that one batch may be. A single sequence that is larger still makes one.
+/// The largest batch. A single larger sequence is a batch of its own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchLimits {
     /// Tokens: bounds the memory of a run.
     pub max_tokens: usize,
     /// Seconds: bounds how long a newcomer waits behind it.
     pub max_seconds: f64,
-    /// Tokens below which a batch is not cut to leave idle workers their part: its weights would be
-    /// read more often than its work is shared.
+    /// Tokens below which a batch is not split for idle workers: reading the weights again would cost more than
+    /// sharing the work saves.
     pub share_above: usize,
 }
 
@@ -23,7 +23,7 @@ pub struct BatchLimits {
 pub const SHARE_ABOVE: usize = 64;
 
 impl BatchLimits {
-    /// As the settings have them.
+    /// The limits of the settings.
     pub fn of(config: &BatchConfig) -> Self {
         Self {
             max_tokens: config.max_batch_tokens,
@@ -50,22 +50,22 @@ const MAX_OVERHEAD: f64 = 0.05;
 const SHORT_OVERHEAD: f64 = 0.03;
 /// The same for a short batch that completes a request.
 const ENDING_OVERHEAD: f64 = 0.06;
-/// The shortest time to which batches are limited, in seconds: what nobody notices.
+/// The shortest time limit of a batch, in seconds; a shorter one would not be noticed.
 const MIN_SECONDS: f64 = 0.01;
 /// Maximum seconds of a preemptible batch that completes a request.
 const ENDING_SECONDS: f64 = 0.03;
-/// A request is small next to one that takes this many times as long.
+/// A request is small beside another that takes at least this many times as long.
 const SMALL: f64 = 4.0;
 /// A request that takes at most this many seconds of each worker is left to all workers, which interrupt their
 /// batches for it.
 const QUICK_SECONDS: f64 = 0.025;
 
-/// The longest time for which one request may interrupt a batch that takes so many seconds.
+/// The longest time for which a request may interrupt a batch of this many seconds.
 pub(crate) fn largest_part(seconds: f64) -> f64 {
     0.5 * seconds
 }
 
-/// The batch as far as it is formed.
+/// A batch that is being formed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Draft {
     work: Work,
@@ -84,7 +84,7 @@ impl Draft {
         self.largest = self.largest.max(each);
     }
 
-    /// What is in it.
+    /// The work of its sequences.
     pub fn work(&self) -> Work {
         self.work
     }
@@ -94,11 +94,11 @@ impl Draft {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
     limits: BatchLimits,
-    /// What a batch costs.
+    /// Cost of a batch.
     pub cost: Cost,
     /// Seconds after which the rest is better left to the other workers.
     share: f64,
-    /// Seconds after which a batch with which a request ends takes no more.
+    /// Seconds after which a batch that completes a request takes no more.
     ending_seconds: f64,
     /// Whether small requests can interrupt the batch.
     is_preemptible: bool,
@@ -182,7 +182,7 @@ impl Plan {
         {
             return false;
         }
-        // To the nearest: half of it may stand over the even share, and rounding is no reason.
+        // Rounded to the nearest: a sequence may exceed the even share by half of its length.
         let half = 0.5 * self.cost.marginal(one);
         let shared = self.cost.marginal(draft.work) + half <= self.share * (1.0 + 1e-9);
         shared || grown.tokens <= self.limits.share_above
