@@ -151,11 +151,13 @@ FUZZ_PROFILE ?= --release
 FUZZ_TIMEOUT ?= 10
 # 0: other inputs at every run.
 FUZZ_SEED ?= 0
+# Inputs of each target; -1: as many as the time allows.
+FUZZ_RUNS ?= -1
 fuzz:
 	$(PYTHON) fuzz/seeds.py
 	@failed=; for target in $(TARGETS); do \
 		$(CARGO) fuzz run $(FUZZ_PROFILE) --sanitizer none $$target -- \
-			-max_total_time=$(SECONDS) -seed=$(FUZZ_SEED) -timeout=$(FUZZ_TIMEOUT) -rss_limit_mb=2048 || failed="$$failed $$target"; \
+			-max_total_time=$(SECONDS) -seed=$(FUZZ_SEED) -runs=$(FUZZ_RUNS) -timeout=$(FUZZ_TIMEOUT) -rss_limit_mb=2048 || failed="$$failed $$target"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 # The library that inference runs on; skipped when ORT_DYLIB_PATH names another.
