@@ -79,6 +79,18 @@ impl WantedModels {
         })
     }
 
+    /// The same on the host of a running server, which was started as `running`: what all models share stays until
+    /// a restart, so that a change of it does not replace them.
+    fn on_host_of(mut self, running: &LoadConfig) -> Self {
+        for load in self.models.iter_mut().filter_map(|model| model.load.as_mut().ok()) {
+            load.batching = running.batching.clone();
+            load.cache = running.cache.clone();
+            load.threads = running.threads;
+            load.runtime_library.clone_from(&running.runtime_library);
+        }
+        self
+    }
+
     /// How one of them is loaded, for what is the same for all.
     pub fn sample(&self) -> LoadConfig {
         let loads = self
@@ -120,12 +132,18 @@ impl Wanted {
         self.entry.as_ref().is_some_and(|entry| entry.is_optional)
     }
 
-    /// Whether a model that was loaded as `other` is the same.
-    fn is_loaded_as(&self, other: &Self) -> bool {
-        match (&self.load, &other.load) {
-            (Ok(own), Ok(others)) => own == others && self.files == other.files,
-            _ => false,
-        }
+    /// Whether `running`, of which `weight_bytes` are in memory, is this model.
+    fn is_loaded_as(&self, running: &Self, weight_bytes: usize) -> bool {
+        let (Ok(own), Ok(others)) = (&self.load, &running.load) else {
+            return false;
+        };
+        // A limit is no part of the model, as long as the model is within it.
+        let same = LoadConfig {
+            max_bytes: own.max_bytes,
+            ..others.clone()
+        };
+        let fits = own.max_bytes.is_none_or(|most| weight_bytes <= most);
+        *own == same && fits && self.files == running.files
     }
 }
 
@@ -148,6 +166,8 @@ pub(super) struct ModelManager {
     state: AppState,
     metrics: Arc<ServerMetrics>,
     host: Arc<Host>,
+    /// How a model was loaded when the server started.
+    first: LoadConfig,
     running: Mutex<Vec<Running>>,
     /// Held by a reload from the list that it reads to the models that it installs.
     reloading: Mutex<()>,
@@ -161,10 +181,12 @@ impl ModelManager {
         metrics: Arc<ServerMetrics>,
         wanted: &WantedModels,
     ) -> Self {
+        let first = wanted.sample();
         Self {
             flags,
             state,
-            host: Host::start(&wanted.sample().host(), metrics.engine.clone()),
+            host: Host::start(&first.host(), metrics.engine.clone()),
+            first,
             metrics,
             running: Mutex::default(),
             reloading: Mutex::default(),
@@ -205,6 +227,7 @@ impl ModelManager {
             .layered(std::env::vars_os())
             .map_err(|problems| problems.to_string())?;
         let wanted = WantedModels::fetch(&config, &models).map_err(|error| error.to_string())?;
+        let wanted = wanted.on_host_of(&self.first);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let replaced = self.replace(&mut running, wanted, true);
         replaced
@@ -235,7 +258,7 @@ impl ModelManager {
                 .find(|model| model.wanted.name() == wanted.name());
             let served = before.and_then(Running::served);
             if let (Some(before), Some(served)) = (before, served)
-                && wanted.is_loaded_as(&before.wanted)
+                && wanted.is_loaded_as(&before.wanted, weights(served))
             {
                 let reranker = Ok(served.clone());
                 next.push(Running { wanted, reranker });
