@@ -211,18 +211,18 @@ impl<S> Flags<S> {
         }
         refuse_twice(&given, &mut problems);
         refuse_twice(&variables, &mut problems);
-        given.extend(variables);
-        given.extend_from_slice(&self.given);
+        let mut later = variables;
+        later.extend_from_slice(&self.given);
 
         let mut effective = Effective {
             config: Config::default(),
             origins: vec![Origin::Default; Setting::all().len()],
             models: Vec::new(),
         };
-        for given in given {
+        for given in given.into_iter().chain(later.iter().cloned()) {
             effective.take(given, &mut problems);
         }
-        effective.list(tables, &self.models, &mut problems);
+        effective.list(tables, later, &self.models, &mut problems);
         if problems.is_empty() {
             Ok(effective)
         } else {
@@ -240,8 +240,14 @@ impl Effective {
         }
     }
 
-    /// Notes the models of the file, or those of the command line instead.
-    fn list(&mut self, tables: Vec<Table>, flags: &[String], problems: &mut Vec<Problem>) {
+    /// Notes the models of the file, or those of the command line instead. `later` layers than the file were taken.
+    fn list(
+        &mut self,
+        tables: Vec<Table>,
+        later: Vec<Given>,
+        flags: &[String],
+        problems: &mut Vec<Problem>,
+    ) {
         let flag = |text: &String| {
             let (name, source) = ModelEntry::named(text).expect("only such values are here");
             let one =
@@ -271,7 +277,13 @@ impl Effective {
                 .map(|table| ModelEntry::of(&table.fields, &self.config));
             let mut entries = entries.filter_map(Result::ok);
             if let Some(entry) = entries.find(|entry| Path::new(&entry.name) == asked) {
+                let shared = self.config.model.max_bytes;
                 self.config.model = entry.model;
+                self.config.model.max_bytes = entry.max_bytes.into_iter().chain(shared).min();
+                // The entry is part of the file, which they take precedence over. Problems with them are known.
+                for given in later.into_iter().filter(|given| given.setting.name != MODEL) {
+                    self.take(given, &mut Vec::new());
+                }
             }
             return;
         }
@@ -778,6 +790,15 @@ mod tests {
         assert_eq!(source("--model a"), (0, "x".to_owned(), fp32, Some(3)));
         assert_eq!(source("--model b"), (0, "y".to_owned(), int8, Some(3)));
         assert_eq!(source("--model z"), (0, "z".to_owned(), fp32, Some(3)));
+        // An entry is part of the file, so that variables and flags come before it.
+        assert_eq!(
+            source("--model b --precision fp32 --threads 4"),
+            (0, "y".to_owned(), fp32, Some(4))
+        );
+        let variables = [("RERANKD_MODEL", "b"), ("RERANKD_PRECISION", "fp32")];
+        let effective = layered(Some(file), &variables, "--max-length 7").unwrap();
+        let model = effective.one_model().model;
+        assert_eq!((model.precision, model.max_length), (fp32, Some(7)));
         // A list on the command line replaces that of the file.
         assert_eq!(source("--model c=z"), (1, "z".to_owned(), fp32, Some(3)));
     }
