@@ -1,5 +1,8 @@
 //! The models of a server: which are wanted, how they are loaded, and how others take over while it serves.
 
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -101,25 +104,33 @@ impl WantedModels {
     }
 }
 
-/// The files in `directory`, by name.
+/// Most files that are looked at to see whether a model has changed.
+const MAX_FILES: usize = 10_000;
+
+/// The files in `directory`, always in the same order: those nearest to it, where there are too many.
 fn files(directory: &Path) -> Vec<FileState> {
+    let identity = |about: &Metadata| (about.dev(), about.ino());
     let mut found = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        let entries = std::fs::read_dir(&directory)
-            .into_iter()
-            .flatten()
-            .flatten();
-        for path in entries.map(|entry| entry.path()) {
-            // Links are followed: the cache of a hub is made of them.
+    let mut left = VecDeque::from([directory.to_owned()]);
+    // Links are followed, since the cache of a hub is made of them, and may lead in circles.
+    let mut seen: HashSet<_> = std::fs::metadata(directory).iter().map(identity).collect();
+    while let Some(directory) = left.pop_front() {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path()).take(MAX_FILES);
+        // Of several links to one directory, always the same one is followed.
+        for path in paths.collect::<BTreeSet<_>>() {
+            if found.len() + seen.len() > MAX_FILES {
+                return found;
+            }
             match std::fs::metadata(&path) {
-                Ok(about) if about.is_dir() => left.push(path),
-                Ok(about) => found.push((path, about.len(), about.modified().ok())),
-                Err(_) => {}
+                Ok(about) if !about.is_dir() => {
+                    found.push((path, about.len(), about.modified().ok()));
+                }
+                Ok(about) if seen.insert(identity(&about)) => left.push_back(path),
+                _ => {}
             }
         }
     }
-    found.sort();
     found
 }
 
@@ -380,4 +391,25 @@ fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
         .into());
     }
     Ok(Models::new(loaded, place, failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_in_circles_are_followed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("deep");
+        std::fs::create_dir(&deep).unwrap();
+        std::fs::write(deep.join("weights"), "w").unwrap();
+        for name in ["a", "b", "c"] {
+            std::os::unix::fs::symlink(dir.path(), dir.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(dir.path(), deep.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(deep.join("weights"), dir.path().join("link")).unwrap();
+        let found = files(dir.path()).into_iter();
+        let names: Vec<PathBuf> = found.map(|(path, ..)| path).collect();
+        assert_eq!(names, [dir.path().join("link"), deep.join("weights")]);
+    }
 }
