@@ -281,7 +281,10 @@ impl Effective {
                 self.config.model = entry.model;
                 self.config.model.max_bytes = entry.max_bytes.into_iter().chain(shared).min();
                 // The entry is part of the file, which they take precedence over. Problems with them are known.
-                for given in later.into_iter().filter(|given| given.setting.name != MODEL) {
+                for given in later
+                    .into_iter()
+                    .filter(|given| given.setting.name != MODEL)
+                {
                     self.take(given, &mut Vec::new());
                 }
             }

@@ -234,6 +234,7 @@ fn one_of_two(config: Config) -> TestApp {
     let models = vec![loaded(&app, &host, "a", &[], Model::default())];
     let failed = Failed {
         name: "b".to_owned(),
+        aliases: vec!["bee".to_owned()],
         reason: "`b` is missing".to_owned(),
     };
     app.state
@@ -281,6 +282,27 @@ async fn an_optional_model_that_failed_is_told() {
         assert_eq!(answer.json(), json!({ "status": "ready" }), "{path}");
     }
     assert_eq!(own.get("/ready?verbose").await.json(), expected);
+}
+
+/// The default would answer something else than what was asked for.
+#[tokio::test]
+async fn a_model_that_failed_is_not_answered_for_by_the_default() {
+    for config in [Config::default(), strict()] {
+        let app = one_of_two(config);
+        for asked in ["b", "bee"] {
+            for (path, body) in requests(asked) {
+                let answer = app.post(&path, body.to_string()).await;
+                assert_eq!(answer.status, 503, "{path}: {}", answer.body);
+                let told = format!("the model `{asked}` failed to load");
+                assert!(answer.body.contains(&told), "{path}: {}", answer.body);
+            }
+            assert_eq!(app.get(&format!("/info?model={asked}")).await.status, 503);
+        }
+        let answer = app
+            .post("/rerank", r#"{"query":"q","documents":["a"]}"#)
+            .await;
+        assert_eq!(answer.status, 200);
+    }
 }
 
 /// A request keeps the model that it began with, and the model is gone with the last of them.

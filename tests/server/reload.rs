@@ -202,6 +202,11 @@ fn wrong_lists_are_told_before_anything_starts() {
             "`default = true`",
         ),
         (
+            format!("{a}optional = true\n{b}"),
+            &[],
+            "the default model `a` is `optional`",
+        ),
+        (
             "[[models]]\nsource = \"x\"\n".to_owned(),
             &[],
             "has no `name`",

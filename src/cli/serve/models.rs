@@ -85,7 +85,11 @@ impl WantedModels {
     /// The same on the host of a running server, which was started as `running`: what all models share stays until
     /// a restart, so that a change of it does not replace them.
     fn on_host_of(mut self, running: &LoadConfig) -> Self {
-        for load in self.models.iter_mut().filter_map(|model| model.load.as_mut().ok()) {
+        for load in self
+            .models
+            .iter_mut()
+            .filter_map(|model| model.load.as_mut().ok())
+        {
             load.batching = running.batching.clone();
             load.cache = running.cache.clone();
             load.threads = running.threads;
@@ -217,7 +221,7 @@ impl ModelManager {
     /// Loads the models for the first time, and returns the default one. Blocks.
     ///
     /// # Errors
-    /// If one that is not optional cannot be loaded, or none can.
+    /// If one that is not optional cannot be loaded.
     pub fn start(&self, wanted: WantedModels) -> Result<Arc<Reranker>, LoadError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, _) = self.replace(&mut running, wanted, false)?;
@@ -318,7 +322,7 @@ impl ModelManager {
             };
             next.push(Running { wanted, reranker });
         }
-        let models = catalog(&next, default)?;
+        let models = catalog(&next, default);
         let names = |running: &[Running]| -> Vec<String> {
             let names = running.iter().filter_map(Running::served);
             names.map(|reranker| reranker.info().id.clone()).collect()
@@ -356,16 +360,14 @@ impl ModelManager {
     }
 }
 
-/// What is served of `running` models.
-///
-/// # Errors
-/// If that is none.
-fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
+/// What is served of `running` models, of which the default one is not optional.
+fn catalog(running: &[Running], default: usize) -> Models {
     let mut loaded = Vec::new();
     let mut failed = Vec::new();
     let mut place = 0;
     for (index, Running { wanted, reranker }) in running.iter().enumerate() {
         let entry = wanted.entry.as_ref();
+        let aliases = entry.map(|entry| entry.aliases.clone()).unwrap_or_default();
         match reranker {
             Ok(reranker) => {
                 if index == default {
@@ -373,24 +375,17 @@ fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
                 }
                 loaded.push(Loaded {
                     reranker: reranker.clone(),
-                    aliases: entry.map(|entry| entry.aliases.clone()).unwrap_or_default(),
+                    aliases,
                 });
             }
             Err(reason) => failed.push(Failed {
                 name: wanted.name().unwrap_or_default().to_owned(),
+                aliases,
                 reason: reason.clone(),
             }),
         }
     }
-    if loaded.is_empty() {
-        let reasons: Vec<&str> = failed.iter().map(|failed| &*failed.reason).collect();
-        return Err(ModelError::new(
-            format!("no model can be served: {}", reasons.join("; ")),
-            "one model at least has to load, also where all are optional",
-        )
-        .into());
-    }
-    Ok(Models::new(loaded, place, failed))
+    Models::new(loaded, place, failed)
 }
 
 #[cfg(test)]
