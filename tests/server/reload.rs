@@ -252,6 +252,16 @@ fn an_optional_model_that_cannot_be_loaded_stops_nobody_and_any_other_does() {
         assert!(metrics.contains(line), "{line}");
     }
     assert_eq!(start(&file, &[]).end().0, Some(3));
+    // One that is no longer wanted is not told to be missing.
+    server.write(&entry("a", &bert));
+    assert_eq!(
+        server.reload(),
+        (200, json!({ "loaded": [], "removed": [] }))
+    );
+    let (_, metrics) = exchange(&server.admin, "GET", "/metrics", "");
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.contains(r#"rerankd_model_up{model="a"} 1"#));
+    assert!(!metrics.contains(r#"rerankd_model_up{model="b"}"#));
 }
 
 #[test]

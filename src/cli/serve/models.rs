@@ -173,6 +173,12 @@ impl Running {
     fn served(&self) -> Option<&Arc<Reranker>> {
         self.reranker.as_ref().ok()
     }
+
+    /// The name in metrics.
+    fn name(&self) -> String {
+        let served = self.served().map(|reranker| &*reranker.info().id);
+        served.or(self.wanted.name()).unwrap_or_default().to_owned()
+    }
 }
 
 /// Loads the models of a server, and replaces them.
@@ -332,7 +338,9 @@ impl ModelManager {
             .into_iter()
             .filter(|name| !after.contains(name))
             .collect();
-        self.count(&models, &removed);
+        let names: HashSet<String> = next.iter().map(Running::name).collect();
+        let gone = running.iter().map(Running::name);
+        self.count(&models, gone.filter(|name| !names.contains(name)));
         self.state.install_models(models);
         // Requests that were admitted still hold what they began with; the last of them frees it.
         *running = next;
@@ -344,8 +352,8 @@ impl ModelManager {
         Ok((models, reloaded))
     }
 
-    /// Shows which models are served.
-    fn count(&self, models: &Models, removed: &[String]) {
+    /// Shows which models are served, and nothing of those that are `gone` from the list.
+    fn count(&self, models: &Models, gone: impl Iterator<Item = String>) {
         let up = &self.metrics.engine.model_up;
         for model in models.catalog() {
             up.with_label_values(&[&model.name]).set(1);
@@ -353,9 +361,9 @@ impl ModelManager {
         for failed in models.failed() {
             up.with_label_values(&[&failed.name]).set(0);
         }
-        for name in removed {
+        for name in gone {
             // An error means that it was never counted.
-            let _ = up.remove_label_values(&[name]);
+            let _ = up.remove_label_values(&[&name]);
         }
     }
 }
