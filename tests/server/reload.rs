@@ -299,6 +299,21 @@ fn models_come_and_go_while_others_are_served() {
 }
 
 #[test]
+fn a_signal_while_the_first_models_load_is_not_lost() {
+    let (bert, electra) = (model_dir("tiny-bert"), model_dir("tiny-electra"));
+    let a = entry("a", &bert);
+    let (dir, mut program) = launch(&a, &[]);
+    let address = program.address();
+    program.until("loading model");
+    let both = a + &entry("b", &electra);
+    std::fs::write(dir.path().join("rerankd.toml"), both).unwrap();
+    program.signal("HUP");
+    program.until("models reloaded");
+    let (status, info) = exchange(&address, "GET", "/info?model=b", "");
+    assert_eq!((status, &info["model_id"]), (200, &json!("b")));
+}
+
+#[test]
 fn a_reload_that_fails_leaves_everything_as_it_was() {
     let dir = saved::copy("tiny-bert");
     let a = entry("a", dir.path());
