@@ -314,6 +314,23 @@ fn a_signal_while_the_first_models_load_is_not_lost() {
 }
 
 #[test]
+fn a_server_that_stops_loads_no_models() {
+    let a = entry("a", &model_dir("tiny-bert"));
+    let server = Configured::start(&format!("grace = \"1h\"\n{a}"));
+    server.write(&(a + &entry("b", &model_dir("tiny-electra"))));
+    server.program.terminate();
+    let deadline = Instant::now() + PATIENCE;
+    while exchange(&server.admin, "GET", "/ready", "").0 != 503 {
+        assert!(Instant::now() < deadline, "the server does not stop");
+    }
+    let (status, answer) = server.reload();
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert_eq!(status, 409);
+    assert!(message.contains("the server is stopping"), "{message}");
+    assert_eq!(server.names(), ["a".to_owned()].into());
+}
+
+#[test]
 fn a_reload_that_fails_leaves_everything_as_it_was() {
     let dir = saved::copy("tiny-bert");
     let a = entry("a", dir.path());

@@ -19,6 +19,7 @@ use crate::config::{Config, ModelEntry};
 use crate::http::models::{Failed, Loaded, Models};
 use crate::http::state::{AppState, Reloaded};
 use crate::metrics::ServerMetrics;
+use crate::shutdown::Phase;
 
 /// A model that should be served, on this machine's disk.
 struct Wanted {
@@ -250,6 +251,12 @@ impl ModelManager {
         let wanted = WantedModels::fetch(&config, &models).map_err(|error| error.to_string())?;
         let wanted = wanted.on_host_of(&self.first);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Checked where `settle` waits: no model is loaded once it has returned.
+        if self.state.lifecycle().phase() >= Phase::Grace {
+            return Err(
+                "the server is stopping; change its models before its next start".to_owned(),
+            );
+        }
         let replaced = self.replace(&mut running, wanted, true);
         replaced
             .map(|(_, reloaded)| reloaded)
