@@ -35,8 +35,8 @@ const ADOPTED: [(&str, &str); 6] = [
 pub struct Flags<S = All> {
     file: Option<PathBuf>,
     given: Vec<Given>,
-    /// Values of `--model NAME=SOURCE`.
-    models: Vec<String>,
+    /// Names and sources of `--model NAME=SOURCE`.
+    models: Vec<(String, String)>,
     scope: PhantomData<S>,
 }
 
@@ -245,11 +245,10 @@ impl Effective {
         &mut self,
         tables: Vec<Table>,
         later: Vec<Given>,
-        flags: &[String],
+        flags: &[(String, String)],
         problems: &mut Vec<Problem>,
     ) {
-        let flag = |text: &String| {
-            let (name, source) = ModelEntry::named(text).expect("only such values are here");
+        let flag = |(name, source): &(String, String)| {
             let one =
                 |name: &str, value: &str| (name.to_owned(), EntryValue::One(value.to_owned()));
             Table {
@@ -639,18 +638,20 @@ impl<S: Scope> clap::FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let listed = matches.try_get_many::<String>(MODEL).ok().flatten();
         let listed: Vec<&String> = listed.into_iter().flatten().collect();
-        let are_named = listed.iter().all(|text| ModelEntry::named(text).is_some());
-        if listed.len() > 1 && !are_named {
+        // Parsed once: whether a text is a name and a source depends on the files that are there.
+        let named = listed.iter().map(|text| {
+            let (name, source) = ModelEntry::named(text)?;
+            Some((name.to_owned(), source.to_owned()))
+        });
+        let named: Option<Vec<(String, String)>> = named.collect();
+        if listed.len() > 1 && named.is_none() {
             let text = "several models need names: repeat `--model NAME=MODEL`";
             return Err(clap::Error::raw(
                 clap::error::ErrorKind::ValueValidation,
                 text,
             ));
         }
-        let models = match S::lists_models() && are_named {
-            true => listed.into_iter().cloned().collect(),
-            false => Vec::new(),
-        };
+        let models = named.filter(|_| S::lists_models()).unwrap_or_default();
         let settings = Setting::all().iter().filter(|setting| S::has(setting));
         let settings = settings.filter(|setting| setting.name != MODEL || models.is_empty());
         let given = settings.filter_map(|setting| {
@@ -663,7 +664,7 @@ impl<S: Scope> clap::FromArgMatches for Flags<S> {
         });
         Ok(Self {
             given: given.collect(),
-            models: models.clone(),
+            models,
             file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
             scope: PhantomData,
         })
