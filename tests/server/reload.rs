@@ -381,54 +381,62 @@ fn a_reload_that_fails_leaves_everything_as_it_was() {
     );
 }
 
-/// Whatever is under way, each answer is of one revision, and none fails.
+/// Whatever is under way, each answer is of one revision, and none fails: with scores from the cache, which must
+/// not be those of another revision, and with each of them computed.
 #[test]
 fn a_revision_is_swapped_ten_times_under_load() {
     let dir = saved::copy("tiny-bert");
     let weights = dir.path().join(WEIGHTS);
     let revisions = [std::fs::read(&weights).unwrap(), other_revision(dir.path())];
-    let mut server = Configured::start(&entry("m", dir.path()));
-    let first = scores(&server.address, "m");
-    let second: Vec<f64> = first.iter().map(|score| score + 5.0).collect();
     let is = |scores: &[f64], of: &[f64]| scores.iter().zip(of).all(|(a, b)| (a - b).abs() < 1e-3);
-    let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let scores = scores(&server.address, "m");
-                    assert!(is(&scores, &first) || is(&scores, &second), "{scores:?}");
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        for swap in 1..=10 {
-            std::fs::write(dir.path().join("new"), &revisions[swap % 2]).unwrap();
-            std::fs::rename(dir.path().join("new"), &weights).unwrap();
-            let (status, answer) = server.reload();
-            assert_eq!(status, 200, "{answer}");
-            assert_eq!(answer["loaded"], json!(["m"]), "swap {swap}");
-            // Once it is answered, the new one has taken over, for pairs that were asked before too.
-            let expected = if swap % 2 == 1 { &second } else { &first };
-            let scores = scores(&server.address, "m");
-            assert!(is(&scores, expected), "{scores:?} after swap {swap}");
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    println!(
-        "{} requests during ten swaps",
-        asked.load(Ordering::Relaxed)
-    );
-    assert!(asked.load(Ordering::Relaxed) > 10);
+    let replace = |revision: usize| {
+        std::fs::write(dir.path().join("new"), &revisions[revision]).unwrap();
+        std::fs::rename(dir.path().join("new"), &weights).unwrap();
+    };
+    for settings in ["", "cache_size = 0\n"] {
+        replace(0);
+        let m = entry("m", dir.path());
+        let mut server = Configured::start(&format!("{settings}{m}"));
+        let first = scores(&server.address, "m");
+        let second: Vec<f64> = first.iter().map(|score| score + 5.0).collect();
+        let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let scores = scores(&server.address, "m");
+                        assert!(is(&scores, &first) || is(&scores, &second), "{scores:?}");
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for swap in 1..=5 {
+                replace(swap % 2);
+                let (status, answer) = server.reload();
+                assert_eq!(status, 200, "{answer}");
+                assert_eq!(answer["loaded"], json!(["m"]), "swap {swap}");
+                // Once it is answered, the new one has taken over, for pairs that were asked before too.
+                let expected = if swap % 2 == 1 { &second } else { &first };
+                let scores = scores(&server.address, "m");
+                assert!(is(&scores, expected), "{scores:?} after swap {swap}");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let asked = asked.load(Ordering::Relaxed);
+        println!("{asked} requests during five swaps, with {settings:?}");
+        assert!(asked > 10);
 
-    // Killed in the middle of a swap, the next start serves what is there.
-    std::fs::write(dir.path().join("new"), &revisions[1]).unwrap();
-    std::fs::rename(dir.path().join("new"), &weights).unwrap();
-    server.program.signal("HUP");
-    server.program.until("loading model");
-    server.program.signal("KILL");
-    let again = Configured::start(&entry("m", dir.path()));
-    assert!(is(&scores(&again.address, "m"), &second));
+        // Killed in the middle of a swap, the next start serves what is there.
+        for _ in 1..=5 {
+            server.program.until("models reloaded");
+        }
+        replace(0);
+        server.program.signal("HUP");
+        server.program.until("loading model");
+        server.program.signal("KILL");
+        let again = Configured::start(&m);
+        assert!(is(&scores(&again.address, "m"), &first));
+    }
 }
 
 #[test]
