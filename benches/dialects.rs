@@ -165,6 +165,7 @@ fn main() {
     }];
     let served = Served {
         models: &models,
+        failed: &[],
         chosen: 0,
         strict_model_name: false,
         return_documents: false,

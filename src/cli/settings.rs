@@ -35,8 +35,8 @@ const ADOPTED: [(&str, &str); 6] = [
 pub struct Flags<S = All> {
     file: Option<PathBuf>,
     given: Vec<Given>,
-    /// Values of `--model NAME=SOURCE`.
-    models: Vec<String>,
+    /// Names and sources of `--model NAME=SOURCE`.
+    models: Vec<(String, String)>,
     scope: PhantomData<S>,
 }
 
@@ -211,18 +211,18 @@ impl<S> Flags<S> {
         }
         refuse_twice(&given, &mut problems);
         refuse_twice(&variables, &mut problems);
-        given.extend(variables);
-        given.extend_from_slice(&self.given);
+        let mut later = variables;
+        later.extend_from_slice(&self.given);
 
         let mut effective = Effective {
             config: Config::default(),
             origins: vec![Origin::Default; Setting::all().len()],
             models: Vec::new(),
         };
-        for given in given {
+        for given in given.into_iter().chain(later.iter().cloned()) {
             effective.take(given, &mut problems);
         }
-        effective.list(tables, &self.models, &mut problems);
+        effective.list(tables, later, &self.models, &mut problems);
         if problems.is_empty() {
             Ok(effective)
         } else {
@@ -240,10 +240,15 @@ impl Effective {
         }
     }
 
-    /// Notes the models of the file, or those of the command line instead.
-    fn list(&mut self, tables: Vec<Table>, flags: &[String], problems: &mut Vec<Problem>) {
-        let flag = |text: &String| {
-            let (name, source) = ModelEntry::named(text).expect("only such values are here");
+    /// Notes the models of the file, or those of the command line instead. `later` layers than the file were taken.
+    fn list(
+        &mut self,
+        tables: Vec<Table>,
+        later: Vec<Given>,
+        flags: &[(String, String)],
+        problems: &mut Vec<Problem>,
+    ) {
+        let flag = |(name, source): &(String, String)| {
             let one =
                 |name: &str, value: &str| (name.to_owned(), EntryValue::One(value.to_owned()));
             Table {
@@ -271,7 +276,16 @@ impl Effective {
                 .map(|table| ModelEntry::of(&table.fields, &self.config));
             let mut entries = entries.filter_map(Result::ok);
             if let Some(entry) = entries.find(|entry| Path::new(&entry.name) == asked) {
+                let shared = self.config.model.max_bytes;
                 self.config.model = entry.model;
+                self.config.model.max_bytes = entry.max_bytes.into_iter().chain(shared).min();
+                // The entry is part of the file, which they take precedence over. Problems with them are known.
+                for given in later
+                    .into_iter()
+                    .filter(|given| given.setting.name != MODEL)
+                {
+                    self.take(given, &mut Vec::new());
+                }
             }
             return;
         }
@@ -624,18 +638,20 @@ impl<S: Scope> clap::FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let listed = matches.try_get_many::<String>(MODEL).ok().flatten();
         let listed: Vec<&String> = listed.into_iter().flatten().collect();
-        let are_named = listed.iter().all(|text| ModelEntry::named(text).is_some());
-        if listed.len() > 1 && !are_named {
+        // Parsed once: whether a text is a name and a source depends on the files that are there.
+        let named = listed.iter().map(|text| {
+            let (name, source) = ModelEntry::named(text)?;
+            Some((name.to_owned(), source.to_owned()))
+        });
+        let named: Option<Vec<(String, String)>> = named.collect();
+        if listed.len() > 1 && named.is_none() {
             let text = "several models need names: repeat `--model NAME=MODEL`";
             return Err(clap::Error::raw(
                 clap::error::ErrorKind::ValueValidation,
                 text,
             ));
         }
-        let models = match S::lists_models() && are_named {
-            true => listed.into_iter().cloned().collect(),
-            false => Vec::new(),
-        };
+        let models = named.filter(|_| S::lists_models()).unwrap_or_default();
         let settings = Setting::all().iter().filter(|setting| S::has(setting));
         let settings = settings.filter(|setting| setting.name != MODEL || models.is_empty());
         let given = settings.filter_map(|setting| {
@@ -648,7 +664,7 @@ impl<S: Scope> clap::FromArgMatches for Flags<S> {
         });
         Ok(Self {
             given: given.collect(),
-            models: models.clone(),
+            models,
             file: matches.get_one::<PathBuf>(FILE_FLAG).cloned(),
             scope: PhantomData,
         })
@@ -778,6 +794,15 @@ mod tests {
         assert_eq!(source("--model a"), (0, "x".to_owned(), fp32, Some(3)));
         assert_eq!(source("--model b"), (0, "y".to_owned(), int8, Some(3)));
         assert_eq!(source("--model z"), (0, "z".to_owned(), fp32, Some(3)));
+        // An entry is part of the file, so that variables and flags come before it.
+        assert_eq!(
+            source("--model b --precision fp32 --threads 4"),
+            (0, "y".to_owned(), fp32, Some(4))
+        );
+        let variables = [("RERANKD_MODEL", "b"), ("RERANKD_PRECISION", "fp32")];
+        let effective = layered(Some(file), &variables, "--max-length 7").unwrap();
+        let model = effective.one_model().model;
+        assert_eq!((model.precision, model.max_length), (fp32, Some(7)));
         // A list on the command line replaces that of the file.
         assert_eq!(source("--model c=z"), (1, "z".to_owned(), fp32, Some(3)));
     }

@@ -189,6 +189,15 @@ pub fn check(entries: &[ModelEntry]) -> Result<(), (String, &'static str)> {
             "mark one of them; without any, the first is the default",
         ));
     }
+    if let Some(entry) = entries
+        .get(default_of(entries))
+        .filter(|entry| entry.is_optional)
+    {
+        return Err((
+            format!("the default model `{}` is `optional`", entry.name),
+            "it answers requests that name no model; mark another one with `default = true`, or remove `optional`",
+        ));
+    }
     Ok(())
 }
 

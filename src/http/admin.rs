@@ -1,9 +1,11 @@
 //! What operators and probes ask. None of it waits for the model.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::SystemTime;
 
-use axum::extract::{RawQuery, State};
+use axum::extract::{FromRequestParts, RawQuery, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
@@ -11,6 +13,7 @@ use rerankd_core::RerankError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::auth::shown;
 use super::error::{Failure, json};
 use super::models::Models;
 use super::open_inference::ModelName;
@@ -28,15 +31,37 @@ pub async fn live() -> Response {
     json(StatusCode::OK, &Status { status: "live" })
 }
 
+/// Marks requests at `admin_listen`.
+#[derive(Debug, Clone, Copy)]
+pub struct ForOperators;
+
+/// Whether the state of each model is asked for, and may be told: reasons of failures show paths, so that at
+/// probes, which are open, they are for those who have a key.
+pub struct Verbose(bool);
+
+impl FromRequestParts<AppState> for Verbose {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        let query = parts.uri.query().unwrap_or_default();
+        let asked = query.split('&').any(|part| part == "verbose");
+        let has_key = || shown(&parts.headers).is_some_and(|key| state.keys().owner(key).is_some());
+        let allowed = || {
+            let for_operators = parts.extensions.get::<ForOperators>().is_some();
+            for_operators || state.keys().open() || has_key()
+        };
+        Ok(Self(asked && allowed()))
+    }
+}
+
 /// New requests should be sent here.
 ///
 /// # Errors
 /// While the model loads, when every worker has failed, and from the first signal to stop.
 pub async fn ready(
     State(state): State<AppState>,
-    RawQuery(query): RawQuery,
+    Verbose(verbose): Verbose,
 ) -> Result<Response, Failure> {
-    let verbose = query.is_some_and(|query| query.split('&').any(|part| part == "verbose"));
     match state.lifecycle().phase() {
         Phase::Starting => Err(RerankError::not_ready().into()),
         Phase::Ready if state.models().is_some_and(|models| !can_serve(&models)) => {
@@ -99,7 +124,7 @@ pub async fn silent_live() -> StatusCode {
 /// # Errors
 /// As [`ready`].
 pub async fn silent_ready(state: State<AppState>) -> Result<StatusCode, Failure> {
-    ready(state, RawQuery(None))
+    ready(state, Verbose(false))
         .await
         .map(|_| StatusCode::NO_CONTENT)
 }

@@ -18,6 +18,8 @@ pub struct Loaded {
 pub struct Failed {
     /// Its name.
     pub name: String,
+    /// Other names of it.
+    pub aliases: Vec<String>,
     /// Why it is not served.
     pub reason: String,
 }
@@ -29,6 +31,8 @@ pub struct Models {
     rerankers: Vec<Arc<Reranker>>,
     default: usize,
     failed: Vec<Failed>,
+    /// All names of those that failed.
+    failed_names: Vec<String>,
 }
 
 impl Models {
@@ -53,10 +57,15 @@ impl Models {
                 (model, reranker)
             })
             .unzip();
+        let failed_names = failed.iter().flat_map(|failed| {
+            let aliases = failed.aliases.iter();
+            aliases.chain(std::iter::once(&failed.name)).cloned()
+        });
         Self {
             catalog,
             rerankers,
             default,
+            failed_names: failed_names.collect(),
             failed,
         }
     }
@@ -90,6 +99,11 @@ impl Models {
     /// The models that are configured and not served.
     pub fn failed(&self) -> &[Failed] {
         &self.failed
+    }
+
+    /// All names and aliases of the models that are configured and not served.
+    pub fn failed_names(&self) -> &[String] {
+        &self.failed_names
     }
 
     /// Whether requests can choose between several models.

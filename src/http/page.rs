@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 
 use axum::Router;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::admin;
+use super::admin::{self, Verbose};
 use super::state::AppState;
 use crate::config::PathPrefix;
 
@@ -86,12 +86,12 @@ fn index(prefix: &PathPrefix) -> Cow<'static, str> {
 }
 
 /// `GET /`: the page for those who read HTML, [`admin::ready`] for everybody else: some clients probe it.
-pub async fn root(state: State<AppState>, query: RawQuery, headers: HeaderMap) -> Response {
+pub async fn root(state: State<AppState>, verbose: Verbose, headers: HeaderMap) -> Response {
     let config = &state.config().http;
     let mut response = if config.page && reads_html(&headers) {
         INDEX.answer_with(index(&config.path_prefix))
     } else {
-        admin::ready(state, query).await.into_response()
+        admin::ready(state, verbose).await.into_response()
     };
     let vary = HeaderValue::from_static("accept");
     response.headers_mut().append(header::VARY, vary);

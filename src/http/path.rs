@@ -9,7 +9,7 @@ use crate::config::PathPrefix;
 const RERANK: &str = "/rerank";
 const VERSIONS: [&str; 2] = ["/v1", "/v2"];
 
-/// Paths of which every slash counts: files for browsers.
+/// Paths of which a slash at the end counts: files for browsers.
 const FILES: [&str; 2] = ["/docs", "/page/"];
 
 /// Where no route is: every other path has its double slashes removed.
@@ -41,11 +41,14 @@ pub fn canonical(mut request: Request, prefix: &PathPrefix) -> Request {
 /// `path` without slashes that are too many, and without what stands in it twice; `None` where it is
 /// already so.
 fn meant(path: &str) -> Option<String> {
-    if FILES.iter().any(|files| path.starts_with(files)) {
-        return None;
-    }
     let segments: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let mut short = format!("/{}", segments.join("/"));
+    if FILES.iter().any(|files| short.starts_with(files)) {
+        if path.ends_with('/') {
+            short.push('/');
+        }
+        return (short != path).then_some(short);
+    }
     for version in VERSIONS {
         short = short.replacen(&format!("/v1{version}/"), &format!("{version}/"), 1);
     }
@@ -88,6 +91,11 @@ mod tests {
             ("/v1/v1/models", "/v1/models"),
             ("/health/", "/health"),
             ("//", "/"),
+            ("//docs", "/docs"),
+            ("//docs/", "/docs/"),
+            ("/docs//", "/docs/"),
+            ("/docs//index.html", "/docs/index.html"),
+            ("/page//page.js", "/page/page.js"),
         ] {
             assert_eq!(meant(path).as_deref(), Some(expected), "{path}");
         }
@@ -129,6 +137,8 @@ mod tests {
             ("/a/b//", "/"),
             ("//a//b//v1//rerank/", "/v1/rerank"),
             ("/a/b/docs/", "/docs/"),
+            ("/a//b//docs/", "/docs/"),
+            ("/a/b//docs", "/docs"),
             ("/a/b//page/page.js", "/page/page.js"),
             ("/a/b/a/b", "/a/b"),
             ("/a/bc/rerank", "//"),

@@ -1,10 +1,10 @@
 //! The router: what answers at each route, and the layers around all of them.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, Version, header};
 use axum::middleware::{Next, from_fn_with_state, map_request, map_response};
 use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
 use http_body::Body;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -12,6 +12,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::Predicate;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use super::admin::ForOperators;
 use super::error::Failure;
 use super::open_inference::ModelName;
 use super::route::{self, Handler, Route};
@@ -55,6 +56,7 @@ pub fn build_admin(state: AppState) -> Router {
         .route("/admin/reload", post(admin::reload))
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound)
+        .layer(Extension(ForOperators))
         .layer(CatchPanicLayer::custom(Failure::from_panic));
     below(
         PathPrefix::default(),

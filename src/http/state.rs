@@ -122,6 +122,7 @@ impl AppState {
     pub fn served<'a>(&self, models: &'a Models) -> Served<'a> {
         Served {
             models: models.catalog(),
+            failed: models.failed_names(),
             chosen: models.default(),
             strict_model_name: self.0.config.http.strict_model_name,
             return_documents: self.0.config.http.return_documents,
@@ -132,7 +133,7 @@ impl AppState {
     /// The model that a client calls `asked`, or the default one.
     ///
     /// # Errors
-    /// While the models load, and where names are strict and this one is not known.
+    /// While the models load, if this one failed to, and where names are strict and this one is not known.
     pub fn model(&self, asked: Option<&str>) -> Result<Arc<Reranker>, RerankError> {
         let models = self.models().ok_or_else(RerankError::not_ready)?;
         let chosen = self.served(&models).select(asked)?.chosen;

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use crate::support::fake::{self, Gate, Model, Seen};
 use crate::support::server::{Server, TestApp};
-use rerankd::config::Config;
+use axum::body::Body;
+use axum::http::Request;
+use rerankd::config::{ApiKeys, Config, Value as _};
 use rerankd::http::models::{Failed, Loaded, Models};
+use rerankd::http::router::build_admin;
 use rerankd_engine::Host;
 use serde_json::{Value, json};
 
@@ -224,17 +227,24 @@ async fn each_model_is_counted() {
     }
 }
 
-#[tokio::test]
-async fn an_optional_model_that_failed_is_told() {
-    let app = TestApp::starting(Config::default());
+/// An app whose model `a` is served, and whose optional model `b`, also called `bee`, failed.
+fn one_of_two(config: Config) -> TestApp {
+    let app = TestApp::starting(config);
     let host = fake::host(&app.state);
     let models = vec![loaded(&app, &host, "a", &[], Model::default())];
     let failed = Failed {
         name: "b".to_owned(),
+        aliases: vec!["bee".to_owned()],
         reason: "`b` is missing".to_owned(),
     };
     app.state
         .install_models(Models::new(models, 0, vec![failed]));
+    app
+}
+
+#[tokio::test]
+async fn an_optional_model_that_failed_is_told() {
+    let app = one_of_two(Config::default());
     let ready = app.get("/ready").await;
     assert_eq!(ready.json(), json!({ "status": "ready" }));
     let verbose = app.get("/ready?verbose").await;
@@ -242,7 +252,57 @@ async fn an_optional_model_that_failed_is_told() {
         { "name": "a", "status": "ready" },
         { "name": "b", "status": "failed", "reason": "`b` is missing" },
     ] });
-    assert_eq!((verbose.status.as_u16(), verbose.json()), (200, expected));
+    assert_eq!(
+        (verbose.status.as_u16(), verbose.json()),
+        (200, expected.clone())
+    );
+
+    // Reasons show paths, so that only those with a key read them, and those who read the listener of operators.
+    let mut config = Config::default();
+    config.http.api_keys = ApiKeys::parse("sixteen-letters!").unwrap();
+    let app = one_of_two(config);
+    let with_key = |path: &str, key: &str| {
+        let request = Request::get(path).header("x-api-key", key);
+        request.body(Body::empty()).unwrap()
+    };
+    let own = TestApp {
+        router: build_admin(app.state.clone()),
+        state: app.state.clone(),
+    };
+    for path in ["/ready", "/health", "/ping", "/vllm/health", "/"] {
+        let path = format!("{path}?verbose");
+        for (request, told) in [
+            (with_key(&path, "not-the-right-one"), false),
+            (with_key(&path, "sixteen-letters!"), true),
+        ] {
+            let answer = app.send(request).await.json();
+            assert_eq!(answer == expected, told, "{path}: {answer}");
+        }
+        let answer = app.get(&path).await;
+        assert_eq!(answer.json(), json!({ "status": "ready" }), "{path}");
+    }
+    assert_eq!(own.get("/ready?verbose").await.json(), expected);
+}
+
+/// The default would answer something else than what was asked for.
+#[tokio::test]
+async fn a_model_that_failed_is_not_answered_for_by_the_default() {
+    for config in [Config::default(), strict()] {
+        let app = one_of_two(config);
+        for asked in ["b", "bee"] {
+            for (path, body) in requests(asked) {
+                let answer = app.post(&path, body.to_string()).await;
+                assert_eq!(answer.status, 503, "{path}: {}", answer.body);
+                let told = format!("the model `{asked}` failed to load");
+                assert!(answer.body.contains(&told), "{path}: {}", answer.body);
+            }
+            assert_eq!(app.get(&format!("/info?model={asked}")).await.status, 503);
+        }
+        let answer = app
+            .post("/rerank", r#"{"query":"q","documents":["a"]}"#)
+            .await;
+        assert_eq!(answer.status, 200);
+    }
 }
 
 /// A request keeps the model that it began with, and the model is gone with the last of them.

@@ -202,6 +202,11 @@ fn wrong_lists_are_told_before_anything_starts() {
             "`default = true`",
         ),
         (
+            format!("{a}optional = true\n{b}"),
+            &[],
+            "the default model `a` is `optional`",
+        ),
+        (
             "[[models]]\nsource = \"x\"\n".to_owned(),
             &[],
             "has no `name`",
@@ -247,6 +252,16 @@ fn an_optional_model_that_cannot_be_loaded_stops_nobody_and_any_other_does() {
         assert!(metrics.contains(line), "{line}");
     }
     assert_eq!(start(&file, &[]).end().0, Some(3));
+    // One that is no longer wanted is not told to be missing.
+    server.write(&entry("a", &bert));
+    assert_eq!(
+        server.reload(),
+        (200, json!({ "loaded": [], "removed": [] }))
+    );
+    let (_, metrics) = exchange(&server.admin, "GET", "/metrics", "");
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.contains(r#"rerankd_model_up{model="a"} 1"#));
+    assert!(!metrics.contains(r#"rerankd_model_up{model="b"}"#));
 }
 
 #[test]
@@ -262,12 +277,17 @@ fn models_come_and_go_while_others_are_served() {
     );
     assert_eq!(server.names(), ["a", "b"].map(str::to_owned).into());
     assert_ne!(scores(&server.address, "b"), before);
-    // Nothing has changed, so that nothing is loaded.
-    assert_eq!(
-        server.reload(),
-        (200, json!({ "loaded": [], "removed": [] }))
-    );
-    for _ in 0..2 {
+    // Nothing has changed, or nothing that is a model's own, so that nothing is loaded.
+    let shared = "cache_size = 7\nmax_queue_tokens = 70000\nmax_model_bytes = 1000000000\n";
+    for settings in ["", shared] {
+        server.write(&format!("{settings}{a}{b}"));
+        assert_eq!(
+            server.reload(),
+            (200, json!({ "loaded": [], "removed": [] })),
+            "{settings}"
+        );
+    }
+    for _ in 0..3 {
         server.program.until("models reloaded");
     }
     server.write(&b);
@@ -276,6 +296,38 @@ fn models_come_and_go_while_others_are_served() {
     assert_eq!(server.names(), ["b".to_owned()].into());
     server.program.terminate();
     assert_eq!(server.program.end().0, Some(0));
+}
+
+#[test]
+fn a_signal_while_the_first_models_load_is_not_lost() {
+    let (bert, electra) = (model_dir("tiny-bert"), model_dir("tiny-electra"));
+    let a = entry("a", &bert);
+    let (dir, mut program) = launch(&a, &[]);
+    let address = program.address();
+    program.until("loading model");
+    let both = a + &entry("b", &electra);
+    std::fs::write(dir.path().join("rerankd.toml"), both).unwrap();
+    program.signal("HUP");
+    program.until("models reloaded");
+    let (status, info) = exchange(&address, "GET", "/info?model=b", "");
+    assert_eq!((status, &info["model_id"]), (200, &json!("b")));
+}
+
+#[test]
+fn a_server_that_stops_loads_no_models() {
+    let a = entry("a", &model_dir("tiny-bert"));
+    let server = Configured::start(&format!("grace = \"1h\"\n{a}"));
+    server.write(&(a + &entry("b", &model_dir("tiny-electra"))));
+    server.program.terminate();
+    let deadline = Instant::now() + PATIENCE;
+    while exchange(&server.admin, "GET", "/ready", "").0 != 503 {
+        assert!(Instant::now() < deadline, "the server does not stop");
+    }
+    let (status, answer) = server.reload();
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert_eq!(status, 409);
+    assert!(message.contains("the server is stopping"), "{message}");
+    assert_eq!(server.names(), ["a".to_owned()].into());
 }
 
 #[test]
@@ -329,54 +381,62 @@ fn a_reload_that_fails_leaves_everything_as_it_was() {
     );
 }
 
-/// Whatever is under way, each answer is of one revision, and none fails.
+/// Whatever is under way, each answer is of one revision, and none fails: with scores from the cache, which must
+/// not be those of another revision, and with each of them computed.
 #[test]
 fn a_revision_is_swapped_ten_times_under_load() {
     let dir = saved::copy("tiny-bert");
     let weights = dir.path().join(WEIGHTS);
     let revisions = [std::fs::read(&weights).unwrap(), other_revision(dir.path())];
-    let mut server = Configured::start(&entry("m", dir.path()));
-    let first = scores(&server.address, "m");
-    let second: Vec<f64> = first.iter().map(|score| score + 5.0).collect();
     let is = |scores: &[f64], of: &[f64]| scores.iter().zip(of).all(|(a, b)| (a - b).abs() < 1e-3);
-    let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let scores = scores(&server.address, "m");
-                    assert!(is(&scores, &first) || is(&scores, &second), "{scores:?}");
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        for swap in 1..=10 {
-            std::fs::write(dir.path().join("new"), &revisions[swap % 2]).unwrap();
-            std::fs::rename(dir.path().join("new"), &weights).unwrap();
-            let (status, answer) = server.reload();
-            assert_eq!(status, 200, "{answer}");
-            assert_eq!(answer["loaded"], json!(["m"]), "swap {swap}");
-            // Once it is answered, the new one has taken over, for pairs that were asked before too.
-            let expected = if swap % 2 == 1 { &second } else { &first };
-            let scores = scores(&server.address, "m");
-            assert!(is(&scores, expected), "{scores:?} after swap {swap}");
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    println!(
-        "{} requests during ten swaps",
-        asked.load(Ordering::Relaxed)
-    );
-    assert!(asked.load(Ordering::Relaxed) > 10);
+    let replace = |revision: usize| {
+        std::fs::write(dir.path().join("new"), &revisions[revision]).unwrap();
+        std::fs::rename(dir.path().join("new"), &weights).unwrap();
+    };
+    for settings in ["", "cache_size = 0\n"] {
+        replace(0);
+        let m = entry("m", dir.path());
+        let mut server = Configured::start(&format!("{settings}{m}"));
+        let first = scores(&server.address, "m");
+        let second: Vec<f64> = first.iter().map(|score| score + 5.0).collect();
+        let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let scores = scores(&server.address, "m");
+                        assert!(is(&scores, &first) || is(&scores, &second), "{scores:?}");
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for swap in 1..=5 {
+                replace(swap % 2);
+                let (status, answer) = server.reload();
+                assert_eq!(status, 200, "{answer}");
+                assert_eq!(answer["loaded"], json!(["m"]), "swap {swap}");
+                // Once it is answered, the new one has taken over, for pairs that were asked before too.
+                let expected = if swap % 2 == 1 { &second } else { &first };
+                let scores = scores(&server.address, "m");
+                assert!(is(&scores, expected), "{scores:?} after swap {swap}");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let asked = asked.load(Ordering::Relaxed);
+        println!("{asked} requests during five swaps, with {settings:?}");
+        assert!(asked > 10);
 
-    // Killed in the middle of a swap, the next start serves what is there.
-    std::fs::write(dir.path().join("new"), &revisions[1]).unwrap();
-    std::fs::rename(dir.path().join("new"), &weights).unwrap();
-    server.program.signal("HUP");
-    server.program.until("loading model");
-    server.program.signal("KILL");
-    let again = Configured::start(&entry("m", dir.path()));
-    assert!(is(&scores(&again.address, "m"), &second));
+        // Killed in the middle of a swap, the next start serves what is there.
+        for _ in 1..=5 {
+            server.program.until("models reloaded");
+        }
+        replace(0);
+        server.program.signal("HUP");
+        server.program.until("loading model");
+        server.program.signal("KILL");
+        let again = Configured::start(&m);
+        assert!(is(&scores(&again.address, "m"), &first));
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub enum ErrorCode {
     TooLate,
     /// The client's deadline passed while the request waited.
     DeadlinePassed,
-    /// The model is still loading, or every worker has failed.
+    /// The model is still loading, or failed to, or every worker has failed.
     NotReady,
     /// The server is shutting down.
     Draining,
@@ -173,6 +173,16 @@ impl RerankError {
             retry_after: Some(Duration::from_secs(1)),
             ..Self::new(ErrorCode::NotReady, "the model is still loading; retry")
         }
+    }
+
+    /// The model that is asked for by name should be served, and failed to load.
+    pub fn failed_model(requested: &str) -> Self {
+        Self::new(
+            ErrorCode::NotReady,
+            format!(
+                "the model `{requested}` failed to load; ask for another model, or ask the operator to reload it"
+            ),
+        )
     }
 
     /// All workers have failed.

@@ -281,7 +281,9 @@ impl ServedModel {
 pub struct Served<'a> {
     /// The models that are served; never empty.
     pub models: &'a [ServedModel],
-    /// Which of them answers: the default one, until the request asks for another.
+    /// Names and aliases of models that should be served, and failed to load.
+    pub failed: &'a [String],
+    /// Which of the models answers: the default one, until the request asks for another.
     pub chosen: usize,
     /// Whether requests for models that are not served are refused.
     pub strict_model_name: bool,
@@ -297,13 +299,16 @@ impl Served<'_> {
     /// nothing, unless names are strict.
     ///
     /// # Errors
-    /// [`RerankError::unknown_model`].
+    /// [`RerankError::unknown_model`], and [`RerankError::failed_model`] in any case.
     pub fn select(self, asked: Option<&str>) -> Result<Self, RerankError> {
         let Some(asked) = asked else {
             return Ok(self);
         };
         match self.models.iter().position(|model| model.is_called(asked)) {
             Some(chosen) => Ok(Self { chosen, ..self }),
+            None if self.failed.iter().any(|name| name == asked) => {
+                Err(RerankError::failed_model(asked))
+            }
             None if self.strict_model_name => {
                 let served: Vec<&str> = self.models.iter().map(|model| &*model.name).collect();
                 Err(RerankError::unknown_model(asked, &served))

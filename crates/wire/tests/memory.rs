@@ -105,6 +105,7 @@ fn reading_a_body_takes_no_more_than_three_times_its_size() {
     }];
     let served = Served {
         models: &models,
+        failed: &[],
         chosen: 0,
         strict_model_name: true,
         return_documents: false,

@@ -1,5 +1,8 @@
 //! The models of a server: which are wanted, how they are loaded, and how others take over while it serves.
 
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -16,6 +19,7 @@ use crate::config::{Config, ModelEntry};
 use crate::http::models::{Failed, Loaded, Models};
 use crate::http::state::{AppState, Reloaded};
 use crate::metrics::ServerMetrics;
+use crate::shutdown::Phase;
 
 /// A model that should be served, on this machine's disk.
 struct Wanted {
@@ -79,6 +83,22 @@ impl WantedModels {
         })
     }
 
+    /// The same on the host of a running server, which was started as `running`: what all models share stays until
+    /// a restart, so that a change of it does not replace them.
+    fn on_host_of(mut self, running: &LoadConfig) -> Self {
+        for load in self
+            .models
+            .iter_mut()
+            .filter_map(|model| model.load.as_mut().ok())
+        {
+            load.batching = running.batching.clone();
+            load.cache = running.cache.clone();
+            load.threads = running.threads;
+            load.runtime_library.clone_from(&running.runtime_library);
+        }
+        self
+    }
+
     /// How one of them is loaded, for what is the same for all.
     pub fn sample(&self) -> LoadConfig {
         let loads = self
@@ -89,25 +109,33 @@ impl WantedModels {
     }
 }
 
-/// The files in `directory`, by name.
+/// Most files that are looked at to see whether a model has changed.
+const MAX_FILES: usize = 10_000;
+
+/// The files in `directory`, always in the same order: those nearest to it, where there are too many.
 fn files(directory: &Path) -> Vec<FileState> {
+    let identity = |about: &Metadata| (about.dev(), about.ino());
     let mut found = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        let entries = std::fs::read_dir(&directory)
-            .into_iter()
-            .flatten()
-            .flatten();
-        for path in entries.map(|entry| entry.path()) {
-            // Links are followed: the cache of a hub is made of them.
+    let mut left = VecDeque::from([directory.to_owned()]);
+    // Links are followed, since the cache of a hub is made of them, and may lead in circles.
+    let mut seen: HashSet<_> = std::fs::metadata(directory).iter().map(identity).collect();
+    while let Some(directory) = left.pop_front() {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path()).take(MAX_FILES);
+        // Of several links to one directory, always the same one is followed.
+        for path in paths.collect::<BTreeSet<_>>() {
+            if found.len() + seen.len() > MAX_FILES {
+                return found;
+            }
             match std::fs::metadata(&path) {
-                Ok(about) if about.is_dir() => left.push(path),
-                Ok(about) => found.push((path, about.len(), about.modified().ok())),
-                Err(_) => {}
+                Ok(about) if !about.is_dir() => {
+                    found.push((path, about.len(), about.modified().ok()));
+                }
+                Ok(about) if seen.insert(identity(&about)) => left.push_back(path),
+                _ => {}
             }
         }
     }
-    found.sort();
     found
 }
 
@@ -120,12 +148,18 @@ impl Wanted {
         self.entry.as_ref().is_some_and(|entry| entry.is_optional)
     }
 
-    /// Whether a model that was loaded as `other` is the same.
-    fn is_loaded_as(&self, other: &Self) -> bool {
-        match (&self.load, &other.load) {
-            (Ok(own), Ok(others)) => own == others && self.files == other.files,
-            _ => false,
-        }
+    /// Whether `running`, of which `weight_bytes` are in memory, is this model.
+    fn is_loaded_as(&self, running: &Self, weight_bytes: usize) -> bool {
+        let (Ok(own), Ok(others)) = (&self.load, &running.load) else {
+            return false;
+        };
+        // A limit is no part of the model, as long as the model is within it.
+        let same = LoadConfig {
+            max_bytes: own.max_bytes,
+            ..others.clone()
+        };
+        let fits = own.max_bytes.is_none_or(|most| weight_bytes <= most);
+        *own == same && fits && self.files == running.files
     }
 }
 
@@ -140,6 +174,12 @@ impl Running {
     fn served(&self) -> Option<&Arc<Reranker>> {
         self.reranker.as_ref().ok()
     }
+
+    /// The name in metrics.
+    fn name(&self) -> String {
+        let served = self.served().map(|reranker| &*reranker.info().id);
+        served.or(self.wanted.name()).unwrap_or_default().to_owned()
+    }
 }
 
 /// Loads the models of a server, and replaces them.
@@ -148,6 +188,8 @@ pub(super) struct ModelManager {
     state: AppState,
     metrics: Arc<ServerMetrics>,
     host: Arc<Host>,
+    /// How a model was loaded when the server started.
+    first: LoadConfig,
     running: Mutex<Vec<Running>>,
     /// Held by a reload from the list that it reads to the models that it installs.
     reloading: Mutex<()>,
@@ -161,10 +203,12 @@ impl ModelManager {
         metrics: Arc<ServerMetrics>,
         wanted: &WantedModels,
     ) -> Self {
+        let first = wanted.sample();
         Self {
             flags,
             state,
-            host: Host::start(&wanted.sample().host(), metrics.engine.clone()),
+            host: Host::start(&first.host(), metrics.engine.clone()),
+            first,
             metrics,
             running: Mutex::default(),
             reloading: Mutex::default(),
@@ -184,7 +228,7 @@ impl ModelManager {
     /// Loads the models for the first time, and returns the default one. Blocks.
     ///
     /// # Errors
-    /// If one that is not optional cannot be loaded, or none can.
+    /// If one that is not optional cannot be loaded.
     pub fn start(&self, wanted: WantedModels) -> Result<Arc<Reranker>, LoadError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, _) = self.replace(&mut running, wanted, false)?;
@@ -205,7 +249,14 @@ impl ModelManager {
             .layered(std::env::vars_os())
             .map_err(|problems| problems.to_string())?;
         let wanted = WantedModels::fetch(&config, &models).map_err(|error| error.to_string())?;
+        let wanted = wanted.on_host_of(&self.first);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Checked where `settle` waits: no model is loaded once it has returned.
+        if self.state.lifecycle().phase() >= Phase::Grace {
+            return Err(
+                "the server is stopping; change its models before its next start".to_owned(),
+            );
+        }
         let replaced = self.replace(&mut running, wanted, true);
         replaced
             .map(|(_, reloaded)| reloaded)
@@ -235,7 +286,7 @@ impl ModelManager {
                 .find(|model| model.wanted.name() == wanted.name());
             let served = before.and_then(Running::served);
             if let (Some(before), Some(served)) = (before, served)
-                && wanted.is_loaded_as(&before.wanted)
+                && wanted.is_loaded_as(&before.wanted, weights(served))
             {
                 let reranker = Ok(served.clone());
                 next.push(Running { wanted, reranker });
@@ -284,7 +335,7 @@ impl ModelManager {
             };
             next.push(Running { wanted, reranker });
         }
-        let models = catalog(&next, default)?;
+        let models = catalog(&next, default);
         let names = |running: &[Running]| -> Vec<String> {
             let names = running.iter().filter_map(Running::served);
             names.map(|reranker| reranker.info().id.clone()).collect()
@@ -294,7 +345,9 @@ impl ModelManager {
             .into_iter()
             .filter(|name| !after.contains(name))
             .collect();
-        self.count(&models, &removed);
+        let names: HashSet<String> = next.iter().map(Running::name).collect();
+        let gone = running.iter().map(Running::name);
+        self.count(&models, gone.filter(|name| !names.contains(name)));
         self.state.install_models(models);
         // Requests that were admitted still hold what they began with; the last of them frees it.
         *running = next;
@@ -306,8 +359,8 @@ impl ModelManager {
         Ok((models, reloaded))
     }
 
-    /// Shows which models are served.
-    fn count(&self, models: &Models, removed: &[String]) {
+    /// Shows which models are served, and nothing of those that are `gone` from the list.
+    fn count(&self, models: &Models, gone: impl Iterator<Item = String>) {
         let up = &self.metrics.engine.model_up;
         for model in models.catalog() {
             up.with_label_values(&[&model.name]).set(1);
@@ -315,23 +368,21 @@ impl ModelManager {
         for failed in models.failed() {
             up.with_label_values(&[&failed.name]).set(0);
         }
-        for name in removed {
+        for name in gone {
             // An error means that it was never counted.
-            let _ = up.remove_label_values(&[name]);
+            let _ = up.remove_label_values(&[&name]);
         }
     }
 }
 
-/// What is served of `running` models.
-///
-/// # Errors
-/// If that is none.
-fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
+/// What is served of `running` models, of which the default one is not optional.
+fn catalog(running: &[Running], default: usize) -> Models {
     let mut loaded = Vec::new();
     let mut failed = Vec::new();
     let mut place = 0;
     for (index, Running { wanted, reranker }) in running.iter().enumerate() {
         let entry = wanted.entry.as_ref();
+        let aliases = entry.map(|entry| entry.aliases.clone()).unwrap_or_default();
         match reranker {
             Ok(reranker) => {
                 if index == default {
@@ -339,22 +390,36 @@ fn catalog(running: &[Running], default: usize) -> Result<Models, LoadError> {
                 }
                 loaded.push(Loaded {
                     reranker: reranker.clone(),
-                    aliases: entry.map(|entry| entry.aliases.clone()).unwrap_or_default(),
+                    aliases,
                 });
             }
             Err(reason) => failed.push(Failed {
                 name: wanted.name().unwrap_or_default().to_owned(),
+                aliases,
                 reason: reason.clone(),
             }),
         }
     }
-    if loaded.is_empty() {
-        let reasons: Vec<&str> = failed.iter().map(|failed| &*failed.reason).collect();
-        return Err(ModelError::new(
-            format!("no model can be served: {}", reasons.join("; ")),
-            "one model at least has to load, also where all are optional",
-        )
-        .into());
+    Models::new(loaded, place, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_that_lead_in_circles_are_followed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("deep");
+        std::fs::create_dir(&deep).unwrap();
+        std::fs::write(deep.join("weights"), "w").unwrap();
+        for name in ["a", "b", "c"] {
+            std::os::unix::fs::symlink(dir.path(), dir.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(dir.path(), deep.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(deep.join("weights"), dir.path().join("link")).unwrap();
+        let found = files(dir.path()).into_iter();
+        let names: Vec<PathBuf> = found.map(|(path, ..)| path).collect();
+        assert_eq!(names, [dir.path().join("link"), deep.join("weights")]);
     }
-    Ok(Models::new(loaded, place, failed))
 }

@@ -9,6 +9,7 @@ use super::models::ModelManager;
 use crate::config::{ApiKeys, Value};
 use crate::http::state::{AppState, Reloaded};
 use crate::http::tls::Tls;
+use crate::shutdown::Phase;
 
 /// What is reloaded.
 #[derive(Clone)]
@@ -32,7 +33,7 @@ impl Reload {
     }
 
     async fn reload_models(&self) -> Result<Reloaded, String> {
-        // The first models are loaded, and the only ones that are wanted.
+        // The first models are still being loaded.
         if self.state.models().is_none() {
             return Err("the models are still loading; retry when the server is ready".to_owned());
         }
@@ -72,7 +73,11 @@ impl Reload {
             if signaled {
                 // In a task of its own: loading takes long, and keys may change meanwhile.
                 let this = self.clone();
-                tokio::spawn(async move { this.reload_models().await });
+                tokio::spawn(async move {
+                    // The list may have changed since a server that still loads its first models has read it.
+                    this.state.lifecycle().reached(Phase::Ready).await;
+                    this.reload_models().await
+                });
             }
         }
     }
