@@ -1015,7 +1015,7 @@ fn pulled_models_verify_in_every_format() {
             "--offline",
             "--precision",
         ];
-        let (code, out, error) = run(&[&verify[..], &["auto"]].concat());
+        let (code, out, error) = run(&[&verify[..], &["fp32"]].concat());
         assert_eq!(code, Some(0), "{id}: {out}{error}");
         assert!(out.contains(&format!("verified: `{id}` in fp32")), "{out}");
     }
