@@ -55,7 +55,7 @@ fn without_a_gpu_it_is_said() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let reranker = load(
-        &config(&model, Device::Auto, Precision::Auto),
+        &config(&model, Device::Auto, Precision::Fp32),
         Metrics::new(),
     )
     .unwrap();
