@@ -43,6 +43,8 @@ pub enum Handler {
     Info,
     /// Everything measured.
     Metrics,
+    /// The list of models, read again; at `admin_listen` only.
+    Reload,
     /// The server, for the Open Inference Protocol.
     InferenceServer,
     /// The model that the path names.
@@ -60,6 +62,12 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         path,
         dialect,
         handler,
+    };
+    let reload = Route {
+        method: Method::POST,
+        path: "/admin/reload",
+        dialect: &NATIVE,
+        handler: Handler::Reload,
     };
     let asked = [
         ("/", &NATIVE, Handler::Page),
@@ -108,7 +116,8 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ),
     ];
     let asked = asked.into_iter().map(get);
-    asked.chain(endpoints().flat_map(operations)).collect()
+    let all = asked.chain([reload]);
+    all.chain(endpoints().flat_map(operations)).collect()
 });
 
 /// The routes of an operation. On a shared path, others come after it.
@@ -124,9 +133,16 @@ fn operations(own: Endpoint) -> impl Iterator<Item = Route> {
 /// What a path calls the name of a model.
 const MODEL: &str = "model";
 
-/// Every route of the table.
+/// The routes at `listen`.
 pub fn all() -> impl Iterator<Item = &'static Route> {
-    TABLE.iter()
+    TABLE
+        .iter()
+        .filter(|route| !matches!(route.handler, Handler::Reload))
+}
+
+/// The routes at `admin_listen`.
+pub fn for_operators() -> impl Iterator<Item = &'static Route> {
+    TABLE.iter().filter(|route| route.is_for_operators())
 }
 
 /// The routes at `path`, as the router matched it.
@@ -177,13 +193,14 @@ impl Route {
     }
 
     /// Whether it is answered at `admin_listen`.
-    pub fn is_for_operators(&self) -> bool {
+    fn is_for_operators(&self) -> bool {
         match self.handler {
             Handler::Live
             | Handler::Ready
             | Handler::SilentLive
             | Handler::SilentReady
-            | Handler::Metrics => true,
+            | Handler::Metrics
+            | Handler::Reload => true,
             Handler::Page
             | Handler::Models
             | Handler::Model

@@ -50,10 +50,8 @@ fn below(prefix: PathPrefix, routes: Router) -> Router {
 
 /// What is answered at `admin_listen`: for machines that watch this one, apart from its clients.
 pub fn build_admin(state: AppState) -> Router {
-    let routes = route::all()
-        .filter(|route| route.is_for_operators())
+    let routes = route::for_operators()
         .fold(Router::new(), add)
-        .route("/admin/reload", post(admin::reload))
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound)
         .layer(Extension(ForOperators))
@@ -85,6 +83,7 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::NeedsKey => get(admin::needs_key),
         Handler::Info => get(admin::info),
         Handler::Metrics => get(admin::metrics),
+        Handler::Reload => post(admin::reload),
         Handler::InferenceServer => get(open_inference::server),
         Handler::InferenceModel => get(open_inference::model),
         Handler::InferenceReady => get(open_inference::model_ready),

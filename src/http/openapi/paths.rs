@@ -61,6 +61,7 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
             operation
         }
         Handler::Metrics => metrics(route),
+        Handler::Reload => unreachable!("the description is of the routes at `listen`"),
         Handler::InferenceServer => {
             let server = reference::<Server>(schemas);
             get(route, INFERENCE, "The server", Some(server), schemas)
