@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use self::models::{ModelManager, WantedModels};
+use self::models::{ConfiguredModels, ModelManager};
 use self::reload::Reload;
 use super::Exit;
 use super::loader::cores;
@@ -238,9 +238,9 @@ async fn download(
     config: &Config,
     entries: Vec<ModelEntry>,
     signals: &mut mpsc::Receiver<()>,
-) -> Result<WantedModels, StartError> {
+) -> Result<ConfiguredModels, StartError> {
     let config = config.clone();
-    let loading = tokio::task::spawn_blocking(move || WantedModels::fetch(&config, &entries));
+    let loading = tokio::task::spawn_blocking(move || ConfiguredModels::fetch(&config, &entries));
     tokio::select! {
         loaded = loading => Ok(loaded??),
         _ = signals.recv() => Err(StartError::Stopped),

@@ -19,7 +19,7 @@ use super::admin::unix_seconds;
 use super::body::{self, Accepted};
 use super::error::{Failure, json_bytes};
 use super::models::Models;
-use super::notes::{AnsweredIn, Answerer, Cost, attach};
+use super::notes::{AnsweredBy, AnsweredIn, Cost, attach};
 use super::observe::RequestId;
 use super::state::AppState;
 
@@ -63,7 +63,7 @@ pub async fn answer(
             let reranker = models.at(model).clone();
             let answerer = models
                 .are_several()
-                .then(|| Answerer(reranker.info().id.as_str().into()));
+                .then(|| AnsweredBy(reranker.info().id.as_str().into()));
             drop(models);
             let answered = run(&state, &id, &reranker, endpoint, hints, work).await;
             answered.map(|response| match answerer {

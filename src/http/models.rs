@@ -6,7 +6,7 @@ use rerankd_engine::service::Reranker;
 use rerankd_wire::ServedModel;
 
 /// A model that is served.
-pub struct Loaded {
+pub struct LoadedModel {
     /// Answers its requests.
     pub reranker: Arc<Reranker>,
     /// Other names of it.
@@ -15,7 +15,7 @@ pub struct Loaded {
 
 /// A model that is configured and not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failed {
+pub struct FailedModel {
     /// Its name.
     pub name: String,
     /// Other names of it.
@@ -30,7 +30,7 @@ pub struct Models {
     catalog: Vec<ServedModel>,
     rerankers: Vec<Arc<Reranker>>,
     default: usize,
-    failed: Vec<Failed>,
+    failed: Vec<FailedModel>,
     /// All names of those that failed.
     failed_names: Vec<String>,
 }
@@ -40,14 +40,14 @@ impl Models {
     ///
     /// # Panics
     /// When there is no such model.
-    pub fn new(loaded: Vec<Loaded>, default: usize, failed: Vec<Failed>) -> Self {
+    pub fn new(loaded: Vec<LoadedModel>, default: usize, failed: Vec<FailedModel>) -> Self {
         assert!(
             default < loaded.len(),
             "the default model is one that is served"
         );
         let (catalog, rerankers) = loaded
             .into_iter()
-            .map(|Loaded { reranker, aliases }| {
+            .map(|LoadedModel { reranker, aliases }| {
                 let info = reranker.info();
                 let model = ServedModel {
                     name: info.id.clone(),
@@ -73,7 +73,7 @@ impl Models {
     /// One model, which answers every request.
     pub fn one(reranker: Arc<Reranker>) -> Self {
         let aliases = Vec::new();
-        Self::new(vec![Loaded { reranker, aliases }], 0, Vec::new())
+        Self::new(vec![LoadedModel { reranker, aliases }], 0, Vec::new())
     }
 
     /// The names of the models.
@@ -97,7 +97,7 @@ impl Models {
     }
 
     /// The models that are configured and not served.
-    pub fn failed(&self) -> &[Failed] {
+    pub fn failed(&self) -> &[FailedModel] {
         &self.failed
     }
 

@@ -17,7 +17,7 @@ pub struct Cost {
 
 /// The model that answered, where several are served.
 #[derive(Debug, Clone)]
-pub struct Answerer(pub Arc<str>);
+pub struct AnsweredBy(pub Arc<str>);
 
 /// Why the server failed.
 #[derive(Debug, Clone)]

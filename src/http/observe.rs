@@ -18,7 +18,7 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
-use super::notes::{AnsweredIn, Answerer, Cause, ClientLeft, Cost};
+use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
 
@@ -186,7 +186,7 @@ impl Record {
             cost: extensions.get::<Cost>().copied(),
             cause: extensions.get::<Cause>().map(|cause| cause.0.as_str()),
             dialect: extensions.get::<AnsweredIn>().map(|dialect| dialect.0.name),
-            model: extensions.get::<Answerer>().map(|model| &*model.0),
+            model: extensions.get::<AnsweredBy>().map(|model| &*model.0),
             key: extensions.get::<KeyName>().map(|key| &*key.0),
         };
         self.end(status, notes);

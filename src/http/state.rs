@@ -83,15 +83,15 @@ impl AppState {
         self.install_models(Models::one(reranker));
     }
 
-    /// Hands over the models that are served from now on, and returns those that were before. With the first ones,
-    /// the server is ready, unless it was told to stop.
-    pub fn install_models(&self, models: Models) -> Option<Arc<Models>> {
+    /// Replaces the models that are served. With the first ones, the server is ready, unless it was told to stop.
+    pub fn install_models(&self, models: Models) {
         let slot = &self.0.models;
         let mut current = slot.write().unwrap_or_else(PoisonError::into_inner);
         let before = current.replace(Arc::new(models));
         drop(current);
+        // Freeing them may take long, so not under the lock.
+        drop(before);
         self.0.lifecycle.advance(Phase::Ready);
-        before
     }
 
     /// The models, once they are loaded.

@@ -7,7 +7,7 @@ use crate::support::server::{Server, TestApp};
 use axum::body::Body;
 use axum::http::Request;
 use rerankd::config::{ApiKeys, Config, Value as _};
-use rerankd::http::models::{Failed, Loaded, Models};
+use rerankd::http::models::{FailedModel, LoadedModel, Models};
 use rerankd::http::router::build_admin;
 use rerankd_engine::Host;
 use serde_json::{Value, json};
@@ -20,8 +20,14 @@ struct Two {
     small: Seen,
 }
 
-fn loaded(app: &TestApp, host: &Arc<Host>, name: &str, aliases: &[&str], model: Model) -> Loaded {
-    Loaded {
+fn loaded(
+    app: &TestApp,
+    host: &Arc<Host>,
+    name: &str,
+    aliases: &[&str],
+    model: Model,
+) -> LoadedModel {
+    LoadedModel {
         reranker: fake::named(name, 1, model, host, &app.state),
         aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
     }
@@ -232,7 +238,7 @@ fn one_of_two(config: Config) -> TestApp {
     let app = TestApp::starting(config);
     let host = fake::host(&app.state);
     let models = vec![loaded(&app, &host, "a", &[], Model::default())];
-    let failed = Failed {
+    let failed = FailedModel {
         name: "b".to_owned(),
         aliases: vec!["bee".to_owned()],
         reason: "`b` is missing".to_owned(),
@@ -331,8 +337,8 @@ async fn a_model_that_is_replaced_answers_what_it_has_begun() {
         };
         let reranker = fake::named("m", 1, new, &host, &server.state);
         let aliases = Vec::new();
-        let models = Models::new(vec![Loaded { reranker, aliases }], 0, Vec::new());
-        drop(server.state.install_models(models));
+        let models = Models::new(vec![LoadedModel { reranker, aliases }], 0, Vec::new());
+        server.state.install_models(models);
         assert!(kept.upgrade().is_some(), "a request is under way");
         let next = server.request("POST", "/rerank", body).await.json();
         gate.open_for_good();

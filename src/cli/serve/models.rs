@@ -16,13 +16,13 @@ use crate::cli::loader::load_config;
 use crate::cli::settings::{Effective, Flags};
 use crate::config::models::default_of;
 use crate::config::{Config, ModelEntry};
-use crate::http::models::{Failed, Loaded, Models};
+use crate::http::models::{FailedModel, LoadedModel, Models};
 use crate::http::state::{AppState, Reloaded};
 use crate::metrics::ServerMetrics;
 use crate::shutdown::Phase;
 
 /// A model that should be served, on this machine's disk.
-struct Wanted {
+struct ConfiguredModel {
     /// Its entry, where several models are listed.
     entry: Option<ModelEntry>,
     /// How it is loaded, or why it cannot be.
@@ -35,14 +35,14 @@ struct Wanted {
 type FileState = (PathBuf, u64, Option<SystemTime>);
 
 /// All models that should be served.
-pub(super) struct WantedModels {
-    models: Vec<Wanted>,
+pub(super) struct ConfiguredModels {
+    models: Vec<ConfiguredModel>,
     default: usize,
     /// Most bytes that their weights may take together.
     max_bytes: Option<usize>,
 }
 
-impl WantedModels {
+impl ConfiguredModels {
     /// The models of the settings, downloaded if they are not on the disk. Blocks.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl WantedModels {
                 ..load
             });
             let directory = load.as_ref().ok().and_then(|load| load.model.as_deref());
-            Ok::<_, LoadError>(Wanted {
+            Ok::<_, LoadError>(ConfiguredModel {
                 entry: entry.cloned(),
                 files: directory.map(files).unwrap_or_default(),
                 load: load.map_err(|error: ModelError| error.to_string()),
@@ -139,7 +139,7 @@ fn files(directory: &Path) -> Vec<FileState> {
     found
 }
 
-impl Wanted {
+impl ConfiguredModel {
     fn name(&self) -> Option<&str> {
         self.entry.as_ref().map(|entry| entry.name.as_str())
     }
@@ -165,7 +165,7 @@ impl Wanted {
 
 /// A model that runs.
 struct Running {
-    wanted: Wanted,
+    wanted: ConfiguredModel,
     /// Why it is not served, if it is optional and could not be loaded.
     reranker: Result<Arc<Reranker>, String>,
 }
@@ -201,7 +201,7 @@ impl ModelManager {
         flags: Flags,
         state: AppState,
         metrics: Arc<ServerMetrics>,
-        wanted: &WantedModels,
+        wanted: &ConfiguredModels,
     ) -> Self {
         let first = wanted.sample();
         Self {
@@ -229,10 +229,11 @@ impl ModelManager {
     ///
     /// # Errors
     /// If one that is not optional cannot be loaded.
-    pub fn start(&self, wanted: WantedModels) -> Result<Arc<Reranker>, LoadError> {
+    pub fn start(&self, wanted: ConfiguredModels) -> Result<Arc<Reranker>, LoadError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, _) = self.replace(&mut running, wanted, false)?;
-        Ok(all.at(all.default()).clone())
+        self.replace(&mut running, wanted)?;
+        let default = self.state.reranker();
+        Ok(default.expect("the models were just installed"))
     }
 
     /// Reads the list of models again, and lets those that are new or changed take over. Blocks.
@@ -248,7 +249,8 @@ impl ModelManager {
             .flags
             .layered(std::env::vars_os())
             .map_err(|problems| problems.to_string())?;
-        let wanted = WantedModels::fetch(&config, &models).map_err(|error| error.to_string())?;
+        let wanted =
+            ConfiguredModels::fetch(&config, &models).map_err(|error| error.to_string())?;
         let wanted = wanted.on_host_of(&self.first);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // Checked where `settle` waits: no model is loaded once it has returned.
@@ -257,20 +259,19 @@ impl ModelManager {
                 "the server is stopping; change its models before its next start".to_owned(),
             );
         }
-        let replaced = self.replace(&mut running, wanted, true);
-        replaced
-            .map(|(_, reloaded)| reloaded)
-            .map_err(|error| error.to_string())
+        let replaced = self.replace(&mut running, wanted);
+        let reloaded = replaced.map_err(|error| error.to_string())?;
+        tracing::info!(loaded = ?reloaded.loaded, removed = ?reloaded.removed, "models reloaded");
+        Ok(reloaded)
     }
 
     /// Lets `wanted` be what runs. If anything fails, everything stays as it is.
     fn replace(
         &self,
         running: &mut Vec<Running>,
-        wanted: WantedModels,
-        is_reload: bool,
-    ) -> Result<(Arc<Models>, Reloaded), LoadError> {
-        let WantedModels {
+        wanted: ConfiguredModels,
+    ) -> Result<Reloaded, LoadError> {
+        let ConfiguredModels {
             models,
             default,
             max_bytes,
@@ -351,12 +352,7 @@ impl ModelManager {
         self.state.install_models(models);
         // Requests that were admitted still hold what they began with; the last of them frees it.
         *running = next;
-        let reloaded = Reloaded { loaded, removed };
-        if is_reload {
-            tracing::info!(loaded = ?reloaded.loaded, removed = ?reloaded.removed, "models reloaded");
-        }
-        let models = self.state.models().expect("they were just installed");
-        Ok((models, reloaded))
+        Ok(Reloaded { loaded, removed })
     }
 
     /// Shows which models are served, and nothing of those that are `gone` from the list.
@@ -388,12 +384,12 @@ fn catalog(running: &[Running], default: usize) -> Models {
                 if index == default {
                     place = loaded.len();
                 }
-                loaded.push(Loaded {
+                loaded.push(LoadedModel {
                     reranker: reranker.clone(),
                     aliases,
                 });
             }
-            Err(reason) => failed.push(Failed {
+            Err(reason) => failed.push(FailedModel {
                 name: wanted.name().unwrap_or_default().to_owned(),
                 aliases,
                 reason: reason.clone(),
