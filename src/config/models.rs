@@ -1,6 +1,7 @@
 //! Several models: the tables `[[models]]` of a configuration file, and `--model NAME=SOURCE`.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use super::{Config, ModelConfig, Setting};
 
@@ -23,18 +24,35 @@ pub struct ModelEntry {
     pub is_optional: bool,
 }
 
-/// The settings of one model that an entry may have, by the name in the entry.
-const OWN: [(&str, &str); 7] = [
-    ("source", "model"),
-    ("precision", "precision"),
-    ("onnx_file", "onnx_file"),
-    ("profile", "profile"),
-    ("max_length", "max_length"),
-    ("instruction", "instruction"),
-    ("truncation", "truncation"),
+/// The fields of an entry, and the settings that some of them are.
+const FIELDS: [(&str, Option<&str>); 14] = [
+    ("name", None),
+    ("aliases", None),
+    ("source", Some("model")),
+    ("revision", None),
+    ("precision", Some("precision")),
+    ("onnx_file", Some("onnx_file")),
+    ("profile", Some("profile")),
+    ("max_length", Some("max_length")),
+    ("instruction", Some("instruction")),
+    ("truncation", Some("truncation")),
+    ("share", None),
+    ("max_bytes", None),
+    ("default", None),
+    ("optional", None),
 ];
 
-/// Those of them that no entry takes over from the settings of the process.
+/// Names all [`FIELDS`].
+static FIELDS_HINT: LazyLock<String> = LazyLock::new(|| {
+    let names = FIELDS.map(|(name, _)| format!("`{name}`"));
+    let (last, others) = names.split_last().expect("there are fields");
+    format!(
+        "the fields of `[[models]]` are {} and {last}",
+        others.join(", ")
+    )
+});
+
+/// Settings of one model that no entry takes over from the settings of the process.
 const NOT_INHERITED: [&str; 6] = [
     "model",
     "onnx_file",
@@ -107,7 +125,7 @@ impl ModelEntry {
         };
         let mut revision = None;
         for (field, value) in fields {
-            let wrong = |what: &str| (format!("`{field}` {what}"), FIELDS);
+            let wrong = |what: &str| (format!("`{field}` {what}"), FIELDS_HINT.as_str());
             let one = match value {
                 EntryValue::One(text) => text,
                 EntryValue::Many(texts) if field == "aliases" => {
@@ -135,8 +153,9 @@ impl ModelEntry {
                 "default" => entry.is_default = flag()?,
                 "optional" => entry.is_optional = flag()?,
                 _ => {
-                    let own_name = OWN.iter().find(|(name, _)| name == field);
-                    let (_, name) = own_name.ok_or_else(|| wrong("is not a field of a model"))?;
+                    let known = FIELDS.iter().find(|(name, _)| name == field);
+                    let name = known.and_then(|(_, setting)| *setting);
+                    let name = name.ok_or_else(|| wrong("is not a field of a model"))?;
                     let (setting, _) = Setting::find(name).expect("it is a setting");
                     let set = setting.set(&mut own, one);
                     set.map_err(|error| wrong(&error.to_string()))?;
@@ -163,11 +182,6 @@ impl ModelEntry {
         Ok(entry)
     }
 }
-
-/// The fields of an entry, for hints.
-const FIELDS: &str = "the fields of `[[models]]` are `name`, `aliases`, `source`, `revision`, \
-                      `precision`, `onnx_file`, `profile`, `max_length`, `instruction`, \
-                      `truncation`, `share`, `max_bytes`, `default` and `optional`";
 
 /// What is wrong with a list of models, and what to do.
 pub fn check(entries: &[ModelEntry]) -> Result<(), (String, &'static str)> {
