@@ -91,6 +91,51 @@ pub struct Attention<'a> {
     pub positions: PositionalEncoding<'a>,
 }
 
+/// The queries of one sequence: see [`Attention::sequences`].
+#[derive(Debug)]
+pub(crate) struct SequenceQueries<'o> {
+    /// The tokens of the sequence.
+    pub tokens: Range<usize>,
+    /// Those of them that are queries.
+    pub queries: Range<usize>,
+    /// For their context, `[queries, heads * size]`.
+    pub output: &'o mut [f32],
+}
+
+impl<'a> Attention<'a> {
+    /// Whether every token is a query, and positions change no score.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.queries == Queries::EveryToken && self.positions == PositionalEncoding::default()
+    }
+
+    /// The sequences that have some of the queries, where every token is one: those from `first` on for which
+    /// `output`, `[queries, heads * size]`, has room.
+    pub(crate) fn sequences<'o>(
+        &self,
+        first: usize,
+        mut output: &'o mut [f32],
+    ) -> impl Iterator<Item = SequenceQueries<'o>> + use<'a, 'o> {
+        let width = self.heads * self.size;
+        let wanted = first..first + output.len() / width;
+        let mut end = 0;
+        self.lengths.iter().filter_map(move |&length| {
+            let tokens = end..end + length as usize;
+            end = tokens.end;
+            let queries = wanted.start.max(tokens.start)..wanted.end.min(tokens.end);
+            if queries.is_empty() {
+                return None;
+            }
+            let (own, rest) = std::mem::take(&mut output).split_at_mut(queries.len() * width);
+            output = rest;
+            Some(SequenceQueries {
+                tokens,
+                queries,
+                output: own,
+            })
+        })
+    }
+}
+
 /// Memory that one call leaves to the next.
 #[derive(Debug, Default)]
 pub struct Scratch {

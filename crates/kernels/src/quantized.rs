@@ -15,7 +15,7 @@ pub use embeddings::{Embeddings, embed};
 use std::cell::RefCell;
 use std::thread::LocalKey;
 
-use super::attention::{self as exact, Attention, PositionalEncoding, Queries};
+use super::attention::{self as exact, Attention, SequenceQueries};
 use super::epilogue::Epilogue;
 use super::isa::InstructionSet;
 use super::layer::{Operand, Products, ThreadScratch};
@@ -76,29 +76,24 @@ impl Products for Int8 {
         output: &mut [f32],
     ) {
         let &Attention { heads, size, .. } = attention;
-        let plain = attention.positions == PositionalEncoding::default();
-        if attention.queries == Queries::OnePerSequence || !size.is_multiple_of(GROUP) || !plain {
+        if !attention.is_plain() || !size.is_multiple_of(GROUP) {
             return exact::attend(set, attention, first, scratch, output);
         }
         let width = heads * size;
-        let wanted = first..first + output.len() / width;
-        let mut start = 0;
-        for &length in attention.lengths {
-            let tokens = start..start + length as usize;
-            start = tokens.end;
-            let asked = wanted.start.max(tokens.start)..wanted.end.min(tokens.end);
-            if asked.is_empty() {
-                continue;
-            }
-            let rows = (asked.start - wanted.start) * width..(asked.end - wanted.start) * width;
+        for SequenceQueries {
+            tokens,
+            queries,
+            output,
+        } in attention.sequences(first, output)
+        {
             set.perform(attention::Attend {
                 queries: &attention.query.data[tokens.start * width..tokens.end * width],
                 keys: &attention.key.data[tokens.start * 2 * width..tokens.end * 2 * width],
                 heads,
                 size,
                 scratch: &mut self.attention,
-                first: asked.start - tokens.start,
-                output: &mut output[rows],
+                first: queries.start - tokens.start,
+                output,
             });
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Pair, pair};
-use crate::attention::{Attention, PositionalEncoding, Queries};
+use crate::attention::{Attention, SequenceQueries};
 use crate::elementary::rough_exp2;
 use crate::isa::{FloatSums, InstructionSet, Isa, MAX_ROWS, MAX_STRIPS, PairTile, Step};
 use crate::quantize::COLUMNS;
@@ -25,9 +25,7 @@ pub(super) struct Scratch {
 
 /// Whether [`attend`] computes such attention.
 pub(super) fn supports(attention: &Attention<'_>) -> bool {
-    attention.queries == Queries::EveryToken
-        && attention.size.is_multiple_of(2)
-        && attention.positions == PositionalEncoding::default()
+    attention.is_plain() && attention.size.is_multiple_of(2)
 }
 
 /// As [`crate::attention::attend`].
@@ -63,17 +61,12 @@ impl Step for Attend<'_> {
             output,
         } = self;
         let width = attention.heads * attention.size;
-        let wanted = first..first + output.len() / width;
-        let mut start = 0;
-        for &length in attention.lengths {
-            let tokens = start..start + length as usize;
-            start = tokens.end;
-            let asked = wanted.start.max(tokens.start)..wanted.end.min(tokens.end);
-            if asked.is_empty() {
-                continue;
-            }
-            let rows = (asked.start - wanted.start) * width..(asked.end - wanted.start) * width;
-            let output = &mut output[rows];
+        for SequenceQueries {
+            tokens,
+            queries: wanted,
+            output,
+        } in attention.sequences(first, output)
+        {
             for head in 0..attention.heads {
                 let head = Head {
                     attention,
@@ -82,9 +75,9 @@ impl Step for Attend<'_> {
                 };
                 head.load(scratch);
                 let block = I::FLOAT_STRIPS * COLUMNS;
-                for query in asked.clone().step_by(block) {
-                    let queries = query..asked.end.min(query + block);
-                    let output = &mut output[(query - asked.start) * width..];
+                for query in wanted.clone().step_by(block) {
+                    let queries = query..wanted.end.min(query + block);
+                    let output = &mut output[(query - wanted.start) * width..];
                     head.attend(isa, queries, scratch, output);
                 }
             }
