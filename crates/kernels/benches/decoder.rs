@@ -299,7 +299,7 @@ fn main() {
         fp32 * 1e-9,
         int8 * 1e-9
     );
-    println!("| product | rows | fp32 | of peak | bf16 | of peak | int8 | of peak |");
+    println!("| product | rows | fp32 | of peak | bf16 weights | of peak | int8 | of peak |");
     println!("|---|---|---|---|---|---|---|---|");
     for (inputs, outputs) in [
         (WIDTH, HEADS * SIZE),
@@ -334,7 +334,7 @@ fn main() {
     };
     let multiplied = WIDTH * SIZE * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * INNER;
     println!("\nA layer over a shared prefix of {PREFIX} tokens and documents behind it, ms:\n");
-    println!("| documents | fp32 | of peak | bf16 | of peak | int8 | of peak |");
+    println!("| documents | fp32 | of peak | bf16 weights | of peak | int8 | of peak |");
     println!("|---|---|---|---|---|---|---|");
     for shape in [[7, 50], [2, 200], [1, 500]] {
         let shape = [shape[0], shape[1] + SUFFIX];
