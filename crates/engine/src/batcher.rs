@@ -106,17 +106,17 @@ pub(crate) struct AdmissionLimits {
     pub max_delay: f64,
 }
 
-/// What a worker is told.
-enum Mail {
+/// A change of the models that a worker scores.
+enum ModelChange {
     /// It scores batches of this model too.
-    Join(Arc<Model>, Box<dyn Scorer>),
+    Add(Arc<Model>, Box<dyn Scorer>),
     /// It scores no more batches of this model.
-    Leave(LaneId),
+    Remove(LaneId),
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when something is queued or a worker has mail, and when the batcher closes.
+    /// Signalled when something is queued or the models of a worker change, and when the batcher closes.
     work: Condvar,
     /// Signalled when a worker ends.
     ended: Condvar,
@@ -133,8 +133,8 @@ struct Shared {
 struct State {
     scheduler: Scheduler,
     models: SecondaryMap<LaneId, Arc<Model>>,
-    /// Of each worker, oldest first.
-    mail: Vec<Vec<Mail>>,
+    /// For each worker, those that it has not made yet, oldest first.
+    changes: Vec<Vec<ModelChange>>,
     closed: bool,
 }
 
@@ -149,7 +149,7 @@ impl Batcher {
         let state = State {
             scheduler: Scheduler::new(admission, metrics.queue_tokens.clone()),
             models: SecondaryMap::new(),
-            mail: Vec::new(),
+            changes: Vec::new(),
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -199,10 +199,10 @@ impl Batcher {
             });
             state.models.insert(id, model.clone());
             let workers = &state.scheduler.workers;
-            state.mail.resize_with(workers.count(), Vec::new);
+            state.changes.resize_with(workers.count(), Vec::new);
             for (number, scorer) in scorers.into_iter().enumerate() {
                 if workers.is_alive(number) {
-                    state.mail[number].push(Mail::Join(model.clone(), scorer));
+                    state.changes[number].push(ModelChange::Add(model.clone(), scorer));
                 }
             }
             self.shared.metrics.workers.set(workers.alive() as i64);
@@ -372,8 +372,8 @@ impl Drop for ModelBatcher {
         self.shared.change(|state| {
             state.scheduler.remove(id);
             state.models.remove(id);
-            for mail in &mut state.mail {
-                mail.push(Mail::Leave(id));
+            for changes in &mut state.changes {
+                changes.push(ModelChange::Remove(id));
             }
         });
         self.shared.work.notify_all();
@@ -434,7 +434,7 @@ impl Shared {
         let left = self.change(|state| {
             let scheduler = &mut state.scheduler;
             scheduler.workers.retire(number);
-            state.mail[number].clear();
+            state.changes[number].clear();
             if !state.closed {
                 for lane in scheduler.lanes.values_mut() {
                     lane.queue.abandon(number, "the worker ended");

@@ -1,6 +1,6 @@
 //! One model in the scheduler: its queue, and how its batches are formed.
 
-use super::queue::{Other, Queue, Speed, Taken};
+use super::queue::{OtherModel, Queue, Speed, Taken};
 use super::scheduler::work;
 use super::workers::Workers;
 use crate::cost::{Costs, Work};
@@ -38,11 +38,11 @@ pub(super) struct Lane {
 
 /// A worker that is free.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Free<'a> {
+pub(super) struct FreeWorker<'a> {
     pub number: usize,
     pub workers: &'a Workers,
     /// The models that share the workers.
-    pub others: &'a [Other],
+    pub others: &'a [OtherModel],
     pub now: Instant,
 }
 
@@ -64,8 +64,8 @@ impl Lane {
     }
 
     /// What it is given beside a model with this `weight`.
-    pub fn beside(&self, weight: u64) -> Other {
-        Other {
+    pub fn beside(&self, weight: u64) -> OtherModel {
+        OtherModel {
             seconds: self
                 .costs
                 .drain_seconds(self.queue.admitted(), self.limits.max_tokens)
@@ -82,7 +82,7 @@ impl Lane {
     }
 
     /// Takes the next batch of a worker that is free, and says how long it should take.
-    pub fn take(&mut self, free: Free<'_>) -> Taken {
+    pub fn take(&mut self, free: FreeWorker<'_>) -> Taken {
         let waiting = self.queue.waiting();
         if waiting.sequences == 0 {
             return Taken::default();
@@ -111,7 +111,7 @@ impl Lane {
         self.take_planned(&plan, free)
     }
 
-    fn take_planned(&mut self, plan: &Plan, free: Free<'_>) -> Taken {
+    fn take_planned(&mut self, plan: &Plan, free: FreeWorker<'_>) -> Taken {
         let speed = self.speed(free.workers, free.others, free.now);
         let mut taken = self
             .queue
@@ -136,7 +136,7 @@ impl Lane {
 
     /// Takes a batch for a worker to run between two layers of its own, which takes `running` seconds without
     /// interruptions and was interrupted for `spent` seconds so far.
-    pub fn preempt(&mut self, free: Free<'_>, running: f64, spent: f64) -> Taken {
+    pub fn preempt(&mut self, free: FreeWorker<'_>, running: f64, spent: f64) -> Taken {
         let most = largest_part(running).min(running - spent);
         let each = self.next_part(free.workers);
         if each > most {
@@ -154,7 +154,12 @@ impl Lane {
     }
 
     /// How fast its queue empties.
-    pub fn speed<'a>(&self, workers: &Workers, others: &'a [Other], now: Instant) -> Speed<'a> {
+    pub fn speed<'a>(
+        &self,
+        workers: &Workers,
+        others: &'a [OtherModel],
+        now: Instant,
+    ) -> Speed<'a> {
         Speed {
             cost: self.costs.loaded(),
             workers: self.costs.workers(),

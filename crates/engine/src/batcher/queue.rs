@@ -137,7 +137,7 @@ pub(super) struct ForecastRequest {
 
 /// Another model for which something waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Other {
+pub(super) struct OtherModel {
     /// Seconds of work that were admitted for it.
     pub seconds: f64,
     /// Seconds that it is given for each of this model.
@@ -155,7 +155,7 @@ pub(super) struct Speed<'a> {
     /// Tokens of a full batch.
     pub batch_tokens: usize,
     /// The models that share the workers.
-    pub others: &'a [Other],
+    pub others: &'a [OtherModel],
 }
 
 impl Speed<'_> {
@@ -189,7 +189,7 @@ impl Speed<'_> {
     /// seconds of what runs.
     fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
         let own = seconds * (1.0 + self.overhead());
-        let given = |other: &Other| other.seconds.min(own * other.share);
+        let given = |other: &OtherModel| other.seconds.min(own * other.share);
         let others: f64 = self.others.iter().map(given).sum();
         let shared = (busy + own + others) / self.workers as f64;
         // However many workers there are, a sequence runs on one.

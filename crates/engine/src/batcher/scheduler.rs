@@ -11,8 +11,8 @@ use slotmap::{Key, SlotMap};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::lane::{Free, Lane, LaneConfig};
-use super::queue::{ForecastRequest, Job, LaneId, Other, Outcome, Taken};
+use super::lane::{FreeWorker, Lane, LaneConfig};
+use super::queue::{ForecastRequest, Job, LaneId, OtherModel, Outcome, Taken};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
@@ -24,7 +24,7 @@ use rerankd_core::Deadline;
 const MICROSECONDS: f64 = 1e6;
 
 /// The other models for which something waits.
-type Others = SmallVec<[Other; 2]>;
+type Others = SmallVec<[OtherModel; 2]>;
 
 pub(super) struct Scheduler {
     pub lanes: SlotMap<LaneId, Lane>,
@@ -116,7 +116,7 @@ impl Scheduler {
             if number >= lane.workers {
                 continue;
             }
-            let mut taken = lane.take(Free {
+            let mut taken = lane.take(FreeWorker {
                 number,
                 workers: &self.workers,
                 others: &others,
@@ -154,7 +154,7 @@ impl Scheduler {
             return Taken::default();
         }
         let others = self.others(id);
-        let free = Free {
+        let free = FreeWorker {
             number,
             workers: &self.workers,
             others: &others,

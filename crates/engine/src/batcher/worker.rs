@@ -9,20 +9,20 @@ use tokio::time::Instant;
 use super::batch::{Next, complete, message, note, record_begun, run_batch};
 use super::preemption::Preemption;
 use super::queue::LaneId;
-use super::{Mail, Model, Shared, State};
+use super::{Model, ModelChange, Shared, State};
 use rerankd_runtime::{Scorer, memory};
 
 /// Panics in a row, without a finished batch between them, after which a worker is given up.
 pub(super) const MAX_PANICS: usize = 8;
 
 /// A worker's scorer of one model.
-struct Seat {
+struct ModelScorer {
     model: Arc<Model>,
     scorer: Box<dyn Scorer>,
     preemption: Option<Arc<Preemption>>,
 }
 
-impl Seat {
+impl ModelScorer {
     fn new(
         shared: &Arc<Shared>,
         number: usize,
@@ -42,7 +42,7 @@ impl Seat {
     }
 }
 
-type Seats = SecondaryMap<LaneId, Seat>;
+type Scorers = SecondaryMap<LaneId, ModelScorer>;
 
 /// Serves batches until the batcher closes. After a panic the requests of the lost batch fail, and the
 /// worker starts again with the same scorers.
@@ -52,10 +52,10 @@ pub(super) fn run(shared: Arc<Shared>, number: usize) {
     let _clock = shared.runtime.as_ref().map(|runtime| runtime.enter());
     // Also when a panic ends this thread nevertheless.
     let _retire = Retire { shared, number };
-    let mut seats = Seats::new();
+    let mut scorers = Scorers::new();
     let mut panics = 0;
     while panics < MAX_PANICS {
-        let serve = || serve(shared, number, &mut seats, &mut panics);
+        let serve = || serve(shared, number, &mut scorers, &mut panics);
         // What a panic may leave half done is repaired by `recover`.
         let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) else {
             return;
@@ -82,24 +82,24 @@ impl Drop for Retire<'_> {
     }
 }
 
-fn serve(shared: &Arc<Shared>, number: usize, seats: &mut Seats, panics: &mut usize) {
+fn serve(shared: &Arc<Shared>, number: usize, scorers: &mut Scorers, panics: &mut usize) {
     loop {
         match next(shared, number) {
-            Task::Mail(mail) => mail.into_iter().for_each(|mail| match mail {
-                Mail::Join(model, scorer) => {
+            Task::Models(changes) => changes.into_iter().for_each(|change| match change {
+                ModelChange::Add(model, scorer) => {
                     let id = model.id;
-                    seats.insert(id, Seat::new(shared, number, model, scorer));
+                    scorers.insert(id, ModelScorer::new(shared, number, model, scorer));
                 }
-                Mail::Leave(id) => {
-                    if seats.remove(id).is_some() {
+                ModelChange::Remove(id) => {
+                    if scorers.remove(id).is_some() {
                         memory::give_back();
                     }
                 }
             }),
             Task::Batch(id, batch) => {
-                let seat = seats.get_mut(id);
-                let seat = seat.expect("a model's scorer comes before its batches");
-                run_next(shared, number, seat, batch);
+                let own = scorers.get_mut(id);
+                let own = own.expect("a model's scorer comes before its batches");
+                run_next(shared, number, own, batch);
                 *panics = 0;
             }
             Task::Close => return,
@@ -107,24 +107,24 @@ fn serve(shared: &Arc<Shared>, number: usize, seats: &mut Seats, panics: &mut us
     }
 }
 
-fn run_next(shared: &Shared, number: usize, seat: &mut Seat, batch: Next) {
+fn run_next(shared: &Shared, number: usize, own: &mut ModelScorer, batch: Next) {
     shared.fault("batch taken");
-    let preemption = seat.preemption.as_deref();
+    let preemption = own.preemption.as_deref();
     if let Some(preemption) = preemption {
         preemption.begin(batch.seconds);
     }
-    let mut scored = run_batch(shared, &seat.model, seat.scorer.as_mut(), &batch);
+    let mut scored = run_batch(shared, &own.model, own.scorer.as_mut(), &batch);
     if let Some(preemption) = preemption {
         scored.took = scored.took.saturating_sub(preemption.end());
     }
     shared.fault("batch scored");
     let finish = |state: &mut State| state.scheduler.workers.finish(number);
-    complete(shared, &seat.model, batch, scored, finish);
+    complete(shared, &own.model, batch, scored, finish);
 }
 
 /// What a worker does next.
 enum Task {
-    Mail(Vec<Mail>),
+    Models(Vec<ModelChange>),
     /// Score a batch of this model.
     Batch(LaneId, Next),
     Close,
@@ -138,9 +138,9 @@ fn next(shared: &Shared, number: usize) -> Task {
             return Task::Close;
         }
         // First, so that a batch is only taken of models whose scorers are there.
-        let mail = std::mem::take(&mut state.mail[number]);
-        if !mail.is_empty() {
-            return Task::Mail(mail);
+        let changes = std::mem::take(&mut state.changes[number]);
+        if !changes.is_empty() {
+            return Task::Models(changes);
         }
         let taken = state.scheduler.take(number, Instant::now());
         note(shared, &state, &taken);
