@@ -578,13 +578,13 @@ impl EncoderConfig {
     }
 
     /// Raises the maximum tokens of a sequence to `positions`, where no table of the weights limits them.
-    pub(super) fn reach(&mut self, positions: usize) {
+    pub(super) fn extend_positions(&mut self, positions: usize) {
         if self.tensors.positions.is_some() || positions <= self.max_positions {
             return;
         }
         self.max_positions = positions;
         if let LayerForm::PostNormDisentangled(relative) = &mut self.form {
-            relative.reach(positions);
+            relative.extend_positions(positions);
         }
     }
 

@@ -105,7 +105,7 @@ impl Manifest {
         };
         let mut max_length = max_length(&tokenizer, &saved, encoder.max_positions)?;
         // Without a table of positions, the reference reads as far as the files say.
-        encoder.reach(max_length.min(MAX_POSITIONS));
+        encoder.extend_positions(max_length.min(MAX_POSITIONS));
         max_length = max_length.min(encoder.usable_positions());
         if let Some(prompted) = &prompted {
             let limit = prompted.max_length.unwrap_or(DEFAULT_MAX_LENGTH);

@@ -145,7 +145,7 @@ fn disentangled(config: &Object, max_positions: usize) -> Result<Disentangled, M
         key,
         query,
     };
-    relative.reach(max_positions);
+    relative.extend_positions(max_positions);
     Ok(relative)
 }
 
@@ -174,7 +174,7 @@ fn terms(config: &Object) -> Result<[bool; 2], ModelError> {
 
 impl Disentangled {
     /// Finds the rows for sequences of up to `positions` tokens.
-    pub(super) fn reach(&mut self, positions: usize) {
+    pub(super) fn extend_positions(&mut self, positions: usize) {
         let (reach, span) = (positions as i64 - 1, self.buckets as i64 / 2);
         let row = |distance| {
             let bucket = match self.shared {
