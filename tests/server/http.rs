@@ -745,6 +745,9 @@ impl std::io::Write for Lines {
 impl Lines {
     /// Runs `work` and returns its log lines at `info` and above.
     async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
+        // Beside no other subscriber, this one would lose the events whose call sites another thread, which has none,
+        // reaches first: `tracing` asks the subscriber of that thread alone. Fails if it was installed before.
+        let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let lines = Self::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
