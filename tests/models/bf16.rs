@@ -6,7 +6,8 @@ use rerankd_model::Model;
 use rerankd_model::graph::Precision;
 
 use crate::int8::{
-    encodings, logits, open, quality_logits, quality_pairs, rank_correlation, sts_benchmark, worst,
+    StsCorrelations, encodings, logits, on_sts_benchmark, open, quality_logits, quality_pairs,
+    rank_correlation, worst,
 };
 use crate::support::reference::{Reference, for_each_encoder, model_dir};
 
@@ -73,23 +74,8 @@ fn every_architecture_keeps_the_order_of_its_reference() {
 
 #[test]
 fn the_sts_benchmark_loses_nothing() {
-    let Some((pairs, said)) = sts_benchmark() else {
+    let Some(StsCorrelations { exact, ours, .. }) = on_sts_benchmark(Precision::Bf16) else {
         return;
     };
-    let model = Model::embedded().unwrap();
-    let encodings = encodings(&model, &pairs);
-    let set = InstructionSet::best();
-    let fp32 = logits(&mut open(&model, Precision::Fp32, set), &encodings);
-    let bf16 = logits(&mut open(&model, Precision::Bf16, set), &encodings);
-    let (exact, ours) = (
-        rank_correlation(&fp32, &said),
-        rank_correlation(&bf16, &said),
-    );
-    println!(
-        "STS-B test, {} pairs, bf16 ({}): Spearman {ours:.5}, fp32 {exact:.5}; worst logit off by {:.4}",
-        pairs.len(),
-        set.name(),
-        worst(&fp32, &bf16),
-    );
     assert!((exact - ours).abs() <= MOST_LOST, "{exact} became {ours}");
 }

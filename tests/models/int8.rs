@@ -162,7 +162,7 @@ fn every_architecture_keeps_the_order_of_its_reference() {
 }
 
 /// Sentence pairs and human judgments of the STS Benchmark test set; `None` if it is not available.
-pub fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
+fn sts_benchmark() -> Option<(Vec<Pair>, Vec<f32>)> {
     let path = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/stsb/test.csv");
     if !path.exists() {
         // Shown with `--nocapture`.
@@ -214,28 +214,51 @@ fn fields_are_parted_and_unquoted() {
     assert_eq!(fields(line), ["plain", "a, b", r#"he said "yes"."#, "3.5"]);
 }
 
-#[test]
-fn the_sts_benchmark_loses_next_to_nothing() {
-    let Some((pairs, said)) = sts_benchmark() else {
-        return;
-    };
+/// Rank correlations of the embedded model on the STS Benchmark.
+pub struct StsCorrelations {
+    /// Of fp32 with human judgments.
+    pub exact: f64,
+    /// Of the other precision with human judgments.
+    pub ours: f64,
+    /// Between both.
+    pub between: f64,
+}
+
+/// Compares `precision` with fp32 on the STS Benchmark; `None` if it is not available.
+pub fn on_sts_benchmark(precision: Precision) -> Option<StsCorrelations> {
+    let (pairs, said) = sts_benchmark()?;
     let model = Model::embedded().unwrap();
     let encodings = encodings(&model, &pairs);
     let set = InstructionSet::best();
     let fp32 = logits(&mut open(&model, Precision::Fp32, set), &encodings);
-    let int8 = logits(&mut open(&model, Precision::Int8, set), &encodings);
-    let (exact, ours) = (
-        rank_correlation(&fp32, &said),
-        rank_correlation(&int8, &said),
-    );
-    let between = rank_correlation(&fp32, &int8);
+    let other = logits(&mut open(&model, precision, set), &encodings);
+    let exact = rank_correlation(&fp32, &said);
+    let ours = rank_correlation(&other, &said);
+    let between = rank_correlation(&fp32, &other);
     println!(
-        "STS-B test, {} pairs, int8 ({}): Spearman {ours:.4}, fp32 {exact:.4}; rank correlation \
-         between both {between:.5}, worst logit off by {:.3}",
+        "STS-B test, {} pairs, {precision:?} ({}): Spearman {ours:.5}, fp32 {exact:.5}; rank correlation \
+         between both {between:.5}, worst logit off by {:.4}",
         pairs.len(),
         set.name(),
-        worst(&fp32, &int8),
+        worst(&fp32, &other),
     );
+    Some(StsCorrelations {
+        exact,
+        ours,
+        between,
+    })
+}
+
+#[test]
+fn the_sts_benchmark_loses_next_to_nothing() {
+    let Some(StsCorrelations {
+        exact,
+        ours,
+        between,
+    }) = on_sts_benchmark(Precision::Int8)
+    else {
+        return;
+    };
     assert!(exact - ours <= MOST_LOST, "{exact} became {ours}");
     assert!(between >= LEAST_CORRELATION, "{between}");
 }

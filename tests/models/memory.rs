@@ -16,19 +16,9 @@ const SESSIONS: &str = "RERANKD_TEST_MEMORY_SESSIONS";
 /// Prefix of the result of the child process.
 const ANSWER: &str = "resident bytes: ";
 
-/// The size of the embedded model, with a small vocabulary.
-const MODEL_SIZE: Bert = Bert {
-    layers: 6,
-    hidden: 384,
-    heads: 12,
-    intermediate: 1536,
-    positions: 512,
-    vocabulary: 100,
-};
-
 #[test]
 fn four_sessions_take_little_more_memory_than_one() {
-    let model = MODEL_SIZE.write();
+    let model = Bert::LIKE_EMBEDDED.write();
     let one = measure(model.path(), 1);
     let four = measure(model.path(), 4);
     let ratio = four as f64 / one as f64;

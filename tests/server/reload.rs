@@ -442,15 +442,7 @@ fn a_revision_is_swapped_ten_times_under_load() {
 #[test]
 fn a_model_that_is_removed_gives_its_memory_back() {
     let small = entry("a", &model_dir("tiny-bert"));
-    let large = Bert {
-        layers: 6,
-        hidden: 384,
-        heads: 12,
-        intermediate: 1536,
-        positions: 512,
-        vocabulary: 100,
-    };
-    let large = large.write();
+    let large = Bert::LIKE_EMBEDDED.write();
     let both = small.clone() + &entry("b", large.path());
     let server = Configured::start(&small);
     let settle = |most: f64| {

@@ -124,6 +124,16 @@ pub struct Bert {
 pub const WORDS: [&str; 7] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "near", "far", "last"];
 
 impl Bert {
+    /// The size of the embedded model, with a small vocabulary.
+    pub const LIKE_EMBEDDED: Self = Self {
+        layers: 6,
+        hidden: 384,
+        heads: 12,
+        intermediate: 1536,
+        positions: 512,
+        vocabulary: 100,
+    };
+
     /// Names and shapes of its tensors.
     fn shapes(&self) -> Vec<(String, Vec<usize>)> {
         let Self {
