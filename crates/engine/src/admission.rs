@@ -179,8 +179,7 @@ impl Memory {
         })
     }
 
-    /// Takes `size` for a request of `holder`. A token is scored in `pace` seconds, by all workers
-    /// together.
+    /// Takes `size` for a request of `holder`. `seconds_until_room` tells when what is missing will have been scored.
     ///
     /// # Errors
     /// [`Refusal::Memory`], with the time until there is room.
@@ -189,14 +188,16 @@ impl Memory {
         holder: Holder,
         is_long: bool,
         size: Size,
-        pace: f64,
+        seconds_until_room: impl FnOnce(Missing) -> f64,
     ) -> Result<MemoryPermit, Refusal> {
         let mut held = self.lock();
         let counted = self.counted(size);
         let missing = held.missing(self.capacity, holder, is_long, counted);
-        if held.requests > 0 && missing > 0.0 {
+        if held.requests > 0 && missing.is_any() {
+            drop(held);
+            let seconds = seconds_until_room(missing);
             return Err(Refusal::Memory {
-                retry_after: duration((missing * pace).min(MAX_RETRY_SECONDS)),
+                retry_after: duration(seconds.min(MAX_RETRY_SECONDS)),
             });
         }
         let permit = MemoryPermit {
@@ -227,8 +228,8 @@ impl Memory {
 }
 
 impl Held {
-    /// Tokens that must be scored before `size` fits; zero or negative if it fits now.
-    fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> f64 {
+    /// What must be scored before `size` fits.
+    fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> Missing {
         let theirs = self.tenants.get(&holder).copied().unwrap_or_default();
         let missing = |part: fn(Size) -> usize| {
             let long = is_long.then(|| part(theirs.long));
@@ -243,11 +244,7 @@ impl Held {
         let tokens = missing(|size| size.tokens);
         let bytes = missing(|size| size.bytes);
         let tokens_per_byte = self.tokens as f64 / self.total.bytes.max(1) as f64;
-        tokens.max(if bytes > 0.0 {
-            (bytes * tokens_per_byte).max(1.0)
-        } else {
-            bytes
-        })
+        tokens.max(bytes.scaled(tokens_per_byte))
     }
 
     /// Changes what `permit` is counted as.
@@ -265,16 +262,53 @@ impl Held {
     }
 }
 
+/// Tokens that must be scored before a request fits; zero or negative where enough are free.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Missing {
+    /// Of its own tenant and model.
+    pub of_tenant: f64,
+    /// Of whomever.
+    pub of_all: f64,
+}
+
+impl Missing {
+    fn is_any(self) -> bool {
+        self.of_tenant > 0.0 || self.of_all > 0.0
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            of_tenant: self.of_tenant.max(other.of_tenant),
+            of_all: self.of_all.max(other.of_all),
+        }
+    }
+
+    /// The same where each has so many tokens, and at least one if any is missing.
+    fn scaled(self, tokens: f64) -> Self {
+        let scaled = |missing: f64| match missing > 0.0 {
+            true => (missing * tokens).max(1.0),
+            false => missing,
+        };
+        Self {
+            of_tenant: scaled(self.of_tenant),
+            of_all: scaled(self.of_all),
+        }
+    }
+}
+
 /// How much must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by
 /// that tenant's long requests if it is one.
-fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> f64 {
+fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> Missing {
     let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
     let free = capacity as f64 - total - own;
     // What a tenant releases is also free.
     let by_tenant = (tenant + own - 3.0 * free) / 4.0;
     let most = free + capacity as f64 / 8.0;
     let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - most) / 2.0);
-    by_tenant.max(by_class).max(-free)
+    Missing {
+        of_tenant: by_tenant.max(by_class),
+        of_all: -free,
+    }
 }
 
 /// The memory of one request. Dropping it gives back what is left.

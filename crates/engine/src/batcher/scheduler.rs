@@ -12,19 +12,17 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::lane::{FreeWorker, Lane, LaneConfig};
-use super::queue::{ForecastRequest, Job, LaneId, OtherModel, Outcome, Taken};
+use super::queue::{ForecastRequest, Job, LaneId, Outcome, Taken};
+use super::sharing::{OtherModel, Sharing, seconds_until_scored};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
-use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
+use crate::admission::{Expected, Memory, MemoryPermit, Missing, Refusal, Size, check_time};
 use crate::cost::{Work, duration};
 use crate::fair::Level;
 use rerankd_core::Deadline;
 
 /// Turns of models are counted in microseconds.
 const MICROSECONDS: f64 = 1e6;
-
-/// The other models for which something waits.
-type Others = SmallVec<[OtherModel; 2]>;
 
 pub(super) struct Scheduler {
     pub lanes: SlotMap<LaneId, Lane>,
@@ -84,9 +82,9 @@ impl Scheduler {
         };
         let left = |deadline: Deadline| deadline.at.saturating_duration_since(at);
         let left = demand.hints.deadline.map(left);
-        let others = self.others(id);
-        let lane = &mut self.lanes[id];
-        let speed = lane.speed(&self.workers, &others, now);
+        let sharing = self.sharing(id, now);
+        let lane = &self.lanes[id];
+        let speed = lane.speed(&sharing);
         let expected = lane.queue.expect(request, demand.tokenizing, speed, at);
         let left = left.map(|left| left.as_secs_f64());
         check_time(expected, left, self.max_delay)?;
@@ -94,10 +92,11 @@ impl Scheduler {
             tokens: demand.work.tokens,
             bytes: demand.bytes,
         };
-        let pace = lane.costs.pace(demand.work);
         let holder = (demand.hints.tenant, id.data().as_ffi());
-        let memory = self.memory.take(holder, expected.is_long(), size, pace)?;
-        lane.queue.reserve(request, speed.cost, at);
+        let room = |missing| self.seconds_until_room(id, missing, now);
+        let memory = self.memory.take(holder, expected.is_long(), size, room)?;
+        let cost = speed.cost;
+        self.lanes[id].queue.reserve(request, cost, at);
         Ok(Admitted {
             memory,
             request,
@@ -111,15 +110,14 @@ impl Scheduler {
         let turns: SmallVec<[LaneId; 4]> = self.order.waiting().collect();
         let mut all = Taken::default();
         for id in turns {
-            let others = self.others(id);
-            let lane = &mut self.lanes[id];
-            if number >= lane.workers {
+            if number >= self.lanes[id].workers {
                 continue;
             }
-            let mut taken = lane.take(FreeWorker {
+            let sharing = self.sharing(id, now);
+            let mut taken = self.lanes[id].take(FreeWorker {
                 number,
                 workers: &self.workers,
-                others: &others,
+                sharing: &sharing,
                 now,
             });
             taken.lane = id;
@@ -153,11 +151,11 @@ impl Scheduler {
         if self.order.waiting().next() != Some(id) {
             return Taken::default();
         }
-        let others = self.others(id);
+        let sharing = self.sharing(id, now);
         let free = FreeWorker {
             number,
             workers: &self.workers,
-            others: &others,
+            sharing: &sharing,
             now,
         };
         let mut taken = self.lanes[id].preempt(free, running, spent);
@@ -169,8 +167,8 @@ impl Scheduler {
         taken
     }
 
-    /// Notes a batch of the model `id` that took `seconds` and began beside so many `busy` workers, and answers the
-    /// requests that it completes.
+    /// Notes a batch of the model `id` that took `seconds` and began while so many of its workers were `busy`, and
+    /// answers the requests that it completes.
     pub fn complete(
         &mut self,
         id: LaneId,
@@ -178,18 +176,56 @@ impl Scheduler {
         logits: &[f32],
         (seconds, busy): (f64, usize),
     ) -> Outcome {
-        let busy = [busy, self.workers.busy()];
         // The model may have been removed since: then nobody waits for the batch.
         let Some(lane) = self.lanes.get_mut(id) else {
             return Outcome::default();
         };
+        let busy = [busy, self.workers.busy_of(lane.workers)];
         lane.costs.observe(work(jobs), seconds, busy);
         lane.queue.complete(jobs, logits)
     }
 
     /// Seconds until all that was admitted is scored.
     pub fn drain_seconds(&self) -> f64 {
-        self.lanes.values().map(Lane::drain_seconds).sum()
+        let until = |most: &Lane| {
+            let within = |lane: &&Lane| lane.workers <= most.workers;
+            let lanes = self.lanes.values().filter(within);
+            let seconds: f64 = lanes.map(Lane::admitted_seconds).sum();
+            seconds / self.workers.alive_of(most.workers).max(1) as f64
+        };
+        self.lanes.values().map(until).fold(0.0, f64::max)
+    }
+
+    /// Seconds until all that was admitted for the model `id` is scored.
+    pub fn drain_seconds_of(&self, id: LaneId, now: Instant) -> f64 {
+        let sharing = self.sharing(id, now);
+        let lane = &self.lanes[id];
+        let admitted = lane.queue.admitted();
+        let speed = lane.speed(&sharing);
+        speed.completion(admitted, speed.cost.marginal(admitted))
+    }
+
+    /// Workers of the model `id` that score a batch.
+    pub fn busy_of(&self, id: LaneId) -> usize {
+        let lane = self.lanes.get(id);
+        lane.map_or(0, |lane| self.workers.busy_of(lane.workers))
+    }
+
+    /// Seconds until the `missing` tokens of a request for the model `id` are scored.
+    fn seconds_until_room(&self, id: LaneId, missing: Missing, now: Instant) -> f64 {
+        let all = self.workers.set(self.workers.count(), now);
+        let until = |tokens: f64, counts: fn(bool) -> bool| {
+            let lanes = self.lanes.iter();
+            let models = lanes.map(|(other, lane)| {
+                let draining = lane.draining(&self.workers);
+                (draining, counts(other == id))
+            });
+            seconds_until_scored(tokens, models, all.alive as f64)
+        };
+        let own = until(missing.of_tenant, |is_own| is_own);
+        let any = until(missing.of_all, |_| true);
+        // What runs is not among what waits, and ends first.
+        own.max(any) + all.busy / all.alive as f64
     }
 
     /// Sequences that wait, of all models.
@@ -217,16 +253,28 @@ impl Scheduler {
         self.order.charge(id, microseconds(seconds));
     }
 
-    fn others(&self, id: LaneId) -> Others {
-        if self.lanes.len() == 1 {
-            return Others::new();
+    /// What the model `id` has of the workers now.
+    fn sharing(&self, id: LaneId, now: Instant) -> Sharing {
+        let lane = &self.lanes[id];
+        let mut others: SmallVec<[OtherModel; 2]> = SmallVec::new();
+        if self.lanes.len() > 1 {
+            let waits = |other: LaneId, lane: &Lane| {
+                other != id && lane.queue.admitted().sequences > 0
+            };
+            let lanes = self.lanes.iter();
+            let waiting = lanes.filter(|(other, lane)| waits(*other, lane));
+            others.extend(waiting.map(|(_, other)| other.beside(lane.weight())));
         }
-        let weight = self.lanes[id].weight();
-        let others = self
-            .lanes
-            .iter()
-            .filter(|(other, lane)| *other != id && lane.queue.admitted().sequences > 0);
-        others.map(|(_, lane)| lane.beside(weight)).collect()
+        let more = others.iter().map(|other| other.workers);
+        let more = more.filter(|&workers| workers > lane.workers);
+        let mut counts: SmallVec<[usize; 2]> = std::iter::once(lane.workers).chain(more).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let sets = counts.into_iter();
+        Sharing {
+            sets: sets.map(|count| self.workers.set(count, now)).collect(),
+            others,
+        }
     }
 }
 
