@@ -133,7 +133,10 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
     let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
     let opened = PaddedModel::new(&library(), &exported).unwrap();
-    let logits = score(&mut opened.session(1, &ComputePool::default()).unwrap(), &encodings);
+    let logits = score(
+        &mut opened.session(1, &ComputePool::default()).unwrap(),
+        &encodings,
+    );
     let batched = logits.clone();
     let golden = fs::read(crate::support::reference::fixture(
         "minilm-l6-rank-quality.json",

@@ -298,7 +298,13 @@ impl Missing {
 
 /// How much must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by
 /// that tenant's long requests if it is one.
-fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> Missing {
+fn missing(
+    capacity: usize,
+    total: usize,
+    tenant: usize,
+    long: Option<usize>,
+    own: usize,
+) -> Missing {
     let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
     let free = capacity as f64 - total - own;
     // What a tenant releases is also free.

@@ -351,7 +351,9 @@ impl ModelBatcher {
 
     /// What its batches cost, as far as it is known.
     pub fn costs(&self) -> Costs {
-        self.shared.lock().scheduler.lanes[self.model.id].costs.clone()
+        self.shared.lock().scheduler.lanes[self.model.id]
+            .costs
+            .clone()
     }
 
     /// What is counted for this model.

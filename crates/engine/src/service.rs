@@ -74,7 +74,14 @@ pub struct ModelInfo {
 impl ModelInfo {
     /// Whether batches of both cost the same: models of the same shape, computed in the same way.
     pub(crate) fn costs_as(&self, other: &Self) -> bool {
-        let shape = |info: &Self| (info.parameters, info.weight_bytes, info.labels.len(), info.max_length);
+        let shape = |info: &Self| {
+            (
+                info.parameters,
+                info.weight_bytes,
+                info.labels.len(),
+                info.max_length,
+            )
+        };
         let way = |info: &Self| (info.format, info.layout, info.precision, info.sessions);
         self.architecture == other.architecture
             && shape(self) == shape(other)

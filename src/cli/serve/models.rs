@@ -443,6 +443,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_profile_outside_the_directory_is_a_file_of_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = dir.path().join("profile.json");
+        let found = || {
+            let load = LoadConfig {
+                profile: Some(profile.display().to_string()),
+                ..LoadConfig::default()
+            };
+            files_of(&load)
+        };
+        let write = || {
+            let new = dir.path().join("new");
+            std::fs::write(&new, "{}").unwrap();
+            std::fs::rename(new, &profile).unwrap();
+        };
+        write();
+        let before = found();
+        assert_eq!((before.len(), &found()), (1, &before));
+        let kept = std::fs::File::open(&profile).unwrap();
+        write();
+        assert_ne!(found(), before);
+        drop(kept);
+    }
+
+    #[test]
     fn links_that_lead_in_circles_are_followed_once() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("deep");

@@ -159,8 +159,7 @@ impl Lane {
     /// Seconds of a worker until all that was admitted is scored.
     pub fn admitted_seconds(&self) -> f64 {
         let admitted = self.queue.admitted();
-        self.costs
-            .worker_seconds(admitted, self.limits.max_tokens)
+        self.costs.worker_seconds(admitted, self.limits.max_tokens)
     }
 
     /// How fast its queue empties.

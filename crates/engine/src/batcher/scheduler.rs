@@ -258,9 +258,8 @@ impl Scheduler {
         let lane = &self.lanes[id];
         let mut others: SmallVec<[OtherModel; 2]> = SmallVec::new();
         if self.lanes.len() > 1 {
-            let waits = |other: LaneId, lane: &Lane| {
-                other != id && lane.queue.admitted().sequences > 0
-            };
+            let waits =
+                |other: LaneId, lane: &Lane| other != id && lane.queue.admitted().sequences > 0;
             let lanes = self.lanes.iter();
             let waiting = lanes.filter(|(other, lane)| waits(*other, lane));
             others.extend(waiting.map(|(_, other)| other.beside(lane.weight())));
@@ -284,4 +283,106 @@ fn microseconds(seconds: f64) -> usize {
 
 pub(super) fn work(jobs: &[Job]) -> Work {
     Work::all(jobs.iter().map(|job| job.tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{Cost, Costs, Estimator};
+    use crate::plan::{BatchLimits, SHARE_ABOVE};
+    use rerankd_core::{SchedulingHints, Tenant};
+
+    /// A model with so many seconds for a token.
+    fn model(per_token: f64, workers: usize) -> LaneConfig {
+        let cost = Cost {
+            base: 0.0,
+            per_token,
+            per_square: 0.0,
+        };
+        LaneConfig {
+            labels: 1,
+            workers,
+            costs: Costs::new(Estimator::new(cost), workers),
+            limits: BatchLimits {
+                max_tokens: 512,
+                max_seconds: 0.1,
+                share_above: SHARE_ABOVE,
+            },
+            share: 1,
+            is_preemptible: false,
+        }
+    }
+
+    fn scheduler(tokens: usize) -> Scheduler {
+        let admission = AdmissionLimits {
+            memory: Size {
+                tokens,
+                bytes: usize::MAX,
+            },
+            max_delay: f64::INFINITY,
+        };
+        let gauge = IntGauge::new("queue_tokens", "tokens").unwrap();
+        Scheduler::new(admission, gauge)
+    }
+
+    /// Asks for 1000 tokens.
+    fn admit(scheduler: &mut Scheduler, id: LaneId, tenant: u64) -> Result<Admitted, Refusal> {
+        let hints = SchedulingHints {
+            tenant: Tenant(tenant),
+            ..SchedulingHints::default()
+        };
+        let demand = Demand {
+            hints,
+            work: Work::all([10; 100]),
+            bytes: 0,
+            tokenizing: Expected::new(0.0, 0.0),
+        };
+        scheduler.admit(id, demand, Instant::now())
+    }
+
+    #[test]
+    fn when_to_retry_is_told_by_the_models_that_hold_the_queue() {
+        let mut scheduler = scheduler(10_000);
+        let (slow, fast) = (scheduler.add(model(1e-2, 2)), scheduler.add(model(1e-6, 2)));
+        let mut held = Vec::new();
+        for tenant in 0.. {
+            match admit(&mut scheduler, slow, tenant) {
+                Ok(admitted) => held.push(admitted),
+                Err(_) => break,
+            }
+        }
+        assert!(held.len() > 5, "{}", held.len());
+        let refused = loop {
+            match admit(&mut scheduler, fast, 99) {
+                Ok(admitted) => held.push(admitted),
+                Err(refusal) => break refusal,
+            }
+        };
+        let Refusal::Memory { retry_after } = refused else {
+            panic!("{refused:?}");
+        };
+        // At the pace of the slow model, of which two workers score 200 tokens a second.
+        assert!(retry_after.as_secs_f64() > 0.5, "{retry_after:?}");
+        assert!(
+            retry_after.as_secs_f64() < 10_000.0 / 200.0,
+            "{retry_after:?}"
+        );
+    }
+
+    #[test]
+    fn a_model_on_few_workers_is_expected_by_their_number() {
+        let mut scheduler = scheduler(usize::MAX);
+        let gpu = scheduler.add(model(1e-3, 2));
+        let cpu = scheduler.add(model(1e-3, 16));
+        let completion =
+            |scheduler: &mut Scheduler, id| admit(scheduler, id, 1).unwrap().expected.completion;
+        let close = |seconds: f64, expected: f64| {
+            assert!((seconds / expected - 1.0).abs() < 0.05, "{seconds} s");
+        };
+        // A second of work on two workers, and then beside that on sixteen.
+        close(completion(&mut scheduler, gpu), 0.5);
+        assert!(scheduler.drain_seconds() > 0.49);
+        // On sixteen workers, of which the other model has two at most: as fast as on fourteen.
+        close(completion(&mut scheduler, cpu), 1.0 / 14.0);
+    }
 }

@@ -105,8 +105,7 @@ impl Speed<'_> {
     /// Seconds until `work` is done on an idle machine.
     pub fn alone(&self, work: Work) -> f64 {
         let seconds = self.cost.marginal(work) * (1.0 + self.overhead());
-        self.one_sequence(work)
-            .max(seconds / self.workers() as f64)
+        self.one_sequence(work).max(seconds / self.workers() as f64)
     }
 
     /// Seconds of a sequence of `work`: however many workers there are, it runs on one.
@@ -145,9 +144,8 @@ pub(super) fn seconds_until_scored(
     loop {
         models.retain(|(model, _)| model.tokens > 0.0 && model.pace > 0.0);
         let weights: f64 = models.iter().map(|(model, _)| model.weight).sum();
-        let rate = |model: &Draining| {
-            (workers * model.weight / weights).min(model.workers) / model.pace
-        };
+        let rate =
+            |model: &Draining| (workers * model.weight / weights).min(model.workers) / model.pace;
         let counted = models.iter().filter(|(_, counts)| *counts);
         let counted: f64 = counted.map(|(model, _)| rate(model)).sum();
         if tokens <= 0.0 || counted <= 0.0 {
@@ -161,7 +159,11 @@ pub(super) fn seconds_until_scored(
         for (model, _) in &mut models {
             let left = model.tokens - rate(model) * step;
             // Rounding leaves a little of what is done.
-            model.tokens = if left > 1e-9 * model.tokens { left } else { 0.0 };
+            model.tokens = if left > 1e-9 * model.tokens {
+                left
+            } else {
+                0.0
+            };
         }
     }
 }

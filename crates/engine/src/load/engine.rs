@@ -302,7 +302,11 @@ impl Plan {
             precision_because: "ONNX files run unchanged".to_owned(),
             opened: Opened {
                 weight_bytes: file.weight_bytes,
-                ..on_cpu(config, || model.session(1, compute), PaddedScorer::providers)?
+                ..on_cpu(
+                    config,
+                    || model.session(1, compute),
+                    PaddedScorer::providers,
+                )?
             },
         })
     }
