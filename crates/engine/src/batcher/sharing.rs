@@ -151,18 +151,24 @@ pub(super) fn seconds_until_scored(
         if tokens <= 0.0 || counted <= 0.0 {
             return seconds;
         }
-        // Until there is enough, or one of them is done and leaves its share to the others.
-        let ends = models.iter().map(|(model, _)| model.tokens / rate(model));
-        let step = ends.fold(tokens / counted, f64::min);
-        seconds += step;
-        tokens -= counted * step;
+        let ends = |model: &Draining| model.tokens / rate(model);
+        let (enough, first) = (
+            tokens / counted,
+            models
+                .iter()
+                .map(|(model, _)| ends(model))
+                .fold(f64::INFINITY, f64::min),
+        );
+        if enough <= first {
+            return seconds + enough;
+        }
+        // The first that is done leaves its share to the others.
+        seconds += first;
+        tokens -= counted * first;
         for (model, _) in &mut models {
-            let left = model.tokens - rate(model) * step;
-            // Rounding leaves a little of what is done.
-            model.tokens = if left > 1e-9 * model.tokens {
-                left
-            } else {
-                0.0
+            model.tokens = match ends(model) <= first {
+                true => 0.0,
+                false => model.tokens - rate(model) * first,
             };
         }
     }
