@@ -345,8 +345,9 @@ fn models_are_loaded_at_low_priority_and_served_at_that_of_the_process() {
     let server = Configured::start(&a);
     let usual = server.threads()[0].1;
     server.write(&(a + &entry("b", dir.path())));
+    let admin = &server.admin;
     std::thread::scope(|scope| {
-        let reloaded = scope.spawn(|| server.reload());
+        let reloaded = scope.spawn(|| exchange(admin, "POST", "/admin/reload", ""));
         // Returns when the load reads.
         let mut pipe = std::fs::File::options().write(true).open(&pipe).unwrap();
         let (loading, others): (Vec<_>, Vec<_>) = server

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
+use smallvec::SmallVec;
 
 use crate::cost::duration;
 use rerankd_core::{RerankError, Tenant};
@@ -188,14 +189,14 @@ impl Memory {
         holder: Holder,
         is_long: bool,
         size: Size,
-        seconds_until_room: impl FnOnce(Missing) -> f64,
+        seconds_until_room: impl FnOnce(&[Missing]) -> f64,
     ) -> Result<MemoryPermit, Refusal> {
         let mut held = self.lock();
         let counted = self.counted(size);
         let missing = held.missing(self.capacity, holder, is_long, counted);
-        if held.requests > 0 && missing.is_any() {
+        if held.requests > 0 && !missing.is_empty() {
             drop(held);
-            let seconds = seconds_until_room(missing);
+            let seconds = seconds_until_room(&missing);
             return Err(Refusal::Memory {
                 retry_after: duration(seconds.min(MAX_RETRY_SECONDS)),
             });
@@ -228,8 +229,14 @@ impl Memory {
 }
 
 impl Held {
-    /// What must be scored before `size` fits.
-    fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> Missing {
+    /// What must be scored before `size` fits, in tokens.
+    fn missing(
+        &self,
+        capacity: Size,
+        holder: Holder,
+        is_long: bool,
+        size: Size,
+    ) -> SmallVec<[Missing; 3]> {
         let theirs = self.tenants.get(&holder).copied().unwrap_or_default();
         let missing = |part: fn(Size) -> usize| {
             let long = is_long.then(|| part(theirs.long));
@@ -241,10 +248,12 @@ impl Held {
                 part(size),
             )
         };
-        let tokens = missing(|size| size.tokens);
-        let bytes = missing(|size| size.bytes);
         let tokens_per_byte = self.tokens as f64 / self.total.bytes.max(1) as f64;
-        tokens.max(bytes.scaled(tokens_per_byte))
+        let bytes = missing(|size| size.bytes).map(|missing| Missing {
+            amount: (missing.amount * tokens_per_byte).max(1.0),
+            ..missing
+        });
+        missing(|size| size.tokens).chain(bytes).collect()
     }
 
     /// Changes what `permit` is counted as.
@@ -262,59 +271,41 @@ impl Held {
     }
 }
 
-/// Tokens that must be scored before a request fits; zero or negative where enough are free.
+/// What must be released before a request fits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Missing {
-    /// Of its own tenant and model.
-    pub of_tenant: f64,
-    /// Of whomever.
-    pub of_all: f64,
+    pub amount: f64,
+    /// What a token of the request's model releases.
+    pub of_own: f64,
+    /// What a token of another model releases.
+    pub of_other: f64,
 }
 
-impl Missing {
-    fn is_any(self) -> bool {
-        self.of_tenant > 0.0 || self.of_all > 0.0
-    }
-
-    fn max(self, other: Self) -> Self {
-        Self {
-            of_tenant: self.of_tenant.max(other.of_tenant),
-            of_all: self.of_all.max(other.of_all),
-        }
-    }
-
-    /// The same where each has so many tokens, and at least one if any is missing.
-    fn scaled(self, tokens: f64) -> Self {
-        let scaled = |missing: f64| match missing > 0.0 {
-            true => (missing * tokens).max(1.0),
-            false => missing,
-        };
-        Self {
-            of_tenant: scaled(self.of_tenant),
-            of_all: scaled(self.of_all),
-        }
-    }
-}
-
-/// How much must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by
-/// that tenant's long requests if it is one.
+/// What must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by that
+/// tenant's long requests if it is one.
 fn missing(
     capacity: usize,
     total: usize,
     tenant: usize,
     long: Option<usize>,
     own: usize,
-) -> Missing {
+) -> impl Iterator<Item = Missing> {
     let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
     let free = capacity as f64 - total - own;
-    // What a tenant releases is also free.
-    let by_tenant = (tenant + own - 3.0 * free) / 4.0;
     let most = free + capacity as f64 / 8.0;
-    let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - most) / 2.0);
-    Missing {
-        of_tenant: by_tenant.max(by_class),
-        of_all: -free,
-    }
+    let by_class = long.map_or(0.0, |long| long as f64 + own - most);
+    // What a tenant releases is also free.
+    let limits = [
+        (-free, 1.0, 1.0),
+        (tenant + own - 3.0 * free, 4.0, 3.0),
+        (by_class, 2.0, 1.0),
+    ];
+    let limits = limits.into_iter().filter(|(amount, ..)| *amount > 0.0);
+    limits.map(|(amount, of_own, of_other)| Missing {
+        amount,
+        of_own,
+        of_other,
+    })
 }
 
 /// The memory of one request. Dropping it gives back what is left.

@@ -5,8 +5,9 @@ use rerankd_core::ErrorCode;
 const PACE: f64 = 1e-3;
 
 /// A token is scored in a millisecond.
-fn room(missing: Missing) -> f64 {
-    missing.of_tenant.max(missing.of_all) * PACE
+fn room(missing: &[Missing]) -> f64 {
+    let seconds = missing.iter().map(|one| one.amount / one.of_own * PACE);
+    seconds.fold(0.0, f64::max)
 }
 
 fn memory(tokens: usize) -> Arc<Memory> {

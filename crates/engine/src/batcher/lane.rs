@@ -80,6 +80,7 @@ impl Lane {
             pace: self.admitted_seconds() / tokens.max(1.0),
             weight: self.weight() as f64,
             workers: workers.alive_of(self.workers) as f64,
+            releases: 1.0,
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::lane::{FreeWorker, Lane, LaneConfig};
 use super::queue::{ForecastRequest, Job, LaneId, Outcome, Taken};
-use super::sharing::{OtherModel, Sharing, seconds_until_scored};
+use super::sharing::{Draining, OtherModel, Sharing, seconds_until_released};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Missing, Refusal, Size, check_time};
@@ -93,7 +93,7 @@ impl Scheduler {
             bytes: demand.bytes,
         };
         let holder = (demand.hints.tenant, id.data().as_ffi());
-        let room = |missing| self.seconds_until_room(id, missing, now);
+        let room = |missing: &[Missing]| self.seconds_until_room(id, missing, now);
         let memory = self.memory.take(holder, expected.is_long(), size, room)?;
         let cost = speed.cost;
         self.lanes[id].queue.reserve(request, cost, at);
@@ -211,21 +211,22 @@ impl Scheduler {
         lane.map_or(0, |lane| self.workers.busy_of(lane.workers))
     }
 
-    /// Seconds until the `missing` tokens of a request for the model `id` are scored.
-    fn seconds_until_room(&self, id: LaneId, missing: Missing, now: Instant) -> f64 {
+    /// Seconds until what is `missing` for a request for the model `id` is released.
+    fn seconds_until_room(&self, id: LaneId, missing: &[Missing], now: Instant) -> f64 {
         let all = self.workers.set(self.workers.count(), now);
-        let until = |tokens: f64, counts: fn(bool) -> bool| {
-            let lanes = self.lanes.iter();
-            let models = lanes.map(|(other, lane)| {
-                let draining = lane.draining(&self.workers);
-                (draining, counts(other == id))
+        let until = |missing: &Missing| {
+            let models = self.lanes.iter().map(|(other, lane)| Draining {
+                releases: match other == id {
+                    true => missing.of_own,
+                    false => missing.of_other,
+                },
+                ..lane.draining(&self.workers)
             });
-            seconds_until_scored(tokens, models, all.alive as f64)
+            seconds_until_released(missing.amount, models, all.alive as f64)
         };
-        let own = until(missing.of_tenant, |is_own| is_own);
-        let any = until(missing.of_all, |_| true);
+        let seconds = missing.iter().map(until).fold(0.0, f64::max);
         // What runs is not among what waits, and ends first.
-        own.max(any) + all.busy / all.alive as f64
+        seconds + all.busy / all.alive as f64
     }
 
     /// Sequences that wait, of all models.

@@ -130,42 +130,39 @@ pub(super) struct Draining {
     pub weight: f64,
     /// Workers that can run it.
     pub workers: f64,
+    /// What each of its tokens releases.
+    pub releases: f64,
 }
 
-/// Seconds until so many `tokens` of `models` are scored that share `workers`, or all of them are. Only those of the
-/// models that count are counted.
-pub(super) fn seconds_until_scored(
-    mut tokens: f64,
-    models: impl IntoIterator<Item = (Draining, bool)>,
+/// Seconds until `models` that share `workers` have released so much, or are done.
+pub(super) fn seconds_until_released(
+    mut amount: f64,
+    models: impl IntoIterator<Item = Draining>,
     workers: f64,
 ) -> f64 {
-    let mut models: SmallVec<[(Draining, bool); 2]> = models.into_iter().collect();
+    let mut models: SmallVec<[Draining; 2]> = models.into_iter().collect();
     let mut seconds = 0.0;
     loop {
-        models.retain(|(model, _)| model.tokens > 0.0 && model.pace > 0.0);
-        let weights: f64 = models.iter().map(|(model, _)| model.weight).sum();
+        models.retain(|model| model.tokens > 0.0 && model.pace > 0.0);
+        let weights: f64 = models.iter().map(|model| model.weight).sum();
         let rate =
             |model: &Draining| (workers * model.weight / weights).min(model.workers) / model.pace;
-        let counted = models.iter().filter(|(_, counts)| *counts);
-        let counted: f64 = counted.map(|(model, _)| rate(model)).sum();
-        if tokens <= 0.0 || counted <= 0.0 {
+        let released: f64 = models
+            .iter()
+            .map(|model| model.releases * rate(model))
+            .sum();
+        if released <= 0.0 {
             return seconds;
         }
         let ends = |model: &Draining| model.tokens / rate(model);
-        let (enough, first) = (
-            tokens / counted,
-            models
-                .iter()
-                .map(|(model, _)| ends(model))
-                .fold(f64::INFINITY, f64::min),
-        );
-        if enough <= first {
-            return seconds + enough;
+        let first = models.iter().map(ends).fold(f64::INFINITY, f64::min);
+        if amount <= released * first {
+            return seconds + amount / released;
         }
         // The first that is done leaves its share to the others.
         seconds += first;
-        tokens -= counted * first;
-        for (model, _) in &mut models {
+        amount -= released * first;
+        for model in &mut models {
             model.tokens = match ends(model) <= first {
                 true => 0.0,
                 false => model.tokens - rate(model) * first,
@@ -238,6 +235,7 @@ mod tests {
             pace,
             weight,
             workers: 2.0,
+            releases: 1.0,
         }
     }
 
@@ -245,11 +243,15 @@ mod tests {
     fn tokens_of_a_slow_model_take_its_time_however_fast_the_own_is() {
         let (fast, slow) = (draining(100.0, 1e-3, 1.0), draining(1e5, 0.1, 1.0));
         // On one worker each: 100 tokens of the fast one in .1 s beside one of the slow one.
-        let seconds = |tokens, models| seconds_until_scored(tokens, models, 2.0);
-        assert!((seconds(101.0, vec![(fast, true), (slow, true)]) - 0.1).abs() < 1e-9);
+        let seconds = |amount, models| seconds_until_released(amount, models, 2.0);
+        assert!((seconds(101.0, vec![fast, slow]) - 0.1).abs() < 1e-9);
         // Then only those of the slow one are left, at 20 a second.
-        assert!((seconds(1101.0, vec![(fast, true), (slow, true)]) - 50.1).abs() < 1e-9);
-        assert!((seconds(50.0, vec![(fast, true), (slow, false)]) - 0.05).abs() < 1e-9);
+        assert!((seconds(1101.0, vec![fast, slow]) - 50.1).abs() < 1e-9);
+        let unrelated = Draining {
+            releases: 0.0,
+            ..slow
+        };
+        assert!((seconds(50.0, vec![fast, unrelated]) - 0.05).abs() < 1e-9);
         assert_eq!(seconds(50.0, vec![]), 0.0);
     }
 
@@ -260,10 +262,10 @@ mod tests {
             models in prop::collection::vec((0.0_f64..1e5, 1e-6_f64..1.0, 1.0_f64..100.0), 1..5),
             parts in prop::collection::vec(0.0_f64..1.0, 2),
         ) {
-            let models: Vec<_> = models.into_iter().map(|(t, p, w)| (draining(t, p, w), true)).collect();
-            let all: f64 = models.iter().map(|(model, _)| model.tokens).sum();
-            let seconds = |tokens| seconds_until_scored(tokens, models.clone(), 2.0);
-            let work: f64 = models.iter().map(|(model, _)| model.tokens * model.pace).sum();
+            let models: Vec<_> = models.into_iter().map(|(t, p, w)| draining(t, p, w)).collect();
+            let all: f64 = models.iter().map(|model| model.tokens).sum();
+            let seconds = |amount| seconds_until_released(amount, models.clone(), 2.0);
+            let work: f64 = models.iter().map(|model| model.tokens * model.pace).sum();
             prop_assert!((seconds(all) - work / 2.0).abs() <= 1e-6 * work.max(1.0));
             let (less, more) = (parts[0].min(parts[1]) * all, parts[0].max(parts[1]) * all);
             prop_assert!(seconds(less) <= seconds(more) + 1e-9);
