@@ -581,7 +581,8 @@ fn a_model_that_is_removed_gives_its_memory_back() {
         server.write(models);
         assert_eq!(server.reload().0, 200);
     }
-    let before = settle(1.25 * start);
+    // Workers close their sessions soon after the answer.
+    let before = settle(1.12 * start);
     let mut with = 0.0_f64;
     for _ in 0..3 {
         server.write(&both);
@@ -593,7 +594,7 @@ fn a_model_that_is_removed_gives_its_memory_back() {
     }
     let after = settle(1.1 * before);
     println!("start {start}, before {before}, with both {with}, after {after}");
-    assert!(before <= 1.25 * start, "{before} after {start}");
+    assert!(before <= 1.12 * start, "{before} after {start}");
     assert!(with > before + 30e6, "{with} after {before}");
     assert!(after <= 1.1 * before, "{after} after {before}");
 }
