@@ -177,7 +177,7 @@ async fn live(
         state.clone(),
         metrics.clone(),
         &wanted,
-    ));
+    )?);
     let reload = Reload {
         state: state.clone(),
         tls,

@@ -44,7 +44,7 @@ fn loaded(out: &Path, reference: &Reference) -> Vec<f32> {
     let encoder = PairEncoder::for_exported(&model).unwrap();
     let opened = PaddedModel::new(&library(), &model).unwrap();
     score(
-        &mut opened.session(1).unwrap(),
+        &mut opened.session(1, &ComputePool::default()).unwrap(),
         &encodings(&encoder, reference),
     )
 }
@@ -133,7 +133,10 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
     let encoded = encoder.encode(&pairs, &AtomicBool::new(false)).unwrap();
     let encodings: Vec<Encoding> = encoded.into_iter().map(|pair| pair.encoding).collect();
     let opened = PaddedModel::new(&library(), &exported).unwrap();
-    let logits = score(&mut opened.session(1).unwrap(), &encodings);
+    let logits = score(
+        &mut opened.session(1, &ComputePool::default()).unwrap(),
+        &encodings,
+    );
     let batched = logits.clone();
     let golden = fs::read(crate::support::reference::fixture(
         "minilm-l6-rank-quality.json",
@@ -152,7 +155,7 @@ fn a_file_of_int8_keeps_the_order_of_the_embedded_model() {
 
     // Scales are per row: the batch affects a score only by fp32 noise, which may change the rounding of a
     // quantized value, not by another scale.
-    let mut session = opened.session(1).unwrap();
+    let mut session = opened.session(1, &ComputePool::default()).unwrap();
     let mut alone = Vec::new();
     for encoding in &encodings {
         let batch = Batch::pack(std::slice::from_ref(encoding));

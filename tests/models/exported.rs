@@ -10,6 +10,7 @@ use crate::support::reference::{Reference, model_dir};
 use crate::support::saved;
 use crate::support::server::TestApp;
 use rerankd_core::{Batch, Encoding};
+use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_model::encoder::PairEncoder;
 use rerankd_model::{AnyModel, ExportedModel};
 use rerankd_runtime::Scorer;
@@ -31,7 +32,11 @@ fn open(name: &str, file: Option<&str>) -> (Vec<Encoding>, Reference, PaddedScor
     let encodings = encoded.into_iter().map(|pair| pair.encoding).collect();
     let library = library();
     let padded = PaddedModel::new(&library, &model).unwrap();
-    (encodings, reference, padded.session(1).unwrap())
+    (
+        encodings,
+        reference,
+        padded.session(1, &ComputePool::default()).unwrap(),
+    )
 }
 
 fn score(scorer: &mut PaddedScorer, encodings: &[Encoding], batch: usize) -> Vec<f32> {
@@ -143,7 +148,11 @@ fn positions_are_those_of_the_kind_of_model() {
         type_ids: vec![0; ids.len()],
     };
     let batch = Batch::pack(&[encoding(&[7]), encoding(&[9, 1, 9]), encoding(&[5, 6])]);
-    let logits = padded.session(1).unwrap().score(&batch).unwrap();
+    let logits = padded
+        .session(1, &ComputePool::default())
+        .unwrap()
+        .score(&batch)
+        .unwrap();
     assert_eq!(logits, [2007.0, 6019.0, 5011.0]);
 }
 
@@ -249,5 +258,5 @@ fn a_file_and_its_external_data_may_be_links() {
     let model = ExportedModel::open(dir.path(), None).unwrap();
     let library = library();
     let padded = PaddedModel::new(&library, &model).unwrap();
-    padded.session(1).unwrap();
+    padded.session(1, &ComputePool::default()).unwrap();
 }

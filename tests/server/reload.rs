@@ -78,6 +78,20 @@ impl Configured {
             .collect()
     }
 
+    /// The threads of the program, by name, each with its nice value.
+    fn threads(&self) -> Vec<(String, i32)> {
+        let tasks = format!("/proc/{}/task", self.program.child.id());
+        let thread = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+            let (name, fields) = stat.split_once('(')?.1.rsplit_once(") ")?;
+            let nice = fields.split(' ').nth(16)?;
+            Some((name.to_owned(), nice.parse().ok()?))
+        };
+        // One that ends meanwhile is none.
+        let tasks = std::fs::read_dir(tasks).unwrap().flatten();
+        tasks.filter_map(thread).collect()
+    }
+
     fn resident_bytes(&self) -> f64 {
         let path = format!("/proc/{}/status", self.program.child.id());
         let status = std::fs::read_to_string(path).unwrap();
@@ -298,6 +312,115 @@ fn models_come_and_go_while_others_are_served() {
     assert_eq!(server.program.end().0, Some(0));
 }
 
+/// Cores that a lone batch borrows are not lent to another model's at the same time.
+#[test]
+fn models_borrow_the_cores_of_one_pool() {
+    let int8 = "precision = \"int8\"\n";
+    let a = entry("a", &model_dir("tiny-bert")) + int8;
+    let b = entry("b", &model_dir("tiny-electra")) + int8;
+    let server = Configured::start(&(a.clone() + &b));
+    let lent = || {
+        let threads = server.threads().into_iter();
+        threads
+            .filter(|(name, _)| name.starts_with("lone-"))
+            .count()
+    };
+    assert_eq!(lent(), 2);
+    server.write(&(a + &b + &entry("c", &model_dir("tiny-bert")) + int8));
+    assert_eq!(server.reload().0, 200);
+    assert_eq!(lent(), 2);
+}
+
+/// The load stops at a pipe until the test has looked at the priorities of all threads.
+#[cfg(target_os = "linux")]
+#[test]
+fn models_are_loaded_at_low_priority_and_served_at_that_of_the_process() {
+    let a = entry("a", &model_dir("tiny-bert"));
+    let dir = saved::copy("tiny-electra");
+    let pipe = dir.path().join("tokenizer.json");
+    let tokenizer = std::fs::read(&pipe).unwrap();
+    std::fs::remove_file(&pipe).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let server = Configured::start(&a);
+    let usual = server.threads()[0].1;
+    server.write(&(a + &entry("b", dir.path())));
+    let admin = &server.admin;
+    std::thread::scope(|scope| {
+        let reloaded = scope.spawn(|| exchange(admin, "POST", "/admin/reload", ""));
+        // Returns when the load reads.
+        let mut pipe = std::fs::File::options().write(true).open(&pipe).unwrap();
+        let (loading, others): (Vec<_>, Vec<_>) = server
+            .threads()
+            .into_iter()
+            .partition(|(name, _)| name == "load");
+        assert_eq!(loading, [("load".to_owned(), (usual + 10).min(19))]);
+        assert!(others.iter().all(|(_, nice)| *nice == usual), "{others:?}");
+        assert!(
+            others.iter().any(|(name, _)| name == "worker-1"),
+            "{others:?}"
+        );
+        pipe.write_all(&tokenizer).unwrap();
+        drop(pipe);
+        assert_eq!(reloaded.join().unwrap().0, 200);
+    });
+    scores(&server.address, "b");
+    let threads = server.threads();
+    assert!(
+        threads.iter().all(|(_, nice)| *nice == usual),
+        "{threads:?}"
+    );
+}
+
+/// Measured beside requests, a model seems slower than it is; one of the same shape costs what it cost.
+#[test]
+fn a_revision_of_the_same_shape_keeps_what_is_known_about_its_batches() {
+    let dir = saved::copy("tiny-bert");
+    let m = entry("m", dir.path());
+    let mut server = Configured::start(&m);
+    std::fs::write(dir.path().join("new"), other_revision(dir.path())).unwrap();
+    std::fs::rename(dir.path().join("new"), dir.path().join(WEIGHTS)).unwrap();
+    assert_eq!(server.reload().0, 200);
+    assert_eq!(server.program.until("calibrated")["as_before"], true);
+    server.write(&entry("m", &model_dir("tiny-electra")));
+    assert_eq!(server.reload().0, 200);
+    assert_eq!(server.program.until("calibrated")["as_before"], false);
+}
+
+/// Two directories whose files have the same names, sizes and times, and a link that leads to one of them.
+#[test]
+fn a_link_that_leads_to_another_model_is_a_change() {
+    let (first, second) = (saved::copy("tiny-bert"), saved::copy("tiny-bert"));
+    std::fs::write(second.path().join(WEIGHTS), other_revision(first.path())).unwrap();
+    for dir in [&first, &second] {
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            let file = std::fs::File::options()
+                .append(true)
+                .open(file.unwrap().path());
+            let time = std::time::SystemTime::UNIX_EPOCH;
+            file.unwrap().set_modified(time).unwrap();
+        }
+    }
+    let place = tempfile::tempdir().unwrap();
+    let link = place.path().join("current");
+    let lead_to = |dir: &Path| {
+        let new = place.path().join("new");
+        std::os::unix::fs::symlink(dir, &new).unwrap();
+        std::fs::rename(new, &link).unwrap();
+    };
+    lead_to(first.path());
+    let server = Configured::start(&entry("m", &link));
+    let before = scores(&server.address, "m");
+    lead_to(second.path());
+    let loaded = json!({ "loaded": ["m"], "removed": [] });
+    assert_eq!(server.reload(), (200, loaded));
+    let after = scores(&server.address, "m");
+    assert!(
+        (after[0] - before[0] - 5.0).abs() < 1e-3,
+        "{before:?}, {after:?}"
+    );
+}
+
 #[test]
 fn a_signal_while_the_first_models_load_is_not_lost() {
     let (bert, electra) = (model_dir("tiny-bert"), model_dir("tiny-electra"));
@@ -458,7 +581,8 @@ fn a_model_that_is_removed_gives_its_memory_back() {
         server.write(models);
         assert_eq!(server.reload().0, 200);
     }
-    let before = settle(1.25 * start);
+    // Workers close their sessions soon after the answer.
+    let before = settle(1.12 * start);
     let mut with = 0.0_f64;
     for _ in 0..3 {
         server.write(&both);
@@ -468,10 +592,9 @@ fn a_model_that_is_removed_gives_its_memory_back() {
         server.write(&small);
         assert_eq!(server.reload().0, 200);
     }
-    // Within 10 % as a rule. What the allocator keeps varies, so the bound is twice that, a fraction of the model.
-    let after = settle(1.2 * before);
+    let after = settle(1.1 * before);
     println!("start {start}, before {before}, with both {with}, after {after}");
-    assert!(before <= 1.25 * start, "{before} after {start}");
+    assert!(before <= 1.12 * start, "{before} after {start}");
     assert!(with > before + 30e6, "{with} after {before}");
-    assert!(after <= 1.2 * before, "{after} after {before}");
+    assert!(after <= 1.1 * before, "{after} after {before}");
 }

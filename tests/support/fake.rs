@@ -216,9 +216,10 @@ pub fn host(state: &AppState) -> Arc<Host> {
     let config = HostConfig {
         queue: QueueLimits::of(&batching),
         encode_threads: 1,
+        cores: 1,
         cache: (&state.config().cache).into(),
     };
-    Host::start(&config, state.metrics().engine.clone())
+    Host::start(&config, state.metrics().engine.clone()).unwrap()
 }
 
 /// Builds a fake [`Reranker`] with this name and share.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
+use smallvec::SmallVec;
 
 use crate::cost::duration;
 use rerankd_core::{RerankError, Tenant};
@@ -179,8 +180,7 @@ impl Memory {
         })
     }
 
-    /// Takes `size` for a request of `holder`. A token is scored in `pace` seconds, by all workers
-    /// together.
+    /// Takes `size` for a request of `holder`. `seconds_until_room` tells when what is missing will have been scored.
     ///
     /// # Errors
     /// [`Refusal::Memory`], with the time until there is room.
@@ -189,14 +189,16 @@ impl Memory {
         holder: Holder,
         is_long: bool,
         size: Size,
-        pace: f64,
+        seconds_until_room: impl FnOnce(&[Missing]) -> f64,
     ) -> Result<MemoryPermit, Refusal> {
         let mut held = self.lock();
         let counted = self.counted(size);
         let missing = held.missing(self.capacity, holder, is_long, counted);
-        if held.requests > 0 && missing > 0.0 {
+        if held.requests > 0 && !missing.is_empty() {
+            drop(held);
+            let seconds = seconds_until_room(&missing);
             return Err(Refusal::Memory {
-                retry_after: duration((missing * pace).min(MAX_RETRY_SECONDS)),
+                retry_after: duration(seconds.min(MAX_RETRY_SECONDS)),
             });
         }
         let permit = MemoryPermit {
@@ -227,8 +229,14 @@ impl Memory {
 }
 
 impl Held {
-    /// Tokens that must be scored before `size` fits; zero or negative if it fits now.
-    fn missing(&self, capacity: Size, holder: Holder, is_long: bool, size: Size) -> f64 {
+    /// What must be scored before `size` fits, in tokens.
+    fn missing(
+        &self,
+        capacity: Size,
+        holder: Holder,
+        is_long: bool,
+        size: Size,
+    ) -> SmallVec<[Missing; 3]> {
         let theirs = self.tenants.get(&holder).copied().unwrap_or_default();
         let missing = |part: fn(Size) -> usize| {
             let long = is_long.then(|| part(theirs.long));
@@ -240,14 +248,12 @@ impl Held {
                 part(size),
             )
         };
-        let tokens = missing(|size| size.tokens);
-        let bytes = missing(|size| size.bytes);
         let tokens_per_byte = self.tokens as f64 / self.total.bytes.max(1) as f64;
-        tokens.max(if bytes > 0.0 {
-            (bytes * tokens_per_byte).max(1.0)
-        } else {
-            bytes
-        })
+        let bytes = missing(|size| size.bytes).map(|missing| Missing {
+            amount: (missing.amount * tokens_per_byte).max(1.0),
+            ..missing
+        });
+        missing(|size| size.tokens).chain(bytes).collect()
     }
 
     /// Changes what `permit` is counted as.
@@ -265,16 +271,41 @@ impl Held {
     }
 }
 
-/// How much must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by
-/// that tenant's long requests if it is one.
-fn missing(capacity: usize, total: usize, tenant: usize, long: Option<usize>, own: usize) -> f64 {
+/// What must be released before a request fits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Missing {
+    pub amount: f64,
+    /// What a token of the request's model releases.
+    pub of_own: f64,
+    /// What a token of another model releases.
+    pub of_other: f64,
+}
+
+/// What must be released before `own` fits. `total` is held by all, `tenant` by its own tenant, and `long` by that
+/// tenant's long requests if it is one.
+fn missing(
+    capacity: usize,
+    total: usize,
+    tenant: usize,
+    long: Option<usize>,
+    own: usize,
+) -> impl Iterator<Item = Missing> {
     let (total, tenant, own) = (total as f64, tenant as f64, own as f64);
     let free = capacity as f64 - total - own;
-    // What a tenant releases is also free.
-    let by_tenant = (tenant + own - 3.0 * free) / 4.0;
     let most = free + capacity as f64 / 8.0;
-    let by_class = long.map_or(f64::NEG_INFINITY, |long| (long as f64 + own - most) / 2.0);
-    by_tenant.max(by_class).max(-free)
+    let by_class = long.map_or(0.0, |long| long as f64 + own - most);
+    // What a tenant releases is also free.
+    let limits = [
+        (-free, 1.0, 1.0),
+        (tenant + own - 3.0 * free, 4.0, 3.0),
+        (by_class, 2.0, 1.0),
+    ];
+    let limits = limits.into_iter().filter(|(amount, ..)| *amount > 0.0);
+    limits.map(|(amount, of_own, of_other)| Missing {
+        amount,
+        of_own,
+        of_other,
+    })
 }
 
 /// The memory of one request. Dropping it gives back what is left.

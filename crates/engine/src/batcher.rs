@@ -13,9 +13,11 @@ mod preemption;
 mod queue;
 mod reply;
 mod scheduler;
+mod sharing;
 mod worker;
 mod workers;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -30,7 +32,7 @@ use self::queue::{Arrival, FlowId, ForecastRequest, LaneId, Outcome, Queue};
 use self::scheduler::Scheduler;
 use crate::admission::{Expected, MemoryPermit, Refusal, Size};
 use crate::cache::ScoreCache;
-use crate::cost::{Work, duration};
+use crate::cost::{Costs, Work, duration};
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::queue_delay::QueueDelay;
 use crate::trace::Timeline;
@@ -134,7 +136,7 @@ struct State {
     scheduler: Scheduler,
     models: SecondaryMap<LaneId, Arc<Model>>,
     /// For each worker, those that it has not made yet, oldest first.
-    changes: Vec<Vec<ModelChange>>,
+    changes: Vec<VecDeque<ModelChange>>,
     closed: bool,
 }
 
@@ -199,10 +201,10 @@ impl Batcher {
             });
             state.models.insert(id, model.clone());
             let workers = &state.scheduler.workers;
-            state.changes.resize_with(workers.count(), Vec::new);
+            state.changes.resize_with(workers.count(), VecDeque::new);
             for (number, scorer) in scorers.into_iter().enumerate() {
                 if workers.is_alive(number) {
-                    state.changes[number].push(ModelChange::Add(model.clone(), scorer));
+                    state.changes[number].push_back(ModelChange::Add(model.clone(), scorer));
                 }
             }
             self.shared.metrics.workers.set(workers.alive() as i64);
@@ -334,9 +336,10 @@ impl ModelBatcher {
         })
     }
 
-    /// How long it would take to score what waits now.
+    /// How long it would take to score what waits now for this model.
     pub fn delay(&self) -> Duration {
-        duration(self.shared.lock().scheduler.drain_seconds())
+        let scheduler = &self.shared.lock().scheduler;
+        duration(scheduler.drain_seconds_of(self.model.id, Instant::now()))
     }
 
     /// Whether a worker is left to score.
@@ -344,6 +347,13 @@ impl ModelBatcher {
         let scheduler = &self.shared.lock().scheduler;
         let workers = scheduler.lanes[self.model.id].workers;
         scheduler.workers.alive_of(workers) > 0
+    }
+
+    /// What its batches cost, as far as it is known.
+    pub fn costs(&self) -> Costs {
+        self.shared.lock().scheduler.lanes[self.model.id]
+            .costs
+            .clone()
     }
 
     /// What is counted for this model.
@@ -372,8 +382,11 @@ impl Drop for ModelBatcher {
         self.shared.change(|state| {
             state.scheduler.remove(id);
             state.models.remove(id);
-            for changes in &mut state.changes {
-                changes.push(ModelChange::Remove(id));
+            for (number, changes) in state.changes.iter_mut().enumerate() {
+                // A worker whose thread has ended has closed its scorers, and would never look.
+                if state.scheduler.workers.is_alive(number) {
+                    changes.push_back(ModelChange::Remove(id));
+                }
             }
         });
         self.shared.work.notify_all();

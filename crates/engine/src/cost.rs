@@ -303,7 +303,7 @@ impl Costs {
         Self::new(Estimator::new(Cost::GUESS), workers)
     }
 
-    /// Number of workers.
+    /// Number of workers that run the model.
     pub fn workers(&self) -> usize {
         self.workers
     }
@@ -318,7 +318,8 @@ impl Costs {
         self.loaded.cost()
     }
 
-    /// Learns that a batch of `work` took `seconds`. `busy` is the number of busy workers at its start and end.
+    /// Learns that a batch of `work` took `seconds`. `busy` is the number of the model's workers that were busy at its
+    /// start and end.
     pub fn observe(&mut self, work: Work, seconds: f64, busy: [usize; 2]) {
         if busy.iter().all(|&busy| self.is_loaded(busy)) {
             self.loaded.observe(work, seconds);
@@ -330,11 +331,11 @@ impl Costs {
         self.loaded.cost().seconds(work) / (work.tokens * self.workers) as f64
     }
 
-    /// Seconds that all workers together take for `work`, in batches of `batch_tokens`.
-    pub fn drain_seconds(&self, work: Work, batch_tokens: usize) -> f64 {
+    /// Seconds that one worker takes for `work`, in batches of `batch_tokens`.
+    pub fn worker_seconds(&self, work: Work, batch_tokens: usize) -> f64 {
         let cost = self.loaded.cost();
         let batches = work.tokens.div_ceil(batch_tokens.max(1));
-        (cost.marginal(work) + cost.base * batches as f64) / self.workers as f64
+        cost.marginal(work) + cost.base * batches as f64
     }
 }
 

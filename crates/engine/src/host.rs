@@ -1,4 +1,5 @@
-//! What the models of a process share: workers, tokenizer threads, the memory of the queue, and the score cache.
+//! What the models of a process share: workers, cores, tokenizer threads, the memory of the queue, and the score
+//! cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::queue_delay::QueueDelay;
 use crate::service::QueueLimits;
 use crate::tokenizing::TokenizerPool;
+use rerankd_kernels::compute_pool::{ComputePool, ThreadsError};
 
 /// The capacity of a [`Host`].
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub struct HostConfig {
     pub queue: QueueLimits,
     /// Number of tokenizer threads.
     pub encode_threads: usize,
+    /// Number of cores that compute batches.
+    pub cores: usize,
     /// The score cache.
     pub cache: CacheConfig,
 }
@@ -27,6 +31,8 @@ pub struct HostConfig {
 /// batches of every model.
 pub struct Host {
     pub(crate) tokenizers: TokenizerPool,
+    /// The cores of the batches of all models.
+    pub(crate) compute: ComputePool,
     pub(crate) batcher: Batcher,
     pub(crate) cache: Arc<ScoreCache>,
     pub(crate) metrics: Arc<Metrics>,
@@ -37,9 +43,12 @@ pub struct Host {
 impl Host {
     /// A host without models.
     ///
+    /// # Errors
+    /// [`ThreadsError`] when the system refuses the threads that lone batches run on.
+    ///
     /// # Panics
-    /// When the system refuses a thread.
-    pub fn start(config: &HostConfig, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// When the system refuses another thread.
+    pub fn start(config: &HostConfig, metrics: Arc<Metrics>) -> Result<Arc<Self>, ThreadsError> {
         let delay = QueueDelay::new(metrics.queue_delay_seconds.clone());
         let cache = Arc::new(ScoreCache::new(&config.cache, metrics.cache_bytes.clone()));
         let admission = AdmissionLimits {
@@ -49,13 +58,14 @@ impl Host {
             },
             max_delay: config.queue.delay.as_secs_f64(),
         };
-        Arc::new(Self {
+        Ok(Arc::new(Self {
+            compute: ComputePool::new(config.cores)?,
             tokenizers: TokenizerPool::start(config.encode_threads, delay.clone(), metrics.clone()),
             batcher: Batcher::start(admission, cache.clone(), delay, metrics.clone()),
             cache,
             metrics,
             cache_per_key: config.cache.per_key,
-        })
+        }))
     }
 
     /// Starts no more batches of any model, and waits at most `limit` for running ones. Queued pairs are never

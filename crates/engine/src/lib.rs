@@ -102,7 +102,7 @@ pub use batcher::lock_time;
 
 pub use config::{BatchConfig, CacheConfig, Precision};
 pub use host::{Host, HostConfig};
-pub use load::{LoadConfig, LoadError, load, load_on};
+pub use load::{LoadConfig, LoadError, load, load_beside, load_on};
 pub use metrics::Metrics;
 pub use rerankd_core::{
     ErrorCode, Limits, Pair, PredictCommand, Prediction, Ranked, Ranking, RerankCommand,

@@ -1,5 +1,6 @@
 //! Loads a model into a running [`Reranker`].
 
+mod background;
 mod calibrate;
 mod engine;
 mod self_test;
@@ -10,14 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::engine::{Engine, Plan};
+use self::engine::{Engine, Plan, Runtime};
 use crate::config::{BatchConfig, CacheConfig, Precision};
 use crate::cost::Work;
 use crate::host::{Host, HostConfig};
 use crate::metrics::Metrics;
 use crate::service::{self, ModelInfo, QueueLimits, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
-use rerankd_kernels::compute_pool::ThreadsError;
+use rerankd_kernels::compute_pool::{ComputePool, ThreadsError};
 use rerankd_kernels::isa::InstructionSet;
 use rerankd_model::encoder::Encoder;
 use rerankd_model::{AnyModel, EncoderConfig, Model, ModelError, ModelOptions, ProfileChoice};
@@ -25,8 +26,9 @@ use rerankd_runtime::Device;
 use rerankd_runtime::device::DeviceError;
 use rerankd_runtime::library::{Library, LibraryError};
 use rerankd_runtime::padded::{PaddedError, PaddedModel};
-use rerankd_runtime::{ScoreError, Scorer};
+use rerankd_runtime::{ScoreError, Scorer, memory};
 
+pub use background::in_background;
 pub use engine::PrecisionError;
 pub use self_test::SelfTestError;
 
@@ -83,6 +85,7 @@ impl LoadConfig {
         HostConfig {
             queue: QueueLimits::of(&self.batching),
             encode_threads: self.threads,
+            cores: self.threads,
             cache: self.cache.clone(),
         }
     }
@@ -163,14 +166,46 @@ impl From<PaddedError> for LoadError {
 /// # Errors
 /// [`LoadError`]; its message is for the person who starts the server.
 pub fn load(config: &LoadConfig, metrics: Arc<Metrics>) -> Result<Reranker, LoadError> {
-    load_on(&Host::start(&config.host(), metrics), config)
+    load_on(&Host::start(&config.host(), metrics)?, config)
 }
 
-/// As [`load`], beside the other models of `host`.
+/// As [`load`], on `host`, whose models do not serve yet.
+///
+/// # Errors
+/// Same as [`load`].
+pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadError> {
+    Ok(Reranker::start_on(host, tested(host, config, None)?))
+}
+
+/// As [`load`], while other models of `host` serve: at low priority. If the model is as expensive as the one that it
+/// `replaces`, what is known about that one's batches is kept.
 ///
 /// # Errors
 /// Same as [`load`]; the other models are not affected.
-pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadError> {
+///
+/// # Panics
+/// When the system refuses a thread.
+pub fn load_beside(
+    host: &Arc<Host>,
+    config: &LoadConfig,
+    replaces: Option<&Reranker>,
+) -> Result<Reranker, LoadError> {
+    let model = in_background(|| {
+        let model = tested(host, config, replaces);
+        // What was needed only to load it.
+        memory::give_back();
+        model
+    });
+    // On this thread, so that workers have its priority.
+    Ok(Reranker::start_on(host, model?))
+}
+
+/// Loads a model for `host`, and tests and measures its sessions.
+fn tested(
+    host: &Host,
+    config: &LoadConfig,
+    replaces: Option<&Reranker>,
+) -> Result<service::Prepared, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     tracing::info!(
         model = config
@@ -180,11 +215,15 @@ pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadEr
         "loading model"
     );
     let plan = Plan::new(config, &library)?;
+    let runtime = Runtime {
+        library: &library,
+        compute: &host.compute,
+    };
     let Prepared {
         encoder,
         card,
         mut engine,
-    } = prepare(config, &library, plan)?;
+    } = prepare(config, runtime, plan)?;
     tracing::info!(
         architecture = card.architecture,
         format = card.format,
@@ -202,26 +241,31 @@ pub fn load_on(host: &Arc<Host>, config: &LoadConfig) -> Result<Reranker, LoadEr
         }
     }
     let sample = engine.sample(card.sample_tokens, card.max_length);
+    let (limits, max_length) = (engine.opened.limits, card.max_length);
+    let info = info(config, card, &library, &engine);
     let started = Instant::now();
-    let costs = calibrate::calibrate(&mut engine.opened.scorers, sample)?;
-    let limits = engine.opened.limits;
-    let full = Work::of(limits.max_tokens.min(card.max_length));
+    calibrate::warm_up(&mut engine.opened.scorers, sample)?;
+    let known = replaces.filter(|model| model.info().costs_as(&info));
+    let costs = match known {
+        Some(model) => model.costs(),
+        None => calibrate::calibrate(&mut engine.opened.scorers, sample)?,
+    };
+    let full = Work::of(limits.max_tokens.min(max_length));
     tracing::info!(
         took_ms = started.elapsed().as_millis() as u64,
         tokens_per_second = (1.0 / costs.pace(full)) as u64,
-        longest_pair_ms = costs.loaded().seconds(Work::of(card.max_length)) * 1e3,
+        longest_pair_ms = costs.loaded().seconds(Work::of(max_length)) * 1e3,
+        as_before = known.is_some(),
         "calibrated"
     );
-    let info = info(config, card, &library, &engine);
-    let prepared = service::Prepared {
+    Ok(service::Prepared {
         info,
         encoder,
         scorers: engine.opened.scorers,
         batch: limits,
         costs,
         share: config.share,
-    };
-    Ok(Reranker::start_on(host, prepared))
+    })
 }
 
 /// The encoder and the sessions that [`load`] would use, without queue and workers.
@@ -245,9 +289,13 @@ pub struct Bare {
 pub fn sessions(config: &LoadConfig) -> Result<Bare, LoadError> {
     let library = Library::load(config.runtime_library.as_deref())?;
     let plan = Plan::new(config, &library)?;
+    let runtime = Runtime {
+        library: &library,
+        compute: &ComputePool::new(config.threads)?,
+    };
     let Prepared {
         encoder, engine, ..
-    } = prepare(config, &library, plan)?;
+    } = prepare(config, runtime, plan)?;
     Ok(Bare {
         encoder,
         sessions: engine.opened.scorers,
@@ -278,7 +326,7 @@ struct Card {
     sample_tokens: [u32; 2],
 }
 
-fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepared, LoadError> {
+fn prepare(config: &LoadConfig, runtime: Runtime<'_>, plan: Plan) -> Result<Prepared, LoadError> {
     let bound = |encoder: Encoder| {
         encoder
             .with_strategy(config.truncation)
@@ -295,7 +343,7 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
             }
             let encoder = bound(Encoder::for_model(&model)?)?;
             let (manifest, parameters) = (model.manifest.clone(), model.weights.parameters());
-            let engine = plan.open(config, library, *model)?;
+            let engine = plan.open(config, runtime, *model)?;
             let card = Card {
                 id: manifest.id,
                 architecture: manifest.architecture.to_owned(),
@@ -322,9 +370,9 @@ fn prepare(config: &LoadConfig, library: &Library, plan: Plan) -> Result<Prepare
                 );
             }
             let encoder = bound(Encoder::for_exported(&model)?)?;
-            let padded = PaddedModel::new(library, &model)?;
+            let padded = PaddedModel::new(runtime.library, &model)?;
             let parameters = padded.file().parameters;
-            let engine = plan.open_file(config, &padded)?;
+            let engine = plan.open_file(config, runtime.compute, &padded)?;
             let card = Card {
                 id: model.id,
                 architecture: model.architecture,

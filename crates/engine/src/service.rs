@@ -71,6 +71,25 @@ pub struct ModelInfo {
     pub batch_tokens: usize,
 }
 
+impl ModelInfo {
+    /// Whether batches of both cost the same: models of the same shape, computed in the same way.
+    pub(crate) fn costs_as(&self, other: &Self) -> bool {
+        let shape = |info: &Self| {
+            (
+                info.parameters,
+                info.weight_bytes,
+                info.labels.len(),
+                info.max_length,
+            )
+        };
+        let way = |info: &Self| (info.format, info.layout, info.precision, info.sessions);
+        self.architecture == other.architecture
+            && shape(self) == shape(other)
+            && way(self) == way(other)
+            && (&self.device, &self.providers) == (&other.device, &other.providers)
+    }
+}
+
 /// Limits of the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueLimits {
@@ -179,6 +198,7 @@ impl Reranker {
         let config = HostConfig {
             queue: capacity.queue,
             encode_threads: capacity.encode_threads,
+            cores: 1,
             cache: capacity.cache,
         };
         let prepared = Prepared {
@@ -189,7 +209,8 @@ impl Reranker {
             costs: capacity.costs,
             share: 1,
         };
-        Self::start_on(&Host::start(&config, metrics), prepared)
+        let host = Host::start(&config, metrics).expect("one core needs no threads");
+        Self::start_on(&host, prepared)
     }
 
     /// Adds a model to those of `host`.
@@ -218,6 +239,11 @@ impl Reranker {
             host: host.clone(),
             info,
         }
+    }
+
+    /// What its batches cost, as far as it is known.
+    pub(crate) fn costs(&self) -> Costs {
+        self.batcher.costs()
     }
 
     /// What is served.

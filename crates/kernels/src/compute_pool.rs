@@ -28,12 +28,14 @@ pub struct ThreadsError {
     source: ThreadPoolBuildError,
 }
 
-/// The cores for all batches of a model, and the instruction set they run. Clones share the cores.
+/// The cores for the batches of all models, and the instruction set they run. Clones share the cores.
 #[derive(Debug, Clone)]
 pub struct ComputePool {
     /// The instruction set.
     pub instruction_set: InstructionSet,
     cores: Arc<Cores>,
+    /// Whether batches borrow cores.
+    borrows: bool,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl ComputePool {
         Self {
             instruction_set,
             cores: Arc::new(cores),
+            borrows: false,
         }
     }
 
@@ -78,7 +81,17 @@ impl ComputePool {
         Ok(Self {
             instruction_set: InstructionSet::best(),
             cores: Arc::new(cores),
+            borrows: true,
         })
+    }
+
+    /// The same cores, for a model whose batches borrow none: each takes its own core.
+    #[must_use]
+    pub fn without_borrowing(self) -> Self {
+        Self {
+            borrows: false,
+            ..self
+        }
     }
 
     /// The same cores with another instruction set.
@@ -103,7 +116,9 @@ impl ComputePool {
     /// Runs a batch of so many rows in the pool, where its layers may borrow cores.
     pub fn run_alone<T: Send>(&self, rows: usize, batch: impl FnOnce() -> T + Send) -> T {
         self.run(|| match &self.cores.pool {
-            Some(pool) if rows >= 2 * LEAST_ROWS && self.no_other(pool) => pool.install(batch),
+            Some(pool) if self.borrows && rows >= 2 * LEAST_ROWS && self.no_other(pool) => {
+                pool.install(batch)
+            }
             _ => batch(),
         })
     }
@@ -222,6 +237,20 @@ mod tests {
         });
         let one = ComputePool::default();
         one.run_alone(MANY, || assert_eq!(lent(&one, MANY), 0));
+    }
+
+    #[test]
+    fn a_core_that_runs_a_batch_of_another_model_is_not_lent() {
+        let pool = ComputePool::new(4).unwrap();
+        let other = pool.clone().without_borrowing();
+        pool.run_alone(MANY, || {
+            assert_eq!(lent(&pool, MANY), 3);
+            other.run_alone(MANY, || {
+                assert_eq!(lent(&other, MANY), 0);
+                assert_eq!(lent(&pool, MANY), 2);
+            });
+        });
+        other.run(|| pool.run_alone(MANY, || assert_eq!(lent(&pool, MANY), 0)));
     }
 
     #[test]

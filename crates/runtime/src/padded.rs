@@ -12,6 +12,7 @@ use super::library::Library;
 use super::onnx::tensor;
 use super::{ScoreError, Scorer};
 use rerankd_core::Batch;
+use rerankd_kernels::compute_pool::ComputePool;
 
 use super::padding;
 use rerankd_model::graph::file::OnnxFile;
@@ -79,12 +80,12 @@ impl PaddedModel {
         &self.file
     }
 
-    /// Opens a session of `threads` threads.
+    /// Opens a session of `threads` threads, whose batches take a core of `pool`.
     ///
     /// # Errors
     /// [`PaddedError`] when ONNX Runtime refuses the file, or its inputs or output are not those of a model
     /// that classifies sequences.
-    pub fn session(&self, threads: usize) -> Result<PaddedScorer, PaddedError> {
+    pub fn session(&self, threads: usize, pool: &ComputePool) -> Result<PaddedScorer, PaddedError> {
         let open = || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.library.environment)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
@@ -109,6 +110,7 @@ impl PaddedModel {
             .map_err(|error| ModelError::new(format!("{place} {error}"), EXPORT_HINT))?;
         Ok(PaddedScorer {
             session,
+            pool: pool.clone(),
             signature,
             rows: self.rows,
         })
@@ -274,6 +276,8 @@ fn check_output(name: &str, kind: &ValueType, labels: usize) -> Result<(), Signa
 /// One session. Its thread owns it.
 pub struct PaddedScorer {
     session: Session,
+    /// Its batches borrow no cores, and others should not borrow theirs.
+    pool: ComputePool,
     signature: Signature,
     rows: Rows,
 }
@@ -288,13 +292,15 @@ impl Scorer for PaddedScorer {
         let starts = starts(lengths);
         let labels = self.rows.labels;
         let mut logits = vec![0.0; lengths.len() * labels];
-        for group in groups {
-            let scored = self.run(batch, &starts, &group)?;
-            for (row, scored) in group.iter().zip(scored.chunks_exact(labels)) {
-                logits[row * labels..][..labels].copy_from_slice(scored);
+        self.pool.clone().run(|| {
+            for group in groups {
+                let scored = self.run(batch, &starts, &group)?;
+                for (row, scored) in group.iter().zip(scored.chunks_exact(labels)) {
+                    logits[row * labels..][..labels].copy_from_slice(scored);
+                }
             }
-        }
-        Ok(logits)
+            Ok(logits)
+        })
     }
 }
 

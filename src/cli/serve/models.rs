@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use rerankd_engine::load::{LoadConfig, LoadError, load_on};
+use rerankd_engine::load::{LoadConfig, LoadError, in_background, load_beside, load_on};
 use rerankd_engine::{Host, Reranker};
-use rerankd_model::ModelError;
+use rerankd_model::{ModelError, ProfileChoice};
 
 use crate::cli::download::ProgressSink;
 use crate::cli::loader::load_config;
@@ -32,7 +32,29 @@ struct ConfiguredModel {
 }
 
 /// What tells that a file has changed.
-type FileState = (PathBuf, u64, Option<SystemTime>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileState {
+    path: PathBuf,
+    /// Device and number of the file that the path leads to: a link may lead to another one of the same size and age.
+    identity: (u64, u64),
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileState {
+    fn new(path: PathBuf, about: &Metadata) -> Self {
+        Self {
+            path,
+            identity: identity(about),
+            bytes: about.len(),
+            modified: about.modified().ok(),
+        }
+    }
+}
+
+fn identity(about: &Metadata) -> (u64, u64) {
+    (about.dev(), about.ino())
+}
 
 /// All models that should be served.
 pub(super) struct ConfiguredModels {
@@ -62,10 +84,9 @@ impl ConfiguredModels {
                 max_bytes: entry.map_or(load.max_bytes, |entry| entry.max_bytes),
                 ..load
             });
-            let directory = load.as_ref().ok().and_then(|load| load.model.as_deref());
             Ok::<_, LoadError>(ConfiguredModel {
                 entry: entry.cloned(),
-                files: directory.map(files).unwrap_or_default(),
+                files: load.as_ref().map(files_of).unwrap_or_default(),
                 load: load.map_err(|error: ModelError| error.to_string()),
             })
         };
@@ -112,9 +133,20 @@ impl ConfiguredModels {
 /// Most files that are looked at to see whether a model has changed.
 const MAX_FILES: usize = 10_000;
 
+/// The files that a model is loaded from.
+fn files_of(load: &LoadConfig) -> Vec<FileState> {
+    let mut found = load.model.as_deref().map(files).unwrap_or_default();
+    // A profile is a file anywhere, or a name.
+    if let Some(ProfileChoice::File(path)) = load.profile.as_deref().map(ProfileChoice::parse)
+        && let Ok(about) = std::fs::metadata(&path)
+    {
+        found.push(FileState::new(path, &about));
+    }
+    found
+}
+
 /// The files in `directory`, always in the same order: those nearest to it, where there are too many.
 fn files(directory: &Path) -> Vec<FileState> {
-    let identity = |about: &Metadata| (about.dev(), about.ino());
     let mut found = Vec::new();
     let mut left = VecDeque::from([directory.to_owned()]);
     // Links are followed, since the cache of a hub is made of them, and may lead in circles.
@@ -129,7 +161,7 @@ fn files(directory: &Path) -> Vec<FileState> {
             }
             match std::fs::metadata(&path) {
                 Ok(about) if !about.is_dir() => {
-                    found.push((path, about.len(), about.modified().ok()));
+                    found.push(FileState::new(path, &about));
                 }
                 Ok(about) if seen.insert(identity(&about)) => left.push_back(path),
                 _ => {}
@@ -197,22 +229,25 @@ pub(super) struct ModelManager {
 
 impl ModelManager {
     /// A manager of a server that is starting, whose settings were read from `flags`.
+    ///
+    /// # Errors
+    /// If the system refuses threads.
     pub fn new(
         flags: Flags,
         state: AppState,
         metrics: Arc<ServerMetrics>,
         wanted: &ConfiguredModels,
-    ) -> Self {
+    ) -> Result<Self, LoadError> {
         let first = wanted.sample();
-        Self {
+        Ok(Self {
             flags,
             state,
-            host: Host::start(&first.host(), metrics.engine.clone()),
+            host: Host::start(&first.host(), metrics.engine.clone())?,
             first,
             metrics,
             running: Mutex::default(),
             reloading: Mutex::default(),
-        }
+        })
     }
 
     /// The machinery that all models share.
@@ -249,8 +284,9 @@ impl ModelManager {
             .flags
             .layered(std::env::vars_os())
             .map_err(|problems| problems.to_string())?;
-        let wanted =
-            ConfiguredModels::fetch(&config, &models).map_err(|error| error.to_string())?;
+        // Files that are downloaded are checked, which takes a processor.
+        let wanted = in_background(|| ConfiguredModels::fetch(&config, &models));
+        let wanted = wanted.map_err(|error| error.to_string())?;
         let wanted = wanted.on_host_of(&self.first);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         // Checked where `settle` waits: no model is loaded once it has returned.
@@ -301,7 +337,10 @@ impl ModelManager {
                         max_bytes: own.into_iter().chain(left).min(),
                         ..load.clone()
                     };
-                    load_on(&self.host, &load)
+                    match running.is_empty() {
+                        true => load_on(&self.host, &load),
+                        false => load_beside(&self.host, &load, served.map(Arc::as_ref)),
+                    }
                 }
                 Err(reason) => {
                     let reason = reason.clone();
@@ -404,6 +443,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_profile_outside_the_directory_is_a_file_of_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = dir.path().join("profile.json");
+        let found = || {
+            let load = LoadConfig {
+                profile: Some(profile.display().to_string()),
+                ..LoadConfig::default()
+            };
+            files_of(&load)
+        };
+        let write = || {
+            let new = dir.path().join("new");
+            std::fs::write(&new, "{}").unwrap();
+            std::fs::rename(new, &profile).unwrap();
+        };
+        write();
+        let before = found();
+        assert_eq!((before.len(), &found()), (1, &before));
+        let kept = std::fs::File::open(&profile).unwrap();
+        write();
+        assert_ne!(found(), before);
+        drop(kept);
+    }
+
+    #[test]
     fn links_that_lead_in_circles_are_followed_once() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("deep");
@@ -415,7 +479,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(deep.join("weights"), dir.path().join("link")).unwrap();
         let found = files(dir.path()).into_iter();
-        let names: Vec<PathBuf> = found.map(|(path, ..)| path).collect();
+        let names: Vec<PathBuf> = found.map(|file| file.path).collect();
         assert_eq!(names, [dir.path().join("link"), deep.join("weights")]);
     }
 }

@@ -4,6 +4,12 @@ use rerankd_core::ErrorCode;
 
 const PACE: f64 = 1e-3;
 
+/// A token is scored in a millisecond.
+fn room(missing: &[Missing]) -> f64 {
+    let seconds = missing.iter().map(|one| one.amount / one.of_own * PACE);
+    seconds.fold(0.0, f64::max)
+}
+
 fn memory(tokens: usize) -> Arc<Memory> {
     let gauge = IntGauge::new("queue_tokens", "test").unwrap();
     let capacity = Size {
@@ -21,7 +27,7 @@ fn tokens(tokens: usize) -> Size {
 fn fill(memory: &Arc<Memory>, tenant: u64, is_long: bool, size: usize) -> Vec<MemoryPermit> {
     std::iter::from_fn(|| {
         memory
-            .take((Tenant(tenant), 0), is_long, tokens(size), PACE)
+            .take((Tenant(tenant), 0), is_long, tokens(size), room)
             .ok()
     })
     .collect()
@@ -73,7 +79,7 @@ fn an_empty_queue_admits_a_request_of_any_size() {
                 tokens: 512_000,
                 bytes: 1 << 40,
             };
-            let permit = memory.take((Tenant(0), 0), is_long, size, PACE).unwrap();
+            let permit = memory.take((Tenant(0), 0), is_long, size, room).unwrap();
             assert_eq!(memory.lock().tokens, 512_000);
             drop(permit);
             assert_eq!(memory.lock().total, Size::default());
@@ -114,7 +120,7 @@ fn a_large_request_is_admitted_beside_small_ones() {
     let memory = memory(1000);
     let mut small = fill(&memory, 1, false, 10);
     small.truncate(12);
-    let large = memory.take((Tenant(1), 0), true, tokens(1_000_000), PACE);
+    let large = memory.take((Tenant(1), 0), true, tokens(1_000_000), room);
     assert!(large.is_ok());
 }
 
@@ -122,7 +128,7 @@ fn a_large_request_is_admitted_beside_small_ones() {
 fn a_refusal_says_when_there_is_room() {
     let memory = memory(1000);
     let mut bulk = fill(&memory, 1, true, 10);
-    let refused = memory.take((Tenant(1), 0), true, tokens(100), PACE);
+    let refused = memory.take((Tenant(1), 0), true, tokens(100), room);
     let Err(Refusal::Memory { retry_after }) = refused else {
         panic!("{refused:?}");
     };
@@ -130,14 +136,14 @@ fn a_refusal_says_when_there_is_room() {
     for permit in &mut bulk[..10] {
         permit.spend(10);
     }
-    assert!(memory.take((Tenant(1), 0), true, tokens(100), PACE).is_ok());
+    assert!(memory.take((Tenant(1), 0), true, tokens(100), room).is_ok());
 }
 
 #[test]
 fn the_estimate_is_corrected_both_ways() {
     let memory = memory(1000);
     let mut permit = memory
-        .take((Tenant(0), 0), false, tokens(100), PACE)
+        .take((Tenant(0), 0), false, tokens(100), room)
         .unwrap();
     permit.correct(3000);
     assert_eq!(memory.lock().tokens, 3000);
@@ -164,7 +170,7 @@ proptest! {
         let mut largest = 0;
         for (tenant, is_long, tokens, bytes, leaves) in steps {
             let size = Size { tokens, bytes };
-            if let Ok(permit) = memory.take((Tenant(tenant), 0), is_long, size, PACE) {
+            if let Ok(permit) = memory.take((Tenant(tenant), 0), is_long, size, room) {
                 permits.push(permit);
                 largest = largest.max(tokens).max(bytes);
             }
@@ -180,7 +186,7 @@ proptest! {
                 prop_assert!(held.tokens <= CAPACITY + excess);
                 prop_assert_eq!(gauge.get(), held.tokens as i64);
             }
-            let room = memory.take((Tenant(99), 0), true, Size { tokens: 1, bytes: 1 }, PACE);
+            let room = memory.take((Tenant(99), 0), true, Size { tokens: 1, bytes: 1 }, room);
             prop_assert!(room.is_ok());
         }
         drop(permits);
@@ -193,7 +199,7 @@ proptest! {
 #[test]
 fn what_a_tenant_holds_for_one_model_leaves_its_part_for_another() {
     let memory = memory(1000);
-    let take = |model, size| memory.take((Tenant(1), model), false, tokens(size), PACE);
+    let take = |model, size| memory.take((Tenant(1), model), false, tokens(size), room);
     let busy: Vec<_> = std::iter::from_fn(|| take(0, 10).ok()).collect();
     assert!(busy.len() >= 74, "three quarters: {}", busy.len());
     let other: Vec<_> = std::iter::from_fn(|| take(1, 10).ok()).collect();

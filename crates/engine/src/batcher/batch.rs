@@ -17,7 +17,7 @@ pub(super) struct Next {
     pub jobs: Vec<Job>,
     /// How long it should take.
     pub seconds: f64,
-    /// Workers that were busy when it began, this one among them.
+    /// Workers of its model that were busy when it began, this one among them.
     pub busy: usize,
     /// Whether nothing else ran or waited.
     pub alone: bool,

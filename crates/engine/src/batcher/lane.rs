@@ -1,7 +1,8 @@
 //! One model in the scheduler: its queue, and how its batches are formed.
 
-use super::queue::{OtherModel, Queue, Speed, Taken};
+use super::queue::{Queue, Taken};
 use super::scheduler::work;
+use super::sharing::{Draining, OtherModel, Sharing, Speed};
 use super::workers::Workers;
 use crate::cost::{Costs, Work};
 use crate::fair::FULL_SHARE;
@@ -41,8 +42,7 @@ pub(super) struct Lane {
 pub(super) struct FreeWorker<'a> {
     pub number: usize,
     pub workers: &'a Workers,
-    /// The models that share the workers.
-    pub others: &'a [OtherModel],
+    pub sharing: &'a Sharing,
     pub now: Instant,
 }
 
@@ -66,11 +66,21 @@ impl Lane {
     /// What it is given beside a model with this `weight`.
     pub fn beside(&self, weight: u64) -> OtherModel {
         OtherModel {
-            seconds: self
-                .costs
-                .drain_seconds(self.queue.admitted(), self.limits.max_tokens)
-                * self.costs.workers() as f64,
+            workers: self.workers,
+            seconds: self.admitted_seconds(),
             share: self.weight() as f64 / weight as f64,
+        }
+    }
+
+    /// What it has waiting, as its memory is given back.
+    pub fn draining(&self, workers: &Workers) -> Draining {
+        let tokens = self.queue.admitted().tokens as f64;
+        Draining {
+            tokens,
+            pace: self.admitted_seconds() / tokens.max(1.0),
+            weight: self.weight() as f64,
+            workers: workers.alive_of(self.workers) as f64,
+            releases: 1.0,
         }
     }
 
@@ -99,7 +109,7 @@ impl Lane {
             Vec::new()
         };
         let mut plan = Plan::new(limits, cost, waiting, &others);
-        if !free.others.is_empty() {
+        if !free.sharing.others.is_empty() {
             // Requests for other models cannot interrupt it.
             plan = plan.short();
         } else if self.queue.is_shared() {
@@ -112,7 +122,7 @@ impl Lane {
     }
 
     fn take_planned(&mut self, plan: &Plan, free: FreeWorker<'_>) -> Taken {
-        let speed = self.speed(free.workers, free.others, free.now);
+        let speed = self.speed(free.sharing);
         let mut taken = self
             .queue
             .take(free.number, plan, speed, free.now.into_std());
@@ -147,25 +157,18 @@ impl Lane {
         self.take_planned(&plan, free)
     }
 
-    /// Seconds until all that was admitted is scored.
-    pub fn drain_seconds(&self) -> f64 {
+    /// Seconds of a worker until all that was admitted is scored.
+    pub fn admitted_seconds(&self) -> f64 {
         let admitted = self.queue.admitted();
-        self.costs.drain_seconds(admitted, self.limits.max_tokens)
+        self.costs.worker_seconds(admitted, self.limits.max_tokens)
     }
 
     /// How fast its queue empties.
-    pub fn speed<'a>(
-        &self,
-        workers: &Workers,
-        others: &'a [OtherModel],
-        now: Instant,
-    ) -> Speed<'a> {
+    pub fn speed<'a>(&self, sharing: &'a Sharing) -> Speed<'a> {
         Speed {
             cost: self.costs.loaded(),
-            workers: self.costs.workers(),
-            busy: workers.busy_seconds(now),
             batch_tokens: self.limits.max_tokens,
-            others,
+            sharing,
         }
     }
 }

@@ -113,7 +113,7 @@ impl Preemption {
             let running = (inner.running, spent);
             let taken = state.scheduler.preempt(model.id, number, running, now);
             batch::note(shared, &state, &taken);
-            let busy = state.scheduler.workers.busy();
+            let busy = state.scheduler.busy_of(model.id);
             drop(state);
             batch::record_begun(&taken);
             if taken.jobs.is_empty() {

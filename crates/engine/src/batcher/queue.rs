@@ -12,8 +12,9 @@ use smallvec::SmallVec;
 
 use super::BatchError;
 use super::reply::Reply;
+use super::sharing::Speed;
 use crate::admission::{Expected, MemoryPermit};
-use crate::backlog::{Backlog, Forecast, Newcomers, weight};
+use crate::backlog::{Backlog, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
 use crate::fair::{HashMap, Turns};
 use crate::plan::{Draft, Plan};
@@ -133,74 +134,6 @@ pub(super) struct Arrival {
 pub(super) struct ForecastRequest {
     pub hints: SchedulingHints,
     pub work: Work,
-}
-
-/// Another model for which something waits.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct OtherModel {
-    /// Seconds of work that were admitted for it.
-    pub seconds: f64,
-    /// Seconds that it is given for each of this model.
-    pub share: f64,
-}
-
-/// How fast the queue empties.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Speed<'a> {
-    /// Cost of a batch while all workers run.
-    pub cost: Cost,
-    pub workers: usize,
-    /// Sum over all workers of the seconds that each is still busy.
-    pub busy: f64,
-    /// Tokens of a full batch.
-    pub batch_tokens: usize,
-    /// The models that share the workers.
-    pub others: &'a [OtherModel],
-}
-
-impl Speed<'_> {
-    fn forecast(&self, request: ForecastRequest, waits: bool) -> Forecast {
-        Forecast {
-            hints: request.hints,
-            work: request.work,
-            waits,
-            cost: self.cost,
-            // Beside others that wait, only its share is for this model.
-            speed: self.workers as f64 / (1.0 + self.overhead()) / self.shares(),
-        }
-    }
-
-    /// Shares of all models that wait, in those of this one.
-    fn shares(&self) -> f64 {
-        1.0 + self.others.iter().map(|other| other.share).sum::<f64>()
-    }
-
-    /// What the fixed cost of batches adds to their sequences, in parts of one.
-    fn overhead(&self) -> f64 {
-        let full = self.cost.per_token * self.batch_tokens as f64;
-        if full > 0.0 {
-            self.cost.base / full
-        } else {
-            0.0
-        }
-    }
-
-    /// Seconds until `work` is done when all workers do `seconds` of this model's work until then, after the `busy`
-    /// seconds of what runs.
-    fn completion(&self, work: Work, seconds: f64, busy: f64) -> f64 {
-        let own = seconds * (1.0 + self.overhead());
-        let given = |other: &OtherModel| other.seconds.min(own * other.share);
-        let others: f64 = self.others.iter().map(given).sum();
-        let shared = (busy + own + others) / self.workers as f64;
-        // However many workers there are, a sequence runs on one.
-        let sequences = work.sequences.max(1);
-        let one = Work {
-            sequences: 1,
-            tokens: work.tokens / sequences,
-            squares: work.squares / sequences as u64,
-        };
-        shared.max(self.cost.seconds(one))
-    }
 }
 
 /// All requests in the queue.
@@ -439,7 +372,7 @@ impl Queue {
                 continue;
             }
             let flow = self.flows.get_mut(&id).expect("a turn belongs to a flow");
-            let each = plan.cost.marginal(flow.total) / speed.workers as f64;
+            let each = plan.cost.marginal(flow.total) / speed.workers() as f64;
             if !plan.admits(&draft, each) {
                 break;
             }
@@ -589,11 +522,7 @@ impl Queue {
     /// that the others are given by the time it has had its share. `waits` says that it is in the queue.
     pub(super) fn forecast(&self, request: ForecastRequest, waits: bool, speed: Speed<'_>) -> f64 {
         let forecast = speed.forecast(request, waits);
-        speed.completion(
-            request.work,
-            self.backlog.seconds_until_served(&forecast),
-            speed.busy,
-        )
+        speed.completion(request.work, self.backlog.seconds_until_served(&forecast))
     }
 
     /// When a newcomer would be done, whose texts are tokenized after the seconds of `tokenizing`.
@@ -606,14 +535,10 @@ impl Queue {
     ) -> Expected {
         let forecast = speed.forecast(request, false);
         let work = request.work;
-        let idle = Speed {
-            others: &[],
-            ..speed
-        };
-        let alone = idle.completion(work, speed.cost.marginal(work), 0.0);
+        let alone = speed.alone(work);
         let others = |newcomers| {
             let served = self.backlog.expected_seconds(&forecast, newcomers, now);
-            (speed.completion(work, served, speed.busy) - alone).max(0.0)
+            (speed.completion(work, served) - alone).max(0.0)
         };
         Expected {
             completion: tokenizing.completion + others(Newcomers::All) + alone,

@@ -12,19 +12,17 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::lane::{FreeWorker, Lane, LaneConfig};
-use super::queue::{ForecastRequest, Job, LaneId, OtherModel, Outcome, Taken};
+use super::queue::{ForecastRequest, Job, LaneId, Outcome, Taken};
+use super::sharing::{Draining, OtherModel, Sharing, seconds_until_released};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
-use crate::admission::{Expected, Memory, MemoryPermit, Refusal, Size, check_time};
+use crate::admission::{Expected, Memory, MemoryPermit, Missing, Refusal, Size, check_time};
 use crate::cost::{Work, duration};
 use crate::fair::Level;
 use rerankd_core::Deadline;
 
 /// Turns of models are counted in microseconds.
 const MICROSECONDS: f64 = 1e6;
-
-/// The other models for which something waits.
-type Others = SmallVec<[OtherModel; 2]>;
 
 pub(super) struct Scheduler {
     pub lanes: SlotMap<LaneId, Lane>,
@@ -84,9 +82,9 @@ impl Scheduler {
         };
         let left = |deadline: Deadline| deadline.at.saturating_duration_since(at);
         let left = demand.hints.deadline.map(left);
-        let others = self.others(id);
-        let lane = &mut self.lanes[id];
-        let speed = lane.speed(&self.workers, &others, now);
+        let sharing = self.sharing(id, now);
+        let lane = &self.lanes[id];
+        let speed = lane.speed(&sharing);
         let expected = lane.queue.expect(request, demand.tokenizing, speed, at);
         let left = left.map(|left| left.as_secs_f64());
         check_time(expected, left, self.max_delay)?;
@@ -94,10 +92,11 @@ impl Scheduler {
             tokens: demand.work.tokens,
             bytes: demand.bytes,
         };
-        let pace = lane.costs.pace(demand.work);
         let holder = (demand.hints.tenant, id.data().as_ffi());
-        let memory = self.memory.take(holder, expected.is_long(), size, pace)?;
-        lane.queue.reserve(request, speed.cost, at);
+        let room = |missing: &[Missing]| self.seconds_until_room(id, missing, now);
+        let memory = self.memory.take(holder, expected.is_long(), size, room)?;
+        let cost = speed.cost;
+        self.lanes[id].queue.reserve(request, cost, at);
         Ok(Admitted {
             memory,
             request,
@@ -111,15 +110,14 @@ impl Scheduler {
         let turns: SmallVec<[LaneId; 4]> = self.order.waiting().collect();
         let mut all = Taken::default();
         for id in turns {
-            let others = self.others(id);
-            let lane = &mut self.lanes[id];
-            if number >= lane.workers {
+            if number >= self.lanes[id].workers {
                 continue;
             }
-            let mut taken = lane.take(FreeWorker {
+            let sharing = self.sharing(id, now);
+            let mut taken = self.lanes[id].take(FreeWorker {
                 number,
                 workers: &self.workers,
-                others: &others,
+                sharing: &sharing,
                 now,
             });
             taken.lane = id;
@@ -153,11 +151,11 @@ impl Scheduler {
         if self.order.waiting().next() != Some(id) {
             return Taken::default();
         }
-        let others = self.others(id);
+        let sharing = self.sharing(id, now);
         let free = FreeWorker {
             number,
             workers: &self.workers,
-            others: &others,
+            sharing: &sharing,
             now,
         };
         let mut taken = self.lanes[id].preempt(free, running, spent);
@@ -169,8 +167,8 @@ impl Scheduler {
         taken
     }
 
-    /// Notes a batch of the model `id` that took `seconds` and began beside so many `busy` workers, and answers the
-    /// requests that it completes.
+    /// Notes a batch of the model `id` that took `seconds` and began while so many of its workers were `busy`, and
+    /// answers the requests that it completes.
     pub fn complete(
         &mut self,
         id: LaneId,
@@ -178,18 +176,57 @@ impl Scheduler {
         logits: &[f32],
         (seconds, busy): (f64, usize),
     ) -> Outcome {
-        let busy = [busy, self.workers.busy()];
         // The model may have been removed since: then nobody waits for the batch.
         let Some(lane) = self.lanes.get_mut(id) else {
             return Outcome::default();
         };
+        let busy = [busy, self.workers.busy_of(lane.workers)];
         lane.costs.observe(work(jobs), seconds, busy);
         lane.queue.complete(jobs, logits)
     }
 
     /// Seconds until all that was admitted is scored.
     pub fn drain_seconds(&self) -> f64 {
-        self.lanes.values().map(Lane::drain_seconds).sum()
+        let until = |most: &Lane| {
+            let within = |lane: &&Lane| lane.workers <= most.workers;
+            let lanes = self.lanes.values().filter(within);
+            let seconds: f64 = lanes.map(Lane::admitted_seconds).sum();
+            seconds / self.workers.alive_of(most.workers).max(1) as f64
+        };
+        self.lanes.values().map(until).fold(0.0, f64::max)
+    }
+
+    /// Seconds until all that was admitted for the model `id` is scored.
+    pub fn drain_seconds_of(&self, id: LaneId, now: Instant) -> f64 {
+        let sharing = self.sharing(id, now);
+        let lane = &self.lanes[id];
+        let admitted = lane.queue.admitted();
+        let speed = lane.speed(&sharing);
+        speed.completion(admitted, speed.cost.marginal(admitted))
+    }
+
+    /// Workers of the model `id` that score a batch.
+    pub fn busy_of(&self, id: LaneId) -> usize {
+        let lane = self.lanes.get(id);
+        lane.map_or(0, |lane| self.workers.busy_of(lane.workers))
+    }
+
+    /// Seconds until what is `missing` for a request for the model `id` is released.
+    fn seconds_until_room(&self, id: LaneId, missing: &[Missing], now: Instant) -> f64 {
+        let all = self.workers.set(self.workers.count(), now);
+        let until = |missing: &Missing| {
+            let models = self.lanes.iter().map(|(other, lane)| Draining {
+                releases: match other == id {
+                    true => missing.of_own,
+                    false => missing.of_other,
+                },
+                ..lane.draining(&self.workers)
+            });
+            seconds_until_released(missing.amount, models, all.alive as f64)
+        };
+        let seconds = missing.iter().map(until).fold(0.0, f64::max);
+        // What runs is not among what waits, and ends first.
+        seconds + all.busy / all.alive as f64
     }
 
     /// Sequences that wait, of all models.
@@ -217,16 +254,27 @@ impl Scheduler {
         self.order.charge(id, microseconds(seconds));
     }
 
-    fn others(&self, id: LaneId) -> Others {
-        if self.lanes.len() == 1 {
-            return Others::new();
+    /// What the model `id` has of the workers now.
+    fn sharing(&self, id: LaneId, now: Instant) -> Sharing {
+        let lane = &self.lanes[id];
+        let mut others: SmallVec<[OtherModel; 2]> = SmallVec::new();
+        if self.lanes.len() > 1 {
+            let waits =
+                |other: LaneId, lane: &Lane| other != id && lane.queue.admitted().sequences > 0;
+            let lanes = self.lanes.iter();
+            let waiting = lanes.filter(|(other, lane)| waits(*other, lane));
+            others.extend(waiting.map(|(_, other)| other.beside(lane.weight())));
         }
-        let weight = self.lanes[id].weight();
-        let others = self
-            .lanes
-            .iter()
-            .filter(|(other, lane)| *other != id && lane.queue.admitted().sequences > 0);
-        others.map(|(_, lane)| lane.beside(weight)).collect()
+        let more = others.iter().map(|other| other.workers);
+        let more = more.filter(|&workers| workers > lane.workers);
+        let mut counts: SmallVec<[usize; 2]> = std::iter::once(lane.workers).chain(more).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        let sets = counts.into_iter();
+        Sharing {
+            sets: sets.map(|count| self.workers.set(count, now)).collect(),
+            others,
+        }
     }
 }
 
@@ -236,4 +284,106 @@ fn microseconds(seconds: f64) -> usize {
 
 pub(super) fn work(jobs: &[Job]) -> Work {
     Work::all(jobs.iter().map(|job| job.tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::{Cost, Costs, Estimator};
+    use crate::plan::{BatchLimits, SHARE_ABOVE};
+    use rerankd_core::{SchedulingHints, Tenant};
+
+    /// A model with so many seconds for a token.
+    fn model(per_token: f64, workers: usize) -> LaneConfig {
+        let cost = Cost {
+            base: 0.0,
+            per_token,
+            per_square: 0.0,
+        };
+        LaneConfig {
+            labels: 1,
+            workers,
+            costs: Costs::new(Estimator::new(cost), workers),
+            limits: BatchLimits {
+                max_tokens: 512,
+                max_seconds: 0.1,
+                share_above: SHARE_ABOVE,
+            },
+            share: 1,
+            is_preemptible: false,
+        }
+    }
+
+    fn scheduler(tokens: usize) -> Scheduler {
+        let admission = AdmissionLimits {
+            memory: Size {
+                tokens,
+                bytes: usize::MAX,
+            },
+            max_delay: f64::INFINITY,
+        };
+        let gauge = IntGauge::new("queue_tokens", "tokens").unwrap();
+        Scheduler::new(admission, gauge)
+    }
+
+    /// Asks for 1000 tokens.
+    fn admit(scheduler: &mut Scheduler, id: LaneId, tenant: u64) -> Result<Admitted, Refusal> {
+        let hints = SchedulingHints {
+            tenant: Tenant(tenant),
+            ..SchedulingHints::default()
+        };
+        let demand = Demand {
+            hints,
+            work: Work::all([10; 100]),
+            bytes: 0,
+            tokenizing: Expected::new(0.0, 0.0),
+        };
+        scheduler.admit(id, demand, Instant::now())
+    }
+
+    #[test]
+    fn when_to_retry_is_told_by_the_models_that_hold_the_queue() {
+        let mut scheduler = scheduler(10_000);
+        let (slow, fast) = (scheduler.add(model(1e-2, 2)), scheduler.add(model(1e-6, 2)));
+        let mut held = Vec::new();
+        for tenant in 0.. {
+            match admit(&mut scheduler, slow, tenant) {
+                Ok(admitted) => held.push(admitted),
+                Err(_) => break,
+            }
+        }
+        assert!(held.len() > 5, "{}", held.len());
+        let refused = loop {
+            match admit(&mut scheduler, fast, 99) {
+                Ok(admitted) => held.push(admitted),
+                Err(refusal) => break refusal,
+            }
+        };
+        let Refusal::Memory { retry_after } = refused else {
+            panic!("{refused:?}");
+        };
+        // At the pace of the slow model, of which two workers score 200 tokens a second.
+        assert!(retry_after.as_secs_f64() > 0.5, "{retry_after:?}");
+        assert!(
+            retry_after.as_secs_f64() < 10_000.0 / 200.0,
+            "{retry_after:?}"
+        );
+    }
+
+    #[test]
+    fn a_model_on_few_workers_is_expected_by_their_number() {
+        let mut scheduler = scheduler(usize::MAX);
+        let gpu = scheduler.add(model(1e-3, 2));
+        let cpu = scheduler.add(model(1e-3, 16));
+        let completion =
+            |scheduler: &mut Scheduler, id| admit(scheduler, id, 1).unwrap().expected.completion;
+        let close = |seconds: f64, expected: f64| {
+            assert!((seconds / expected - 1.0).abs() < 0.05, "{seconds} s");
+        };
+        // A second of work on two workers, and then beside that on sixteen.
+        close(completion(&mut scheduler, gpu), 0.5);
+        assert!(scheduler.drain_seconds() > 0.49);
+        // On sixteen workers, of which the other model has two at most: as fast as on fourteen.
+        close(completion(&mut scheduler, cpu), 1.0 / 14.0);
+    }
 }

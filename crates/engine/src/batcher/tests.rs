@@ -185,6 +185,25 @@ async fn a_worker_that_only_panics_is_given_up_and_nobody_waits_for_it() {
 }
 
 #[tokio::test]
+async fn changes_of_models_do_not_wait_for_a_worker_whose_thread_has_ended() {
+    let bench = Bench::new(2);
+    bench.plant("batch taken", 2 * worker::MAX_PANICS);
+    // Until one of the two is given up.
+    let alive = || bench.batcher.shared.lock().scheduler.workers.alive();
+    while alive() == 2 {
+        assert!(bench.score(&[7]).await.is_err());
+        tokio::task::yield_now().await;
+    }
+    bench.batcher.shared.faults.lock().unwrap().clear();
+    let shared = bench.batcher.shared.clone();
+    drop(bench.batcher);
+    // The other one makes the change; for the one that has ended there is none.
+    while shared.lock().changes.iter().any(|left| !left.is_empty()) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_logit_that_is_not_finite_is_not_cached_and_fails_its_request_alone() {
     let bench = Bench::new(1);
     let (bad, good) = tokio::join!(bench.score(&[0]), bench.score(&[3]));

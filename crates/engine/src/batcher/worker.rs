@@ -85,17 +85,15 @@ impl Drop for Retire<'_> {
 fn serve(shared: &Arc<Shared>, number: usize, scorers: &mut Scorers, panics: &mut usize) {
     loop {
         match next(shared, number) {
-            Task::Models(changes) => changes.into_iter().for_each(|change| match change {
-                ModelChange::Add(model, scorer) => {
-                    let id = model.id;
-                    scorers.insert(id, ModelScorer::new(shared, number, model, scorer));
+            Task::Models(ModelChange::Add(model, scorer)) => {
+                let id = model.id;
+                scorers.insert(id, ModelScorer::new(shared, number, model, scorer));
+            }
+            Task::Models(ModelChange::Remove(id)) => {
+                if scorers.remove(id).is_some() {
+                    memory::give_back();
                 }
-                ModelChange::Remove(id) => {
-                    if scorers.remove(id).is_some() {
-                        memory::give_back();
-                    }
-                }
-            }),
+            }
             Task::Batch(id, batch) => {
                 let own = scorers.get_mut(id);
                 let own = own.expect("a model's scorer comes before its batches");
@@ -124,7 +122,7 @@ fn run_next(shared: &Shared, number: usize, own: &mut ModelScorer, batch: Next) 
 
 /// What a worker does next.
 enum Task {
-    Models(Vec<ModelChange>),
+    Models(ModelChange),
     /// Score a batch of this model.
     Batch(LaneId, Next),
     Close,
@@ -137,10 +135,10 @@ fn next(shared: &Shared, number: usize) -> Task {
         if state.closed {
             return Task::Close;
         }
-        // First, so that a batch is only taken of models whose scorers are there.
-        let changes = std::mem::take(&mut state.changes[number]);
-        if !changes.is_empty() {
-            return Task::Models(changes);
+        // First, so that a batch is only taken of models whose scorers are there. One by one, so that a panic loses
+        // no other.
+        if let Some(change) = state.changes[number].pop_front() {
+            return Task::Models(change);
         }
         let taken = state.scheduler.take(number, Instant::now());
         note(shared, &state, &taken);
@@ -152,8 +150,8 @@ fn next(shared: &Shared, number: usize) -> Task {
             continue;
         }
         let scheduler = &state.scheduler;
-        let busy = scheduler.workers.busy();
-        let alone = busy == 1 && scheduler.waiting() == 0;
+        let busy = scheduler.busy_of(taken.lane);
+        let alone = scheduler.workers.busy() == 1 && scheduler.waiting() == 0;
         drop(state);
         record_begun(&taken);
         if !taken.jobs.is_empty() {

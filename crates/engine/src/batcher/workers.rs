@@ -17,11 +17,30 @@ pub(super) struct Workers {
     ends: f64,
 }
 
+/// The first workers, which some models run on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WorkerSet {
+    /// How many, whether their threads run or not.
+    pub count: usize,
+    /// Those whose threads run; at least one, so that a time can be told.
+    pub alive: usize,
+    /// Sum of the seconds that each is still busy.
+    pub busy: f64,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Worker {
     alive: bool,
     /// When it is expected to be free again; `None` when it is.
     busy_until: Option<Instant>,
+}
+
+impl Worker {
+    /// Seconds for which it is still busy.
+    fn left(&self, now: Instant) -> f64 {
+        let left = |at: Instant| at.saturating_duration_since(now).as_secs_f64();
+        self.busy_until.map_or(0.0, left)
+    }
 }
 
 impl Workers {
@@ -79,22 +98,35 @@ impl Workers {
         self.alive - self.busy
     }
 
-    /// Seconds that the busy ones still take, all together.
-    pub fn busy_seconds(&self, now: Instant) -> f64 {
-        (self.ends - self.busy as f64 * self.seconds(now)).max(0.0)
+    /// Of the first `count`, those that score a batch.
+    pub fn busy_of(&self, count: usize) -> usize {
+        if count >= self.workers.len() {
+            return self.busy;
+        }
+        let first = self.workers[..count].iter();
+        first.filter(|worker| worker.busy_until.is_some()).count()
+    }
+
+    /// The first `count`.
+    pub fn set(&self, count: usize, now: Instant) -> WorkerSet {
+        let busy = if count >= self.workers.len() {
+            (self.ends - self.busy as f64 * self.seconds(now)).max(0.0)
+        } else {
+            self.workers[..count].iter().map(|w| w.left(now)).sum()
+        };
+        WorkerSet {
+            count,
+            alive: self.alive_of(count).max(1),
+            busy,
+        }
     }
 
     /// Seconds that each of the others of `number` among the first `count` is still busy.
     pub fn others(&self, number: usize, count: usize, now: Instant) -> Vec<f64> {
-        let left = |worker: &Worker| {
-            worker
-                .busy_until
-                .map_or(0.0, |at| at.saturating_duration_since(now).as_secs_f64())
-        };
         let others = self.workers.iter().take(count).enumerate();
         others
             .filter(|(other, worker)| *other != number && worker.alive)
-            .map(|(_, worker)| left(worker))
+            .map(|(_, worker)| worker.left(now))
             .collect()
     }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::calibrate::{SHAPES, Sample};
+use super::background::processor_time;
+use super::calibrate::{SHAPES, Sample, wall_time};
 use super::{LoadConfig, LoadError};
 use crate::config::Precision;
 use crate::plan::BatchLimits;
@@ -28,6 +29,14 @@ pub enum PrecisionError {
     /// bf16 or int8 on a GPU.
     #[error("`--precision {0}` requires a CPU; hint: `--precision auto` works on every device")]
     OnGpu(&'static str),
+}
+
+/// What runs models.
+#[derive(Clone, Copy)]
+pub(super) struct Runtime<'a> {
+    pub library: &'a Library,
+    /// The cores of all models.
+    pub compute: &'a ComputePool,
 }
 
 /// The number format that a model is computed in.
@@ -160,14 +169,14 @@ impl Plan {
     pub(super) fn open(
         self,
         config: &LoadConfig,
-        library: &Library,
+        runtime: Runtime<'_>,
         model: Model,
     ) -> Result<Engine, LoadError> {
         let this = match model.manifest.encoder.decoder() {
             Some(_) => self.on_cpu_only(config, &model.manifest)?,
             None => self,
         };
-        this.open_built(config, library, model)
+        this.open_built(config, runtime, model)
     }
 
     /// The plan for a causal model, which runs on the CPU.
@@ -199,7 +208,7 @@ impl Plan {
     fn open_built(
         self,
         config: &LoadConfig,
-        library: &Library,
+        Runtime { library, compute }: Runtime<'_>,
         model: Model,
     ) -> Result<Engine, LoadError> {
         let opened = match (&self.choice.device, self.arithmetic) {
@@ -220,9 +229,9 @@ impl Plan {
                 drop(model);
                 let pool = match precision {
                     // This graph has no custom operators that would borrow cores.
-                    graph::Precision::Fp32Nodes => ComputePool::default(),
+                    graph::Precision::Fp32Nodes => compute.clone().without_borrowing(),
                     graph::Precision::Fp32 | graph::Precision::Bf16 | graph::Precision::Int8 => {
-                        ComputePool::new(config.threads)?
+                        compute.clone()
                     }
                 };
                 let onnx = OnnxModel::new(library, graph, layout, pool)?;
@@ -259,6 +268,7 @@ impl Plan {
     pub(super) fn open_file(
         self,
         config: &LoadConfig,
+        compute: &ComputePool,
         model: &PaddedModel,
     ) -> Result<Engine, LoadError> {
         let file = model.file();
@@ -292,7 +302,11 @@ impl Plan {
             precision_because: "ONNX files run unchanged".to_owned(),
             opened: Opened {
                 weight_bytes: file.weight_bytes,
-                ..on_cpu(config, || model.session(1), PaddedScorer::providers)?
+                ..on_cpu(
+                    config,
+                    || model.session(1, compute),
+                    PaddedScorer::providers,
+                )?
             },
         })
     }
@@ -384,6 +398,10 @@ impl Engine {
             max_length,
             shapes,
             warm_up,
+            clock: match self.on_gpu {
+                true => wall_time,
+                false => processor_time,
+            },
         }
     }
 }

@@ -1,9 +1,13 @@
 use std::collections::HashSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use smallvec::smallvec;
 
 use super::super::reply::{self, Answer};
+use super::super::sharing::Sharing;
+use super::super::workers::WorkerSet;
 use super::*;
 use crate::admission::{Memory, Size};
 use crate::plan::{BatchLimits, SHARE_ABOVE};
@@ -20,13 +24,23 @@ const COST: Cost = Cost {
     per_token: 1e-3,
     per_square: 0.0,
 };
-const SPEED: Speed<'static> = Speed {
-    cost: COST,
-    workers: 1,
-    busy: 0.0,
-    batch_tokens: 64,
-    others: &[],
-};
+
+/// How fast one worker empties the queue.
+fn speed() -> Speed<'static> {
+    static SHARING: LazyLock<Sharing> = LazyLock::new(|| Sharing {
+        sets: smallvec![WorkerSet {
+            count: 1,
+            alive: 1,
+            busy: 0.0,
+        }],
+        others: SmallVec::new(),
+    });
+    Speed {
+        cost: COST,
+        batch_tokens: 64,
+        sharing: &SHARING,
+    }
+}
 
 fn permit() -> MemoryPermit {
     let gauge = prometheus::IntGauge::new("queue_tokens", "test").unwrap();
@@ -36,7 +50,7 @@ fn permit() -> MemoryPermit {
     };
     let memory = Memory::new(capacity, gauge);
     memory
-        .take((Tenant::default(), 0), false, Size::default(), 0.0)
+        .take((Tenant::default(), 0), false, Size::default(), |_| 0.0)
         .unwrap()
 }
 
@@ -94,7 +108,7 @@ impl Bench {
 
     fn take(&mut self, limits: BatchLimits) -> Vec<Job> {
         let plan = Plan::new(limits, COST, self.queue.waiting(), &[]);
-        let taken = self.queue.take(0, &plan, SPEED, self.now);
+        let taken = self.queue.take(0, &plan, speed(), self.now);
         let jobs = taken.jobs;
         let tokens: usize = jobs.iter().map(|job| job.encoding.len()).sum();
         self.now += Duration::from_millis(tokens as u64);
@@ -396,7 +410,7 @@ fn the_queue_builds_no_spans() {
     let mut begun = Vec::new();
     for _ in 0..2 {
         let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
-        let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+        let taken = bench.queue.take(0, &plan, speed(), bench.now);
         assert_eq!(taken.jobs.len(), 1);
         begun.extend(taken.begun);
     }
@@ -548,7 +562,7 @@ fn a_request_is_forecast_with_its_share_and_no_more() {
             hints,
             work: Work::of(length),
         };
-        bench.queue.forecast(request, false, SPEED)
+        bench.queue.forecast(request, false, speed())
     };
     let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
     // As much again for the request beside it, and as much as both for the other tenant.
@@ -583,7 +597,7 @@ fn steps_of_a_take(requests: usize) -> (usize, usize) {
     }
     bench.queue.backlog.steps.set(0);
     let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
-    let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+    let taken = bench.queue.take(0, &plan, speed(), bench.now);
     let refused = requests - bench.queue.requests();
     assert!(refused > 0 && (taken.more || !taken.jobs.is_empty()));
     (bench.queue.backlog.steps.get(), refused)
@@ -610,7 +624,7 @@ fn refusals_of_one_batch_are_bounded_and_the_rest_follows() {
     while bench.queue.requests() > 0 {
         let before = bench.queue.requests();
         let plan = Plan::new(LIMITS, COST, bench.queue.waiting(), &[]);
-        let taken = bench.queue.take(0, &plan, SPEED, bench.now);
+        let taken = bench.queue.take(0, &plan, speed(), bench.now);
         assert!(taken.jobs.is_empty());
         let refused = before - bench.queue.requests();
         assert!(refused <= MAX_REFUSED);
@@ -665,7 +679,7 @@ fn a_forecast_from_sums_is_close_to_the_exact_one() {
                 hints,
                 work: Work::of(length),
             };
-            let forecast = bench.queue.forecast(request, false, SPEED);
+            let forecast = bench.queue.forecast(request, false, speed());
             let exact = within + others;
             assert!(
                 forecast >= exact * (1.0 - 1e-4) && forecast <= 1.25 * exact,
