@@ -62,6 +62,16 @@ impl<T> List<T> {
     }
 }
 
+impl List<String> {
+    /// Adds a copy of `text`, unless there are too many.
+    pub fn push_text(&mut self, text: &str, limits: &Limits) {
+        if self.items.len() < limits.max_documents {
+            self.items.push(text.to_owned());
+        }
+        self.count += 1;
+    }
+}
+
 impl<T: Into<String>> List<T> {
     /// The texts of the list that a client calls `field`.
     ///
