@@ -11,6 +11,7 @@ pub mod budget;
 mod connection;
 pub mod error;
 mod exchange;
+pub mod grpc;
 pub mod hints;
 pub mod models;
 mod notes;

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use self::leftover::Received;
 pub(super) use self::leftover::read_off;
 use self::traffic::Traffic;
+use super::grpc::Computing;
 use super::state::InFlight;
 use super::tls::{H2, Tls};
 
@@ -125,7 +126,8 @@ impl Protocols {
             async move {
                 let (mut head, body) = answer.await?.into_parts();
                 let in_flight = head.extensions.remove::<Arc<InFlight>>();
-                let body = under_way.write(body, in_flight);
+                let computing = head.extensions.remove::<Computing>();
+                let body = under_way.write(body, in_flight).while_computing(computing);
                 Ok::<_, Infallible>(Response::from_parts(head, body))
             }
         });
