@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use self::leftover::Received;
 pub(super) use self::leftover::read_off;
 use self::traffic::Traffic;
-use super::grpc::Computing;
+use super::progress::Computing;
 use super::state::InFlight;
 use super::tls::{H2, Tls};
 

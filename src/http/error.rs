@@ -110,9 +110,11 @@ impl Failure {
             Self::UnknownMessageEncoding => {
                 "unsupported `grpc-encoding`; send `gzip`, `deflate` or `identity`".to_owned()
             }
-            Self::UnknownService => "this server has no such service; ask for one that reflection lists, or for \
+            Self::UnknownService => {
+                "this server has no such service; ask for one that reflection lists, or for \
                                      none to check the server"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::NotGrpc => "this is a method of gRPC; call it over HTTP/2 with \
                               `Content-Type: application/grpc`"
                 .to_owned(),

@@ -8,7 +8,6 @@ mod status;
 mod stream;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{MethodRouter, post};
@@ -17,12 +16,9 @@ use rerankd_grpc::{Call, Method};
 
 use super::body::Coding;
 use super::error::Failure;
+use super::metadata::is_call;
 use super::notes::Refused;
 use super::state::AppState;
-
-pub use self::reflection::{Version as ReflectionVersion, handler as reflection};
-pub use self::status::grpc_code;
-pub(super) use self::stream::{Computing, Streamed};
 
 /// What the head of a call says besides its hints.
 struct CallHead {
@@ -55,6 +51,7 @@ pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
         Call::Watch => post(async move |State(state), id, request| {
             health::watch(state, id, request, method).await
         }),
+        Call::Reflection(version) => reflection::handler(*version),
         Call::Info
         | Call::Live
         | Call::Ready
@@ -65,14 +62,6 @@ pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
             about::tell(state, id, request, method).await
         }),
     }
-}
-
-/// Whether a request is a call: no other one has this type, and calls need HTTP/2.
-pub fn is_call(version: Version, headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE);
-    let rest = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
-    let rest = rest.map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest));
-    version == Version::HTTP_2 && matches!(rest, Some([] | [b';' | b' ', ..]))
 }
 
 /// Gives calls that were refused, wherever it was, the status of gRPC.
@@ -122,5 +111,4 @@ impl CallHead {
             priority,
         })
     }
-
 }

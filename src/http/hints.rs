@@ -7,14 +7,11 @@ use axum::http::request::Parts;
 use rerankd_core::{Deadline, DeadlineBy, RerankError, SchedulingHints};
 use tokio::time::Instant;
 
-use super::grpc::is_call;
+use super::metadata;
 use crate::config::BatchSettings;
 
 /// How many milliseconds the client waits for the response.
 pub const X_REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
-
-/// The same in calls of gRPC, as a number of up to eight digits and a unit.
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Longest timeout; longer ones are cut to it, so that adding it to a time cannot overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
@@ -41,7 +38,7 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, 
                 DeadlineBy::Client,
             )
         }
-        None => match grpc_timeout(head)? {
+        None => match metadata::timeout(head)? {
             Some(timeout) => (Some(timeout), DeadlineBy::Client),
             None => {
                 let default = config.request_timeout;
@@ -57,33 +54,6 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, 
             by,
         }),
         ..SchedulingHints::default()
-    })
-}
-
-/// How long the client of a call waits.
-fn grpc_timeout(head: &Parts) -> Result<Option<Duration>, RerankError> {
-    let value = head.headers.get(GRPC_TIMEOUT);
-    let Some(value) = value.filter(|_| is_call(head.version, &head.headers)) else {
-        return Ok(None);
-    };
-    let timeout = value.to_str().ok().and_then(|text| {
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-        let number: u64 = is_number.then(|| digits.parse().ok())??;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    });
-    timeout.map(Some).ok_or_else(|| {
-        RerankError::invalid(
-            "`grpc-timeout` is not a time; send up to eight digits and one of `H`, `M`, `S`, `m`, `u`, `n`",
-        )
     })
 }
 
@@ -155,7 +125,18 @@ mod tests {
         ] {
             assert_eq!(deadline(timeout).unwrap(), expected, "{timeout}");
         }
-        for timeout in ["", "m", "1", "1s", "+1m", "-1m", "1.5S", "123456789m", "1mm", "1 m"] {
+        for timeout in [
+            "",
+            "m",
+            "1",
+            "1s",
+            "+1m",
+            "-1m",
+            "1.5S",
+            "123456789m",
+            "1mm",
+            "1 m",
+        ] {
             let error = deadline(timeout).unwrap_err();
             assert!(error.message().contains("`grpc-timeout`"), "{timeout}");
         }

@@ -21,8 +21,8 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
-use super::grpc::Streamed;
 use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost, LoggedStatus, attach};
+use super::progress::Streamed;
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
 

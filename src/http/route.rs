@@ -4,14 +4,11 @@ use std::sync::LazyLock;
 
 use axum::http::{HeaderMap, Method};
 
-use rerankd_grpc::method::GRPC;
 use rerankd_grpc::{METHODS, Method as GrpcMethod};
 use rerankd_wire::Endpoint;
 use rerankd_wire::detect::detect_by_headers;
 use rerankd_wire::registry::{endpoints, sharing};
 use rerankd_wire::{Dialect, INFINITY, NATIVE, OPEN_INFERENCE, VLLM};
-
-use super::grpc::ReflectionVersion;
 
 /// What is answered at a path, to one method.
 pub struct Route {
@@ -57,8 +54,6 @@ pub enum Handler {
     InferenceReady,
     /// A method of gRPC.
     Grpc(&'static GrpcMethod),
-    /// The definitions of those methods.
-    Reflection(ReflectionVersion),
     /// Operations of dialects; a body that no other matches is read as the first.
     Operations(Vec<Endpoint>),
 }
@@ -130,28 +125,12 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
 
 /// The routes of gRPC.
 fn methods() -> impl Iterator<Item = Route> {
-    let post = |path, dialect, handler| Route {
+    METHODS.iter().map(|method| Route {
         method: Method::POST,
-        path,
-        dialect,
-        handler,
-    };
-    let reflections = [
-        (
-            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            ReflectionVersion::V1,
-        ),
-        (
-            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-            ReflectionVersion::V1Alpha,
-        ),
-    ];
-    let reflections =
-        reflections.map(|(path, version)| post(path, &GRPC, Handler::Reflection(version)));
-    let methods = METHODS.iter();
-    methods
-        .map(move |method| post(method.path, method.dialect, Handler::Grpc(method)))
-        .chain(reflections)
+        path: method.path,
+        dialect: method.dialect,
+        handler: Handler::Grpc(method),
+    })
 }
 
 /// The routes of an operation. On a shared path, others come after it.
@@ -237,7 +216,7 @@ impl Route {
 
     /// Whether it is a method of gRPC.
     pub fn is_method(&self) -> bool {
-        matches!(self.handler, Handler::Grpc(_) | Handler::Reflection(_))
+        matches!(self.handler, Handler::Grpc(_))
     }
 
     /// Whether it is answered at `admin_listen`.
@@ -258,7 +237,6 @@ impl Route {
             | Handler::InferenceModel
             | Handler::InferenceReady
             | Handler::Grpc(_)
-            | Handler::Reflection(_)
             | Handler::Operations(_) => false,
         }
     }

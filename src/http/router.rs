@@ -88,7 +88,6 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::InferenceModel => get(open_inference::model),
         Handler::InferenceReady => get(open_inference::model_ready),
         Handler::Grpc(method) => grpc::handler(method),
-        Handler::Reflection(version) => grpc::reflection(*version),
         Handler::Operations(operations) if route.names_model() => {
             post(async move |State(state), ModelName(model), id, request| {
                 exchange::answer(state, id, Some(model), request, operations).await

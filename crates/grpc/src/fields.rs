@@ -208,30 +208,45 @@ mod tests {
             &[0x08][..],
             &[0x08, 0x80],
             &[0x12, 0x05, b'a'],
-            &[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+            &[
+                0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+            ],
             &[0x1d, 1, 2, 3],
             &[0x21, 1],
             // A group, a field without a number, eleven bytes, and more than 64 bits.
             &[0x0b, 0x0c],
             &[0x00, 0x00],
-            &[0x08, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00],
-            &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
+            &[
+                0x08, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00,
+            ],
+            &[
+                0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02,
+            ],
         ] {
             let error = fields(bytes).unwrap_err();
-            assert_eq!(error.code(), rerankd_core::ErrorCode::Malformed, "{bytes:?}");
+            assert_eq!(
+                error.code(),
+                rerankd_core::ErrorCode::Malformed,
+                "{bytes:?}"
+            );
         }
     }
 
     #[test]
     fn a_negative_number_takes_ten_bytes() {
-        let bytes = [0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        let bytes = [
+            0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+        ];
         assert_eq!(fields(&bytes).unwrap(), [(1, Value::Number(u64::MAX))]);
     }
 
     #[test]
     fn a_value_of_another_type_is_named_and_not_quoted() {
         let error = Value::Number(7).item("texts", 3).unwrap_err();
-        assert_eq!(error.message(), "`texts[3]` is of another type; send a string");
+        assert_eq!(
+            error.message(),
+            "`texts[3]` is of another type; send a string"
+        );
         let error = Value::Bytes(b"\xffsecret").text("query").unwrap_err();
         assert_eq!(error.message(), "`query` is not UTF-8; encode it so");
         assert!(Value::Bytes(b"").flag("truncate").is_err());

@@ -64,7 +64,9 @@ impl<'a> Messages<'a> {
 
     fn split(&mut self) -> Result<(bool, &'a [u8]), RerankError> {
         let broken = || {
-            RerankError::malformed("the request ends inside a message; send as much as its frame says")
+            RerankError::malformed(
+                "the request ends inside a message; send as much as its frame says",
+            )
         };
         let head = FrameHead::of(self.0)?.ok_or_else(broken)?;
         let (message, rest) = self.0[HEAD_BYTES..]

@@ -70,7 +70,9 @@ impl<'a> Infer<'a> {
         for field in Fields::of(message) {
             let (number, value) = field?;
             match number {
-                1 => request.model = Some(value.text("model_name")?).filter(|name| !name.is_empty()),
+                1 => {
+                    request.model = Some(value.text("model_name")?).filter(|name| !name.is_empty())
+                }
                 3 => request.id = value.text("id")?,
                 4 => request.parameter(value.message("parameters")?)?,
                 5 => {
@@ -195,12 +197,19 @@ fn response(
         outputs: vec![InferOutputTensor {
             name: SCORES.to_owned(),
             datatype: FP32.to_owned(),
-            shape: shape.map(|size| i64::try_from(size).unwrap_or(i64::MAX)).collect(),
+            shape: shape
+                .map(|size| i64::try_from(size).unwrap_or(i64::MAX))
+                .collect(),
             contents: (!is_raw).then(contents),
             ..InferOutputTensor::default()
         }],
         raw_output_contents: match is_raw {
-            true => vec![scores.iter().flat_map(|score| score.to_le_bytes()).collect()],
+            true => vec![
+                scores
+                    .iter()
+                    .flat_map(|score| score.to_le_bytes())
+                    .collect(),
+            ],
             false => Vec::new(),
         },
         ..proto::ModelInferResponse::default()

@@ -48,6 +48,17 @@ pub enum Call {
     Check,
     /// The same, whenever it changes.
     Watch,
+    /// The definitions of the services.
+    Reflection(Reflection),
+}
+
+/// The versions of server reflection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reflection {
+    /// The stable one.
+    V1,
+    /// The one before, which most tools still ask.
+    V1Alpha,
 }
 
 impl Method {
@@ -72,14 +83,17 @@ impl Method {
             | Call::TokenizesEach(_)
             | Call::Info
             | Call::Server
-            | Call::Model => false,
+            | Call::Model
+            | Call::Reflection(_) => false,
         }
     }
 
     /// The largest message, where it is smaller than the server's limit.
     pub fn max_message_bytes(&self) -> Option<usize> {
         match self.call {
-            Call::Tokenizes(_) | Call::TokenizesEach(_) => Some(rerankd_wire::tei::MAX_TOKENIZE_BYTES),
+            Call::Tokenizes(_) | Call::TokenizesEach(_) => {
+                Some(rerankd_wire::tei::MAX_TOKENIZE_BYTES)
+            }
             _ => None,
         }
     }
@@ -103,27 +117,101 @@ const fn dialect(name: &'static str) -> Dialect {
     }
 }
 
-/// Every method, those of reflection apart.
+/// Every method.
 pub static METHODS: &[Method] = &[
     of(&TEI_GRPC, "/tei.v1.Info/Info", Call::Info),
-    of(&TEI_GRPC, "/tei.v1.Predict/Predict", Call::Scores(tei::predict)),
-    of(&TEI_GRPC, "/tei.v1.Predict/PredictPair", Call::Scores(tei::predict_pair)),
-    of(&TEI_GRPC, "/tei.v1.Predict/PredictStream", Call::ScoresEach(tei::predict_each)),
-    of(&TEI_GRPC, "/tei.v1.Predict/PredictPairStream", Call::ScoresEach(tei::predict_each_pair)),
-    of(&TEI_GRPC, "/tei.v1.Rerank/Rerank", Call::Scores(tei::rerank)),
-    of(&TEI_GRPC, "/tei.v1.Rerank/RerankStream", Call::Scores(tei::rerank_stream)),
-    of(&TEI_GRPC, "/tei.v1.Tokenize/Tokenize", Call::Tokenizes(tei::tokenize)),
-    of(&TEI_GRPC, "/tei.v1.Tokenize/TokenizeStream", Call::TokenizesEach(tei::tokenize_each)),
-    of(&TEI_GRPC, "/tei.v1.Tokenize/Decode", Call::Tokenizes(tei::decode)),
-    of(&TEI_GRPC, "/tei.v1.Tokenize/DecodeStream", Call::TokenizesEach(tei::decode_each)),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ServerLive", Call::Live),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ServerReady", Call::Ready),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ModelReady", Call::ModelReady),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ServerMetadata", Call::Server),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ModelMetadata", Call::Model),
-    of(&OPEN_INFERENCE_GRPC, "/inference.GRPCInferenceService/ModelInfer", Call::Scores(inference::infer)),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/Predict",
+        Call::Scores(tei::predict),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictPair",
+        Call::Scores(tei::predict_pair),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictStream",
+        Call::ScoresEach(tei::predict_each),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictPairStream",
+        Call::ScoresEach(tei::predict_each_pair),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Rerank/Rerank",
+        Call::Scores(tei::rerank),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Rerank/RerankStream",
+        Call::Scores(tei::rerank_stream),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/Tokenize",
+        Call::Tokenizes(tei::tokenize),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/TokenizeStream",
+        Call::TokenizesEach(tei::tokenize_each),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/Decode",
+        Call::Tokenizes(tei::decode),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/DecodeStream",
+        Call::TokenizesEach(tei::decode_each),
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerLive",
+        Call::Live,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerReady",
+        Call::Ready,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelReady",
+        Call::ModelReady,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerMetadata",
+        Call::Server,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelMetadata",
+        Call::Model,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelInfer",
+        Call::Scores(inference::infer),
+    ),
     of(&GRPC, "/grpc.health.v1.Health/Check", Call::Check),
     of(&GRPC, "/grpc.health.v1.Health/Watch", Call::Watch),
+    of(
+        &GRPC,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Call::Reflection(Reflection::V1),
+    ),
+    of(
+        &GRPC,
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Call::Reflection(Reflection::V1Alpha),
+    ),
 ];
 
 const fn of(dialect: &'static Dialect, path: &'static str, call: Call) -> Method {

@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use crate::http::grpc::Computing;
+use crate::http::progress::Computing;
 use crate::http::state::InFlight;
 
 /// Most bytes of an answer that are handed over at a time. A client that takes one of these within

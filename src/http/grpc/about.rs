@@ -67,8 +67,11 @@ async fn answer(
         | Call::ScoresEach(_)
         | Call::Tokenizes(_)
         | Call::TokenizesEach(_)
-        | Call::Watch => {
-            return Err(RerankError::internal(format!("{} is answered elsewhere", method.path)).into());
+        | Call::Watch
+        | Call::Reflection(_) => {
+            return Err(
+                RerankError::internal(format!("{} is answered elsewhere", method.path)).into(),
+            );
         }
     })
 }

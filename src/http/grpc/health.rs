@@ -19,7 +19,7 @@ use super::super::error::Failure;
 use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
 use super::super::state::AppState;
-use super::{CallHead, about, reflection, status};
+use super::{CallHead, about, status};
 use crate::shutdown::Phase;
 
 /// How often a watch looks whether a worker has failed, which nobody announces.
@@ -28,9 +28,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The status of `asked`, which is empty for the server.
 fn status_of(state: &AppState, asked: &str) -> ServingStatus {
     let mut services = METHODS.iter().map(Method::service);
-    let is_known = asked.is_empty()
-        || services.any(|service| service == asked)
-        || reflection::SERVICES.contains(&asked);
+    let is_known = asked.is_empty() || services.any(|service| service == asked);
     match admin::readiness(state) {
         _ if !is_known => ServingStatus::ServiceUnknown,
         Ok(()) => ServingStatus::Serving,
@@ -84,9 +82,9 @@ fn statuses(state: AppState, asked: String) -> impl Stream<Item = Frame<Bytes>> 
         }
     });
     let stopping = Failure::from(RerankError::draining());
-    told.chain(once(std::future::ready(Frame::trailers(
-        status::trailers(&stopping),
-    ))))
+    told.chain(once(std::future::ready(Frame::trailers(status::trailers(
+        &stopping,
+    )))))
 }
 
 /// The status as soon as it is not what was `told`, or after `repeat`; `None` when the server drains.

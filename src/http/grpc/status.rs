@@ -132,7 +132,10 @@ mod tests {
             Failure::BodyEnded,
         ] {
             let code = grpc_code(&failure);
-            assert!(code != Code::Internal && code != Code::Unknown, "{failure:?}");
+            assert!(
+                code != Code::Internal && code != Code::Unknown,
+                "{failure:?}"
+            );
         }
     }
 }

@@ -6,13 +6,11 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::StatusCode;
 use axum::response::Response;
 use futures_util::stream::{Stream, StreamExt, unfold};
 use http_body::Frame;
@@ -28,8 +26,9 @@ use super::super::budget::HeldBytes;
 use super::super::error::Failure;
 use super::super::exchange::Exchange;
 use super::super::hints;
-use super::super::notes::{AnsweredIn, Cost, attach};
+use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
+use super::super::progress::{Computing, Streamed};
 use super::super::state::{AppState, InFlight};
 use super::{CallHead, call, status};
 use crate::shutdown::Phase;
@@ -39,65 +38,6 @@ const SCORED_AHEAD: usize = 32;
 
 /// The same where answers are much larger than messages, and nothing is gained by batches.
 const TOKENIZED_AHEAD: usize = 1;
-
-/// Messages of a stream that are being computed. While there are any, its connection is not idle.
-#[derive(Debug, Clone, Default)]
-pub struct Computing(Arc<AtomicUsize>);
-
-impl Computing {
-    /// Whether there are any.
-    pub fn any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
-    }
-
-    fn begin(&self) -> Begun {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Begun(self.clone())
-    }
-}
-
-struct Begun(Computing);
-
-impl Drop for Begun {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What became of a stream so far, for the log line at its end.
-#[derive(Debug, Clone, Default)]
-pub struct Streamed(Arc<Mutex<Outcome>>);
-
-/// How a stream ended.
-#[derive(Debug, Clone, Copy)]
-pub struct Outcome {
-    /// The status that HTTP has for it.
-    pub status: StatusCode,
-    /// What its messages cost together.
-    pub cost: Cost,
-}
-
-impl Default for Outcome {
-    fn default() -> Self {
-        let cost = Cost {
-            pairs: 0,
-            tokens: 0,
-        };
-        let status = StatusCode::OK;
-        Self { status, cost }
-    }
-}
-
-impl Streamed {
-    /// How it ended, once it has.
-    pub fn outcome(&self) -> Outcome {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Outcome)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
 
 /// The answers to the messages of `request`, each of which `read` reads.
 pub(super) async fn each(
@@ -139,7 +79,10 @@ pub(super) async fn each(
         answers: Some(Box::pin(answers.buffered(ahead))),
         streamed: streamed.clone(),
     };
-    let response = attach(status::answer(Body::new(answers)), AnsweredIn(method.dialect));
+    let response = attach(
+        status::answer(Body::new(answers)),
+        AnsweredIn(method.dialect),
+    );
     attach(attach(response, streamed), computing)
 }
 

@@ -62,9 +62,7 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         }
         Handler::Metrics => metrics(route),
         Handler::Reload => unreachable!("the description is of the routes at `listen`"),
-        Handler::Grpc(_) | Handler::Reflection(_) => {
-            unreachable!("reflection describes the methods of gRPC")
-        }
+        Handler::Grpc(_) => unreachable!("reflection describes the methods of gRPC"),
         Handler::InferenceServer => {
             let server = reference::<Server>(schemas);
             get(route, INFERENCE, "The server", Some(server), schemas)
