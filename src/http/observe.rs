@@ -21,8 +21,9 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
+use super::error::Failure;
 use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost, LoggedStatus, attach};
-use super::progress::Streamed;
+use super::progress::{Outcome, Streamed};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
 
@@ -180,9 +181,20 @@ impl HttpBody for Recorded {
             .is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
         if is_last && let Some((mut record, mut notes)) = self.record.take() {
             record.answered = true;
-            let outcome = self.streamed.outcome();
-            notes.cost = Some(outcome.cost);
-            record.end(outcome.status.as_u16(), notes);
+            let Outcome {
+                pairs,
+                tokens,
+                failure,
+            } = self.streamed.outcome();
+            notes.cost = Some(Cost { pairs, tokens });
+            let cause = failure.as_ref().and_then(|failure| failure.service()?.cause());
+            notes.cause = cause.map(|cause| Cause(cause.to_owned()));
+            let status = match &failure {
+                None => StatusCode::OK.as_u16(),
+                Some(Failure::BodyEnded) => CLIENT_LEFT,
+                Some(failure) => failure.kind().0.as_u16(),
+            };
+            record.end(status, notes);
         }
         Poll::Ready(frame)
     }

@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::http::StatusCode;
-
-use super::notes::Cost;
+use super::error::Failure;
 
 /// Messages of a stream that are being computed. While there are any, its connection is not idle.
 #[derive(Debug, Clone, Default)]
@@ -38,29 +36,21 @@ impl Drop for Begun {
 pub struct Streamed(Arc<Mutex<Outcome>>);
 
 /// How a stream ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// The status that HTTP has for it.
-    pub status: StatusCode,
-    /// What its messages cost together.
-    pub cost: Cost,
-}
-
-impl Default for Outcome {
-    fn default() -> Self {
-        let cost = Cost {
-            pairs: 0,
-            tokens: 0,
-        };
-        let status = StatusCode::OK;
-        Self { status, cost }
-    }
+    /// Pairs that its messages had.
+    pub pairs: usize,
+    /// Tokens that the model read for them.
+    pub tokens: usize,
+    /// Why it broke off.
+    pub failure: Option<Failure>,
 }
 
 impl Streamed {
     /// How it ended, once it has.
     pub fn outcome(&self) -> Outcome {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let outcome = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.clone()
     }
 
     /// Notes what became of a message, or of the stream.

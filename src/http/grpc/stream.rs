@@ -297,8 +297,8 @@ impl Work {
         drop(held);
         if let Some(cost) = answer.cost {
             self.streamed.change(|outcome| {
-                outcome.cost.pairs += cost.pairs;
-                outcome.cost.tokens += cost.tokens;
+                outcome.pairs += cost.pairs;
+                outcome.tokens += cost.tokens;
             });
         }
         Ok(framed(&answer.into_body()).into())
@@ -326,9 +326,10 @@ impl<S: Stream<Item = Result<Bytes, Failure>>> HttpBody for Answers<S> {
         let trailers = match ready!(answers.as_mut().poll_next(context)) {
             Some(Ok(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
             Some(Err(failure)) => {
-                let status = failure.kind().0;
-                self.streamed.change(|outcome| outcome.status = status);
-                status::trailers(&failure)
+                let trailers = status::trailers(&failure);
+                self.streamed
+                    .change(|outcome| outcome.failure = Some(failure));
+                trailers
             }
             None => status::ok(),
         };
