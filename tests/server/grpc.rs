@@ -948,7 +948,8 @@ async fn calls_have_the_headers_and_the_counts_of_http() {
     request
         .metadata_mut()
         .insert("x-request-id", "id-1".parse().unwrap());
-    let response: Response<RerankResponse> = client.call(RERANK, request).await.unwrap();
+    let response = client.call::<RerankRequest, RerankResponse>(RERANK, request);
+    let response = response.await.unwrap();
     let metadata = response.metadata();
     assert_eq!(metadata.get("x-request-id").unwrap(), "id-1");
     assert!(metadata.contains_key("server-timing"));
