@@ -187,7 +187,9 @@ impl HttpBody for Recorded {
                 failure,
             } = self.streamed.outcome();
             notes.cost = Some(Cost { pairs, tokens });
-            let cause = failure.as_ref().and_then(|failure| failure.service()?.cause());
+            let cause = failure
+                .as_ref()
+                .and_then(|failure| failure.service()?.cause());
             notes.cause = cause.map(|cause| Cause(cause.to_owned()));
             let status = match &failure {
                 None => StatusCode::OK.as_u16(),

@@ -221,8 +221,8 @@ async fn every_label_of_a_pair_is_predicted() {
 }
 
 #[tokio::test]
-async fn tokens_become_text_again() {
-    let (_server, mut client) = started(Config::default()).await;
+async fn tokens_are_shown_as_over_http() {
+    let (server, mut client) = started(Config::default()).await;
     let request = EncodeRequest {
         inputs: "hello world".into(),
         add_special_tokens: true,
@@ -231,12 +231,15 @@ async fn tokens_become_text_again() {
     let encoded: EncodeResponse = client.call(TOKENIZE, request).await.unwrap().into_inner();
     assert!(encoded.tokens[0].special && encoded.tokens[0].start.is_none());
     assert_eq!(encoded.tokens[1].start, Some(0));
+    let ids: Vec<u32> = encoded.tokens.iter().map(|token| token.id).collect();
+    let body = format!(r#"{{"ids":{ids:?},"skip_special_tokens":false}}"#);
+    let over_http = server.request("POST", "/decode", &body).await.json();
     let request = DecodeRequest {
-        ids: encoded.tokens.iter().map(|token| token.id).collect(),
-        skip_special_tokens: true,
+        ids,
+        skip_special_tokens: false,
     };
     let decoded: DecodeResponse = client.call(DECODE, request).await.unwrap().into_inner();
-    assert_eq!(decoded.text, "hello world");
+    assert_eq!(over_http, serde_json::json!([decoded.text]));
     let named = EncodeRequest {
         prompt_name: Some("query".into()),
         ..EncodeRequest::default()
@@ -373,7 +376,11 @@ async fn the_open_inference_protocol_describes_server_and_model() {
     let server = Server::of(TestApp::starting(config)).await;
     let mut client = Client::of(&server).await;
     let service = "/inference.GRPCInferenceService/";
-    assert!(METHODS.iter().any(|method| method.path.starts_with(service)));
+    assert!(
+        METHODS
+            .iter()
+            .any(|method| method.path.starts_with(service))
+    );
     let mut ready = async |name: &str| {
         let request = ModelReadyRequest {
             name: name.into(),
@@ -457,13 +464,17 @@ async fn errors_have_a_status_and_the_text_of_http() {
     assert!(error.message().contains("`texts[0]` is "), "{error}");
 
     let mut named = Request::new(rerank(&["a"]));
-    named.metadata_mut().insert("model", "other".parse().unwrap());
+    named
+        .metadata_mut()
+        .insert("model", "other".parse().unwrap());
     let error = client.rerank(named).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert!(error.message().contains("`other` is not served"), "{error}");
 
     let mut urgent = Request::new(rerank(&["a"]));
-    urgent.metadata_mut().insert("x-priority", "1000".parse().unwrap());
+    urgent
+        .metadata_mut()
+        .insert("x-priority", "1000".parse().unwrap());
     let error = client.rerank(urgent).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(error.message().contains("`x-priority`"), "{error}");
@@ -716,10 +727,18 @@ async fn requests_that_are_no_calls_are_told_so() {
         let request = request.header("content-type", content_type);
         app.send(request.body(Body::empty()).unwrap())
     };
-    for content_type in ["application/json", "application/grpc-web", "application/grpc+json"] {
+    for content_type in [
+        "application/json",
+        "application/grpc-web",
+        "application/grpc+json",
+    ] {
         request(content_type).await.error(415, "not_grpc");
     }
-    for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;a=b"] {
+    for content_type in [
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc;a=b",
+    ] {
         assert_eq!(request(content_type).await.status, 200, "{content_type}");
     }
     app.get(RERANK).await.error(405, "method_not_allowed");
@@ -794,8 +813,10 @@ async fn a_slow_reader_is_not_read_from() {
             assert_eq!(server.request("POST", "/rerank", body).await.status, 200);
         }
     }
-    assert!(before < 100, "{before} messages were taken");
-    assert!(server.state.bodies().held() < 1 << 20);
+    // HTTP/2 lets a client send 1 MiB that nobody has read; of it, the server has taken little.
+    assert!(before < 1000, "{before} messages were taken");
+    let held = server.state.bodies().held();
+    assert!(held < 64 * 1024, "{held} bytes are held");
     drop(answers);
     drop(client);
     server.idle().await;
@@ -878,7 +899,10 @@ async fn health_follows_the_life_of_the_server() {
     };
     assert_eq!(next(&mut server_watch).await, ServingStatus::NotServing);
     assert_eq!(next(&mut service_watch).await, ServingStatus::NotServing);
-    assert_eq!(next(&mut unknown_watch).await, ServingStatus::ServiceUnknown);
+    assert_eq!(
+        next(&mut unknown_watch).await,
+        ServingStatus::ServiceUnknown
+    );
     let model = crate::support::fake::reranker(Model::default(), &server.state);
     server.state.install(model);
     assert_eq!(next(&mut server_watch).await, ServingStatus::Serving);
@@ -918,7 +942,11 @@ async fn reflection_lists_every_service() {
     for method in METHODS {
         let is_alpha = method.service().contains("v1alpha");
         let is_listed = listed.iter().any(|name| name == method.service());
-        assert!(is_listed || is_alpha, "{} is not in {listed:?}", method.path);
+        assert!(
+            is_listed || is_alpha,
+            "{} is not in {listed:?}",
+            method.path
+        );
     }
     let MessageResponse::FileDescriptorResponse(files) = next().await else {
         panic!("a file");
@@ -969,7 +997,9 @@ async fn calls_come_over_tls_as_well() {
     let root = connections::certificate(dir.path(), "localhost");
     let tls = Arc::new(connections::load(dir.path()).unwrap());
     let server = connections::behind_tls(tls, Config::default()).await;
-    let stream = connections::connect(&server, &root, &[b"h2"]).await.unwrap();
+    let stream = connections::connect(&server, &root, &[b"h2"])
+        .await
+        .unwrap();
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let request = HttpRequest::post("https://localhost/tei.v1.Rerank/Rerank")

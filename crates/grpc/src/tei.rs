@@ -350,3 +350,88 @@ pub fn small(count: usize) -> u32 {
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::framed;
+    use crate::method::{Call, METHODS};
+    use proptest::prelude::*;
+    use rerankd_core::{ErrorCode, Limits};
+    use rerankd_wire::ServedModel;
+
+    const LIMITS: Limits = Limits { max_documents: 4 };
+
+    /// What `look` finds in what a server of one model reads.
+    fn with_served<T>(look: impl FnOnce(&Served<'_>) -> T) -> T {
+        let model = ServedModel {
+            name: "model".into(),
+            aliases: Vec::new(),
+            labels: vec!["score".into()],
+        };
+        look(&Served {
+            models: &[model],
+            failed: &[],
+            chosen: 0,
+            strict_model_name: false,
+            return_documents: false,
+            limits: LIMITS,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_definition_writes_is_read(
+            query in ".{0,20}",
+            texts in prop::collection::vec(".{0,20}", 0..7),
+            (truncate, raw_scores, left) in any::<(bool, bool, bool)>(),
+        ) {
+            let request = proto::RerankRequest {
+                query: query.clone(),
+                texts: texts.clone(),
+                truncate,
+                raw_scores,
+                return_text: false,
+                truncation_direction: left.into(),
+            };
+            let frame = framed(&request.encode_to_vec());
+            let read = with_served(|served| rerank(Messages::of(&frame), served));
+            let Ok(Asked { work: Work::Rerank(command, _), .. }) = read else {
+                let error = read.err().unwrap();
+                let expected = match texts.len() {
+                    0 => ErrorCode::Empty,
+                    _ => ErrorCode::InvalidRequest,
+                };
+                prop_assert_eq!(error.code(), expected);
+                prop_assert!(!(1..=4).contains(&texts.len()));
+                return Ok(());
+            };
+            let scoring = command.scoring();
+            let read: Vec<&str> = scoring.pairs().iter().map(|pair| &*pair.document).collect();
+            prop_assert_eq!(read, texts);
+            prop_assert!(scoring.pairs().iter().all(|pair| *pair.query == *query));
+            let options = scoring.options();
+            prop_assert_eq!(options.scale == Scale::Raw, raw_scores);
+            prop_assert_eq!(options.truncate == TruncationPolicy::Truncate, truncate);
+            prop_assert_eq!(options.truncation.side == Some(TruncationSide::Left), left);
+        }
+
+        #[test]
+        fn whatever_is_sent_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let frame = framed(&bytes);
+            with_served(|served| {
+                for method in METHODS {
+                    let read = match method.call {
+                        Call::Scores(read) | Call::Tokenizes(read) => {
+                            read(Messages::of(&frame), served)
+                        }
+                        Call::ScoresEach(read) | Call::TokenizesEach(read) => read(&bytes, served),
+                        _ => continue,
+                    };
+                    let is_internal = read.is_err_and(|e| e.code() == ErrorCode::Internal);
+                    assert!(!is_internal, "{}", method.path);
+                }
+            });
+        }
+    }
+}
