@@ -954,6 +954,25 @@ async fn reflection_lists_every_service() {
     assert!(!files.file_descriptor_proto.is_empty());
 }
 
+/// Tools keep their stream open while they run.
+#[tokio::test]
+async fn an_open_stream_of_reflection_does_not_hold_up_a_stop() {
+    let (server, _) = started(Config::default()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let mut client = ServerReflectionClient::new(endpoint.connect().await.unwrap());
+    let asked = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let asked = stream::iter([asked]).chain(stream::pending());
+    let answers = client.server_reflection_info(asked).await;
+    let mut answers = answers.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    server.signals.send(()).await.unwrap();
+    assert!(answers.message().await.unwrap().is_none());
+    assert_eq!(server.stopped.await.unwrap(), Stopped::Clean);
+}
+
 // What the edge does.
 
 #[tokio::test]

@@ -17,6 +17,9 @@ use crate::proto::inference as proto;
 use crate::proto::inference::model_infer_response::InferOutputTensor;
 use crate::proto::inference::model_metadata_response::TensorMetadata;
 
+/// There are two inputs. A third is kept so that it is refused by name.
+const TENSORS: Limits = Limits { max_documents: 3 };
+
 /// A tensor as it was sent.
 #[derive(Default)]
 struct Tensor<'a> {
@@ -77,7 +80,7 @@ impl<'a> Infer<'a> {
                 4 => request.parameter(value.message("parameters")?)?,
                 5 => {
                     let tensor = Tensor::read(value.message("inputs")?, limits)?;
-                    request.inputs.push(tensor, limits);
+                    request.inputs.push(tensor, &TENSORS);
                 }
                 6 => output(value.message("outputs")?)?,
                 7 => {
@@ -158,7 +161,7 @@ pub fn infer(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, Reran
             datatype: tensor.datatype,
             shape: &tensor.shape,
         };
-        let texts = |name: &str| match (raw.get(place), tensor.texts) {
+        let texts = |name: &'static str| match (raw.get(place), tensor.texts) {
             (None, Some(texts)) => Ok(texts),
             (Some(bytes), None) => binary_texts(name, bytes, limits),
             (None, None) => Err(RerankError::invalid(format!(
