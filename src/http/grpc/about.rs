@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
 use prost::Message;
-use rerankd_core::RerankError;
+use rerankd_core::{ErrorCode, RerankError};
 use rerankd_engine::service::Reranker;
 use rerankd_grpc::frame::Messages;
 use rerankd_grpc::proto::tei::{InfoResponse, ModelType};
@@ -83,12 +83,26 @@ pub(super) async fn message(
     state: &AppState,
 ) -> Result<Bytes, Failure> {
     let (parts, body) = request.into_parts();
-    let (bytes, held) = body::receive(&parts, body, state, MAX_BYTES).await?;
+    let received = body::receive(&parts, body, state, MAX_BYTES).await;
+    let (bytes, held) = received.map_err(short)?;
     if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
         in_flight.accept();
     }
-    let (bytes, _) = call::expand(head.coding, bytes, held, MAX_BYTES).await?;
+    let expanded = call::expand(head.coding, bytes, held, MAX_BYTES).await;
+    let (bytes, _) = expanded.map_err(short)?;
     Ok(bytes)
+}
+
+/// The refusal of a request that is too long, which no setting allows.
+fn short(failure: Failure) -> Failure {
+    let is_too_large = |error: &RerankError| error.code() == ErrorCode::TooLarge;
+    match failure.service().is_some_and(is_too_large) {
+        true => RerankError::too_large(format!(
+            "the message has more than {MAX_BYTES} bytes; send the name of a service or a model at most"
+        ))
+        .into(),
+        false => failure,
+    }
 }
 
 /// What TEI's clients learn about the server.
