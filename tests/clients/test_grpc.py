@@ -149,7 +149,7 @@ def test_errors(rerank, channel):
 
 
 def test_keys():
-    server = started("--api-keys", "a-key-of-somebody")
+    server = started(RERANKD_API_KEYS="a-key-of-somebody")
     try:
         with grpc.insecure_channel(server.url.removeprefix("http://")) as channel:
             path = "/tei.v1.Rerank/Rerank"
