@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::connections;
+use crate::http::Lines;
 use crate::support::fake::{Gate, MAX_LENGTH, Model};
 use crate::support::server::{Server, TestApp};
 use axum::body::{Body, Bytes};
@@ -16,6 +17,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use http_body_util::BodyExt;
 use prost::Message;
 use rerankd::config::{ApiKeys, Config, PathPrefix, Value as _};
+use rerankd::http::state::AppState;
 use rerankd::shutdown::{Phase, Stopped};
 use rerankd_grpc::METHODS;
 use rerankd_grpc::frame::framed;
@@ -559,7 +561,7 @@ async fn the_timeout_of_a_call_is_the_deadline_of_its_request() {
         .header("grpc-timeout", "20m")
         .body(Body::from(framed(&rerank(&["b"]).encode_to_vec())))
         .unwrap();
-    let (status, message) = status(&server, request).await;
+    let (status, message) = status(&server.state, request).await;
     assert_eq!(status, Code::DeadlineExceeded, "{message}");
     gate.open_for_good();
     held.await.unwrap().unwrap();
@@ -600,8 +602,8 @@ async fn keys_are_asked_for_and_probes_are_open() {
 }
 
 /// The status of a call that is sent as it is.
-async fn status(server: &Server, request: HttpRequest<Body>) -> (Code, String) {
-    let app = rerankd::http::router::build(server.state.clone());
+async fn status(state: &AppState, request: HttpRequest<Body>) -> (Code, String) {
+    let app = rerankd::http::router::build(state.clone());
     let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
     assert_eq!(response.status(), 200);
     let (head, body) = response.into_parts();
@@ -642,7 +644,7 @@ async fn malformed_messages_are_refused_and_never_internal() {
         (CHECK, framed(b"\x0a\x01\xff")),
         (WATCH, b"\0".to_vec()),
     ] {
-        let (code, message) = status(&server, sent(path, None, body.clone())).await;
+        let (code, message) = status(&server.state, sent(path, None, body.clone())).await;
         assert_eq!(code, Code::InvalidArgument, "{path} {body:?}: {message}");
         assert!(message.contains("; "), "it says what to do: {message}");
     }
@@ -675,7 +677,7 @@ async fn compressed_messages_count_by_their_expanded_size() {
         (PREDICT_PAIR_STREAM, pair_bomb),
         (CHECK, gzip(&[0; 8 * 1024])),
     ] {
-        let (code, message) = status(&server, sent(path, Some("gzip"), bomb)).await;
+        let (code, message) = status(&server.state, sent(path, Some("gzip"), bomb)).await;
         assert_eq!(code, Code::ResourceExhausted, "{path}: {message}");
     }
     assert_eq!(server.state.bodies().held(), 0);
@@ -687,7 +689,7 @@ async fn compressed_messages_count_by_their_expanded_size() {
     ] {
         for path in [RERANK, PREDICT_PAIR_STREAM] {
             let request = sent(path, encoding, gzip(b""));
-            let (code, message) = status(&server, request).await;
+            let (code, message) = status(&server.state, request).await;
             assert_eq!(code, expected, "{path} {encoding:?}: {message}");
         }
     }
@@ -983,9 +985,9 @@ async fn methods_are_at_their_own_path_whatever_the_prefix() {
     client.rerank(rerank(&["a"])).await.unwrap();
     let body = || framed(&rerank(&["a"]).encode_to_vec());
     let below = sent("/search/tei.v1.Rerank/Rerank", None, body());
-    assert_eq!(status(&server, below).await.0, Code::Ok);
+    assert_eq!(status(&server.state, below).await.0, Code::Ok);
     let other = sent("/other/tei.v1.Rerank/Rerank", None, body());
-    assert_eq!(status(&server, other).await.0, Code::Unimplemented);
+    assert_eq!(status(&server.state, other).await.0, Code::Unimplemented);
 }
 
 #[tokio::test]
@@ -1008,6 +1010,43 @@ async fn calls_have_the_headers_and_the_counts_of_http() {
         let counted = format!(r#"rerankd_requests_total{{route="{path}",status="500"}}"#);
         assert_eq!(server.metric(&counted).await, 0.0);
     }
+}
+
+#[tokio::test]
+async fn one_line_a_call_with_the_status_of_http_and_never_the_texts() {
+    let app = TestApp::default();
+    let request = |path, message: Vec<u8>| sent(path, None, framed(&message));
+    let lines = Lines::of(async {
+        let one = rerank(&["secret one"]).encode_to_vec();
+        status(&app.state, request(RERANK, one)).await;
+        let none = rerank(&[]).encode_to_vec();
+        status(&app.state, request(RERANK, none)).await;
+        let two = [pair("secret"), pair("secret two")].map(|pair| framed(&pair.encode_to_vec()));
+        let broken = framed(b"\x0a\xff");
+        let stream = [two.concat(), broken].concat();
+        status(&app.state, sent(PREDICT_PAIR_STREAM, None, stream)).await;
+        status(&app.state, request("/secret/Secret", Vec::new())).await;
+        status(&app.state, request(CHECK, Vec::new())).await;
+    })
+    .await;
+    let told = lines.iter().map(|line| {
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        (
+            text("route"),
+            line["status"].as_u64().unwrap(),
+            text("dialect"),
+        )
+    });
+    let expected = [
+        (RERANK, 200, "tei_grpc"),
+        (RERANK, 400, "tei_grpc"),
+        (PREDICT_PAIR_STREAM, 400, "tei_grpc"),
+        ("other", 404, "native"),
+    ];
+    let expected = expected.map(|(route, status, dialect)| (route.into(), status, dialect.into()));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert_eq!(lines[0]["pairs"], 1);
+    assert_eq!(lines[2]["pairs"], 2, "those before the failure");
 }
 
 #[tokio::test]

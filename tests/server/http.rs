@@ -731,7 +731,7 @@ async fn requests_are_counted_by_matched_route() {
 
 /// Collects log lines.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -744,7 +744,7 @@ impl std::io::Write for Lines {
 
 impl Lines {
     /// Runs `work` and returns its log lines at `info` and above.
-    async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
+    pub async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
         // Beside no other subscriber, this one would lose the events whose call sites another thread, which has none,
         // reaches first: `tracing` asks the subscriber of that thread alone. Fails if it was installed before.
         let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
