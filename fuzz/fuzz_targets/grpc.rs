@@ -42,7 +42,9 @@ fuzz_target!(|data: &[u8]| -> Corpus {
                 }
             }
         }
-        Call::ModelReady | Call::Model => check(inference::model_name(Messages::of(body)).map(drop)),
+        Call::ModelReady | Call::Model => {
+            check(inference::model_name(Messages::of(body)).map(drop))
+        }
         Call::Check | Call::Watch => check(health::service(Messages::of(body)).map(drop)),
         Call::Info | Call::Live | Call::Ready | Call::Server | Call::Reflection(_) => {
             return Corpus::Reject;

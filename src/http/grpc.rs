@@ -2,8 +2,10 @@
 
 mod about;
 mod call;
+mod head;
 mod health;
 mod reflection;
+mod short;
 mod status;
 mod stream;
 
@@ -11,29 +13,11 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{MethodRouter, post};
-use rerankd_core::{Priority, RerankError};
 use rerankd_grpc::{Call, Method};
 
-use super::body::Coding;
-use super::error::Failure;
 use super::metadata::is_call;
 use super::notes::Refused;
 use super::state::AppState;
-
-/// What the head of a call says besides its hints.
-struct CallHead {
-    /// How messages that are marked as compressed are compressed; `None` where it is not supported.
-    coding: Option<Coding>,
-    /// The model that is asked for.
-    model: Option<String>,
-    /// The weight of its requests.
-    priority: Priority,
-}
-
-/// The method's model, where messages have no field for it.
-const MODEL: &str = "model";
-/// The priority of all requests of the call.
-const PRIORITY: &str = "x-priority";
 
 /// What answers a call of `method`.
 pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
@@ -71,44 +55,5 @@ pub async fn answer_in_statuses(request: Request, next: Next) -> Response {
     match response.extensions().get::<Refused>().cloned() {
         Some(Refused(failure)) if is_call => status::refusal(&failure, response),
         _ => response,
-    }
-}
-
-impl CallHead {
-    /// That of `request`.
-    ///
-    /// # Errors
-    /// When it is not a call, or its metadata are malformed.
-    fn of(request: &Request) -> Result<Self, Failure> {
-        let headers = request.headers();
-        if !is_call(request.version(), headers) {
-            return Err(Failure::NotGrpc);
-        }
-        let text = |name: &str| headers.get(name).map(|value| value.to_str());
-        let model = text(MODEL).transpose().map_err(|_| {
-            RerankError::invalid("`model` in the metadata is not ASCII; use an alias that is")
-        })?;
-        let priority = match text(PRIORITY) {
-            None => Priority::default(),
-            Some(text) => {
-                let number = text.ok().and_then(|text| text.trim().parse().ok());
-                number.and_then(Priority::new).ok_or_else(|| {
-                    RerankError::invalid(format!(
-                        "`{PRIORITY}` in the metadata is not a whole number up to {}; send one, or leave it out",
-                        Priority::MAX
-                    ))
-                })?
-            }
-        };
-        Ok(Self {
-            coding: match text("grpc-encoding") {
-                None | Some(Ok("identity")) => Some(Coding::Plain),
-                Some(Ok("gzip")) => Some(Coding::Gzip),
-                Some(Ok("deflate")) => Some(Coding::Deflate),
-                Some(_) => None,
-            },
-            model: model.filter(|name| !name.is_empty()).map(str::to_owned),
-            priority,
-        })
     }
 }

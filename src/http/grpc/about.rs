@@ -1,12 +1,9 @@
 //! What clients and machines ask about the server and its models. None of it waits for a model.
 
-use std::sync::Arc;
-
-use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
 use prost::Message;
-use rerankd_core::{ErrorCode, RerankError};
+use rerankd_core::RerankError;
 use rerankd_engine::service::Reranker;
 use rerankd_grpc::frame::Messages;
 use rerankd_grpc::proto::tei::{InfoResponse, ModelType};
@@ -15,15 +12,12 @@ use rerankd_grpc::{Call, Method, inference};
 use rerankd_wire::open_inference::Model;
 
 use super::super::admin;
-use super::super::body;
 use super::super::error::Failure;
 use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
-use super::super::state::{AppState, InFlight};
-use super::{CallHead, call, health, status};
-
-/// Most bytes of a request: it is a name at most.
-const MAX_BYTES: usize = 4096;
+use super::super::state::AppState;
+use super::head::CallHead;
+use super::{health, short, status};
 
 /// The answer of `method`.
 pub(super) async fn tell(
@@ -44,7 +38,7 @@ async fn answer(
     method: &'static Method,
 ) -> Result<Vec<u8>, Failure> {
     let head = CallHead::of(&request)?;
-    let bytes = message(&head, request, state).await?;
+    let bytes = short::message(&head, request, state).await?;
     let messages = Messages::of(&bytes);
     Ok(match &method.call {
         Call::Live => inference::ready(true),
@@ -74,35 +68,6 @@ async fn answer(
             );
         }
     })
-}
-
-/// The frame of a short request, whatever the server's phase: probes are always answered.
-pub(super) async fn message(
-    head: &CallHead,
-    request: Request,
-    state: &AppState,
-) -> Result<Bytes, Failure> {
-    let (parts, body) = request.into_parts();
-    let received = body::receive(&parts, body, state, MAX_BYTES).await;
-    let (bytes, held) = received.map_err(short)?;
-    if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
-        in_flight.accept();
-    }
-    let expanded = call::expand(head.coding, bytes, held, MAX_BYTES).await;
-    let (bytes, _) = expanded.map_err(short)?;
-    Ok(bytes)
-}
-
-/// The refusal of a request that is too long, which no setting allows.
-fn short(failure: Failure) -> Failure {
-    let is_too_large = |error: &RerankError| error.code() == ErrorCode::TooLarge;
-    match failure.service().is_some_and(is_too_large) {
-        true => RerankError::too_large(format!(
-            "the message has more than {MAX_BYTES} bytes; send the name of a service or a model at most"
-        ))
-        .into(),
-        false => failure,
-    }
 }
 
 /// What TEI's clients learn about the server.

@@ -15,7 +15,8 @@ use super::super::exchange::{self, Exchange};
 use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
 use super::super::state::AppState;
-use super::{CallHead, status};
+use super::head::CallHead;
+use super::status;
 
 /// The answer to `request`, of which `read` reads the messages.
 pub(super) async fn once(

@@ -19,7 +19,8 @@ use super::super::error::Failure;
 use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
 use super::super::state::AppState;
-use super::{CallHead, about, status};
+use super::head::CallHead;
+use super::{short, status};
 use crate::shutdown::Phase;
 
 /// How often a watch looks whether a worker has failed, which nobody announces.
@@ -65,7 +66,7 @@ pub(super) async fn watch(
 
 async fn watched(state: &AppState, request: Request) -> Result<String, Failure> {
     let head = CallHead::of(&request)?;
-    let bytes = about::message(&head, request, state).await?;
+    let bytes = short::message(&head, request, state).await?;
     Ok(service(Messages::of(&bytes))?.to_owned())
 }
 

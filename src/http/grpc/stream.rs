@@ -30,7 +30,8 @@ use super::super::notes::{AnsweredIn, attach};
 use super::super::observe::RequestId;
 use super::super::progress::{Computing, Streamed};
 use super::super::state::{AppState, InFlight};
-use super::{CallHead, call, status};
+use super::head::CallHead;
+use super::{call, status};
 use crate::shutdown::Phase;
 
 /// Messages of one stream that are computed at a time, or wait for their turn to be sent.
