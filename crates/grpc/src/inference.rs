@@ -145,7 +145,7 @@ pub fn infer(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, Reran
     let limits = &served.limits;
     let request = Infer::read(messages.only()?, limits)?;
     let served = served.select(request.model)?;
-    let is_raw = request.raw.len() > 0;
+    let is_raw = !request.raw.is_empty();
     if is_raw && request.raw.len() != request.inputs.len() {
         return Err(RerankError::invalid(format!(
             "`raw_input_contents` has {} items and `inputs` {}; send as many of each",

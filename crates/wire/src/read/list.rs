@@ -42,6 +42,11 @@ impl<T> List<T> {
         self.count
     }
 
+    /// Whether none were sent.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Those that are kept.
     pub fn kept(&self) -> &[T] {
         &self.items
