@@ -4,7 +4,6 @@
 //! fails ends the call. Answers keep the order of the messages. Only as many messages are read ahead as
 //! [`Ahead`] allows: a client that does not read its answers is not read from either.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::response::Response;
+use bytes::BytesMut;
 use futures_util::stream::{Stream, StreamExt, unfold};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -116,8 +116,7 @@ fn begin(
         in_flight: parts.extensions.get().cloned(),
         limit: state.config().http.max_body_bytes,
         held: state.bodies().begin(),
-        pieces: VecDeque::new(),
-        bytes: 0,
+        received: BytesMut::new(),
         state,
         body,
     };
@@ -138,9 +137,8 @@ struct Incoming {
     in_flight: Option<Arc<InFlight>>,
     /// Most bytes of a message.
     limit: usize,
-    /// What was received and not handed on, in pieces as it came.
-    pieces: VecDeque<Bytes>,
-    bytes: usize,
+    /// What was received and not handed on.
+    received: BytesMut,
     held: HeldBytes,
 }
 
@@ -161,7 +159,7 @@ impl Incoming {
 
     async fn receive(&mut self) -> Result<Option<Message>, Failure> {
         // A client may wait before it begins a message, and not inside it.
-        if self.bytes == 0 && !self.more().await? {
+        if self.received.is_empty() && !self.more().await? {
             return Ok(None);
         }
         let timeout = self.state.config().http.body_timeout;
@@ -171,19 +169,19 @@ impl Incoming {
 
     /// The rest of a message of which something has arrived.
     async fn rest(&mut self) -> Result<Message, Failure> {
-        while self.bytes < HEAD_BYTES {
+        while self.received.len() < HEAD_BYTES {
             self.piece().await?;
         }
-        let head = self.take(HEAD_BYTES);
+        let head = self.received.split_to(HEAD_BYTES);
         let head = FrameHead::of(&head)?.ok_or(Failure::BodyEnded)?;
         self.held.give_back(HEAD_BYTES);
         call::is_within(head, self.limit)?;
-        while self.bytes < head.bytes {
+        while self.received.len() < head.bytes {
             self.piece().await?;
         }
         Ok(Message {
             compressed: head.compressed,
-            bytes: self.take(head.bytes),
+            bytes: self.received.split_to(head.bytes).freeze(),
             held: self.held.split(head.bytes),
         })
     }
@@ -211,34 +209,11 @@ impl Incoming {
             if !self.held.take(data.len()) {
                 return Err(RerankError::overloaded(BODIES_RETRY).into());
             }
-            self.bytes += data.len();
-            self.pieces.push_back(data);
+            // Copied, since a client may send frames of a byte each.
+            self.received.extend_from_slice(&data);
             return Ok(true);
         }
         Ok(false)
-    }
-
-    /// The next `wanted` bytes of those that were received.
-    fn take(&mut self, wanted: usize) -> Bytes {
-        self.bytes -= wanted;
-        let mut taken = Vec::new();
-        let mut missing = wanted;
-        while missing > 0 {
-            let piece = self.pieces.front_mut().expect("they were received");
-            let part = piece.split_to(missing.min(piece.len()));
-            if piece.is_empty() {
-                self.pieces.pop_front();
-            }
-            missing -= part.len();
-            if taken.is_empty() && missing == 0 {
-                return part;
-            }
-            if taken.is_empty() {
-                taken.reserve_exact(wanted);
-            }
-            taken.extend_from_slice(&part);
-        }
-        taken.into()
     }
 }
 
