@@ -159,21 +159,7 @@ impl InferRequest {
         let mut behind = behind;
         let tensors = self.inputs.ok_or_else(|| missing("inputs"))?;
         for tensor in tensors.into_kept() {
-            let Tensor {
-                name,
-                datatype,
-                shape,
-                texts: data,
-                binary_bytes,
-            } = tensor;
-            let head = TensorHead {
-                name: &name,
-                datatype: &datatype,
-                shape: &shape,
-            };
-            inputs.add(head, |name| {
-                texts(name, binary_bytes, data, &mut behind, limits)
-            })?;
+            add(&mut inputs, tensor, &mut behind, limits)?;
         }
         if !behind.is_empty() {
             return Err(RerankError::invalid(format!(
@@ -294,6 +280,23 @@ fn missing_tensor(name: &str) -> RerankError {
     RerankError::invalid(format!(
         "`inputs` has no tensor `{name}`; send it with datatype `{BYTES}`"
     ))
+}
+
+/// Adds a tensor to `inputs`.
+fn add(
+    inputs: &mut Inputs,
+    tensor: Tensor,
+    behind: &mut &[u8],
+    limits: &Limits,
+) -> Result<(), RerankError> {
+    let head = TensorHead {
+        name: &tensor.name,
+        datatype: &tensor.datatype,
+        shape: &tensor.shape,
+    };
+    inputs.add(head, |name| {
+        texts(name, tensor.binary_bytes, tensor.texts, behind, limits)
+    })
 }
 
 /// The texts of a tensor; those that lie `behind` the body are taken from there.
@@ -514,7 +517,9 @@ mod tests {
         let bytes = [binary(&["a", "", "\u{1f642}"]), binary(&["rest"])].concat();
         let mut behind = bytes.as_slice();
         let size = bytes.len() - 8;
-        let read = texts(DOCUMENTS, tensor(&[3, 1], size), &mut behind, &LIMITS).unwrap();
+        let mut inputs = Inputs::default();
+        add(&mut inputs, tensor(&[3, 1], size), &mut behind, &LIMITS).unwrap();
+        let read = inputs.documents.unwrap();
         assert_eq!(read.kept(), ["a", "", "\u{1f642}"]);
         assert_eq!(behind, binary(&["rest"]));
     }
@@ -531,16 +536,13 @@ mod tests {
             (b"\xff\xff\xff\xff", &[1]),
         ] {
             let mut behind = bytes;
-            let refused = texts(DOCUMENTS, tensor(shape, bytes.len()), &mut behind, &LIMITS);
+            let tensor = tensor(shape, bytes.len());
+            let refused = add(&mut Inputs::default(), tensor, &mut behind, &LIMITS);
             assert!(refused.is_err(), "{bytes:?} as {shape:?}");
         }
         let mut behind = whole.as_slice();
-        let refused = texts(
-            DOCUMENTS,
-            tensor(&[2], whole.len() + 1),
-            &mut behind,
-            &LIMITS,
-        );
+        let tensor = tensor(&[2], whole.len() + 1);
+        let refused = add(&mut Inputs::default(), tensor, &mut behind, &LIMITS);
         assert!(refused.is_err());
     }
 }
