@@ -1,8 +1,8 @@
 //! Calls with an answer to each message of a stream.
 //!
 //! Each message is a request of its own: it is admitted, scored and refused alone, and the first one that
-//! fails ends the call. Answers keep the order of the messages. Only as many messages are read ahead as
-//! [`Ahead`] allows: a client that does not read its answers is not read from either.
+//! fails ends the call. Answers keep the order of the messages. Only so many messages are read ahead: a
+//! client that does not read its answers is not read from either.
 
 use std::pin::Pin;
 use std::sync::Arc;
