@@ -145,7 +145,7 @@ quality: onnxruntime
 # code only, stable Rust is enough. FUZZ_PROFILE=--dev builds faster and runs slower.
 .PHONY: fuzz
 SECONDS ?= 60
-TARGETS ?= requests settings model safetensors tokenizer onnx
+TARGETS ?= requests grpc settings model safetensors tokenizer onnx
 FUZZ_PROFILE ?= --release
 # Seconds after which one input counts as a fault.
 FUZZ_TIMEOUT ?= 10

@@ -106,7 +106,38 @@ def settings():
         add("settings", f"{line}\n".encode())
 
 
-for make in (requests, models, tokenizers, safetensors, onnx, settings):
+def field(number, content):
+    """A field of a message that holds text, bytes or another message, below 128 bytes, or a number."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    content = content.encode() if isinstance(content, str) else content
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def frame(message):
+    return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def grpc():
+    """A message of each form for every method."""
+    tensor = field(1, "query") + field(2, "BYTES") + field(3, b"\1")
+    parameter = field(4, field(1, "raw_scores") + field(2, field(1, 1)))
+    inference = field(1, "any") + field(3, "7") + parameter + field(6, field(1, "scores"))
+    messages = [
+        field(1, "a query") + field(2, "one") + field(2, "two") + field(3, 1) + field(5, 1) + field(6, 1),
+        field(1, "one") + field(1, "two") + field(2, 1) + field(3, 1) + field(4, 1),
+        field(1, "a text") + field(2, 1) + field(3, ""),
+        field(1, b"\x65\x66\xe8\x07") + field(2, 1),
+        inference + field(5, tensor + field(5, field(8, "a query"))),
+        inference + field(5, tensor) + field(7, b"\1\0\0\0q"),
+    ]
+    methods = (ROOT / "crates" / "grpc" / "src" / "method.rs").read_text().count('"/')
+    for method in range(methods):
+        for message in messages:
+            add("grpc", bytes([method]) + frame(message) + frame(message)[: method % 2 * 99])
+
+
+for make in (requests, grpc, models, tokenizers, safetensors, onnx, settings):
     make()
 for folder in sorted(CORPUS.iterdir()):
     print(f"{folder.name}: {len(list(folder.iterdir()))} inputs")

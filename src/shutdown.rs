@@ -49,6 +49,13 @@ impl Lifecycle {
         })
     }
 
+    /// Resolves once the server is no longer in `phase`.
+    pub async fn left(&self, phase: Phase) {
+        let mut phases = self.phase.subscribe();
+        // Fails only if the lifecycle was dropped, and the server with it.
+        let _ = phases.wait_for(|now| *now > phase).await;
+    }
+
     /// Resolves once the server is in `phase` or beyond it.
     pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + use<> {
         let mut phases = self.phase.subscribe();

@@ -36,6 +36,7 @@ Examples:
   rerankd bench --workload short
   rerankd bench --workload mixed -- --model DIR --precision int8
   rerankd bench --url http://127.0.0.1:8080 --workload passage --clients 8
+  rerankd bench --url http://127.0.0.1:8080 --dialect grpc --workload short
   rerankd bench --url http://127.0.0.1:8080 --rate 5 --duration 60s
   rerankd bench --url http://127.0.0.1:8080 --fairness --bulk-clients 1,3,8
   rerankd bench --url http://127.0.0.1:8080 --fairness --bulk-clients 20 --key-file a --bulk-key-file b";
@@ -50,7 +51,7 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// API of the server's `/rerank`: that of this server, or of Text Embeddings Inference.
+    /// API of the server: `/rerank` of this server, that of Text Embeddings Inference, or its Rerank over gRPC.
     #[arg(
         long,
         value_name = "DIALECT",

@@ -62,14 +62,25 @@ pub async fn ready(
     State(state): State<AppState>,
     Verbose(verbose): Verbose,
 ) -> Result<Response, Failure> {
+    readiness(&state)?;
+    Ok(match verbose {
+        true => json(StatusCode::OK, &ready_models(&state)),
+        false => json(StatusCode::OK, &Status { status: "ready" }),
+    })
+}
+
+/// Whether new requests should be sent here.
+///
+/// # Errors
+/// Why not.
+pub fn readiness(state: &AppState) -> Result<(), RerankError> {
     match state.lifecycle().phase() {
-        Phase::Starting => Err(RerankError::not_ready().into()),
+        Phase::Starting => Err(RerankError::not_ready()),
         Phase::Ready if state.models().is_some_and(|models| !can_serve(&models)) => {
-            Err(RerankError::no_workers().into())
+            Err(RerankError::no_workers())
         }
-        Phase::Ready if verbose => Ok(json(StatusCode::OK, &ready_models(&state))),
-        Phase::Ready => Ok(json(StatusCode::OK, &Status { status: "ready" })),
-        Phase::Grace | Phase::Draining => Err(RerankError::draining().into()),
+        Phase::Ready => Ok(()),
+        Phase::Grace | Phase::Draining => Err(RerankError::draining()),
     }
 }
 
@@ -206,7 +217,7 @@ impl<'a> ModelType<'a> {
 }
 
 /// TEI's name of a precision.
-fn dtype(precision: &str) -> &str {
+pub fn dtype(precision: &str) -> &str {
     match precision {
         "fp32" => "float32",
         "fp16" => "float16",

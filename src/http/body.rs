@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,7 +21,6 @@ use super::error::Failure;
 use super::hints;
 use super::models::Models;
 use super::state::{AppState, InFlight};
-use crate::config::HttpConfig;
 
 /// Above this size, parsing takes long enough (about 0.1 ms) that other requests would notice, and
 /// a blocking thread is worth its hand-over.
@@ -31,7 +31,7 @@ const EXPAND_BYTES: usize = 16 * 1024;
 
 /// When to come back while other bodies take up all the room: they arrive within seconds, or time
 /// out.
-const BODIES_RETRY: Duration = Duration::from_secs(1);
+pub const BODIES_RETRY: Duration = Duration::from_secs(1);
 
 /// A request's body, and the models of which one will answer it.
 pub struct Accepted {
@@ -52,31 +52,25 @@ pub struct Accepted {
 pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Failure> {
     // Asked now: a request that starts before the drain is served, however long its body takes.
     let serving = state.serving();
-    let config = &state.config().http;
     let (parts, body) = request.into_parts();
-    let mut held = state.bodies().begin();
     let hints = hints::of_head(&parts, &state.config().batching);
-    let read = read(&parts.headers, body, config, &mut held);
-    let read = tokio::time::timeout(config.body_timeout, read).await;
+    let limit = state.config().http.max_body_bytes;
+    let received = receive(&parts, body, state, limit).await;
     let models = serving?;
-    let bytes = read.map_err(|_| Failure::BodyTimeout(config.body_timeout))??;
+    let (bytes, mut held) = received?;
     if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
         in_flight.accept();
     }
     let bytes = match Coding::of(&parts.headers).ok_or(Failure::UnknownEncoding)? {
         Coding::Plain => bytes,
         coding => {
-            let limit = config.max_body_bytes;
-            // Expanding takes longer than reading: as long as a body of the limit does.
-            let expanding = tokio::task::spawn_blocking(move || {
+            let expanding = blocking("expanding a body", move || {
                 let expanded = coding.expand(&bytes, limit, &mut held);
                 held.give_back(bytes.len());
                 (expanded, held)
             });
             let expanded;
-            (expanded, held) = expanding
-                .await
-                .map_err(|error| RerankError::internal(format!("expanding a body: {error}")))?;
+            (expanded, held) = expanding.await?;
             expanded?
         }
     };
@@ -88,11 +82,32 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     })
 }
 
-/// How a body is compressed.
+/// Reads a body of at most `limit` bytes as it comes, with what it takes of the budget of all bodies.
+///
+/// # Errors
+/// When it is too large, too slow or broken.
+pub async fn receive(
+    parts: &Parts,
+    body: Body,
+    state: &AppState,
+    limit: usize,
+) -> Result<(Bytes, HeldBytes), Failure> {
+    let timeout = state.config().http.body_timeout;
+    let mut held = state.bodies().begin();
+    let read = read(&parts.headers, body, limit, &mut held);
+    let read = tokio::time::timeout(timeout, read).await;
+    let bytes = read.map_err(|_| Failure::BodyTimeout(timeout))??;
+    Ok((bytes, held))
+}
+
+/// How a body or a message is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
+pub enum Coding {
+    /// Not at all.
     Plain,
+    /// Gzip.
     Gzip,
+    /// Zlib.
     Deflate,
 }
 
@@ -113,7 +128,10 @@ impl Coding {
 
     /// What `bytes` are the compressed form of. All that it takes is taken from `held`, and it never
     /// takes more than a little over `limit` bytes.
-    fn expand(
+    ///
+    /// # Errors
+    /// When they are not, or when there is too much.
+    pub fn expand(
         self,
         bytes: &[u8],
         limit: usize,
@@ -157,18 +175,27 @@ pub async fn on_bytes<T: Send + 'static>(
     if bytes.len() <= PARSE_INLINE_BYTES {
         return Ok(look(bytes));
     }
-    tokio::task::spawn_blocking(move || look(bytes))
-        .await
-        .map_err(|error| RerankError::internal(format!("parsing a body: {error}")))
+    blocking("parsing a body", move || look(bytes)).await
+}
+
+/// What `work` gives, on a thread that serves no connections. `what` names it in the log.
+///
+/// # Errors
+/// When it panicked.
+pub async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RerankError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| RerankError::internal(format!("{what}: {error}")))
 }
 
 async fn read(
     headers: &HeaderMap,
     body: Body,
-    config: &HttpConfig,
+    limit: usize,
     held: &mut HeldBytes,
 ) -> Result<Bytes, Failure> {
-    let limit = config.max_body_bytes;
     let declared = declared_size(headers);
     if let Some(size) = declared
         && size > limit as u64
@@ -246,7 +273,8 @@ fn declared_size(headers: &HeaderMap) -> Option<u64> {
     text.parse().ok()
 }
 
-fn too_large(size: Option<u64>, limit: usize) -> RerankError {
+/// The refusal of a body of `size` bytes, where that is known.
+pub fn too_large(size: Option<u64>, limit: usize) -> RerankError {
     let has = match size {
         Some(size) => format!("the body has {size} bytes"),
         None => format!("the body has more than {limit} bytes"),

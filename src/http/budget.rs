@@ -60,6 +60,15 @@ impl HeldBytes {
 }
 
 impl HeldBytes {
+    /// Lets another hold `bytes` of those that were taken.
+    pub fn split(&mut self, bytes: usize) -> Self {
+        self.bytes -= bytes;
+        Self {
+            budget: self.budget.clone(),
+            bytes,
+        }
+    }
+
     /// Gives back `bytes` that were taken.
     pub fn give_back(&mut self, bytes: usize) {
         self.bytes -= bytes;

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use self::leftover::Received;
 pub(super) use self::leftover::read_off;
 use self::traffic::Traffic;
+use super::progress::Computing;
 use super::state::InFlight;
 use super::tls::{H2, Tls};
 
@@ -125,7 +126,8 @@ impl Protocols {
             async move {
                 let (mut head, body) = answer.await?.into_parts();
                 let in_flight = head.extensions.remove::<Arc<InFlight>>();
-                let body = under_way.write(body, in_flight);
+                let computing = head.extensions.remove::<Computing>();
+                let body = under_way.write(body, in_flight).while_computing(computing);
                 Ok::<_, Infallible>(Response::from_parts(head, body))
             }
         });
@@ -158,6 +160,10 @@ impl Protocols {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::Pin;
+    use std::task::{Context, Waker};
+
+    use axum::body::{Body, Bytes, HttpBody};
     use axum::routing::post;
     use hyper::Request;
     use tokio::io::duplex;
@@ -218,6 +224,32 @@ mod tests {
         let error = served.await.unwrap().unwrap_err();
         assert!(matches!(error, ConnectionError::Idle), "{error}");
         assert!(begun.elapsed() <= 3 * PATIENCE);
+    }
+
+    /// A stream has an answer under way from its head on, and its messages are computed meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_messages_are_computed_is_not_idle() {
+        let traffic = Traffic::new();
+        let computing = Computing::default();
+        let begun = computing.begin();
+        let pending =
+            Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>());
+        let stream = traffic.begin().write(pending, None);
+        let mut stream = stream.while_computing(Some(computing));
+        let still = traffic.still(PATIENCE);
+        tokio::pin!(still);
+        let mut poll = || {
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut stream).poll_frame(&mut context).is_pending());
+        };
+        poll();
+        let waited = tokio::time::timeout(100 * PATIENCE, still.as_mut()).await;
+        assert!(waited.is_err(), "it waits for the model");
+        drop(begun);
+        poll();
+        let start = Instant::now();
+        still.await;
+        assert_eq!(start.elapsed(), PATIENCE, "it waits for the client");
     }
 
     /// Beside an answer that nobody reads, another request is computed for longer than any patience.

@@ -10,7 +10,7 @@ use rerankd_core::RerankError;
 use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 use serde::Serialize;
 
-use super::notes::{AnsweredIn, Cause, ClientLeft, attach};
+use super::notes::{AnsweredIn, Cause, ClientLeft, Refused, attach};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
@@ -29,6 +29,12 @@ pub enum Failure {
     BodyEnded,
     /// Its `Content-Encoding` is not supported.
     UnknownEncoding,
+    /// The `grpc-encoding` of a message is not supported.
+    UnknownMessageEncoding,
+    /// A health check asks about a service that is not known.
+    UnknownService,
+    /// The path is that of a method, and the request is not in gRPC.
+    NotGrpc,
     /// The server has keys, and none was sent.
     NoKey,
     /// The key that was sent is not one of the server's.
@@ -63,7 +69,11 @@ impl Failure {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Self::BodyEnded => (StatusCode::BAD_REQUEST, "invalid_request"),
-            Self::UnknownEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding"),
+            Self::UnknownEncoding | Self::UnknownMessageEncoding => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding")
+            }
+            Self::UnknownService => (StatusCode::NOT_FOUND, "not_found"),
+            Self::NotGrpc => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_grpc"),
             Self::NoKey | Self::WrongKey => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::ForeignOrigin(_) => (StatusCode::FORBIDDEN, "foreign_origin"),
             Self::NotReloaded(_) => (StatusCode::CONFLICT, "not_reloaded"),
@@ -97,6 +107,17 @@ impl Failure {
             Self::UnknownEncoding => {
                 "unsupported Content-Encoding; send `gzip`, `deflate` or none".to_owned()
             }
+            Self::UnknownMessageEncoding => {
+                "unsupported `grpc-encoding`; send `gzip`, `deflate` or `identity`".to_owned()
+            }
+            Self::UnknownService => {
+                "this server has no such service; ask for one that reflection lists, or for \
+                                     none to check the server"
+                    .to_owned()
+            }
+            Self::NotGrpc => "this is a method of gRPC; call it over HTTP/2 with \
+                              `Content-Type: application/grpc`"
+                .to_owned(),
             Self::NoKey => {
                 "API key required; send it as `Authorization: Bearer KEY` or as `x-api-key: \
                             KEY`"
@@ -120,9 +141,10 @@ impl Failure {
             message: &self.message(),
             request_id: id,
         });
-        let mut response = attach(json_bytes(reply.status, reply.body), AnsweredIn(dialect));
+        let response = attach(json_bytes(reply.status, reply.body), AnsweredIn(dialect));
+        let mut response = attach(response, Refused(self.clone()));
         let headers = response.headers_mut();
-        if let Some(wait) = self.service().and_then(RerankError::retry_after) {
+        if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, retry_after(wait));
             headers.insert(RETRY_AFTER_MS, retry_after_ms(wait));
         }
@@ -145,7 +167,13 @@ impl Failure {
         response
     }
 
-    fn service(&self) -> Option<&RerankError> {
+    /// When a retry can succeed.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.service().and_then(RerankError::retry_after)
+    }
+
+    /// Why the service refused or failed.
+    pub fn service(&self) -> Option<&RerankError> {
         match self {
             Self::Service(error) => Some(error),
             Self::NotFound
@@ -153,6 +181,9 @@ impl Failure {
             | Self::BodyTimeout(_)
             | Self::BodyEnded
             | Self::UnknownEncoding
+            | Self::UnknownMessageEncoding
+            | Self::NotGrpc
+            | Self::UnknownService
             | Self::NoKey
             | Self::WrongKey
             | Self::ForeignOrigin(_)

@@ -1,19 +1,21 @@
 //! Requests of dialects: read the body, ask the service, write the answer.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use rerankd_core::{
-    PredictCommand, Prediction, Ranking, RerankCommand, RerankError, SchedulingHints,
+    PredictCommand, Prediction, Priority, Ranking, RerankCommand, RerankError, SchedulingHints,
 };
 use rerankd_engine::service::Reranker;
+use rerankd_engine::trace::{Step, Timeline};
+use rerankd_wire::answer::Times;
 use rerankd_wire::detect::{detect, detect_by_headers};
 use rerankd_wire::dialect::Endpoint;
-use rerankd_wire::{Asked, Body, Context, Token, Work};
+use rerankd_wire::{Asked, Body, Context, Dialect, Token, Work};
 
 use super::admin::unix_seconds;
 use super::body::{self, Accepted};
@@ -57,26 +59,23 @@ pub async fn answer(
         Ok(read) => read,
         Err(error) => (early, Err(error)),
     };
+    let exchange = Exchange {
+        state: &state,
+        id: &id,
+        dialect: endpoint.dialect,
+        hints,
+    };
     let answered = match asked {
-        Ok(Asked { model, work }) => {
-            // Nothing keeps the other models of the set: one that is replaced meanwhile frees its memory.
-            let reranker = models.at(model).clone();
-            let answerer = models
-                .are_several()
-                .then(|| AnsweredBy(reranker.info().id.as_str().into()));
-            drop(models);
-            let answered = run(&state, &id, &reranker, endpoint, hints, work).await;
-            answered.map(|response| match answerer {
-                Some(answerer) => attach(response, answerer),
-                None => response,
-            })
-        }
+        Ok(asked) => exchange.run(models, asked).await,
         Err(error) => Err(error),
     };
     // The texts of the body are held until here.
     drop(held);
     match answered {
-        Ok(response) => attach(response, AnsweredIn(endpoint.dialect)),
+        Ok(answer) => {
+            let response = answer.noted(|body| json_bytes(StatusCode::OK, body));
+            attach(response, AnsweredIn(endpoint.dialect))
+        }
         Err(error) => Failure::from(error).answer(endpoint.dialect, id.as_str()),
     }
 }
@@ -104,10 +103,7 @@ impl Reading {
         if let Some(limit) = operation.max_body_bytes
             && bytes.len() > limit
         {
-            return Err(RerankError::too_large(format!(
-                "the body has {} bytes; the limit of this path is {limit}; send less at a time",
-                bytes.len()
-            )));
+            return Err(too_large_for_path(bytes.len(), limit));
         }
         let binary = match self.json_length? {
             None => Bytes::new(),
@@ -131,6 +127,13 @@ fn json_length(headers: &HeaderMap, endpoint: Endpoint) -> Result<Option<usize>,
     length.map(Some).ok_or_else(|| no_length(endpoint))
 }
 
+/// The refusal of a body of so many `bytes` at a path whose limit is lower than that of others.
+pub(super) fn too_large_for_path(bytes: usize, limit: usize) -> RerankError {
+    RerankError::too_large(format!(
+        "the body has {bytes} bytes; the limit of this path is {limit}; send less at a time"
+    ))
+}
+
 fn no_length(endpoint: Endpoint) -> RerankError {
     let name = endpoint.operation.json_length_header.unwrap_or_default();
     RerankError::invalid(format!(
@@ -138,59 +141,127 @@ fn no_length(endpoint: Endpoint) -> RerankError {
     ))
 }
 
-/// Asks the service, and writes its answer.
-async fn run(
-    state: &AppState,
-    id: &RequestId,
-    reranker: &Reranker,
-    endpoint: Endpoint,
-    hints: SchedulingHints,
-    work: Work,
-) -> Result<Response, RerankError> {
-    let info = reranker.info();
-    let context = || Context {
-        dialect: endpoint.dialect.name,
-        id: id.as_str(),
-        model: &info.id,
-        labels: &info.labels,
-        created: unix_seconds(SystemTime::now()),
-        document_form: state.config().http.rerank_document,
+/// A request that was read, on its way to the service.
+pub(super) struct Exchange<'a> {
+    pub(super) state: &'a AppState,
+    pub(super) id: &'a RequestId,
+    pub(super) dialect: &'static Dialect,
+    /// From the request's head.
+    pub(super) hints: SchedulingHints,
+}
+
+/// What a dialect wrote, and the notes that go with it.
+pub(super) struct Answer {
+    body: Vec<u8>,
+    pub(super) cost: Option<Cost>,
+    /// Where several models are served.
+    by: Option<AnsweredBy>,
+}
+
+impl Answer {
+    /// The response that `write` makes of the body, with the notes.
+    pub(super) fn noted(self, write: impl FnOnce(Vec<u8>) -> Response) -> Response {
+        let mut response = write(self.body);
+        if let Some(cost) = self.cost {
+            response = attach(response, cost);
+        }
+        match self.by {
+            Some(model) => attach(response, model),
+            None => response,
+        }
+    }
+
+    /// The body without the notes.
+    pub(super) fn into_body(self) -> Vec<u8> {
+        self.body
+    }
+}
+
+impl Exchange<'_> {
+    /// Asks one of `models`, and writes its answer.
+    pub(super) async fn run(
+        &self,
+        models: Arc<Models>,
+        Asked { model, work }: Asked,
+    ) -> Result<Answer, RerankError> {
+        // Nothing keeps the other models of the set: one that is replaced meanwhile frees its memory.
+        let reranker = models.at(model).clone();
+        let by = models
+            .are_several()
+            .then(|| AnsweredBy(reranker.info().id.as_str().into()));
+        drop(models);
+        let (body, cost) = self.ask(&reranker, work).await?;
+        Ok(Answer { body, cost, by })
+    }
+
+    async fn ask(
+        &self,
+        reranker: &Reranker,
+        work: Work,
+    ) -> Result<(Vec<u8>, Option<Cost>), RerankError> {
+        let started = Instant::now();
+        let (info, hints) = (reranker.info(), self.hints);
+        let context = || Context {
+            dialect: self.dialect.name,
+            id: self.id.as_str(),
+            model: &info.id,
+            labels: &info.labels,
+            created: unix_seconds(SystemTime::now()),
+            document_form: self.state.config().http.rerank_document,
+            times: times(started.elapsed()),
+        };
+        Ok(match work {
+            Work::Rerank(command, fill) => {
+                let (ranking, cost) = rank(reranker, command, hints).await?;
+                (fill(&context(), &ranking), Some(cost))
+            }
+            Work::Predict(command, fill) => {
+                let (prediction, cost) = predict(reranker, command, hints).await?;
+                (fill(&context(), &prediction), Some(cost))
+            }
+            Work::Tokenize {
+                texts,
+                special_tokens,
+                fill,
+            } => {
+                let texts = reranker
+                    .tokenize(texts, special_tokens, hints)
+                    .await?
+                    .into_iter();
+                let tokens = texts.map(|tokens| {
+                    let tokens = tokens.into_iter();
+                    let token = tokens.map(|token| Token::new(token.id, token.text, token.span));
+                    token.collect()
+                });
+                (fill(&context(), &tokens.collect()), None)
+            }
+            Work::Decode {
+                ids,
+                skip_special_tokens,
+                fill,
+            } => {
+                let texts = reranker.decode(ids, skip_special_tokens, hints).await?;
+                (fill(&context(), &texts), None)
+            }
+        })
+    }
+}
+
+/// How long the steps of the current request took.
+fn times(total: Duration) -> Times {
+    let mut times = Times {
+        total,
+        ..Times::default()
     };
-    let ok = |body| json_bytes(StatusCode::OK, body);
-    Ok(match work {
-        Work::Rerank(command, fill) => {
-            let (ranking, cost) = rank(reranker, command, hints).await?;
-            attach(ok(fill(&context(), &ranking)), cost)
+    for (step, spent) in Timeline::current().spent() {
+        match step {
+            Step::Admission => {}
+            Step::Tokenize => times.tokenize = spent,
+            Step::Queue => times.queue = spent,
+            Step::Inference => times.inference = spent,
         }
-        Work::Predict(command, fill) => {
-            let (prediction, cost) = predict(reranker, command, hints).await?;
-            attach(ok(fill(&context(), &prediction)), cost)
-        }
-        Work::Tokenize {
-            texts,
-            special_tokens,
-            fill,
-        } => {
-            let texts = reranker
-                .tokenize(texts, special_tokens, hints)
-                .await?
-                .into_iter();
-            let tokens = texts.map(|tokens| {
-                let tokens = tokens.into_iter();
-                let token = tokens.map(|token| Token::new(token.id, token.text, token.span));
-                token.collect()
-            });
-            ok(fill(&context(), &tokens.collect()))
-        }
-        Work::Decode {
-            ids,
-            skip_special_tokens,
-            fill,
-        } => {
-            let texts = reranker.decode(ids, skip_special_tokens, hints).await?;
-            ok(fill(&context(), &texts))
-        }
-    })
+    }
+    times
 }
 
 async fn rank(
@@ -198,8 +269,8 @@ async fn rank(
     command: RerankCommand,
     head: SchedulingHints,
 ) -> Result<(Ranking, Cost), RerankError> {
-    let priority = command.scoring().hints().priority;
-    let command = command.with_hints(SchedulingHints { priority, ..head });
+    let hints = hints(command.scoring().hints(), head);
+    let command = command.with_hints(hints);
     let pairs = command.scoring().pairs().len();
     let ranking = reranker.rerank(command).await?;
     check_finite(ranking.results.iter().map(|ranked| ranked.score))?;
@@ -212,13 +283,22 @@ async fn predict(
     command: PredictCommand,
     head: SchedulingHints,
 ) -> Result<(Prediction, Cost), RerankError> {
-    let priority = command.hints().priority;
-    let command = command.with_hints(SchedulingHints { priority, ..head });
+    let hints = hints(command.hints(), head);
+    let command = command.with_hints(hints);
     let pairs = command.pairs().len();
     let prediction = reranker.predict(command).await?;
     check_finite(prediction.scores.iter().copied())?;
     let tokens = prediction.tokens;
     Ok((prediction, Cost { pairs, tokens }))
+}
+
+/// The hints of the `head`; the body, where it has one, decides about the priority.
+fn hints(body: SchedulingHints, head: SchedulingHints) -> SchedulingHints {
+    let priority = match body.priority {
+        default if default == Priority::default() => head.priority,
+        own => own,
+    };
+    SchedulingHints { priority, ..head }
 }
 
 /// JSON has no NaN: it would reach the client as null, and its ranking would mean nothing.

@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use rerankd_core::{Deadline, DeadlineBy, RerankError, SchedulingHints};
 use tokio::time::Instant;
 
+use super::metadata;
 use crate::config::BatchSettings;
 
 /// How many milliseconds the client waits for the response.
@@ -18,7 +19,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// The hints of a request whose head has just arrived. Each API key is a tenant.
 ///
 /// # Errors
-/// When the header is not a positive whole number of milliseconds.
+/// When the header is not a positive whole number of milliseconds, or that of gRPC not a time.
 pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, RerankError> {
     let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
@@ -37,10 +38,13 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, 
                 DeadlineBy::Client,
             )
         }
-        None => {
-            let default = config.request_timeout;
-            ((!default.is_zero()).then_some(default), DeadlineBy::Server)
-        }
+        None => match metadata::timeout(head)? {
+            Some(timeout) => (Some(timeout), DeadlineBy::Client),
+            None => {
+                let default = config.request_timeout;
+                ((!default.is_zero()).then_some(default), DeadlineBy::Server)
+            }
+        },
     };
     let now = Instant::now().into_std();
     Ok(SchedulingHints {
@@ -56,7 +60,7 @@ pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::Request;
+    use axum::http::{Request, Version};
     use rerankd_core::Tenant;
 
     fn head(header: Option<&str>) -> Parts {
@@ -94,6 +98,47 @@ mod tests {
         for text in ["", "0", "-5", "1.5", "soon", "99999999999999999999"] {
             let error = of_head(&head(Some(text)), &BatchSettings::default()).unwrap_err();
             assert!(error.message().contains("`x-request-timeout-ms`"), "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_of_a_call_is_its_deadline() {
+        let deadline = |timeout: &str| {
+            let request = Request::post("/")
+                .version(Version::HTTP_2)
+                .header("content-type", "application/grpc")
+                .header("grpc-timeout", timeout);
+            let head = request.body(()).unwrap().into_parts().0;
+            let deadline = of_head(&head, &BatchSettings::default())?.deadline.unwrap();
+            let now = Instant::now().into_std();
+            Ok::<_, RerankError>(deadline.at.duration_since(now))
+        };
+        for (timeout, expected) in [
+            ("250m", Duration::from_millis(250)),
+            ("1S", Duration::from_secs(1)),
+            ("2M", Duration::from_secs(120)),
+            ("1H", Duration::from_secs(3600)),
+            ("5000u", Duration::from_millis(5)),
+            ("1000n", Duration::from_micros(1)),
+            ("0m", Duration::ZERO),
+            ("99999999H", MAX_TIMEOUT),
+        ] {
+            assert_eq!(deadline(timeout).unwrap(), expected, "{timeout}");
+        }
+        for timeout in [
+            "",
+            "m",
+            "1",
+            "1s",
+            "+1m",
+            "-1m",
+            "1.5S",
+            "123456789m",
+            "1mm",
+            "1 m",
+        ] {
+            let error = deadline(timeout).unwrap_err();
+            assert!(error.message().contains("`grpc-timeout`"), "{timeout}");
         }
     }
 

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use axum::response::Response;
 
 use rerankd_wire::Dialect;
+
+use super::error::Failure;
 
 /// What a request cost.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +25,14 @@ pub struct AnsweredBy(pub Arc<str>);
 /// Why the server failed.
 #[derive(Debug, Clone)]
 pub struct Cause(pub String);
+
+/// Why a request was refused.
+#[derive(Debug, Clone)]
+pub struct Refused(pub Failure);
+
+/// The status that an answer has in log lines and metrics, where it reaches the client otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedStatus(pub StatusCode);
 
 /// The client has most likely left: its body ended early.
 #[derive(Debug, Clone, Copy)]

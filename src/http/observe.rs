@@ -1,15 +1,18 @@
 //! One log line and one count a request, whatever became of it.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll, ready};
 use std::time::Instant;
 
-use axum::body::HttpBody;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use http_body::Frame;
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry_http::HeaderExtractor;
@@ -18,7 +21,9 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
-use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost};
+use super::error::Failure;
+use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost, LoggedStatus, attach};
+use super::progress::{Outcome, Streamed};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
 
@@ -134,9 +139,67 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
             HeaderValue::from_str(&span).expect("hexadecimal digits"),
         );
     }
-    record.answered(&response);
-    response.extensions_mut().insert(in_flight);
-    response
+    let response = match response.extensions_mut().remove::<Streamed>() {
+        None => {
+            record.answered(&response);
+            response
+        }
+        // The line of a stream comes at its end.
+        Some(streamed) => {
+            let notes = Notes::of(&response);
+            let record = Some((record, notes));
+            response.map(|body| {
+                Body::new(Recorded {
+                    body,
+                    streamed,
+                    record,
+                })
+            })
+        }
+    };
+    attach(response, in_flight)
+}
+
+/// The body of a stream, whose record ends with it.
+struct Recorded {
+    body: Body,
+    streamed: Streamed,
+    record: Option<(Record, Notes)>,
+}
+
+impl HttpBody for Recorded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let is_last = frame
+            .as_ref()
+            .is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
+        if is_last && let Some((mut record, mut notes)) = self.record.take() {
+            record.answered = true;
+            let Outcome {
+                pairs,
+                tokens,
+                failure,
+            } = self.streamed.outcome();
+            notes.cost = Some(Cost { pairs, tokens });
+            let cause = failure
+                .as_ref()
+                .and_then(|failure| failure.service()?.cause());
+            notes.cause = cause.map(|cause| Cause(cause.to_owned()));
+            let status = match &failure {
+                None => StatusCode::OK.as_u16(),
+                Some(Failure::BodyEnded) => CLIENT_LEFT,
+                Some(failure) => failure.kind().0.as_u16(),
+            };
+            record.end(status, notes);
+        }
+        Poll::Ready(frame)
+    }
 }
 
 /// A request from its head to its end. When it is dropped without an answer, the client has left:
@@ -153,12 +216,25 @@ struct Record {
 
 /// What its answer says about a request.
 #[derive(Default)]
-struct Notes<'a> {
+struct Notes {
     cost: Option<Cost>,
-    cause: Option<&'a str>,
-    dialect: Option<&'a str>,
-    model: Option<&'a str>,
-    key: Option<&'a str>,
+    cause: Option<Cause>,
+    dialect: Option<AnsweredIn>,
+    model: Option<AnsweredBy>,
+    key: Option<KeyName>,
+}
+
+impl Notes {
+    fn of(response: &Response) -> Self {
+        let extensions = response.extensions();
+        Self {
+            cost: extensions.get().copied(),
+            cause: extensions.get().cloned(),
+            dialect: extensions.get().copied(),
+            model: extensions.get().cloned(),
+            key: extensions.get().cloned(),
+        }
+    }
 }
 
 impl Record {
@@ -177,29 +253,20 @@ impl Record {
         self.answered = true;
         let extensions = response.extensions();
         let left = extensions.get::<ClientLeft>().is_some();
-        let status = if left {
-            CLIENT_LEFT
-        } else {
-            response.status().as_u16()
+        let status = match extensions.get::<LoggedStatus>() {
+            _ if left => CLIENT_LEFT,
+            Some(logged) => logged.0.as_u16(),
+            None => response.status().as_u16(),
         };
-        let notes = Notes {
-            cost: extensions.get::<Cost>().copied(),
-            cause: extensions.get::<Cause>().map(|cause| cause.0.as_str()),
-            dialect: extensions.get::<AnsweredIn>().map(|dialect| dialect.0.name),
-            model: extensions.get::<AnsweredBy>().map(|model| &*model.0),
-            key: extensions.get::<KeyName>().map(|key| &*key.0),
-        };
-        self.end(status, notes);
+        self.end(status, Notes::of(response));
     }
 
-    fn end(&self, status: u16, notes: Notes<'_>) {
-        let Notes {
-            cost,
-            cause,
-            dialect,
-            model,
-            key,
-        } = notes;
+    fn end(&self, status: u16, notes: Notes) {
+        let cost = notes.cost;
+        let cause = notes.cause.as_ref().map(|cause| cause.0.as_str());
+        let dialect = notes.dialect.map(|dialect| dialect.0.name);
+        let model = notes.model.as_ref().map(|model| &*model.0);
+        let key = notes.key.as_ref().map(|key| &*key.0);
         let elapsed = self.start.elapsed();
         self.timeline
             .end(self.method.as_str(), &self.route, status, self.id.as_str());

@@ -3,6 +3,7 @@
 use axum::extract::Request;
 use axum::http::Uri;
 
+use super::route;
 use crate::config::PathPrefix;
 
 /// What clients put after their base URL, if the user's URL already ends in it.
@@ -19,6 +20,8 @@ const NOWHERE: &str = "//";
 pub fn canonical(mut request: Request, prefix: &PathPrefix) -> Request {
     let path = request.uri().path();
     let canonical = match prefix.rest(path) {
+        // Clients of gRPC have no way to put a prefix before a method.
+        _ if route::is_method(path) => return request,
         None => NOWHERE.to_owned(),
         Some("") => "/".to_owned(),
         Some(rest) => meant(rest).unwrap_or_else(|| rest.to_owned()),

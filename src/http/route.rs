@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use axum::http::{HeaderMap, Method};
 
+use rerankd_grpc::{METHODS, Method as GrpcMethod};
 use rerankd_wire::Endpoint;
 use rerankd_wire::detect::detect_by_headers;
 use rerankd_wire::registry::{endpoints, sharing};
@@ -51,6 +52,8 @@ pub enum Handler {
     InferenceModel,
     /// Whether the model that the path names is ready.
     InferenceReady,
+    /// A method of gRPC.
+    Grpc(&'static GrpcMethod),
     /// Operations of dialects; a body that no other matches is read as the first.
     Operations(Vec<Endpoint>),
 }
@@ -116,9 +119,19 @@ static TABLE: LazyLock<Vec<Route>> = LazyLock::new(|| {
         ),
     ];
     let asked = asked.into_iter().map(get);
-    let all = asked.chain([reload]);
+    let all = asked.chain([reload]).chain(methods());
     all.chain(endpoints().flat_map(operations)).collect()
 });
+
+/// The routes of gRPC.
+fn methods() -> impl Iterator<Item = Route> {
+    METHODS.iter().map(|method| Route {
+        method: Method::POST,
+        path: method.path,
+        dialect: method.dialect,
+        handler: Handler::Grpc(method),
+    })
+}
 
 /// The routes of an operation. On a shared path, others come after it.
 fn operations(own: Endpoint) -> impl Iterator<Item = Route> {
@@ -173,6 +186,11 @@ pub fn dialect_of_head(method: &Method, path: &str, headers: &HeaderMap) -> &'st
     told.map_or_else(|| dialect(method, path), |told| told.dialect)
 }
 
+/// Whether `path` is that of a method of gRPC.
+pub fn is_method(path: &str) -> bool {
+    at(path).any(Route::is_method)
+}
+
 /// Whether `path` is polled by machines.
 pub fn is_probe(path: &str) -> bool {
     at(path).any(Route::is_probe)
@@ -189,7 +207,16 @@ pub fn is_open(method: &Method, path: &str) -> bool {
 impl Route {
     /// Whether machines poll it.
     fn is_probe(&self) -> bool {
-        self.is_for_operators() || matches!(self.handler, Handler::InferenceReady)
+        match self.handler {
+            Handler::InferenceReady => true,
+            Handler::Grpc(method) => method.is_probe(),
+            _ => self.is_for_operators(),
+        }
+    }
+
+    /// Whether it is a method of gRPC.
+    pub fn is_method(&self) -> bool {
+        matches!(self.handler, Handler::Grpc(_))
     }
 
     /// Whether it is answered at `admin_listen`.
@@ -209,6 +236,7 @@ impl Route {
             | Handler::InferenceServer
             | Handler::InferenceModel
             | Handler::InferenceReady
+            | Handler::Grpc(_)
             | Handler::Operations(_) => false,
         }
     }
@@ -217,6 +245,7 @@ impl Route {
     pub fn scores(&self) -> bool {
         match &self.handler {
             Handler::Operations(operations) => operations[0].operation.kind.scores(),
+            Handler::Grpc(method) => method.scores(),
             _ => false,
         }
     }

@@ -2,14 +2,14 @@
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, Version, header};
-use axum::middleware::{Next, from_fn_with_state, map_request, map_response};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_request, map_response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 use http_body::Body;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
-use tower_http::compression::predicate::Predicate;
+use tower_http::compression::predicate::{NotForContentType, Predicate};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::admin::ForOperators;
@@ -17,7 +17,7 @@ use super::error::Failure;
 use super::open_inference::ModelName;
 use super::route::{self, Handler, Route};
 use super::state::AppState;
-use super::{access, admin, exchange, observe, open_inference, openapi, page, path};
+use super::{access, admin, exchange, grpc, observe, open_inference, openapi, page, path};
 use crate::config::PathPrefix;
 use crate::metrics::ServerMetrics;
 use crate::shutdown::Phase;
@@ -87,6 +87,7 @@ fn handler(route: &'static Route) -> MethodRouter<AppState> {
         Handler::InferenceServer => get(open_inference::server),
         Handler::InferenceModel => get(open_inference::model),
         Handler::InferenceReady => get(open_inference::model_ready),
+        Handler::Grpc(method) => grpc::handler(method),
         Handler::Operations(operations) if route.names_model() => {
             post(async move |State(state), ModelName(model), id, request| {
                 exchange::answer(state, id, Some(model), request, operations).await
@@ -118,7 +119,7 @@ fn count_from_zero(metrics: &ServerMetrics) {
 fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     let compression = CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
-        .compress_when(Above(state.config().http.compress_above));
+        .compress_when(Above(state.config().http.compress_above).and(NotForContentType::GRPC));
     let routes = routes
         .method_not_allowed_fallback(async || Failure::MethodNotAllowed)
         .fallback(async || Failure::NotFound)
@@ -133,7 +134,7 @@ fn layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
             .layer(cors(origins))
             .layer(map_response(hide_from_others))
     };
-    observed(routes, state)
+    observed(routes.layer(from_fn(grpc::answer_in_statuses)), state)
 }
 
 /// A stopping server asks for a new connection, and what is logged and counted is what the client

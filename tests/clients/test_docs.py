@@ -13,13 +13,14 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_snippet(url, expected, snippet):
     assert len(snippet.splitlines()) == 3
-    assert "http://localhost:8080" in snippet
+    assert "localhost:8080" in snippet
     names = {
         "query": QUERY,
         "documents": DOCUMENTS,
         "nodes": [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS],
     }
-    exec(snippet.replace("http://localhost:8080", url), names)
+    address = url.removeprefix("http://")
+    exec(snippet.replace("localhost:8080", address), names)
     assert names["best"] == expected[0][0]
 
 

@@ -263,7 +263,7 @@ async fn a_unix_socket_that_nobody_accepts_from_is_unhealthy_in_time() {
 // TLS.
 
 /// A self-signed certificate for `name`, and its key.
-fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
+pub fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
     let pem = made.cert.pem();
     std::fs::write(dir.join("cert.pem"), &pem).unwrap();
@@ -271,12 +271,12 @@ fn certificate(dir: &Path, name: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
-fn load(dir: &Path) -> Result<Tls, String> {
+pub fn load(dir: &Path) -> Result<Tls, String> {
     Tls::load(&dir.join("cert.pem"), &dir.join("key.pem")).map_err(|error| error.to_string())
 }
 
 /// Connects to `localhost` as a client that trusts `root`.
-async fn connect(
+pub async fn connect(
     server: &Server,
     root: &CertificateDer<'static>,
     protocols: &[&[u8]],
@@ -297,7 +297,7 @@ async fn connect(
         .await
 }
 
-async fn behind_tls(tls: Arc<Tls>, config: Config) -> Server {
+pub async fn behind_tls(tls: Arc<Tls>, config: Config) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let app = TestApp::new(Model::default(), config);

@@ -11,6 +11,7 @@ use rerankd::cli::healthcheck;
 use rerankd::config::{Config, HttpConfig, Listen, PathPrefix, ShutdownConfig, Value as _};
 use rerankd::shutdown::{Phase, Stopped};
 use rerankd_core::Activation;
+use rerankd_grpc::METHODS;
 use serde_json::{Value, json};
 
 const RERANK: &str = r#"{"query":"q","documents":["a","a b c","a b"]}"#;
@@ -731,7 +732,7 @@ async fn requests_are_counted_by_matched_route() {
 
 /// Collects log lines.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -744,7 +745,7 @@ impl std::io::Write for Lines {
 
 impl Lines {
     /// Runs `work` and returns its log lines at `info` and above.
-    async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
+    pub async fn of(work: impl Future<Output = ()>) -> Vec<Value> {
         // Beside no other subscriber, this one would lose the events whose call sites another thread, which has none,
         // reaches first: `tracing` asks the subscriber of that thread alone. Fails if it was installed before.
         let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
@@ -1024,6 +1025,7 @@ async fn every_route_that_scores_is_counted_from_zero() {
         }
         routes += 1;
     }
+    routes += METHODS.iter().filter(|method| method.scores()).count();
     assert_eq!(text.matches(r#"status="500"} 0"#).count(), routes);
     assert!(text.contains(r#"rerankd_requests_total{route="/ready",status="503"} 0"#));
 }

@@ -13,6 +13,7 @@ mod configuration;
 mod connections;
 mod contracts;
 mod end_to_end;
+mod grpc;
 mod http;
 mod hub;
 mod instructions;

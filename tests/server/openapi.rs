@@ -42,7 +42,9 @@ fn every_reference_leads_somewhere() {
 /// Every route is documented and served, and its responses are documented.
 #[tokio::test]
 async fn routes_and_descriptions_are_the_same() {
-    let routes: BTreeSet<&str> = route::all().map(|route| route.path).collect();
+    // Server reflection describes the methods of gRPC.
+    let routes = route::all().filter(|route| !route.is_method());
+    let routes: BTreeSet<&str> = routes.map(|route| route.path).collect();
     let document = openapi::value();
     let paths = document["paths"].as_object().unwrap();
     let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();

@@ -163,7 +163,7 @@ impl RerankError {
     pub fn deadline_passed() -> Self {
         Self::new(
             ErrorCode::DeadlinePassed,
-            "the deadline in `x-request-timeout-ms` passed while the request waited",
+            "the deadline of the request passed while it waited; allow more time, or send fewer texts",
         )
     }
 

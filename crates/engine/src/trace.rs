@@ -92,6 +92,25 @@ impl Timeline {
         })))
     }
 
+    /// A part of the request that begins now, such as a message of a stream. Its steps are its own, and its
+    /// span is one inside the request's.
+    pub fn part(&self, name: &'static str) -> Self {
+        let context = match (&self.0, TRACER.get()) {
+            (None, _) => Context::new(),
+            (Some(inner), Some(tracer)) if inner.context.span().is_recording() => {
+                let span = SpanBuilder::from_name(name).with_kind(SpanKind::Internal);
+                let span = tracer.build_with_context(span, &inner.context);
+                inner.context.with_span(span)
+            }
+            (Some(inner), _) => inner.context.clone(),
+        };
+        Self(Some(Arc::new(Inner {
+            spent: Mutex::default(),
+            taken: OnceLock::new(),
+            context,
+        })))
+    }
+
     /// Whether both belong to the same request.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {

@@ -1,5 +1,7 @@
 //! What an answer is made of.
 
+use std::time::Duration;
+
 use rerankd_core::{FirstStage, Pair, Ranking};
 use serde::Serialize;
 use strum::{EnumString, IntoStaticStr, VariantNames};
@@ -33,6 +35,21 @@ pub struct Context<'a> {
     pub created: u64,
     /// How a document is repeated where the dialect leaves it open.
     pub document_form: DocumentForm,
+    /// How long the answer took.
+    pub times: Times,
+}
+
+/// How long an answer took, and its steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// From when the request was there.
+    pub total: Duration,
+    /// Tokenizing its texts.
+    pub tokenize: Duration,
+    /// Waiting for a batch.
+    pub queue: Duration,
+    /// Computing its scores.
+    pub inference: Duration,
 }
 
 /// A ranking on its way into an answer.
@@ -52,11 +69,16 @@ pub struct RankingAnswer<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TeiToken)]
 pub struct Token {
-    id: u32,
-    text: String,
-    special: bool,
-    start: Option<usize>,
-    stop: Option<usize>,
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// What it stands for.
+    pub text: String,
+    /// Whether it was added around the text.
+    pub special: bool,
+    /// The first character that it spans.
+    pub start: Option<usize>,
+    /// The first one behind it.
+    pub stop: Option<usize>,
 }
 
 impl Token {

@@ -30,4 +30,5 @@ pub use self::error::{Problem, Reply, to_json};
 pub use self::infinity::INFINITY;
 pub use self::native::{NATIVE, NativeError};
 pub use self::open_inference::OPEN_INFERENCE;
+pub use self::read::list::List;
 pub use self::vllm::VLLM;

@@ -62,10 +62,12 @@ fn read_inference(body: Body, served: &Served<'_>) -> Result<Asked, RerankError>
 
 const QUERY: &str = "query";
 const DOCUMENTS: &str = "documents";
-const SCORES: &str = "scores";
+/// The name of the output.
+pub const SCORES: &str = "scores";
 /// The protocol's name of strings.
 const BYTES: &str = "BYTES";
-const FP32: &str = "FP32";
+/// The protocol's name of the scores' type.
+pub const FP32: &str = "FP32";
 
 request! {
     /// An inference: a `query`, and the `documents` that are scored for it; or as many of each.
@@ -150,36 +152,14 @@ impl InferRequest {
         behind: &[u8],
         limits: &Limits,
     ) -> Result<(PredictCommand, Option<String>), RerankError> {
-        if self
-            .outputs
-            .unwrap_or_default()
-            .kept()
-            .iter()
-            .any(|name| name.0 != SCORES)
-        {
-            return Err(RerankError::invalid(format!(
-                "`outputs` names what this model does not give; ask for `{SCORES}`, or for none"
-            )));
+        for name in self.outputs.unwrap_or_default().kept() {
+            check_output(&name.0)?;
         }
-        let (mut query, mut documents) = (None, None);
+        let mut inputs = Inputs::default();
         let mut behind = behind;
-        let inputs = self.inputs.ok_or_else(|| missing("inputs"))?;
-        for tensor in inputs.into_kept() {
-            let (name, slot) = match tensor.name.as_str() {
-                QUERY => (QUERY, &mut query),
-                DOCUMENTS => (DOCUMENTS, &mut documents),
-                _ => {
-                    return Err(RerankError::invalid(format!(
-                        "`inputs` has a tensor of another name; send `{QUERY}` and `{DOCUMENTS}`"
-                    )));
-                }
-            };
-            if slot.is_some() {
-                return Err(RerankError::invalid(format!(
-                    "`inputs` has two tensors `{name}`; send one"
-                )));
-            }
-            *slot = Some(texts(name, tensor, &mut behind, limits)?);
+        let tensors = self.inputs.ok_or_else(|| missing("inputs"))?;
+        for tensor in tensors.into_kept() {
+            add(&mut inputs, tensor, &mut behind, limits)?;
         }
         if !behind.is_empty() {
             return Err(RerankError::invalid(format!(
@@ -187,8 +167,96 @@ impl InferRequest {
                 behind.len()
             )));
         }
-        let query = query.ok_or_else(|| missing_tensor(QUERY))?;
-        let documents = documents.ok_or_else(|| missing_tensor(DOCUMENTS))?;
+        let raw_scores = self.parameters.unwrap_or_default().raw_scores;
+        let command = inputs.into_command(raw_scores, limits)?;
+        Ok((command, self.id))
+    }
+}
+
+/// Checks the name of an output that is asked for.
+///
+/// # Errors
+/// When it is not that of the scores.
+pub fn check_output(name: &str) -> Result<(), RerankError> {
+    match name {
+        SCORES => Ok(()),
+        _ => Err(RerankError::invalid(format!(
+            "`outputs` names what this model does not give; ask for `{SCORES}`, or for none"
+        ))),
+    }
+}
+
+/// What a tensor says about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorHead<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// What it claims to hold.
+    pub datatype: &'a str,
+    /// Its dimensions.
+    pub shape: &'a List<u64>,
+}
+
+/// The inputs of an inference, in whatever form they were sent.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    query: Option<List<String>>,
+    documents: Option<List<String>>,
+}
+
+impl Inputs {
+    /// Adds a tensor; `read` gives the texts of the one with this name.
+    ///
+    /// # Errors
+    /// When it is of another name or type, was added before, or its texts are not of its shape.
+    pub fn add(
+        &mut self,
+        tensor: TensorHead<'_>,
+        read: impl FnOnce(&'static str) -> Result<List<String>, RerankError>,
+    ) -> Result<(), RerankError> {
+        let (name, slot) = match tensor.name {
+            QUERY => (QUERY, &mut self.query),
+            DOCUMENTS => (DOCUMENTS, &mut self.documents),
+            _ => {
+                return Err(RerankError::invalid(format!(
+                    "`inputs` has a tensor of another name; send `{QUERY}` and `{DOCUMENTS}`"
+                )));
+            }
+        };
+        if slot.is_some() {
+            return Err(RerankError::invalid(format!(
+                "`inputs` has two tensors `{name}`; send one"
+            )));
+        }
+        if tensor.datatype != BYTES {
+            return Err(RerankError::invalid(format!(
+                "`{name}` is of another datatype; send `{BYTES}`"
+            )));
+        }
+        let texts = read(name)?;
+        let shape = tensor.shape.kept();
+        let held = shape.iter().try_fold(1_u64, |n, &size| n.checked_mul(size));
+        if shape.len() < tensor.shape.len() || held != Some(texts.len() as u64) {
+            return Err(RerankError::invalid(format!(
+                "`{name}` has {} texts, which its `shape` does not hold; make them agree",
+                texts.len()
+            )));
+        }
+        *slot = Some(texts);
+        Ok(())
+    }
+
+    /// The command that they spell.
+    ///
+    /// # Errors
+    /// When a tensor is missing, when the texts do not fit together, or when there are too many.
+    pub fn into_command(
+        self,
+        raw_scores: bool,
+        limits: &Limits,
+    ) -> Result<PredictCommand, RerankError> {
+        let query = self.query.ok_or_else(|| missing_tensor(QUERY))?;
+        let documents = self.documents.ok_or_else(|| missing_tensor(DOCUMENTS))?;
         let documents = documents.within(DOCUMENTS, limits)?;
         let query = query.within(QUERY, limits)?;
         let pairs = pairs(query, documents, |queries, documents| {
@@ -197,15 +265,14 @@ impl InferRequest {
             )
         })?;
         let options = ScoreOptions {
-            scale: if self.parameters.unwrap_or_default().raw_scores {
+            scale: if raw_scores {
                 Scale::Raw
             } else {
                 Scale::Activated
             },
             ..ScoreOptions::default()
         };
-        let command = PredictCommand::named(DOCUMENTS, pairs, options, limits)?;
-        Ok((command, self.id))
+        PredictCommand::named(DOCUMENTS, pairs, options, limits)
     }
 }
 
@@ -215,19 +282,32 @@ fn missing_tensor(name: &str) -> RerankError {
     ))
 }
 
-/// The texts of a tensor; those that lie `behind` the body are taken from there.
-fn texts(
-    name: &str,
+/// Adds a tensor to `inputs`.
+fn add(
+    inputs: &mut Inputs,
     tensor: Tensor,
     behind: &mut &[u8],
     limits: &Limits,
+) -> Result<(), RerankError> {
+    let head = TensorHead {
+        name: &tensor.name,
+        datatype: &tensor.datatype,
+        shape: &tensor.shape,
+    };
+    inputs.add(head, |name| {
+        texts(name, tensor.binary_bytes, tensor.texts, behind, limits)
+    })
+}
+
+/// The texts of a tensor; those that lie `behind` the body are taken from there.
+fn texts(
+    name: &str,
+    binary_bytes: Option<u64>,
+    data: Option<List<String>>,
+    behind: &mut &[u8],
+    limits: &Limits,
 ) -> Result<List<String>, RerankError> {
-    if tensor.datatype != BYTES {
-        return Err(RerankError::invalid(format!(
-            "`{name}` is of another datatype; send `{BYTES}`"
-        )));
-    }
-    let texts = match (tensor.binary_bytes, tensor.texts) {
+    match (binary_bytes, data) {
         (Some(size), None) => {
             let size = usize::try_from(size).unwrap_or(usize::MAX);
             let (own, rest) = behind.split_at_checked(size).ok_or_else(|| {
@@ -237,33 +317,27 @@ fn texts(
                 ))
             })?;
             *behind = rest;
-            read_binary(name, own, limits)?
+            binary_texts(name, own, limits)
         }
-        (None, Some(texts)) => texts,
-        (None, None) => {
-            return Err(RerankError::invalid(format!(
-                "`{name}` has no `data`; add it"
-            )));
-        }
-        (Some(_), Some(_)) => {
-            return Err(RerankError::invalid(format!(
-                "`{name}` has both `data` and bytes behind the body; send one of them"
-            )));
-        }
-    };
-    let shape = tensor.shape.kept();
-    let held = shape.iter().try_fold(1_u64, |n, &size| n.checked_mul(size));
-    if shape.len() < tensor.shape.len() || held != Some(texts.len() as u64) {
-        return Err(RerankError::invalid(format!(
-            "`{name}` has {} texts, which its `shape` does not hold; make them agree",
-            texts.len()
-        )));
+        (None, Some(texts)) => Ok(texts),
+        (None, None) => Err(RerankError::invalid(format!(
+            "`{name}` has no `data`; add it"
+        ))),
+        (Some(_), Some(_)) => Err(RerankError::invalid(format!(
+            "`{name}` has both `data` and bytes behind the body; send one of them"
+        ))),
     }
-    Ok(texts)
 }
 
 /// Texts as Triton's clients lay them out: four bytes of length, low ones first, before each.
-fn read_binary(name: &str, mut bytes: &[u8], limits: &Limits) -> Result<List<String>, RerankError> {
+///
+/// # Errors
+/// When a text breaks off or is not UTF-8.
+pub fn binary_texts(
+    name: &str,
+    mut bytes: &[u8],
+    limits: &Limits,
+) -> Result<List<String>, RerankError> {
     let broken = || {
         RerankError::invalid(format!(
             "`{name}` breaks off inside a text; send each as its length in four bytes, then itself"
@@ -280,7 +354,7 @@ fn read_binary(name: &str, mut bytes: &[u8], limits: &Limits) -> Result<List<Str
                 texts.len()
             ))
         })?;
-        texts.push(text.to_owned(), limits);
+        texts.push_text(text, limits);
         bytes = rest;
     }
     Ok(texts)
@@ -305,20 +379,24 @@ struct Output<'a> {
     data: &'a [f32],
 }
 
-/// The body that tells `prediction`: `[documents]` scores, or `[documents, labels]` where a document
-/// has several.
-fn fill<'a>(model: &'a str, id: Option<&'a str>, prediction: &'a Prediction) -> InferResponse<'a> {
+/// `[documents]`, or `[documents, labels]` where a document has several scores.
+pub fn scores_shape(prediction: &Prediction) -> Vec<usize> {
     let count = prediction.scores.len() / prediction.labels;
+    match prediction.labels {
+        1 => vec![count],
+        labels => vec![count, labels],
+    }
+}
+
+/// The body that tells `prediction`.
+fn fill<'a>(model: &'a str, id: Option<&'a str>, prediction: &'a Prediction) -> InferResponse<'a> {
     InferResponse {
         model_name: model,
         id,
         outputs: [Output {
             name: SCORES,
             datatype: FP32,
-            shape: match prediction.labels {
-                1 => vec![count],
-                labels => vec![count, labels],
-            },
+            shape: scores_shape(prediction),
             data: &prediction.scores,
         }],
     }
@@ -328,19 +406,26 @@ fn fill<'a>(model: &'a str, id: Option<&'a str>, prediction: &'a Prediction) -> 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenInferenceModel)]
 pub struct Model<'a> {
-    name: &'a str,
-    platform: &'static str,
-    inputs: [TensorType; 2],
-    outputs: [TensorType; 1],
+    /// What it is called.
+    pub name: &'a str,
+    /// What runs it.
+    pub platform: &'static str,
+    /// What it takes.
+    pub inputs: [TensorType; 2],
+    /// What it gives.
+    pub outputs: [TensorType; 1],
 }
 
+/// The name and the form of a tensor.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenInferenceTensorType)]
-struct TensorType {
-    name: &'static str,
-    datatype: &'static str,
+pub struct TensorType {
+    /// What it is called.
+    pub name: &'static str,
+    /// What it holds.
+    pub datatype: &'static str,
     /// -1 where any size is taken.
-    shape: Vec<i64>,
+    pub shape: Vec<i64>,
 }
 
 impl<'a> Model<'a> {
@@ -371,8 +456,10 @@ impl<'a> Model<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenInferenceServer)]
 pub struct Server {
-    name: &'static str,
-    version: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
     extensions: [&'static str; 0],
 }
 
@@ -430,7 +517,9 @@ mod tests {
         let bytes = [binary(&["a", "", "\u{1f642}"]), binary(&["rest"])].concat();
         let mut behind = bytes.as_slice();
         let size = bytes.len() - 8;
-        let read = texts(DOCUMENTS, tensor(&[3, 1], size), &mut behind, &LIMITS).unwrap();
+        let mut inputs = Inputs::default();
+        add(&mut inputs, tensor(&[3, 1], size), &mut behind, &LIMITS).unwrap();
+        let read = inputs.documents.unwrap();
         assert_eq!(read.kept(), ["a", "", "\u{1f642}"]);
         assert_eq!(behind, binary(&["rest"]));
     }
@@ -447,16 +536,13 @@ mod tests {
             (b"\xff\xff\xff\xff", &[1]),
         ] {
             let mut behind = bytes;
-            let refused = texts(DOCUMENTS, tensor(shape, bytes.len()), &mut behind, &LIMITS);
+            let tensor = tensor(shape, bytes.len());
+            let refused = add(&mut Inputs::default(), tensor, &mut behind, &LIMITS);
             assert!(refused.is_err(), "{bytes:?} as {shape:?}");
         }
         let mut behind = whole.as_slice();
-        let refused = texts(
-            DOCUMENTS,
-            tensor(&[2], whole.len() + 1),
-            &mut behind,
-            &LIMITS,
-        );
+        let tensor = tensor(&[2], whole.len() + 1);
+        let refused = add(&mut Inputs::default(), tensor, &mut behind, &LIMITS);
         assert!(refused.is_err());
     }
 }

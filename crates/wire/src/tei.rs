@@ -14,6 +14,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use self::predict::{PredictBody, PredictRequest};
+pub use self::tokenize::check_prompt;
 use self::tokenize::{DecodeRequest, TokenizeRequest};
 use super::answer::{RankingAnswer, Token};
 use super::dialect::{
@@ -29,7 +30,7 @@ use super::schema::{Form, example, list, reference};
 /// Most bytes of a body whose tokens are shown. Every token comes back with its text and place, some
 /// thirty times what was sent, and none of it waits in the queue of the model: it is for looking at
 /// texts, not for bulk.
-const MAX_TOKENIZE_BYTES: usize = 256 * 1024;
+pub const MAX_TOKENIZE_BYTES: usize = 256 * 1024;
 
 /// Text Embeddings Inference, of Hugging Face.
 pub static TEI: Dialect = Dialect {

@@ -3,6 +3,7 @@
 
 use std::mem;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
+use crate::http::progress::Computing;
 use crate::http::state::InFlight;
 
 /// Most bytes of an answer that are handed over at a time. A client that takes one of these within
@@ -51,7 +53,7 @@ impl Traffic {
         self.0.now.send_modify(|now| now.requests += 1);
         UnderWay {
             traffic: self.clone(),
-            writing: false,
+            writing: AtomicBool::new(false),
         }
     }
 
@@ -112,21 +114,31 @@ impl Traffic {
 /// Counts one request of a connection until it is dropped.
 pub(super) struct UnderWay {
     traffic: Traffic,
-    writing: bool,
+    writing: AtomicBool,
 }
 
 impl UnderWay {
     /// `body`, which counts as under way until its last byte has left, and keeps `in_flight` as long.
-    pub(super) fn write(mut self, body: Body, in_flight: Option<Arc<InFlight>>) -> Answer {
-        self.writing = true;
-        self.traffic.0.now.send_modify(|now| now.writing += 1);
+    pub(super) fn write(self, body: Body, in_flight: Option<Arc<InFlight>>) -> Answer {
+        self.is_writing(true);
         Answer {
             body,
             rest: Bytes::new(),
+            computing: None,
             owed: Arc::new(Owed {
                 under_way: self,
                 _in_flight: in_flight,
             }),
+        }
+    }
+
+    /// Whether only the client is waited for.
+    fn is_writing(&self, writing: bool) {
+        if self.writing.swap(writing, Ordering::Relaxed) != writing {
+            self.traffic.0.now.send_modify(|now| match writing {
+                true => now.writing += 1,
+                false => now.writing -= 1,
+            });
         }
     }
 }
@@ -135,7 +147,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.traffic.0.now.send_modify(|now| {
             now.requests -= 1;
-            now.writing -= usize::from(self.writing);
+            now.writing -= usize::from(self.writing.load(Ordering::Relaxed));
         });
     }
 }
@@ -152,10 +164,31 @@ pub(super) struct Answer {
     body: Body,
     /// Of the last frame.
     rest: Bytes,
+    /// Messages of a stream that the body waits for.
+    computing: Option<Computing>,
     owed: Arc<Owed>,
 }
 
 impl Answer {
+    /// The same, whose body is of a stream.
+    pub(super) fn while_computing(self, computing: Option<Computing>) -> Self {
+        Self { computing, ..self }
+    }
+
+    /// Asks the body for a frame. While it has none because the model computes one, nobody waits for the
+    /// client.
+    fn poll_body(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(computing) = &self.computing {
+            let waits_for_model = polled.is_pending() && computing.any();
+            self.owed.under_way.is_writing(!waits_for_model);
+        }
+        polled
+    }
+
     fn piece(&mut self) -> Frame<Bytes> {
         let bytes = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
         Frame::data(Bytes::from_owner(Piece {
@@ -174,7 +207,7 @@ impl HttpBody for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            match ready!(self.poll_body(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => self.rest = data,
                     Err(other) => return Poll::Ready(Some(Ok(other))),

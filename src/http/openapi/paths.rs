@@ -13,7 +13,7 @@ use crate::http::route::{self, Handler, REFUSALS, Route};
 /// All paths; what they name is added to `schemas`.
 pub fn all(schemas: &mut Schemas) -> Value {
     let mut paths = Map::new();
-    for route in route::all() {
+    for route in route::all().filter(|route| !route.is_method()) {
         let operation = describe(route, schemas);
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
         path[route.method.as_str().to_ascii_lowercase()] = operation;
@@ -62,6 +62,7 @@ fn describe(route: &Route, schemas: &mut Schemas) -> Value {
         }
         Handler::Metrics => metrics(route),
         Handler::Reload => unreachable!("the description is of the routes at `listen`"),
+        Handler::Grpc(_) => unreachable!("reflection describes the methods of gRPC"),
         Handler::InferenceServer => {
             let server = reference::<Server>(schemas);
             get(route, INFERENCE, "The server", Some(server), schemas)

@@ -1,4 +1,4 @@
-//! Targets of a benchmark: a server over HTTP, or the engine in this process.
+//! Targets of a benchmark: a server over HTTP or gRPC, or the engine in this process.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -15,10 +15,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
+use prost::Message;
+
 use super::record::Outcome;
 use super::text::Request;
 use rerankd_core::{Limits, RerankCommand, ScoreOptions, Secret};
 use rerankd_engine::service::Reranker;
+use rerankd_grpc::frame::{HEAD_BYTES, framed};
+use rerankd_grpc::proto::tei::{RerankRequest, RerankResponse};
 
 /// Longest response.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
@@ -49,17 +53,51 @@ pub enum Dialect {
     Native,
     /// That of Text Embeddings Inference, with `texts`.
     Tei,
+    /// The same over gRPC, on connections that all requests share.
+    Grpc,
 }
 
 impl Dialect {
     /// Every dialect and its name.
-    pub const ALL: [(&str, Self); 2] = [("native", Self::Native), ("tei", Self::Tei)];
+    pub const ALL: [(&str, Self); 3] = [
+        ("native", Self::Native),
+        ("tei", Self::Tei),
+        ("grpc", Self::Grpc),
+    ];
 
-    fn body(self, request: &Request) -> Value {
+    fn path(self) -> &'static str {
         match self {
+            Self::Native | Self::Tei => "/rerank",
+            Self::Grpc => "/tei.v1.Rerank/Rerank",
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Native | Self::Tei => "application/json",
+            Self::Grpc => "application/grpc",
+        }
+    }
+
+    /// The body of `request`, which asks for a model by name if there is one.
+    fn body(self, request: Request, model: Option<&str>) -> Bytes {
+        let mut body = match self {
             Self::Native => json!({ "query": request.query, "documents": request.documents }),
             Self::Tei => json!({ "query": request.query, "texts": request.documents }),
+            Self::Grpc => {
+                let message = RerankRequest {
+                    query: request.query,
+                    texts: request.documents,
+                    truncate: true,
+                    ..RerankRequest::default()
+                };
+                return framed(&message.encode_to_vec()).into();
+            }
+        };
+        if let Some(model) = model {
+            body["model"] = model.into();
         }
+        body.to_string().into()
     }
 }
 
@@ -118,7 +156,10 @@ impl Server {
             return Err(ServerError::Url);
         }
         let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static(dialect.content_type()),
+        );
         if let Some(key) = key {
             let value = HeaderValue::from_str(&format!("Bearer {}", key.text()));
             let mut value = value.map_err(|_| ServerError::Key)?;
@@ -129,9 +170,11 @@ impl Server {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: Client::builder(TokioExecutor::new())
+                .http2_only(dialect == Dialect::Grpc)
+                .build(connector),
             info: format!("{base}/info").parse()?,
-            rerank: format!("{base}/rerank").parse()?,
+            rerank: format!("{base}{}", dialect.path()).parse()?,
             headers,
             dialect,
             model: None,
@@ -152,9 +195,16 @@ impl Server {
                 other => format!("%{other:02X}"),
             })
             .collect();
+        let mut headers = self.headers;
+        if self.dialect == Dialect::Grpc
+            && let Ok(value) = HeaderValue::from_str(name)
+        {
+            headers.insert("model", value);
+        }
         Ok(Self {
             info: format!("{}?model={encoded}", self.info).parse()?,
             model: Some(name.to_owned()),
+            headers,
             ..self
         })
     }
@@ -194,13 +244,16 @@ impl Server {
                 .map(Duration::from_millis)
                 .or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs));
             let status = response.status().as_u16();
+            let mut grpc_status = code(response.headers());
             let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
                 .collect()
                 .await
-                .map_err(ServerError::Incomplete)?
-                .to_bytes();
+                .map_err(ServerError::Incomplete)?;
+            grpc_status = grpc_status.or_else(|| code(body.trailers()?));
+            let body = body.to_bytes();
             Ok(Response {
                 status,
+                grpc_status,
                 tokens,
                 retry_after,
                 body,
@@ -215,10 +268,16 @@ impl Server {
 /// The parts of a response that a benchmark needs.
 struct Response {
     status: u16,
+    grpc_status: Option<u16>,
     /// From a header.
     tokens: Option<u64>,
     retry_after: Option<Duration>,
     body: Bytes,
+}
+
+/// The status of a call, which ends its answer or is all of it.
+fn code(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 /// The innermost error, which is the most specific.
@@ -233,15 +292,12 @@ impl Target for Server {
     type Ready = Bytes;
 
     fn prepare(&self, request: Request) -> Bytes {
-        let mut body = self.dialect.body(&request);
-        if let Some(model) = &self.model {
-            body["model"] = model.as_str().into();
-        }
-        body.to_string().into()
+        self.dialect.body(request, self.model.as_deref())
     }
 
     async fn send(&self, body: Bytes) -> Outcome {
         match self.exchange(Method::POST, &self.rerank, body).await {
+            Ok(response) if self.dialect == Dialect::Grpc => outcome_of_call(&response),
             Ok(response) => outcome(&response),
             Err(error) => Outcome::Lost(error.to_string()),
         }
@@ -259,6 +315,32 @@ fn outcome(response: &Response) -> Outcome {
             reason: body["error_type"].as_str().unwrap_or_default().to_owned(),
             retry_after: response.retry_after,
         },
+    }
+}
+
+/// The outcome of a call of gRPC, with the status that HTTP has for its own.
+fn outcome_of_call(response: &Response) -> Outcome {
+    let status = match response.grpc_status {
+        Some(0) => {
+            let message = response.body.get(HEAD_BYTES..).unwrap_or_default();
+            let message = RerankResponse::decode(message).unwrap_or_default();
+            let tokens = message.metadata.map(|cost| cost.compute_tokens.into());
+            return Outcome::Answered { tokens };
+        }
+        None if response.status != 200 => response.status,
+        Some(3) => 400,
+        Some(4) => 504,
+        Some(5 | 12) => 404,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(14) => 503,
+        Some(16) => 401,
+        Some(_) | None => 500,
+    };
+    Outcome::Status {
+        status,
+        reason: String::new(),
+        retry_after: response.retry_after,
     }
 }
 
@@ -306,7 +388,7 @@ mod tests {
             documents: vec!["d".to_owned()],
             tokens: 5,
         };
-        let body = |dialect: Dialect| dialect.body(&request).to_string();
+        let body = |dialect: Dialect| dialect.body(request.clone(), None);
         assert_eq!(body(Dialect::Native), r#"{"documents":["d"],"query":"q"}"#);
         assert_eq!(body(Dialect::Tei), r#"{"query":"q","texts":["d"]}"#);
     }
@@ -316,6 +398,7 @@ mod tests {
         let of = |status, tokens, body: &'static str| {
             outcome(&Response {
                 status,
+                grpc_status: None,
                 tokens,
                 retry_after: Some(Duration::from_secs(2)),
                 body: Bytes::from_static(body.as_bytes()),
@@ -334,6 +417,29 @@ mod tests {
         let overloaded = r#"{"error":"e","error_type":"overloaded"}"#;
         assert_eq!(of(429, None, overloaded), refused(429, "overloaded"));
         assert_eq!(of(502, None, "<html>"), refused(502, ""));
+    }
+
+    #[test]
+    fn the_outcome_of_a_call_comes_from_its_status() {
+        let of = |grpc_status, body: Vec<u8>| {
+            outcome_of_call(&Response {
+                status: 200,
+                grpc_status,
+                tokens: None,
+                retry_after: None,
+                body: body.into(),
+            })
+        };
+        let mut message = RerankResponse::default();
+        message.metadata.get_or_insert_default().compute_tokens = 7;
+        let answered = of(Some(0), framed(&message.encode_to_vec()));
+        assert_eq!(answered, Outcome::Answered { tokens: Some(7) });
+        for (code, expected) in [(Some(8), 429), (Some(14), 503), (None, 500)] {
+            let Outcome::Status { status, .. } = of(code, Vec::new()) else {
+                panic!("refused");
+            };
+            assert_eq!(status, expected);
+        }
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl<T> List<T> {
         self.count
     }
 
+    /// Whether none were sent.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Those that are kept.
     pub fn kept(&self) -> &[T] {
         &self.items
@@ -59,6 +64,16 @@ impl<T> List<T> {
     pub fn within(self, field: &str, limits: &Limits) -> Result<Vec<T>, RerankError> {
         limits.check(field, self.count)?;
         Ok(self.items)
+    }
+}
+
+impl List<String> {
+    /// Adds a copy of `text`, unless there are too many.
+    pub fn push_text(&mut self, text: &str, limits: &Limits) {
+        if self.items.len() < limits.max_documents {
+            self.items.push(text.to_owned());
+        }
+        self.count += 1;
     }
 }
 

@@ -152,7 +152,7 @@ impl Read for TokenIds {
                 None => break,
             }
         }
-        if lists.len() == 0 {
+        if lists.is_empty() {
             lists.push(ids, at.limits);
         } else if !ids.is_empty() {
             return Err(S::Error::custom(format_args!(

@@ -14,17 +14,26 @@ use crate::read::{self, request};
 /// Reads texts whose tokens are asked for.
 pub fn read_texts(body: Body, served: &Served<'_>) -> Result<Asked, RerankError> {
     let request: TokenizeRequest = read::parse(&body.json, &served.limits)?;
-    if request.prompt_name.is_some_and(|name| !name.is_empty()) {
-        return Err(RerankError::invalid(
-            "`prompt_name` names no prompt of this server; leave it out",
-        ));
-    }
+    check_prompt(request.prompt_name.as_deref().unwrap_or_default())?;
     let inputs = request.inputs.ok_or_else(|| missing("inputs"))?;
     Ok(served.asked(Work::Tokenize {
         texts: inputs.0.within("inputs", &served.limits)?,
         special_tokens: request.add_special_tokens.unwrap_or(true),
         fill: Box::new(|_: &Context<'_>, tokens| to_json(tokens)),
     }))
+}
+
+/// Checks the name of a prompt, which must be empty.
+///
+/// # Errors
+/// Where it names a prompt: this server has none by name.
+pub fn check_prompt(name: &str) -> Result<(), RerankError> {
+    match name {
+        "" => Ok(()),
+        _ => Err(RerankError::invalid(
+            "`prompt_name` names no prompt of this server; leave it out",
+        )),
+    }
 }
 
 /// Reads tokens whose text is asked for.

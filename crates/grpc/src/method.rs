@@ -1,0 +1,223 @@
+//! The table of methods. The edge's routes, health checks and metrics follow from it.
+
+use rerankd_core::RerankError;
+use rerankd_wire::{Asked, Dialect, NATIVE, Problem, Served};
+
+use crate::frame::Messages;
+use crate::{inference, tei};
+
+/// Reads all messages of a request.
+pub type ReadAll = fn(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError>;
+
+/// Reads one message of a stream.
+pub type ReadOne = fn(&[u8], &Served<'_>) -> Result<Asked, RerankError>;
+
+/// A method of a service.
+pub struct Method {
+    /// Such as `/tei.v1.Rerank/Rerank`.
+    pub path: &'static str,
+    /// Its name in log lines, and whose clients call it.
+    pub dialect: &'static Dialect,
+    /// What it does.
+    pub call: Call,
+}
+
+/// What a method does.
+pub enum Call {
+    /// Asks a model for one answer to all messages of the request.
+    Scores(ReadAll),
+    /// Asks a model for an answer to each message.
+    ScoresEach(ReadOne),
+    /// Asks a tokenizer for one answer.
+    Tokenizes(ReadAll),
+    /// Asks a tokenizer for an answer to each message.
+    TokenizesEach(ReadOne),
+    /// The default model, the settings and the limits, for clients of TEI.
+    Info,
+    /// Whether the process runs.
+    Live,
+    /// Whether new requests should be sent here.
+    Ready,
+    /// Whether a model is ready.
+    ModelReady,
+    /// The server, for the Open Inference Protocol.
+    Server,
+    /// What a model takes and gives.
+    Model,
+    /// Whether a service is ready.
+    Check,
+    /// The same, whenever it changes.
+    Watch,
+    /// The definitions of the services.
+    Reflection(Reflection),
+}
+
+/// The versions of server reflection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reflection {
+    /// The stable one.
+    V1,
+    /// The one before, which most tools still ask.
+    V1Alpha,
+}
+
+impl Method {
+    /// The service that it is of.
+    pub fn service(&self) -> &'static str {
+        let service = self.path[1..].split('/').next();
+        service.unwrap_or_default()
+    }
+
+    /// Whether a model is asked.
+    pub fn scores(&self) -> bool {
+        matches!(self.call, Call::Scores(_) | Call::ScoresEach(_))
+    }
+
+    /// Whether machines poll it.
+    pub fn is_probe(&self) -> bool {
+        match self.call {
+            Call::Live | Call::Ready | Call::ModelReady | Call::Check | Call::Watch => true,
+            Call::Scores(_)
+            | Call::ScoresEach(_)
+            | Call::Tokenizes(_)
+            | Call::TokenizesEach(_)
+            | Call::Info
+            | Call::Server
+            | Call::Model
+            | Call::Reflection(_) => false,
+        }
+    }
+
+    /// The largest message, where it is smaller than the server's limit.
+    pub fn max_message_bytes(&self) -> Option<usize> {
+        match self.call {
+            Call::Tokenizes(_) | Call::TokenizesEach(_) => {
+                Some(rerankd_wire::tei::MAX_TOKENIZE_BYTES)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Clients of Text Embeddings Inference.
+pub static TEI_GRPC: Dialect = dialect("tei_grpc");
+
+/// Clients of KServe and Triton.
+pub static OPEN_INFERENCE_GRPC: Dialect = dialect("open_inference_grpc");
+
+/// Whoever checks health, or asks for the definitions of services.
+pub static GRPC: Dialect = dialect("grpc");
+
+/// A dialect whose operations are methods. Its errors are statuses; those who do not speak gRPC read JSON.
+const fn dialect(name: &'static str) -> Dialect {
+    Dialect {
+        name,
+        operations: &[],
+        error: |problem: &Problem<'_>| (NATIVE.error)(problem),
+    }
+}
+
+/// Every method.
+pub static METHODS: &[Method] = &[
+    of(&TEI_GRPC, "/tei.v1.Info/Info", Call::Info),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/Predict",
+        Call::Scores(tei::predict),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictPair",
+        Call::Scores(tei::predict_pair),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictStream",
+        Call::ScoresEach(tei::predict_each),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Predict/PredictPairStream",
+        Call::ScoresEach(tei::predict_each_pair),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Rerank/Rerank",
+        Call::Scores(tei::rerank),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Rerank/RerankStream",
+        Call::Scores(tei::rerank_stream),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/Tokenize",
+        Call::Tokenizes(tei::tokenize),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/TokenizeStream",
+        Call::TokenizesEach(tei::tokenize_each),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/Decode",
+        Call::Tokenizes(tei::decode),
+    ),
+    of(
+        &TEI_GRPC,
+        "/tei.v1.Tokenize/DecodeStream",
+        Call::TokenizesEach(tei::decode_each),
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerLive",
+        Call::Live,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerReady",
+        Call::Ready,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelReady",
+        Call::ModelReady,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ServerMetadata",
+        Call::Server,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelMetadata",
+        Call::Model,
+    ),
+    of(
+        &OPEN_INFERENCE_GRPC,
+        "/inference.GRPCInferenceService/ModelInfer",
+        Call::Scores(inference::infer),
+    ),
+    of(&GRPC, "/grpc.health.v1.Health/Check", Call::Check),
+    of(&GRPC, "/grpc.health.v1.Health/Watch", Call::Watch),
+    of(
+        &GRPC,
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Call::Reflection(Reflection::V1),
+    ),
+    of(
+        &GRPC,
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Call::Reflection(Reflection::V1Alpha),
+    ),
+];
+
+const fn of(dialect: &'static Dialect, path: &'static str, call: Call) -> Method {
+    Method {
+        path,
+        dialect,
+        call,
+    }
+}

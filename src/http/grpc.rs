@@ -1,0 +1,59 @@
+//! gRPC: the routes, limits, keys and log lines of HTTP, with messages in frames and statuses in trailers.
+
+mod about;
+mod call;
+mod head;
+mod health;
+mod reflection;
+mod short;
+mod status;
+mod stream;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::routing::{MethodRouter, post};
+use rerankd_grpc::{Call, Method};
+
+use super::metadata::is_call;
+use super::notes::Refused;
+use super::state::AppState;
+
+/// What answers a call of `method`.
+pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
+    match &method.call {
+        Call::Scores(read) | Call::Tokenizes(read) => {
+            post(async move |State(state), id, request| {
+                call::once(state, id, request, method, *read).await
+            })
+        }
+        Call::ScoresEach(read) | Call::TokenizesEach(read) => {
+            post(async move |State(state), id, request| {
+                stream::each(state, id, request, method, *read).await
+            })
+        }
+        Call::Watch => post(async move |State(state), id, request| {
+            health::watch(state, id, request, method).await
+        }),
+        Call::Reflection(version) => reflection::handler(*version),
+        Call::Info
+        | Call::Live
+        | Call::Ready
+        | Call::ModelReady
+        | Call::Server
+        | Call::Model
+        | Call::Check => post(async move |State(state), id, request| {
+            about::tell(state, id, request, method).await
+        }),
+    }
+}
+
+/// Gives calls that were refused, wherever it was, the status of gRPC.
+pub async fn answer_in_statuses(request: Request, next: Next) -> Response {
+    let is_call = is_call(request.version(), request.headers());
+    let response = next.run(request).await;
+    match response.extensions().get::<Refused>().cloned() {
+        Some(Refused(failure)) if is_call => status::refusal(&failure, response),
+        _ => response,
+    }
+}

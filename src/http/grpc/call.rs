@@ -1,0 +1,134 @@
+//! Calls with one answer, from one message or from many.
+
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::response::Response;
+use rerankd_core::{RerankError, SchedulingHints};
+use rerankd_grpc::Method;
+use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, framed};
+use rerankd_grpc::method::ReadAll;
+
+use super::super::body::{self, Accepted, Coding};
+use super::super::budget::HeldBytes;
+use super::super::error::Failure;
+use super::super::exchange::{self, Exchange};
+use super::super::notes::{AnsweredIn, attach};
+use super::super::observe::RequestId;
+use super::super::state::AppState;
+use super::head::CallHead;
+use super::status;
+
+/// The answer to `request`, of which `read` reads the messages.
+pub(super) async fn once(
+    state: AppState,
+    id: RequestId,
+    request: Request,
+    method: &'static Method,
+    read: ReadAll,
+) -> Response {
+    match answer(&state, &id, request, method, read).await {
+        Ok(response) => attach(response, AnsweredIn(method.dialect)),
+        Err(failure) => failure.answer(method.dialect, id.as_str()),
+    }
+}
+
+async fn answer(
+    state: &AppState,
+    id: &RequestId,
+    request: Request,
+    method: &'static Method,
+    read: ReadAll,
+) -> Result<Response, Failure> {
+    let head = CallHead::of(&request)?;
+    let Accepted {
+        models,
+        bytes,
+        held,
+        hints,
+    } = body::accept(request, state).await?;
+    let limit = state.config().http.max_body_bytes;
+    let (bytes, held) = expand(head.coding, bytes, held, limit).await?;
+    let reading = (state.clone(), models.clone(), head.model);
+    let asked = body::on_bytes(bytes, move |bytes| {
+        let (state, models, asked_for) = reading;
+        check_size(method, bytes.len().saturating_sub(HEAD_BYTES))?;
+        let served = state.served(&models).select(asked_for.as_deref())?;
+        read(Messages::of(&bytes), &served)
+    });
+    let asked = asked.await??;
+    let exchange = Exchange {
+        state,
+        id,
+        dialect: method.dialect,
+        hints: SchedulingHints {
+            priority: head.priority,
+            ..hints
+        },
+    };
+    let answer = exchange.run(models, asked).await?;
+    // The texts of the body are held until here.
+    drop(held);
+    Ok(answer.noted(|message| status::message(&message)))
+}
+
+/// Checks the size of a message.
+pub(super) fn check_size(method: &Method, bytes: usize) -> Result<(), RerankError> {
+    match method.max_message_bytes() {
+        Some(limit) if bytes > limit => Err(exchange::too_large_for_path(bytes, limit)),
+        _ => Ok(()),
+    }
+}
+
+/// The messages in `bytes` without compression. They count by their expanded size, and all together are
+/// within `limit`.
+pub(super) async fn expand(
+    coding: Option<Coding>,
+    bytes: Bytes,
+    mut held: HeldBytes,
+    limit: usize,
+) -> Result<(Bytes, HeldBytes), Failure> {
+    let is_compressed = |message: Result<(bool, &[u8]), _>| message.is_ok_and(|(it_is, _)| it_is);
+    if !Messages::of(&bytes).any(is_compressed) {
+        return Ok((bytes, held));
+    }
+    let coding = known(coding)?;
+    let expanding = move || {
+        let mut expanded = Vec::new();
+        for message in Messages::of(&bytes) {
+            let (is_compressed, message) = message?;
+            if !is_compressed {
+                expanded.extend_from_slice(&framed(message));
+                continue;
+            }
+            let room = limit.saturating_sub(expanded.len());
+            let message = coding.expand(message, room, &mut held)?;
+            expanded.extend_from_slice(&framed(&message));
+        }
+        Ok::<_, RerankError>((Bytes::from(expanded), held))
+    };
+    Ok(body::blocking("expanding messages", expanding).await??)
+}
+
+/// The coding of a message that is marked as compressed.
+///
+/// # Errors
+/// When it is not supported, or the call has none.
+pub(super) fn known(coding: Option<Coding>) -> Result<Coding, Failure> {
+    match coding {
+        None => Err(Failure::UnknownMessageEncoding),
+        Some(Coding::Plain) => Err(RerankError::malformed(
+            "a message is marked as compressed, and `grpc-encoding` names no way; send it, or the message \
+             as it is",
+        )
+        .into()),
+        Some(coding) => Ok(coding),
+    }
+}
+
+/// Whether a frame of this head has more bytes than a body may have.
+pub(super) fn is_within(head: FrameHead, limit: usize) -> Result<(), RerankError> {
+    match head.bytes > limit {
+        true => Err(body::too_large(Some(head.bytes as u64), limit)),
+        false => Ok(()),
+    }
+}
