@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::support::reference::{Reference, model_dir};
+use crate::support::reference::{Reference, model_dir, root};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
@@ -113,7 +113,7 @@ fn on_gpu(model: &Path, precision: Precision) -> Bare {
 
 /// The model in the repository and the pairs of `tests/reference/quality.tsv`.
 fn real() -> (PathBuf, Vec<Pair>) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let text = std::fs::read_to_string(root.join("tests/reference/quality.tsv")).unwrap();
     let pairs = text.lines().filter_map(|line| {
         let (query, document) = line.split_once('\t')?;

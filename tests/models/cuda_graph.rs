@@ -2,11 +2,10 @@
 //! far as possible.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::support::packed::library;
-use crate::support::reference::{Reference, model_dir};
+use crate::support::reference::{Reference, model_dir, root};
 use half::f16;
 use prost::Message;
 use rerankd_core::Pair;
@@ -398,7 +397,7 @@ fn sixteen_bits_move_tiny_models_little() {
 
 #[test]
 fn sixteen_bits_keep_logits_and_order_of_a_trained_model() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let model = Model::open(&root.join("models/minilm-l6-rank")).unwrap();
     let text = std::fs::read_to_string(root.join("tests/reference/quality.tsv")).unwrap();
     let lines = text.lines().filter_map(|line| line.split_once('\t'));
