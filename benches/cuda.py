@@ -4,7 +4,7 @@
     pip install -r benches/requirements.txt
     make bench-cuda
 
-Makes a cross-encoder with seeded random weights of one of the shapes (layers x width), and measures in turns the
+Makes a cross-encoder with seeded random weights of one of the shapes, and measures in turns the
 pairs a second of `rerankd` in this process, of its bare sessions, and of torch in FP16 with SDPA and batches sorted
 by length, tokenizing included. Prints a line of JSON for each, and for each workload the ratio to torch and the share
 of the GPU's peak: what torch reaches in a product of 8192 x 8192 numbers in FP16.
@@ -23,8 +23,14 @@ from pathlib import Path
 from compare import TOKENIZER, WORKLOADS, Requests, load, timed
 
 BATCH = 128
-# Layers and width; the last is the shape of bge-reranker-v2-m3.
-SHAPES = {"6x384": (6, 384, 12), "6x768": (6, 768, 12), "12x768": (12, 768, 12), "24x1024": (24, 1024, 16)}
+# Layers, width and heads. 24x1024 is the shape of bge-reranker-v2-m3, modernbert that of ModernBERT-base.
+SHAPES = {
+    "6x384": (6, 384, 12),
+    "6x768": (6, 768, 12),
+    "12x768": (12, 768, 12),
+    "24x1024": (24, 1024, 16),
+    "modernbert": (22, 768, 12),
+}
 # Bytes that `--squeeze` leaves.
 LEFT = 128 << 20
 
@@ -39,10 +45,17 @@ def make(shape: str, folder: Path) -> Path:
     if (folder / "model.safetensors").exists():
         return folder
     torch.manual_seed(width)
-    config = transformers.BertConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width, num_labels=1
-    )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "num_labels": 1}
+    if shape == "modernbert":
+        # Of the tokenizer.
+        tokens = {"cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102, "pad_token_id": 0}
+        config = transformers.ModernBertConfig(**sizes, **tokens, intermediate_size=3 * width // 2, vocab_size=30522)
+        model = transformers.ModernBertForSequenceClassification(config)
+    else:
+        model = transformers.BertForSequenceClassification(
+            transformers.BertConfig(**sizes, intermediate_size=4 * width)
+        )
+    model.save_pretrained(folder)
     for name in ["tokenizer.json", "tokenizer_config.json"]:
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())
     return folder
@@ -93,6 +106,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     import torch
 
     layers, width, _ = SHAPES[arguments.shape]
+    # Weights of a layer's products, over the square of its width.
+    products = 4 + (3 * 1.5 if arguments.shape == "modernbert" else 2 * 4)
     best = peak()
     common = {"gpu": torch.cuda.get_device_name(), "shape": arguments.shape}
     print(json.dumps(common | {"peak_tflops": best / 1e12}), flush=True)
@@ -106,7 +121,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         }
         for name, figures in found.items():
             # Of the products with weights; attention is left out.
-            operations = 24 * layers * width**2 * figures["tokens_per_second"]
+            operations = 2 * products * layers * width**2 * figures["tokens_per_second"]
             line = {"workload": workload, "system": name, "pairs_per_second": figures["pairs_per_second"]}
             print(json.dumps(common | line | {"share_of_peak": operations / best}), flush=True)
         ratio = found["rerankd"]["pairs_per_second"] / found["torch"]["pairs_per_second"]

@@ -206,7 +206,7 @@ def graphs(step: Step, seconds: float) -> None:
     tests(step, seconds, "cuda_graph::", "cuda::")
 
 
-# Name, seconds, what it does. About eight minutes in all.
+# Name, seconds, what it does. Ten minutes at most.
 ON_GPU = [
     ("serves", 40, serves),
     ("parity", 90, parity),
@@ -217,6 +217,7 @@ ON_GPU = [
     ("memory", 45, memory),
     ("overload", 75, overload),
     ("batch sizes", 40, batch_sizes),
+    ("throughput modernbert", 60, throughput("modernbert", "mixed,long")),
 ]
 WITHOUT_GPU = [("message", 60, message), ("graphs", 300, graphs)]
 

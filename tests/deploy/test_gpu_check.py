@@ -1,6 +1,10 @@
-"""The bundle for a GPU, and its check on a machine without one: the layout, the report and the exit codes.
+"""What can be tested of CUDA without a GPU.
 
-Programs and libraries are stand-ins; what the check runs on a real GPU is in scripts/gpu/check.py.
+The bundle for a GPU and its check: the layout, the report and the exit codes. Programs and libraries are stand-ins;
+what the check runs on a real GPU is in scripts/gpu/check.py.
+
+The graphs: ONNX Runtime's real CUDA provider runs them on CUDA libraries that compute nothing (standin.c), which
+shows that it has a kernel for every node, which one it takes, and that nothing is refused.
 """
 
 import importlib.util
@@ -13,7 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stack import ROOT
+from stack import ROOT, TARGET, binary, which
 
 GPU = ROOT / "scripts" / "gpu"
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -171,3 +175,67 @@ def test_a_step_ends_at_its_limit():
 def test_the_documentation_names_the_exit_codes():
     for code in (check.PASSED, check.FAILED, check.NO_GPU, check.USAGE):
         assert f"| {code} |" in OPERATING[OPERATING.index("#### Check on a GPU") :]
+
+
+# ONNX Runtime's CUDA provider on a stand-in for CUDA
+
+PROVIDER_LIBRARY = TARGET / "onnxruntime-gpu" / "libonnxruntime.so"
+# Libraries that the provider loads, and what each exports of the stand-in.
+LIBRARIES = {
+    "libcuda.so.1": "cu*;",
+    "libcudart.so.13": "cuda*; __cuda*;",
+    "libcublas.so.13": "cublas*;",
+    "libcublasLt.so.13": "cublasLt*;",
+    "libcurand.so.10": "curand*;",
+    "libcudnn.so.9": "cudnn*;",
+}
+FLASH, MEMORY_EFFICIENT = "flash_fwd_kernel", "attention_kernel_batched"
+# A model of every form that attention has, and its kernels in 16 bits: flash attention adds nothing to scores.
+KERNELS = {
+    "tiny-bert": {FLASH},
+    "tiny-gte": {FLASH},
+    "tiny-mpnet": {MEMORY_EFFICIENT},
+    "tiny-jina-v1": {MEMORY_EFFICIENT},
+    # Layers with and without a sliding window.
+    "tiny-modernbert": {FLASH, MEMORY_EFFICIENT},
+    "tiny-ettin": {FLASH, MEMORY_EFFICIENT},
+}
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("standin")
+    for name, exported in LIBRARIES.items():
+        versions = folder / "versions"
+        versions.write_text(f"{name} {{ global: {exported} local: *; }};\n")
+        flags = ["-O1", "-w", "-shared", "-fPIC", f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}"]
+        source = ROOT / "tests" / "deploy" / "standin.c"
+        subprocess.run([which("cc"), *flags, "-o", folder / name, source, "-lpthread"], check=True)
+    return folder
+
+
+@pytest.mark.skipif(
+    which("cc") is None or not PROVIDER_LIBRARY.exists(),
+    reason="NOT RUN: no C compiler, or no ONNX Runtime for CUDA (make onnxruntime-gpu)",
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_node_has_a_kernel(standin, tmp_path, name, precision):
+    trace = tmp_path / "trace"
+    model = ROOT / "tests" / "reference" / "models" / name
+    flags = ["--bare", "--json", "--duration", "1s", "--warm-up", "0s", "--target-ms", "0", "--workload", "mixed"]
+    engine = ["--model", model, "--device", "cuda", "--precision", precision]
+    environment = {"ORT_DYLIB_PATH": PROVIDER_LIBRARY, "LD_LIBRARY_PATH": standin, "STANDIN_TRACE": trace}
+    command = [binary(), "bench", *flags, "--", *engine]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["info"]["device"], report["info"]["precision"]) == ("cuda:0", precision)
+    # Batches of `mixed` have different numbers of sequences, which a binding must not keep.
+    assert list(report["bare"]["summary"]["statuses"]) == ["200"]
+    calls = trace.read_text()
+    assert "bad launch" not in calls
+    # Scores are never written to memory, and nothing is copied before attention.
+    assert "Softmax" not in calls and "TransposeQKV" not in calls
+    expected = {MEMORY_EFFICIENT} if precision == "fp32" else KERNELS[name]
+    assert {kernel for kernel in (FLASH, MEMORY_EFFICIENT) if kernel in calls} == expected
