@@ -181,6 +181,7 @@ bench-cuda: build onnxruntime-gpu
 # ARCH is the compute capability of its GPU: 90 for H100 and H200. docs/operating.md says how it is run.
 ARCH ?= 90
 gpu-bundle: onnxruntime-gpu
+	$(if $(OUT),,$(error gpu-bundle needs a folder: make gpu-bundle OUT=DIR))
 	$(PYTHON) scripts/gpu/bundle.py $(OUT) --onnxruntime $(ONNXRUNTIME_GPU) --arch $(ARCH)
 
 clean:
