@@ -202,7 +202,7 @@ def message(step: Step, seconds: float) -> None:
 
 def graphs(step: Step, seconds: float) -> None:
     """The graphs for CUDA, operator by operator on the processor."""
-    tests(step, seconds, "cuda_graph::", "cuda::")
+    tests(step, seconds, "cuda_graph::it_gives", "cuda_graph::onnx_runtime", "cuda::")
 
 
 # Name, seconds, what it does. Ten minutes at most.
