@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::cuda_graph::models;
+use crate::cuda_graph::{FORMS, models};
 use crate::support::reference::{Reference, model_dir, root};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
@@ -169,13 +169,13 @@ fn sixteen_bits_move_tiny_models_little_on_a_gpu() {
     if !wanted() {
         return;
     }
-    for name in models() {
-        let reference = Reference::read(&name);
+    for name in FORMS {
+        let reference = Reference::read(name);
         let expected = reference.logits();
         let spread = expected.iter().copied().fold(f32::MIN, f32::max)
             - expected.iter().copied().fold(f32::MAX, f32::min);
-        for (precision, most) in [(Precision::Fp16, 0.05), (Precision::Bf16, 0.4)] {
-            let mut gpu = on_gpu(&model_dir(&name), precision);
+        for (precision, most) in [(Precision::Fp16, 0.02), (Precision::Bf16, 0.15)] {
+            let mut gpu = on_gpu(&model_dir(name), precision);
             assert_eq!(gpu.precision, precision.name());
             let encodings = encodings(&gpu.encoder, &reference.pairs());
             let off = worst(&logits(&mut gpu, &encodings, 16), &expected);
