@@ -13,7 +13,7 @@ BROWSER := target/browser
 FEATURES := --features parquet
 
 .PHONY: serve build test proof-ray clients lint docs audit sbom bench quality onnxruntime clean
-.PHONY: onnxruntime-gpu test-cuda bench-cuda
+.PHONY: onnxruntime-gpu test-cuda bench-cuda gpu-bundle
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
 
 # Builds and starts the server with the embedded model.
@@ -176,6 +176,13 @@ test-cuda: onnxruntime-gpu
 
 bench-cuda: build onnxruntime-gpu
 	ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so $(PYTHON) benches/cuda.py
+
+# What a check on a GPU needs, for a machine without network and toolchain: make gpu-bundle OUT=/tmp/bundle.
+# ARCH is the compute capability of its GPU: 90 for H100 and H200. docs/operating.md says how it is run.
+ARCH ?= 90
+gpu-bundle: onnxruntime-gpu
+	$(if $(OUT),,$(error gpu-bundle needs a folder: make gpu-bundle OUT=DIR))
+	$(PYTHON) scripts/gpu/bundle.py $(OUT) --onnxruntime $(ONNXRUNTIME_GPU) --arch $(ARCH)
 
 clean:
 	$(CARGO) clean

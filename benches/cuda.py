@@ -4,19 +4,61 @@
     pip install -r benches/requirements.txt
     make bench-cuda
 
-Makes a cross-encoder of six layers, 768 wide, with seeded random weights, and measures on every workload
-the pairs a second of `rerankd` in this process, of its bare sessions, and of torch in FP16 with SDPA and
-batches sorted by length. Prints a line of JSON for each, and at the end the ratio to torch.
+Makes a cross-encoder with seeded random weights of one of the shapes, and measures in turns the
+pairs a second of `rerankd` in this process, of its bare sessions, and of torch in FP16 with SDPA and batches sorted
+by length, tokenizing included. Prints a line of JSON for each, and for each workload the ratio to torch and the share
+of the GPU's peak: what torch reaches in a product of 8192 x 8192 numbers in FP16.
+
+`--squeeze` measures something else: torch takes nearly all of the memory that is free once the model is loaded, so
+that batches do not fit any more. The line that it prints has the answers by their status.
 """
 
 import argparse
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-from compare import WORKLOADS, Requests, load, make_model, timed
+from compare import TOKENIZER, WORKLOADS, Requests, load, timed
 
 BATCH = 128
+# Layers, width and heads. 24x1024 is the shape of bge-reranker-v2-m3, modernbert that of ModernBERT-base.
+SHAPES = {
+    "6x384": (6, 384, 12),
+    "6x768": (6, 768, 12),
+    "12x768": (12, 768, 12),
+    "24x1024": (24, 1024, 16),
+    "modernbert": (22, 768, 12),
+}
+# Bytes that `--squeeze` leaves.
+LEFT = 128 << 20
+
+
+def make(shape: str, folder: Path) -> Path:
+    """The model of a shape, made once."""
+    import torch
+    import transformers
+
+    layers, width, heads = SHAPES[shape]
+    folder = folder / shape
+    if (folder / "model.safetensors").exists():
+        return folder
+    torch.manual_seed(width)
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "num_labels": 1}
+    if shape == "modernbert":
+        # Of the tokenizer.
+        tokens = {"cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102, "pad_token_id": 0}
+        config = transformers.ModernBertConfig(**sizes, **tokens, intermediate_size=3 * width // 2, vocab_size=30522)
+        model = transformers.ModernBertForSequenceClassification(config)
+    else:
+        model = transformers.BertForSequenceClassification(
+            transformers.BertConfig(**sizes, intermediate_size=4 * width)
+        )
+    model.save_pretrained(folder)
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+    return folder
 
 
 def torch_half(folder: Path):
@@ -40,32 +82,95 @@ def torch_half(folder: Path):
     return score
 
 
+def peak() -> float:
+    """Operations a second of a large product in FP16."""
+    import torch
+
+    size, rounds = 8192, 20
+    x = torch.randn(size, size, device="cuda", dtype=torch.float16)
+    for count in (3, rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            x @ x
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - start
+    return rounds * 2 * size**3 / elapsed
+
+
+def engine(folder: Path, *flags: str) -> list[str]:
+    return ["--", "--model", str(folder), "--device", "cuda", "--precision", "fp16", "--cache-size", "0", *flags]
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    import torch
+
+    layers, width, _ = SHAPES[arguments.shape]
+    # Weights of a layer's products, over the square of its width.
+    products = 4 + (3 * 1.5 if arguments.shape == "modernbert" else 2 * 4)
+    best = peak()
+    common = {"gpu": torch.cuda.get_device_name(), "shape": arguments.shape}
+    print(json.dumps(common | {"peak_tflops": best / 1e12}), flush=True)
+    reference = torch_half(folder)
+    for workload in arguments.workloads.split(","):
+        flags = ["--workload", workload, "--clients", "16"]
+        found = {
+            "rerankd": load(arguments.rerankd, [*flags, *engine(folder)], arguments.seconds, 1),
+            "bare": load(arguments.rerankd, [*flags, "--bare", *engine(folder)], arguments.seconds, 1),
+            "torch": timed(reference, Requests(arguments.rerankd, workload, 1), arguments.seconds),
+        }
+        for name, figures in found.items():
+            # Of the products with weights; attention is left out.
+            operations = 2 * products * layers * width**2 * figures["tokens_per_second"]
+            line = {"workload": workload, "system": name, "pairs_per_second": figures["pairs_per_second"]}
+            print(json.dumps(common | line | {"share_of_peak": operations / best}), flush=True)
+        ratio = found["rerankd"]["pairs_per_second"] / found["torch"]["pairs_per_second"]
+        print(json.dumps(common | {"workload": workload, "ratio": ratio}), flush=True)
+
+
+def squeeze(arguments: argparse.Namespace, folder: Path) -> None:
+    import torch
+
+    flags = ["--bare", "--json", "--duration", f"{arguments.seconds}s", "--warm-up", "0s", "--target-ms", "0"]
+    batches = ["--workload", "long", "--documents", "512", "--clients", "4"]
+    command = [arguments.rerankd, "bench", *flags, *batches, *engine(folder, "--cuda-batch-tokens", "262144")]
+    free = torch.cuda.mem_get_info()[0]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # The weights are on the GPU once this much is gone.
+    weights = (folder / "model.safetensors").stat().st_size // 2
+    while process.poll() is None and free - torch.cuda.mem_get_info()[0] < weights:
+        time.sleep(0.05)
+    held = []
+    least = free
+    while process.poll() is None:
+        now = torch.cuda.mem_get_info()[0]
+        least = min(least, now)
+        if now > 2 * LEFT:
+            held.append(torch.empty(now - LEFT, dtype=torch.uint8, device="cuda"))
+        time.sleep(0.05)
+    output = process.stdout.read()
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)} ended with code {process.returncode}")
+    statuses = json.loads(output)["bare"]["summary"]["statuses"]
+    taken = sum(piece.numel() for piece in held)
+    print(json.dumps({"statuses": statuses, "free_bytes": free, "least_free_bytes": least, "taken_bytes": taken}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rerankd", default="target/release/rerankd")
-    parser.add_argument("--folder", type=Path, default=Path("target/bench/cuda-768"))
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--folder", type=Path, default=Path("target/bench/cuda"))
+    parser.add_argument("--shape", choices=SHAPES, default="6x768")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--squeeze", action="store_true")
     arguments = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
         sys.exit("torch finds no GPU")
-    if not (arguments.folder / "model.safetensors").exists():
-        make_model(768, arguments.folder)
-    engine = ["--", "--model", str(arguments.folder), "--device", "cuda", "--precision", "fp16", "--cache-size", "0"]
-    gpu = torch.cuda.get_device_name()
-    for workload in WORKLOADS:
-        rerankd = [arguments.rerankd, ["--workload", workload, "--clients", "16"]]
-        found = {
-            "rerankd": load(rerankd[0], [*rerankd[1], *engine], arguments.seconds, 1),
-            "bare": load(rerankd[0], [*rerankd[1], "--bare", *engine], arguments.seconds, 1),
-            "torch": timed(torch_half(arguments.folder), Requests(arguments.rerankd, workload, 1), arguments.seconds),
-        }
-        for name, figures in found.items():
-            line = {"gpu": gpu, "workload": workload, "system": name}
-            print(json.dumps(line | {"pairs_per_second": figures["pairs_per_second"]}), flush=True)
-        ratio = found["rerankd"]["pairs_per_second"] / found["torch"]["pairs_per_second"]
-        print(f"{workload}: {ratio:.2f} times torch", flush=True)
+    folder = make(arguments.shape, arguments.folder)
+    (squeeze if arguments.squeeze else compare)(arguments, folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! Reference scores of sentence-transformers, from `tests/reference/`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -154,6 +154,9 @@ pub fn model_dir(name: &str) -> PathBuf {
     root().join("tests/reference/models").join(name)
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// The repository: that of the build, or the copy of its fixtures that `RERANKD_TEST_ROOT` names, for tests that run
+/// on another machine.
+pub fn root() -> PathBuf {
+    let built = || env!("CARGO_MANIFEST_DIR").into();
+    std::env::var_os("RERANKD_TEST_ROOT").map_or_else(built, PathBuf::from)
 }

@@ -4,18 +4,19 @@
 //! packed its batch and copies it to the device, so that neither hides behind the other. That is one
 //! batch ahead, and no more: what arrives later is not bound to a batch before it has to be.
 
-pub mod offsets;
+pub mod inputs;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::ep;
+use ort::ep::cuda::AttentionBackend;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{IoBinding, Session};
-use ort::value::Tensor;
+use ort::value::{DynValue, Tensor};
 
-use self::offsets::{cumulative, token_offset};
+use self::inputs::{Input, Numbers, input};
 use super::assignment::{self, nodes_by_provider};
 use super::device::Gpu;
 use super::library::Library;
@@ -23,9 +24,10 @@ use super::onnx::{self, Layout, PackedInputs};
 use super::splitting::{Budget, Need, RunError, Runner, Splitting};
 use super::{ScoreError, driver};
 use rerankd_core::Batch;
-use rerankd_model::EncoderConfig;
-use rerankd_model::graph::cuda::{CUMULATIVE, Floats, TOKEN_OFFSET};
+use rerankd_model::graph::cuda::Floats;
 use rerankd_model::graph::{Graph, io};
+use rerankd_model::head::Pooling;
+use rerankd_model::{AttentionPositions, LayerForm, Manifest};
 
 /// Scorers that take turns on one session: one computes, one prepares.
 pub const SCORERS: usize = 2;
@@ -34,8 +36,12 @@ const PROVIDER: &str = "CUDAExecutionProvider";
 /// Part of the free memory that batches may take, in percent: the rest is for what cuBLAS and the
 /// allocator take beside what is asked of them.
 const USABLE_PERCENT: u64 = 70;
-/// ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
+/// Before [`FLASH_CAPABILITY`], ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
 const FUSED_FROM: usize = 256;
+/// The least compute capability that flash attention and bf16 need.
+pub const FLASH_CAPABILITY: (u32, u32) = (8, 0);
+/// Most tokens of a batch: a kernel's grid has no more rows.
+const MOST_TOKENS: usize = 65_535;
 
 /// Batches of a GPU that is measured, small ones first; see the loading in `rerankd-engine`.
 pub const SHAPES: [&[usize]; 7] = [
@@ -71,16 +77,22 @@ impl CudaModel {
         need: Need,
         gpu: &Gpu,
     ) -> Result<Self, ScoreError> {
-        let provider = ep::CUDA::default()
+        let mut provider = ep::CUDA::default()
             .with_device_id(gpu.index as i32)
             // Grows by what a batch asks for: doubling would take memory that nothing uses.
             .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
             // Sums of 16-bit numbers in 32 bits, also in LayerNorm.
             .with_skip_layer_norm_strict_mode(true)
             // As the reference computes: fp32 is for those who want that.
-            .with_tf32(false)
-            .build()
-            .error_on_failure();
+            .with_tf32(false);
+        if gpu.facts.capability >= FLASH_CAPABILITY {
+            // For short sequences too, where the default computes scores in memory (fp32).
+            let kernels = AttentionBackend::FLASH_ATTENTION
+                | AttentionBackend::EFFICIENT_ATTENTION
+                | AttentionBackend::MATH;
+            provider = provider.with_attention_backend(kernels);
+        }
+        let provider = provider.build().error_on_failure();
         let builder = Session::builder(&library.environment)?
             .with_disable_cpu_fallback()?
             .with_config_entry(assignment::RECORD, "1")?
@@ -115,7 +127,7 @@ impl CudaModel {
     /// Tokens of a batch that the memory holds, at most `wanted`.
     pub fn batch_tokens(&self, wanted: usize) -> usize {
         let held = self.budget.bytes() / self.need.per_token.max(1);
-        wanted.min(held as usize).max(1)
+        wanted.min(held as usize).clamp(1, MOST_TOKENS)
     }
 
     /// One of the [`SCORERS`] that take turns.
@@ -124,17 +136,15 @@ impl CudaModel {
     /// [`ScoreError`] when ONNX Runtime refuses it.
     pub fn scorer(&self) -> Result<Splitting<CudaRunner>, ScoreError> {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut binding = session.create_binding()?;
-        let host = MemoryInfo::new(
-            AllocationDevice::CPU,
-            0,
-            AllocatorType::Device,
-            MemoryType::CPUOutput,
-        )?;
-        binding.bind_output_to_device(io::LOGITS, &host)?;
         let runner = CudaRunner {
             session: self.session.clone(),
-            binding,
+            binding: session.create_binding()?,
+            host: MemoryInfo::new(
+                AllocationDevice::CPU,
+                0,
+                AllocatorType::Device,
+                MemoryType::CPUOutput,
+            )?,
             layout: self.layout,
             inputs: self.inputs.clone(),
         };
@@ -180,29 +190,67 @@ fn check(providers: &BTreeMap<String, usize>) -> Result<(), ScoreError> {
     }
 }
 
-/// What batches of a model need on the device.
-pub fn need(config: &EncoderConfig, floats: Floats) -> Need {
-    let bytes: u64 = match floats {
-        Floats::Single => 4,
-        Floats::Half => 2,
-    };
+/// What batches of a model need on a device of this compute capability.
+pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need {
+    let config = &manifest.encoder;
+    let bytes = floats.bytes() as u64;
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-    // What lives at the same time: in attention the residual, the product, its copy with the bias, and
-    // the output; in the feed-forward part the residual, the output, and both sides of the activation.
-    let live = (1 + 3 + 3 + 1) * hidden;
-    let live = live.max(2 * hidden + 2 * inner);
+    let heads = config.heads as u64;
+    let is_rotary = match &config.form {
+        LayerForm::PreNormGated(_) => true,
+        LayerForm::PostNormGated(gated) => {
+            matches!(gated.positions, AttentionPositions::Rotary(_))
+        }
+        _ => false,
+    };
+    let is_gated = matches!(
+        config.form,
+        LayerForm::PreNormGated(_) | LayerForm::PostNormGated(_)
+    );
+    // What lives at the same time: in attention the residual, its norm, queries, keys and values, what is turned or
+    // converted of them, and the output; in the feed-forward part the residual, its norm, the output, and both
+    // sides of the activation, of two products if it is gated.
+    let copies = match (is_rotary, floats) {
+        (false, Floats::Single | Floats::Half) => 0,
+        (true, Floats::Single | Floats::Half) => 2,
+        (false, Floats::Bfloat) => 4,
+        (true, Floats::Bfloat) => 6,
+    };
+    let live = (2 + 3 + copies + 1) * hidden;
+    let live = live.max(3 * hidden + if is_gated { 4 } else { 2 } * inner);
+    // What is added to scores, and the distances that it is looked up by.
+    let distances = 2 * size_of::<i32>() as u64;
+    let once_per_square = match &config.form {
+        LayerForm::PostNormRelativeBias(_) => heads * bytes + distances,
+        LayerForm::PostNormGated(_) if !is_rotary => heads * bytes + distances,
+        LayerForm::PreNormGated(_) => bytes + distances,
+        _ => 0,
+    };
+    // Padded rows of the hidden states in fp32, and their weights.
+    let pools = |mode: &Pooling| {
+        !matches!(
+            mode,
+            Pooling::First | Pooling::Last | Pooling::LastBefore(_)
+        )
+    };
+    let per_cell = match manifest.head.pooling.iter().any(pools) {
+        true => 4 * (hidden + 3),
+        false => 0,
+    };
     let size = config.hidden_size / config.heads;
     // Kernels that never write the scores down take heads of a multiple of eight.
     let squares_up_to = match floats {
         _ if !size.is_multiple_of(8) => usize::MAX,
-        Floats::Single => FUSED_FROM - 1,
-        Floats::Half => 0,
+        Floats::Single if capability < FLASH_CAPABILITY => FUSED_FROM - 1,
+        _ => 0,
     };
     Need {
         // Half as much again: the allocator's pieces do not fit exactly.
         per_token: live * bytes * 3 / 2,
+        per_cell,
+        once_per_square,
         // Scores, and what softmax makes of them.
-        per_square: 2 * config.heads as u64 * bytes,
+        per_square: 2 * heads * bytes,
         squares_up_to,
     }
 }
@@ -213,6 +261,8 @@ pub struct CudaRunner {
     /// Holds what is on the device of the batch that is next. Its memory comes from the session's
     /// arena, which hands the same pieces out again and again.
     binding: IoBinding,
+    /// Where logits are written.
+    host: MemoryInfo<'static>,
     layout: Layout,
     inputs: Vec<String>,
 }
@@ -242,32 +292,25 @@ impl CudaRunner {
     /// Lays `batch` out and brings it to the device.
     fn copy(&mut self, batch: &Batch) -> Result<(), ScoreError> {
         let packed = PackedInputs::new(batch, self.layout);
-        let (sequences, longest) = (batch.sequences(), batch.longest());
         for name in &self.inputs {
-            let tensor = match name.as_str() {
-                io::INPUT_IDS => row(packed.input_ids.clone())?,
-                io::POSITION_IDS => row(packed.position_ids.clone())?,
-                io::CLS_INDEX => row(packed.cls_index.clone())?,
-                io::LENGTHS => row(packed.lengths.clone())?,
-                CUMULATIVE => row(cumulative(batch.lengths()))?,
-                TOKEN_OFFSET => {
-                    let cells = token_offset(batch.lengths(), longest);
-                    Tensor::from_array(([sequences, longest], cells))?.into_dyn()
-                }
-                other => return Err(ScoreError(format!("the graph has an input `{other}`"))),
-            };
-            self.binding.bind_input(name, &tensor)?;
+            let found = input(name, batch, &packed);
+            let input =
+                found.ok_or_else(|| ScoreError(format!("the graph has an input `{name}`")))?;
+            self.binding.bind_input(name, &tensor(input)?)?;
         }
+        // A binding keeps its output, and refuses a run with another number of sequences.
+        self.binding.bind_output_to_device(io::LOGITS, &self.host)?;
         self.binding.synchronize_inputs()?;
         Ok(())
     }
 }
 
-fn row<T>(numbers: Vec<T>) -> Result<ort::value::DynValue, ScoreError>
-where
-    T: ort::value::PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
-{
-    Ok(Tensor::from_array(([numbers.len()], numbers))?.into_dyn())
+fn tensor(Input { shape, numbers }: Input) -> ort::Result<DynValue> {
+    Ok(match numbers {
+        Numbers::I32(numbers) => Tensor::from_array((shape, numbers))?.into_dyn(),
+        Numbers::I64(numbers) => Tensor::from_array((shape, numbers))?.into_dyn(),
+        Numbers::F32(numbers) => Tensor::from_array((shape, numbers))?.into_dyn(),
+    })
 }
 
 /// Whether ONNX Runtime's `message` says that the device's memory is full.

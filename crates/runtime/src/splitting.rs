@@ -25,10 +25,14 @@ pub trait Runner: Send {
 }
 
 /// Bytes that a batch needs on a device beside the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Need {
     /// Of each token.
     pub per_token: u64,
+    /// Of each cell of a batch that is padded to its longest sequence; 0 where nothing is padded.
+    pub per_cell: u64,
+    /// Of each pair of cells of the longest sequence, once for the batch: what is added to scores.
+    pub once_per_square: u64,
     /// Of each pair of tokens of a batch that is padded to its longest sequence; 0 where attention
     /// never lies in memory.
     pub per_square: u64,
@@ -39,12 +43,16 @@ pub struct Need {
 impl Need {
     /// Bytes for `batch`.
     pub fn of(&self, batch: &Batch) -> u64 {
-        let longest = batch.longest();
-        let squares = match longest <= self.squares_up_to {
-            true => batch.sequences() as u64 * (longest as u64).pow(2),
+        let (longest, sequences) = (batch.longest() as u64, batch.sequences() as u64);
+        let square = longest.pow(2);
+        let squares = match batch.longest() <= self.squares_up_to {
+            true => sequences * square,
             false => 0,
         };
-        self.per_token * batch.tokens() as u64 + self.per_square * squares
+        self.per_token * batch.tokens() as u64
+            + self.per_cell * sequences * longest
+            + self.once_per_square * square
+            + self.per_square * squares
     }
 }
 
@@ -165,6 +173,8 @@ mod tests {
 
     const NEED: Need = Need {
         per_token: 10,
+        per_cell: 0,
+        once_per_square: 0,
         per_square: 0,
         squares_up_to: 0,
     };
@@ -245,8 +255,19 @@ mod tests {
             per_token: 1,
             per_square: 2,
             squares_up_to: 255,
+            ..Need::default()
         };
         assert_eq!(need.of(&batch(&[10, 5, 5])), 20 + 2 * 3 * 100);
         assert_eq!(need.of(&batch(&[256])), 256);
+    }
+
+    #[test]
+    fn padded_rows_and_what_is_added_to_scores_count() {
+        let need = Need {
+            per_cell: 3,
+            once_per_square: 5,
+            ..Need::default()
+        };
+        assert_eq!(need.of(&batch(&[10, 5])), 3 * 2 * 10 + 5 * 100);
     }
 }

@@ -9,7 +9,7 @@ use crate::config::Precision;
 use crate::plan::BatchLimits;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::isa::InstructionSet;
-use rerankd_model::graph::cuda::Floats;
+use rerankd_model::graph::cuda::{Floats, unsupported_on_cuda};
 use rerankd_model::graph::{self, Rows, Weight};
 use rerankd_model::{Manifest, Model, ModelError};
 use rerankd_runtime::Device;
@@ -26,9 +26,15 @@ pub enum PrecisionError {
     /// fp16 on a CPU.
     #[error("`--precision fp16` requires a GPU; hint: `--precision auto` works on every device")]
     HalfOnCpu,
-    /// bf16 or int8 on a GPU.
-    #[error("`--precision {0}` requires a CPU; hint: `--precision auto` works on every device")]
-    OnGpu(&'static str),
+    /// int8 on a GPU.
+    #[error("`--precision int8` requires a CPU; hint: `--precision auto` works on every device")]
+    Int8OnGpu,
+    /// bf16 on a GPU that has none.
+    #[error(
+        "`--precision bf16` requires a GPU of compute capability 8.0, and this one has {}.{}; hint: \
+         `--precision auto` works on every device", .0.0, .0.1
+    )]
+    NoBf16((u32, u32)),
 }
 
 /// What runs models.
@@ -73,14 +79,17 @@ impl Arithmetic {
                     Precision::Fp16 => return Err(PrecisionError::HalfOnCpu),
                 })
             }
-            Taken::Cuda(_) => {
+            Taken::Cuda(gpu) => {
+                let capability = gpu.facts.capability;
                 let (floats, because) = match asked {
                     Precision::Fp32 => (Floats::Single, "it was asked for, or is the default"),
                     Precision::Fp16 => (Floats::Half, "it was asked for"),
                     Precision::Auto => (Floats::Half, "it is faster than fp32 on a GPU"),
-                    Precision::Bf16 | Precision::Int8 => {
-                        return Err(PrecisionError::OnGpu(asked.name()));
+                    Precision::Bf16 if capability < cuda::FLASH_CAPABILITY => {
+                        return Err(PrecisionError::NoBf16(capability));
                     }
+                    Precision::Bf16 => (Floats::Bfloat, "it was asked for"),
+                    Precision::Int8 => return Err(PrecisionError::Int8OnGpu),
                 };
                 Ok((Self::Cuda(floats), because.to_owned()))
             }
@@ -92,6 +101,7 @@ impl Arithmetic {
             Self::Cpu(precision) => precision.name(),
             Self::Cuda(Floats::Single) => "fp32",
             Self::Cuda(Floats::Half) => "fp16",
+            Self::Cuda(Floats::Bfloat) => "bf16",
         }
     }
 }
@@ -172,22 +182,27 @@ impl Plan {
         runtime: Runtime<'_>,
         model: Model,
     ) -> Result<Engine, LoadError> {
-        let this = match model.manifest.encoder.decoder() {
-            Some(_) => self.on_cpu_only(config, &model.manifest)?,
+        let this = match unsupported_on_cuda(&model.manifest.encoder) {
+            Some(reason) => self.on_cpu_only(config, &model.manifest, reason)?,
             None => self,
         };
         this.open_built(config, runtime, model)
     }
 
-    /// The plan for a causal model, which runs on the CPU.
-    fn on_cpu_only(self, config: &LoadConfig, manifest: &Manifest) -> Result<Self, LoadError> {
+    /// The plan for a model that has no form for CUDA, for this `reason`.
+    fn on_cpu_only(
+        self,
+        config: &LoadConfig,
+        manifest: &Manifest,
+        reason: &str,
+    ) -> Result<Self, LoadError> {
         if matches!(self.choice.device, Taken::Cpu) {
             return Ok(self);
         }
         if config.device != Device::Auto {
             return Err(LoadError::Model(ModelError::new(
                 format!(
-                    "`{}` is a causal model (`{}`), which runs on the CPU only",
+                    "`{}` {reason} (`{}`), which runs on the CPU only",
                     manifest.id, manifest.architecture
                 ),
                 "serve it with `--device cpu`",
@@ -195,7 +210,7 @@ impl Plan {
         }
         let choice = Choice {
             device: Taken::Cpu,
-            because: "causal models run on the CPU".to_owned(),
+            because: format!("the model {reason}, which runs on the CPU only"),
         };
         let (arithmetic, arithmetic_because) = Arithmetic::of(config, &choice.device)?;
         Ok(Self {
@@ -339,12 +354,11 @@ fn on_gpu(
     library: &Library,
     model: Model,
 ) -> Result<Opened, LoadError> {
-    let graph = graph::build(&model, Rows::FirstOfEach, graph::Precision::Fp32Nodes)?;
-    let graph = graph::cuda::lower(graph, floats)?;
+    let graph = graph::cuda::build(&model, floats)?;
     let weight_bytes = Weight::total_bytes(&graph.weights);
     config.check_memory(weight_bytes)?;
     let layout = Layout::of(&model.manifest);
-    let need = cuda::need(&model.manifest.encoder, floats);
+    let need = cuda::need(&model.manifest, floats, gpu.facts.capability);
     drop(model);
     let model = CudaModel::open(library, graph, layout, need, gpu)?;
     let scorers = (0..cuda::SCORERS)
@@ -412,6 +426,12 @@ mod tests {
     use rerankd_runtime::device::Gpu;
     use std::path::PathBuf;
 
+    fn gpu_of(capability: (u32, u32)) -> Taken {
+        let mut gpu = Gpu::default();
+        gpu.facts.capability = capability;
+        Taken::Cuda(gpu)
+    }
+
     fn arithmetic(device: &Taken, precision: Precision) -> Result<&'static str, PrecisionError> {
         let config = LoadConfig {
             model: Some(PathBuf::from("model")),
@@ -422,9 +442,16 @@ mod tests {
     }
 
     #[test]
-    fn causal_models_run_on_the_cpu() {
-        let name = "../../tests/reference/models/causal-qwen3";
-        let model = Model::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    fn models_without_a_form_for_cuda_run_on_the_cpu() {
+        for name in ["causal-qwen3", "tiny-deberta-v3"] {
+            runs_on_the_cpu(name);
+        }
+    }
+
+    fn runs_on_the_cpu(name: &str) {
+        let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/models");
+        let model = Model::open(&models.join(name)).unwrap();
+        let reason = unsupported_on_cuda(&model.manifest.encoder).unwrap();
         let plan = |device| {
             let config = LoadConfig {
                 device,
@@ -440,11 +467,11 @@ mod tests {
                 arithmetic,
                 arithmetic_because,
             };
-            plan.on_cpu_only(&config, &model.manifest)
+            plan.on_cpu_only(&config, &model.manifest, reason)
         };
         let error = plan(Device::Cuda(0)).map(|_| ()).unwrap_err().to_string();
         assert!(
-            error.contains("`causal-qwen3`") && error.contains("--device cpu"),
+            error.contains(&format!("`{name}` {reason}")) && error.contains("--device cpu"),
             "{error}"
         );
         let plan = plan(Device::Auto).unwrap();
@@ -454,7 +481,7 @@ mod tests {
 
     #[test]
     fn every_device_has_its_arithmetic() {
-        let gpu = Taken::Cuda(Gpu::default());
+        let gpu = gpu_of((9, 0));
         let native = InstructionSet::best().has_bf16();
         let unmeasured = if native { "bf16" } else { "fp32" };
         assert_eq!(arithmetic(&Taken::Cpu, Precision::Auto), Ok(unmeasured));
@@ -466,10 +493,16 @@ mod tests {
             arithmetic(&Taken::Cpu, Precision::Fp16),
             Err(PrecisionError::HalfOnCpu)
         );
-        for precision in [Precision::Bf16, Precision::Int8] {
-            let error = PrecisionError::OnGpu(precision.name());
-            assert_eq!(arithmetic(&gpu, precision), Err(error));
-        }
+        assert_eq!(
+            arithmetic(&gpu, Precision::Int8),
+            Err(PrecisionError::Int8OnGpu)
+        );
+        assert_eq!(arithmetic(&gpu, Precision::Bf16), Ok("bf16"));
+        let old = gpu_of((7, 5));
+        assert_eq!(
+            arithmetic(&old, Precision::Bf16),
+            Err(PrecisionError::NoBf16((7, 5)))
+        );
     }
 
     #[test]

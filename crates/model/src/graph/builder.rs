@@ -130,6 +130,10 @@ impl Value {
     pub fn missing() -> Self {
         Self(String::new())
     }
+
+    pub(super) fn name(&self) -> &str {
+        &self.0
+    }
 }
 
 impl GraphBuilder {

@@ -3,26 +3,53 @@
 //! - Attention becomes ONNX Runtime's `PackedMultiHeadAttention`, which takes variable-length sequences
 //!   as [`TOKEN_OFFSET`] and [`CUMULATIVE`]. Batches are packed already, so neither `RemovePadding` nor
 //!   `RestorePadding` is needed.
-//! - The QKV projection is one matrix product with its columns interleaved by head, as the operator
-//!   expects, so nothing is split. The operator needs as many queries as keys: the last layer computes
-//!   the queries of all tokens and gathers the `[CLS]` rows afterwards.
-//! - In fp16, the encoder computes in fp16 and the head in fp32, so that close logits stay distinct.
+//! - Queries, keys and values are products of their own, with their bias: of three tensors, the operator's flash
+//!   attention reads each where it lies; one tensor of all three, or a bias, would be copied first.
+//! - The operator needs as many queries as keys: the last layer computes the queries of all tokens and gathers the
+//!   `[CLS]` rows afterwards.
+//! - What depends on distances (a relative bias, ALiBi, a sliding window) is added to the scores. It is computed
+//!   once for all layers that share it.
+//! - In 16 bits, the encoder computes in 16 bits and the head in fp32, so that close logits stay distinct.
+//!
+//! What ONNX Runtime's operators require is in `docs/decisions/0051-cuda-operators.md`.
+
+mod attention;
+mod pooling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use half::f16;
+use half::{bf16, f16};
 use prost::Message;
 
-use super::builder::{CONTRIB, Data, Dim, Graph, STANDARD, Weight, placeholder, value_info};
-use super::{io, operator};
-use crate::ModelError;
+use super::builder::{Data, Dim, Graph, STANDARD, Weight, placeholder, value_info};
+use super::encoder::EncoderGraph;
+use super::{Precision, Rows, operator};
 use crate::onnx::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
+use crate::{EncoderConfig, LayerForm, Model, ModelError};
 
 /// Input: index of each token in a padded batch, `[sequences, longest]`, 32-bit. The tokens come first, in
-/// order, then the padding.
+/// order, then the padding. `longest` is a multiple of [`ALIGNMENT`].
 pub const TOKEN_OFFSET: &str = "token_offset";
 /// Input: cumulative sequence lengths, `[sequences + 1]`, 32-bit.
 pub const CUMULATIVE: &str = "cumulative_lengths";
+/// Input: place of each token in its sequence, `[tokens, 1]`, 64-bit.
+pub const PLACES: &str = "places";
+/// Input: the numbers from 0 to `longest - 1`, `[longest]`, 32-bit.
+pub const COLUMNS: &str = "columns";
+/// Input: the token in each cell of a padded batch, `[sequences, longest]`, 64-bit; where there is none, the first
+/// of the sequence.
+pub const CELLS: &str = "cells";
+/// Input: the last token of each sequence, `[sequences]`, 64-bit.
+pub const LAST_INDEX: &str = "last_index";
+/// Input: weight of each cell in the mean of a sequence, `[sequences, 1, longest]`, fp32; 0 where there is no token.
+pub const MEAN_WEIGHTS: &str = "mean_weights";
+/// Input: the same for the sum divided by the square root of the number of tokens.
+pub const MEAN_SQRT_WEIGHTS: &str = "mean_sqrt_weights";
+/// Input: the same for the mean with weight n for the n-th token.
+pub const WEIGHTED_MEAN_WEIGHTS: &str = "weighted_mean_weights";
+
+/// Padded sequences are a multiple of this long: attention that adds something to its scores reads rows of 64 bytes.
+pub const ALIGNMENT: usize = 16;
 
 /// Floating-point type of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,55 +58,58 @@ pub enum Floats {
     Single,
     /// fp16, accumulated in fp32.
     Half,
+    /// bf16, accumulated in fp32, and attention in fp16, which is the only one that the operator has.
+    Bfloat,
 }
 
-/// The head starts after the last of these.
-const NORM: &str = "SkipLayerNormalization";
-
-/// Lowers `graph`, built in fp32 for the CPU.
-///
-/// # Errors
-/// [`ModelError`] if an operator has no CUDA counterpart, or a weight overflows fp16.
-pub fn lower(graph: Graph, floats: Floats) -> Result<Graph, ModelError> {
-    let mut model = ModelProto::decode(&graph.model[..]).expect("the builder encoded it");
-    let proto = model.graph.take().expect("the builder adds a graph");
-    let mut lowering = Lowering::new(graph.weights);
-    for node in proto.node {
-        match (node.domain.as_str(), node.op_type.as_str()) {
-            (operator::DOMAIN, operator::PACKED_ATTENTION) => lowering.attention(&node)?,
-            (operator::DOMAIN, other) => return Err(unsupported(other)),
-            _ => lowering.nodes.push(node),
+impl Floats {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Single => 4,
+            Self::Half | Self::Bfloat => 2,
         }
     }
-    if floats == Floats::Half {
-        lowering.halve()?;
+}
+
+/// What models of this configuration need that has no form for CUDA, if anything.
+pub fn unsupported_on_cuda(config: &EncoderConfig) -> Option<&'static str> {
+    match config.form {
+        LayerForm::Decoder(_) => Some("is a causal model"),
+        LayerForm::PostNormDisentangled(_) => Some("has disentangled attention"),
+        LayerForm::PostNorm
+        | LayerForm::PostNormRelativeBias(_)
+        | LayerForm::PostNormGated(_)
+        | LayerForm::PreNormGated(_) => None,
     }
-    lowering.eliminate_dead_nodes(proto.output.iter().map(|value| value.name.clone()));
-    let mut input = proto.input;
-    for (name, dims) in [
-        (
-            TOKEN_OFFSET,
-            &[Dim::Named("sequences"), Dim::Named("longest")][..],
-        ),
-        (CUMULATIVE, &[Dim::Named("sequences_and_one")][..]),
-    ] {
-        input.push(value_info(name, DataType::Int32, dims.iter().copied()));
+}
+
+/// Builds the graph of `model` for CUDA.
+///
+/// # Errors
+/// [`ModelError`] if a weight is missing, has the wrong shape, cannot be read, or overflows fp16, or if an operator has
+/// no CUDA counterpart.
+pub fn build(model: &Model, floats: Floats) -> Result<Graph, ModelError> {
+    let config = &model.manifest.encoder;
+    if let Some(reason) = unsupported_on_cuda(config) {
+        return Err(ModelError::new(
+            format!(
+                "`{}` {reason}, which is not supported on a GPU",
+                model.manifest.id
+            ),
+            "serve it with `--device cpu`",
+        ));
     }
-    let read: BTreeSet<&String> = lowering.nodes.iter().flat_map(|n| &n.input).collect();
-    input.retain(|value| read.contains(&value.name));
-    let weights: Vec<Weight> = lowering.weights.into_values().collect();
-    let mut initializer: Vec<TensorProto> = weights.iter().map(placeholder).collect();
-    initializer.extend(lowering.shapes);
-    model.graph = Some(GraphProto {
-        node: lowering.nodes,
-        initializer,
-        input,
-        ..proto
-    });
-    Ok(Graph {
-        model: model.encode_to_vec(),
-        weights,
-    })
+    let rows = match model.manifest.head.reads_first_token_only() {
+        true => Rows::FirstOfEach,
+        false => Rows::All,
+    };
+    let mut graph = EncoderGraph::new(model, rows, Precision::Fp32Nodes);
+    let hidden = graph.encode()?;
+    let pooled = graph.pooled(&hidden, rows);
+    let logits = graph.head(pooled)?;
+    let graph = graph.finish(&logits);
+    Lowering::new(graph.weights, config.max_positions, floats).lower(&graph.model, hidden.name())
 }
 
 fn unsupported(operator: &str) -> ModelError {
@@ -93,152 +123,82 @@ struct Lowering {
     nodes: Vec<NodeProto>,
     weights: BTreeMap<String, Weight>,
     /// Small constants, stored in the graph file.
-    shapes: Vec<TensorProto>,
-}
-
-/// Some columns of a weight, `[rows, stride]`.
-struct Columns<'a> {
-    data: &'a [f32],
-    stride: usize,
-    first: usize,
+    constants: Vec<TensorProto>,
+    /// Longest sequence, padded.
+    longest: usize,
+    floats: Floats,
 }
 
 impl Lowering {
-    fn new(weights: Vec<Weight>) -> Self {
+    fn new(weights: Vec<Weight>, positions: usize, floats: Floats) -> Self {
         let named = |weight: Weight| (weight.name.clone(), weight);
         Self {
             nodes: Vec::new(),
             weights: weights.into_iter().map(named).collect(),
-            shapes: Vec::new(),
+            constants: Vec::new(),
+            longest: positions.next_multiple_of(ALIGNMENT),
+            floats,
         }
     }
 
-    /// The node that computes `value`.
-    fn producer(&self, value: &str) -> Result<&NodeProto, ModelError> {
-        let gives = |node: &&NodeProto| node.output.iter().any(|output| output == value);
-        let found = self.nodes.iter().find(gives);
-        found.ok_or_else(|| unsupported(operator::PACKED_ATTENTION))
-    }
-
-    /// The input and the weight of the matrix product `value`.
-    fn product(&self, value: &str) -> Result<(String, &Weight), ModelError> {
-        let node = self.producer(value)?;
-        match (node.op_type.as_str(), &node.input[..]) {
-            ("MatMul", [rows, weight]) if self.weights.contains_key(weight) => {
-                Ok((rows.clone(), &self.weights[weight]))
+    /// Lowers the file `graph`, built in fp32 for the CPU, whose encoder ends with the value `hidden`.
+    fn lower(mut self, graph: &[u8], hidden: &str) -> Result<Graph, ModelError> {
+        let mut model = ModelProto::decode(graph).expect("the builder encoded it");
+        let proto = model.graph.take().expect("the builder adds a graph");
+        let mut head = None;
+        for node in proto.node {
+            let ends = node.output.iter().any(|output| output == hidden);
+            match (node.domain.as_str(), node.op_type.as_str()) {
+                (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node)?,
+                (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node)?,
+                (operator::DOMAIN, other) => return Err(unsupported(other)),
+                _ => self.nodes.push(node),
             }
-            _ => Err(unsupported(operator::PACKED_ATTENTION)),
-        }
-    }
-
-    /// See [`operator::PACKED_ATTENTION`].
-    fn attention(&mut self, node: &NodeProto) -> Result<(), ModelError> {
-        let bad = || unsupported(operator::PACKED_ATTENTION);
-        let [query, keys, bias, _lengths] = &node.input[..] else {
-            return Err(bad());
-        };
-        // The operator has no sliding window.
-        if node.int(operator::WINDOW).is_some() {
-            return Err(bad());
-        }
-        let heads = node.int(operator::HEADS).ok_or_else(bad)? as usize;
-        let name = &node.name;
-        let query_bias = floats(self.weights.get(bias).ok_or_else(bad)?)?;
-        let width = query_bias.len();
-        // Keys and values have no bias: see `EncoderGraph::attention_output_bias`.
-        let mut joined_bias = query_bias.to_vec();
-        joined_bias.resize(3 * width, 0.0);
-
-        let all_tokens = query == keys;
-        let (hidden, key_weight) = self.product(keys)?;
-        let key_stride = key_weight.shape[1];
-        let key_data = floats(key_weight)?;
-        let (query_data, query_stride) = if all_tokens {
-            (key_data, key_stride)
-        } else {
-            let (gathered, weight) = self.product(query)?;
-            let gather = self.producer(&gathered)?;
-            if gather.op_type != "Gather" || gather.input[..] != [&hidden[..], io::CLS_INDEX] {
-                return Err(bad());
+            if ends {
+                head = Some(self.nodes.len());
             }
-            (floats(weight)?, weight.shape[1])
-        };
-        let columns = |data, stride, first| Columns {
-            data,
-            stride,
-            first,
-        };
-        let joined = interleaved(
-            [
-                columns(query_data, query_stride, 0),
-                columns(key_data, key_stride, key_stride - 2 * width),
-                columns(key_data, key_stride, key_stride - width),
-            ],
-            width,
-            heads,
-        );
-        let rows = joined.len() / (3 * width);
-
-        let part = |suffix: &str| format!("{name}.{suffix}");
-        self.weight(part("qkv.weight"), vec![rows, 3 * width], joined);
-        self.weight(part("qkv.bias"), vec![3 * width], joined_bias);
-        self.push(
-            &part("qkv"),
-            STANDARD,
-            "MatMul",
-            &[&hidden, &part("qkv.weight")],
-            &[],
-        );
-        // 0 copies the dimension.
-        self.shape(part("shape"), &[0, heads as i64, 3, (width / heads) as i64]);
-        self.push(
-            &part("by_head"),
-            STANDARD,
-            "Reshape",
-            &[&part("qkv"), &part("shape")],
-            &[],
-        );
-        let context = if all_tokens {
-            name.clone()
-        } else {
-            part("all_tokens")
-        };
-        self.push(
-            &context,
-            CONTRIB,
-            "PackedMultiHeadAttention",
-            &[
-                &part("by_head"),
-                "",
-                "",
-                &part("qkv.bias"),
-                TOKEN_OFFSET,
-                CUMULATIVE,
-            ],
-            // Queries are scaled already.
-            &[
-                AttributeProto::int("num_heads", heads as i64),
-                AttributeProto::float("scale", 1.0),
-            ],
-        );
-        if !all_tokens {
-            self.push(name, STANDARD, "Gather", &[&context, io::CLS_INDEX], &[]);
         }
-        Ok(())
+        let head = head.expect("a node computes the hidden states");
+        if self.floats != Floats::Single {
+            self.halve(head)?;
+        }
+        self.eliminate_dead_nodes(proto.output.iter().map(|value| value.name.clone()));
+        let mut input = proto.input;
+        for (name, data_type, dims) in OWN_INPUTS {
+            input.push(value_info(name, data_type, dims.iter().copied()));
+        }
+        let read: BTreeSet<&String> = self.nodes.iter().flat_map(|n| &n.input).collect();
+        input.retain(|value| read.contains(&value.name));
+        let weights: Vec<Weight> = self.weights.into_values().collect();
+        let mut initializer: Vec<TensorProto> = weights.iter().map(placeholder).collect();
+        initializer.extend(self.constants);
+        model.graph = Some(GraphProto {
+            node: self.nodes,
+            initializer,
+            input,
+            ..proto
+        });
+        Ok(Graph {
+            model: model.encode_to_vec(),
+            weights,
+        })
     }
 
-    /// Converts the encoder's weights to fp16, and its outputs to fp32 where the head reads them.
-    fn halve(&mut self) -> Result<(), ModelError> {
-        let last = self.nodes.iter().rposition(|node| node.op_type == NORM);
-        let head = last.ok_or_else(|| unsupported("no LayerNorm"))? + 1;
+    /// Converts the weights of the nodes before `head` to 16 bits, and their outputs to fp32 where the head reads
+    /// them.
+    fn halve(&mut self, head: usize) -> Result<(), ModelError> {
         let encoder = &self.nodes[..head];
         let read: BTreeSet<&String> = encoder.iter().flat_map(|node| &node.input).collect();
         for (name, weight) in &mut self.weights {
-            if !read.contains(name) {
-                continue;
-            }
-            if let Data::F32(data) = &weight.data {
-                weight.data = Data::F16(halves(name, data)?);
+            if let Data::F32(data) = &weight.data
+                && read.contains(name)
+            {
+                weight.data = match self.floats {
+                    Floats::Bfloat => {
+                        Data::BF16(data.iter().map(|&number| bf16::from_f32(number)).collect())
+                    }
+                    Floats::Single | Floats::Half => Data::F16(halves(name, data)?),
+                };
             }
         }
         let outputs: BTreeSet<String> = encoder.iter().flat_map(|n| n.output.clone()).collect();
@@ -249,8 +209,7 @@ impl Lowering {
                 if outputs.contains(input) {
                     let wide = format!("{input}.fp32");
                     if widened.insert(input.clone()) {
-                        let to = AttributeProto::int("to", DataType::Float as i64);
-                        self.push(&wide, STANDARD, "Cast", &[input], &[to]);
+                        self.cast(&wide, input, DataType::Float);
                     }
                     *input = wide;
                 }
@@ -273,22 +232,47 @@ impl Lowering {
         kept.reverse();
         self.nodes = kept;
         self.weights.retain(|name, _| read.contains(name));
-        self.shapes.retain(|shape| read.contains(&shape.name));
+        self.constants
+            .retain(|constant| read.contains(&constant.name));
     }
 
-    fn weight(&mut self, name: String, shape: Vec<usize>, data: Vec<f32>) {
+    fn weight(&mut self, name: &str, shape: &[usize], data: Data) {
         let weight = Weight {
-            name: name.clone(),
-            shape,
-            data: Data::F32(data),
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            data,
         };
-        self.weights.insert(name, weight);
+        self.weights.insert(name.to_owned(), weight);
     }
 
-    fn shape(&mut self, name: String, dims: &[i64]) {
-        let bytes = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
-        let shape = TensorProto::inline(&name, &[dims.len()], DataType::Int64, bytes);
-        self.shapes.push(shape);
+    /// A list of 64-bit integers, such as a shape.
+    fn longs(&mut self, name: &str, numbers: &[i64]) {
+        let bytes = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        self.constant(name, DataType::Int64, numbers.len(), bytes);
+    }
+
+    /// A list of so many numbers, unless it is there already.
+    fn constant(&mut self, name: &str, data_type: DataType, len: usize, bytes: Vec<u8>) {
+        if self.constants.iter().all(|constant| constant.name != name) {
+            let constant = TensorProto::inline(name, &[len], data_type, bytes);
+            self.constants.push(constant);
+        }
+    }
+
+    /// Whether a node computes `value`.
+    fn has(&self, value: &str) -> bool {
+        self.producer(value).is_some()
+    }
+
+    /// The node that computes `value`.
+    fn producer(&self, value: &str) -> Option<&NodeProto> {
+        let gives = |node: &&NodeProto| node.output.iter().any(|output| output == value);
+        self.nodes.iter().find(gives)
+    }
+
+    fn cast(&mut self, name: &str, input: &str, to: DataType) {
+        let to = AttributeProto::int("to", to as i64);
+        self.push(name, STANDARD, "Cast", &[input], &[to]);
     }
 
     fn push(
@@ -304,27 +288,37 @@ impl Lowering {
     }
 }
 
+/// Inputs that the graph for the CPU does not have.
+const OWN_INPUTS: [(&str, DataType, &[Dim]); 9] = {
+    const SEQUENCES: Dim = Dim::Named("sequences");
+    const LONGEST: Dim = Dim::Named("longest");
+    const WEIGHTS: &[Dim] = &[SEQUENCES, Dim::Fixed(1), LONGEST];
+    [
+        (TOKEN_OFFSET, DataType::Int32, &[SEQUENCES, LONGEST]),
+        (
+            CUMULATIVE,
+            DataType::Int32,
+            &[Dim::Named("sequences_and_one")],
+        ),
+        (
+            PLACES,
+            DataType::Int64,
+            &[Dim::Named("tokens"), Dim::Fixed(1)],
+        ),
+        (COLUMNS, DataType::Int32, &[LONGEST]),
+        (CELLS, DataType::Int64, &[SEQUENCES, LONGEST]),
+        (LAST_INDEX, DataType::Int64, &[SEQUENCES]),
+        (MEAN_WEIGHTS, DataType::Float, WEIGHTS),
+        (MEAN_SQRT_WEIGHTS, DataType::Float, WEIGHTS),
+        (WEIGHTED_MEAN_WEIGHTS, DataType::Float, WEIGHTS),
+    ]
+};
+
 fn floats(weight: &Weight) -> Result<&[f32], ModelError> {
     match &weight.data {
         Data::F32(data) => Ok(data),
         _ => Err(unsupported(operator::PACKED_ATTENTION)),
     }
-}
-
-/// Queries, keys and values of `width` columns each, interleaved by head.
-fn interleaved(parts: [Columns<'_>; 3], width: usize, heads: usize) -> Vec<f32> {
-    let rows = parts[0].data.len() / parts[0].stride;
-    let size = width / heads;
-    let mut joined = Vec::with_capacity(rows * 3 * width);
-    for row in 0..rows {
-        for head in 0..heads {
-            for part in &parts {
-                let first = row * part.stride + part.first + head * size;
-                joined.extend_from_slice(&part.data[first..first + size]);
-            }
-        }
-    }
-    joined
 }
 
 /// Converts to fp16. Small values lose precision; values that overflow are an error.
@@ -335,6 +329,6 @@ fn halves(name: &str, data: &[f32]) -> Result<Vec<f16>, ModelError> {
     }
     Err(ModelError::new(
         format!("`{name}` has values that overflow fp16"),
-        "serve it with `--precision fp32`",
+        "serve it with `--precision bf16` or `--precision fp32`",
     ))
 }
