@@ -14,7 +14,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from evaluate import read_sts
+from evaluate import read_sts, words
 
 # Package -> how many passages a part takes of it, licence of its text.
 SOURCES = {
@@ -153,8 +153,8 @@ def glosses(place):
             if line.startswith("  ") or "|" not in line:
                 continue
             fields, gloss = line.split(" | ")[0].split(), line.split(" | ", 1)[1]
-            words = [fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16))]
-            yield re.sub(r"\(.\)$", "", words[0]), tidy(gloss.replace('"', ""))
+            names = [fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16))]
+            yield re.sub(r"\(.\)$", "", names[0]), tidy(gloss.replace('"', ""))
 
 
 def dictionary(place):
@@ -288,8 +288,8 @@ def sections(folder, rng):
             read_all = longer(pages(place), rng)
         seen, kept = set(), []
         for title, text in read_all:
-            words = text.split()
-            if len(words) >= LEAST_WORDS.get(source, SHORTEST) and title and text[:80] not in seen and prose(title, text):
+            count = len(text.split())
+            if count >= LEAST_WORDS.get(source, SHORTEST) and title and text[:80] not in seen and prose(title, text):
                 seen.add(text[:80])
                 kept.append((title, cut(text, LONGEST)))
         rng.shuffle(kept)
@@ -299,8 +299,8 @@ def sections(folder, rng):
 
 def grams(text):
     """Hashes of every OVERLAP words in a row; of a shorter text, of all its words."""
-    words = re.findall(r"\w+", text.lower())
-    return {hash(tuple(words[at : at + OVERLAP])) for at in range(max(1, len(words) - OVERLAP + 1))}
+    there = words(text)
+    return {hash(tuple(there[at : at + OVERLAP])) for at in range(max(1, len(there) - OVERLAP + 1))}
 
 
 def judged(data):
@@ -309,7 +309,7 @@ def judged(data):
     for path in sorted(Path(data).glob("*/*.jsonl")):
         for line in path.open(encoding="utf-8"):
             entry = json.loads(line)
-            if len(re.findall(r"\w+", entry["text"])) >= OVERLAP:
+            if len(words(entry["text"])) >= OVERLAP:
                 found |= grams(entry["text"])
     for name in ("validation", "test"):
         for a, b, _ in read_sts(data, name):
@@ -341,7 +341,8 @@ class Asker:
         made = [(form.format(title), None, 0.5)]
         middle = [i for i, part in enumerate(parts) if 6 <= len(part.split()) <= 30]
         if middle:
-            chosen = parts[rng.choice(middle)]
+            of = rng.choice(middle)
+            chosen = parts[of]
             asked = VERB.match(chosen)
             counted = NUMBER.search(chosen)
             if counted and rng.random() < 0.7:
@@ -358,12 +359,11 @@ class Asker:
             if rng.random() < 0.3:
                 rare = set(self.rarest(query, 2))
                 query = " ".join(word for word in query.split() if not set(words(word)) & rare)
-            made.append((query, rest if rng.random() < 0.7 else None, 0.3))
+            leaves = rng.random() < 0.7
+            if leaves and at == of:  # with it goes the answer to the query before
+                made[1] = (*made[1][:2], 0.3)
+            made.append((query, rest if leaves else None, 0.3))
         return made
-
-
-def words(text):
-    return re.findall(r"\w+", text.lower())
 
 
 def collect(work, data, part=0):
