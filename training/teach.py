@@ -2,7 +2,8 @@
 
     python teach.py --data DIR --work DIR [--teachers minilm,mpnet] [--pairs 20000]
 
-Writes `groups-PART.json` and `pairs.json` into the work folder, from the vectors that `vectors.py` leaves there.
+Writes `groups-PART-TEACHERS.json` and `pairs-TEACHERS.json` into the work folder, from the vectors that `vectors.py`
+leaves there.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def groups(data, work, part, teachers):
             chosen += pool[: min(count, GROUP - len(chosen))]
         found.append([query, chosen, targets[chosen].round(4).tolist(), order[chosen].round(3).tolist()])
     made = {"passages": made["passages"], "groups": found, "lines": {name: list(fit) for name, fit in fits.items()}}
-    save(Path(work) / f"groups-{part}.json", made)
+    save(groups_file(work, part, teachers), made)
 
 
 def pairs(data, work, count, teachers, network, tokenizer):
@@ -108,7 +109,15 @@ def pairs(data, work, count, teachers, network, tokenizer):
     print("weights", dict(zip((*teachers, "offset"), weights.round(3))), "agreement with the model so far",
           np.corrcoef(said, own)[0, 1].round(3), flush=True)
     scores = np.clip((said + own) / 2, 0.0, 1.0).round(4)
-    save(Path(work) / "pairs.json", [[texts[a], texts[b], float(score)] for (a, b), score in zip(chosen, scores)])
+    save(pairs_file(work, teachers), [[texts[a], texts[b], float(score)] for (a, b), score in zip(chosen, scores)])
+
+
+def groups_file(work, part, teachers):
+    return Path(work) / f"groups-{part}-{'+'.join(teachers)}.json"
+
+
+def pairs_file(work, teachers):
+    return Path(work) / f"pairs-{'+'.join(teachers)}.json"
 
 
 def save(path, made):
@@ -130,11 +139,12 @@ def main():
     parser.add_argument("--model", default="../models/minilm-l6-rank", help="the model so far")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if not (Path(args.work) / f"groups-{args.part}.json").exists():
-        groups(args.data, args.work, args.part, args.teachers.split(","))
-    if not (Path(args.work) / "pairs.json").exists():
+    teachers, pair_teachers = args.teachers.split(","), args.pair_teachers.split(",")
+    if not groups_file(args.work, args.part, teachers).exists():
+        groups(args.data, args.work, args.part, teachers)
+    if not pairs_file(args.work, pair_teachers).exists():
         network = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32)
-        pairs(args.data, args.work, args.pairs, args.pair_teachers.split(","), network, AutoTokenizer.from_pretrained(args.model))
+        pairs(args.data, args.work, args.pairs, pair_teachers, network, AutoTokenizer.from_pretrained(args.model))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def main():
     parser.add_argument("--init", default="../models/minilm-l6-rank", help="a BERT save to start from")
     parser.add_argument("--out", default="out/minilm-l6-rank", help="where the model is saved in the end")
     parser.add_argument("--name", default="main", help="of this run, inside --work")
-    parser.add_argument("--parts", default="0", help="of the texts, with commas")
+    parser.add_argument("--groups", default="groups-0-mpnet+minilm.json", help="files of teach.py in --work, with commas")
+    parser.add_argument("--pairs", default="pairs-mpnet+e5.json", help="file of teach.py in --work")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rank-groups", type=int, default=4, help="groups a step")
     parser.add_argument("--sts-pairs", type=int, default=8, help="pairs with a human score a step")
@@ -126,10 +127,10 @@ def main():
     run = Path(args.work) / args.name
     run.mkdir(parents=True, exist_ok=True)
     human = read_sts(args.data, "train")
-    new = json.loads((Path(args.work) / "pairs.json").read_text(encoding="utf-8")) if args.new_pairs else []
+    new = json.loads((Path(args.work) / args.pairs).read_text(encoding="utf-8")) if args.new_pairs else []
     rank = []
-    for part in args.parts.split(","):
-        made = json.loads((Path(args.work) / f"groups-{part}.json").read_text(encoding="utf-8"))
+    for name in args.groups.split(","):
+        made = json.loads((Path(args.work) / name).read_text(encoding="utf-8"))
         rank += [([(query, made["passages"][place]) for place in places], targets, order)
                  for query, places, targets, order in made["groups"]]
 
@@ -241,6 +242,7 @@ def main():
                 own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
                 network.load_state_dict(average.weights, strict=False)
                 network.save_pretrained(str(run / f"step-{step}"))
+                finish.plain(run / f"step-{step}", network.state_dict())
                 tokenizer.save_pretrained(str(run / f"step-{step}"))
                 network.load_state_dict(own)
                 (run / "log.json").write_text(json.dumps(log, indent=2) + "\n")
