@@ -20,7 +20,7 @@ from evaluate import read_sts, words
 SOURCES = {
     "descriptions": (600, "GPL-2+ or the licence of each package (synopses and descriptions of Debian's packages)"),
     "dict-foldoc": (220, "GFDL-1.1+, no invariant sections (Free On-line Dictionary of Computing)"),
-    "dict-gcide": (300, "GPL-3+ (GNU Collaborative International Dictionary of English)"),
+    "dict-gcide": (300, "GPL-1+ (GNU Collaborative International Dictionary of English)"),
     "dict-jargon": (100, "public domain (the Jargon File)"),
     "wordnet-base": (120, "WordNet licence, BSD-like (glosses of WordNet 3.0)"),
     "sqlite3-doc": (130, "public domain (databases)"),
