@@ -100,7 +100,10 @@ def pairs(data, work, count, teachers, network, tokenizer):
                 chosen.append((a, b))
         if len(chosen) >= count:
             break
-    features = lambda left, right: np.stack([(told[name][left] * told[name][right]).sum(1) for name in teachers] + [np.ones(len(left))], 1)
+
+    def features(left, right):
+        return np.stack([(told[name][left] * told[name][right]).sum(1) for name in teachers] + [np.ones(len(left))], 1)
+
     left, right = np.array([place[a] for a, *_ in train]), np.array([place[b] for _, b, _ in train])
     weights = np.linalg.lstsq(features(left, right), np.array([score for *_, score in train]), rcond=None)[0]
     left, right = np.array(chosen).T

@@ -332,7 +332,7 @@ class Asker:
         return [word for word in there if word in rare]
 
     def queries(self, source, title, text):
-        """(query, passage without what the query was cut from or None, whether the passage answers it)."""
+        """(query, passage without what the query was cut from or None, how sure it is that the passage answers it)."""
         rng, parts = self.rng, sentences(text)
         title = " ".join(title.split()[:24])
         form = "what is {}" if source == "wordnet-base" and rng.random() < 0.5 else rng.choice(FORMS)
@@ -367,7 +367,7 @@ class Asker:
 
 
 def collect(work, data, part=0):
-    """`passages`, `queries`, and `groups` of (query, own passage, how sure it is that this answers it).
+    """`passages`, `queries`, and `groups` .
 
     Cached in `work`. Parts have no section in common.
     """
@@ -390,6 +390,7 @@ def collect(work, data, part=0):
             passages.append((source, title, short))
     asker, texts, queries = Asker(passages, rng), [], []
     for own, (source, title, text) in enumerate(passages):
+        first = len(queries)
         for query, rest, sure in asker.queries(source, title, text):
             text = rest or text
             queries.append((query, own, sure))
@@ -401,6 +402,7 @@ def collect(work, data, part=0):
         kind = rng.random()
         if kind < 0.12 and source not in ("wordnet-base", "dict-gcide"):
             text = title if len(title.split()) > 3 else f"{title}. {sentences(text)[0]}"
+            queries[first + 1 :] = [(query, own, 0.0) for query, own, _ in queries[first + 1 :]]  # answers are gone
         elif kind < 0.55:
             text = f"{title}. {text}" if kind < 0.45 else f"{title} {text}"
         texts.append(text)

@@ -148,13 +148,14 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", default="out/work")
     parser.add_argument("--encoders", default="minilm,mpnet,e5", help="e5 reads sentences only")
+    parser.add_argument("--part", type=int, default=0, help="of the texts")
     parser.add_argument("what", choices=("sts", "ranking"))
     args = parser.parse_args()
     for name in args.encoders.split(","):
         if args.what == "sts":
             vectors(args.work, name, sentences(args.data))
         elif name != "e5":
-            made = collect(args.work, args.data)
+            made = collect(args.work, args.data, args.part)
             vectors(args.work, name, made["passages"])
             vectors(args.work, name, made["queries"])
 
