@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--name", default="main", help="of this run, inside --work")
     parser.add_argument("--groups", default="groups-0-mpnet+minilm.json", help="files of teach.py in --work, with commas")
     parser.add_argument("--pairs", default="pairs-mpnet+e5.json", help="file of teach.py in --work")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2100)
     parser.add_argument("--rank-groups", type=int, default=4, help="groups a step")
     parser.add_argument("--sts-pairs", type=int, default=8, help="pairs with a human score a step")
     parser.add_argument("--new-pairs", type=int, default=8, help="new pairings a step")
