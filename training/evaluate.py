@@ -1,9 +1,10 @@
-"""Figures that training chooses by: STS Benchmark and reranking of Cranfield, with BM25 as it is used here.
+"""Figures that training chooses by: STS Benchmark, and reranking of five judged collections after BM25.
 
-    python evaluate.py --data DIR --split validation|test MODEL...
+    python evaluate.py --data DIR [--rerankd PROGRAM --precision int8] [--test] MODEL...
 
-`validation` scores STS-B validation and Cranfield's queries with even ids; `test` scores STS-B test and
-the odd ids, and is for the end.
+Scores STS-B validation, and NDCG@10 of BM25's best 30 in new order: Cranfield's queries with even ids, CACM, CISI,
+MED and 200 of XQuAD's. With `--test`, STS-B test and Cranfield's odd ids: for the end, once. `--rerankd` scores with
+the server's program, which is faster than PyTorch and the only one with int8.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import csv
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +22,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from scipy.stats import pearsonr, spearmanr
+
 
 def keep_memory():
     """Tells the C library to keep what it was given: large tensors otherwise come and go as fresh pages of the
@@ -60,12 +63,16 @@ class Bm25:
         weight = counts * (k1 + 1) / (counts + k1 * (1 - b + b * lengths[rows] / lengths.mean()))
         self.matrix = scipy.sparse.csc_matrix((weight * idf[columns], (rows, columns)), (len(texts), len(self.words)))
 
-    def top(self, query, n):
+    def scores(self, query):
         scores = np.zeros(self.matrix.shape[0])
         for word in words(query):
             if word in self.words:
                 part = slice(*self.matrix.indptr[self.words[word] :][:2])
                 scores[self.matrix.indices[part]] += self.matrix.data[part]
+        return scores
+
+    def top(self, query, n):
+        scores = self.scores(query)
         order = np.argsort(-scores, kind="stable")[:n]
         return order[scores[order] > 0]
 
@@ -74,37 +81,58 @@ def words(text):
     return re.findall(r"\w+", text.lower())
 
 
-class Cranfield:
-    """Queries of one parity with BM25's best, and the judgements."""
+COLLECTIONS = ("cranfield", "xquad", "med", "cisi", "cacm")
+MOST_QUERIES = 200  # of a collection, taken at even distances
+RESAMPLES = 2000  # of the queries, for the interval of a difference
 
-    def __init__(self, data, odd, limit=None):
-        folder = Path(data) / "cranfield"
+
+class Collection:
+    """Queries with BM25's best, and the judgements."""
+
+    def __init__(self, data, name, keep=lambda query: True, limit=MOST_QUERIES):
+        folder = Path(data) / name
         docs = [json.loads(line) for line in (folder / "docs.jsonl").open(encoding="utf-8")]
         queries = [json.loads(line) for line in (folder / "queries.jsonl").open(encoding="utf-8")]
-        self.gains = {}
+        gains = {}
         for line in (folder / "qrels.tsv").read_text().splitlines():
             query, doc, gain = line.split()
-            self.gains.setdefault(query, {})[doc] = max(0, int(gain))
+            gains.setdefault(query, {})[doc] = max(0, int(gain))
+        queries = [query for query in queries if query["id"] in gains and keep(query["id"])]
+        if len(queries) > limit:
+            queries = [queries[i * len(queries) // limit] for i in range(limit)]
         index = Bm25([doc["text"] for doc in docs])
-        self.lists = [
-            (query["id"], query["text"], [(docs[i]["id"], docs[i]["text"]) for i in index.top(query["text"], DEPTH)])
-            for query in queries if int(query["id"]) % 2 == odd
-        ][:limit]
+        self.name, self.lists = name, []
+        for query in queries:
+            found = [(docs[i]["id"], docs[i]["text"]) for i in index.top(query["text"], DEPTH)]
+            self.lists.append((query["text"], found, gains[query["id"]]))
 
     def pairs(self):
-        return [(query, text) for _, query, found in self.lists for _, text in found]
+        return [(query, text) for query, found, _ in self.lists for _, text in found]
 
     def ndcg(self, scores=None):
-        """Mean NDCG@10 of the lists ordered by `scores` (one a pair, in the order of `pairs`), or as BM25 has them."""
+        """NDCG@10 of each list, ordered by `scores` (one a pair, in the order of `pairs`), or as BM25 has it."""
         figures, at = [], 0
-        for query, _, found in self.lists:
+        for _, found, gains in self.lists:
             part = np.arange(len(found), 0, -1) if scores is None else np.asarray(scores[at : at + len(found)])
             at += len(found)
-            gains = self.gains.get(query, {})
             ranked = [gains.get(found[i][0], 0) for i in np.argsort(-part, kind="stable")]
             best = dcg(sorted(gains.values(), reverse=True))
             figures.append(dcg(ranked) / best if best else 0.0)
-        return float(np.mean(figures))
+        return np.array(figures)
+
+
+def collections(data, test=False):
+    if test:
+        return [Collection(data, "cranfield", lambda query: int(query) % 2 == 1)]
+    return [Collection(data, name, (lambda query: int(query) % 2 == 0) if name == "cranfield" else lambda query: True)
+            for name in COLLECTIONS]
+
+
+def interval(differences):
+    """Bounds of the mean of `differences` that hold 95 % of the resampled means."""
+    rng = np.random.default_rng(0)
+    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
+    return np.percentile(means, (2.5, 97.5))
 
 
 def dcg(gains):
@@ -126,30 +154,53 @@ def logits(network, tokenizer, pairs, max_length=512, size=8, bf16=True):
     return out
 
 
-def sts_figures(network, tokenizer, rows, **how):
-    scores, gold = logits(network, tokenizer, [row[:2] for row in rows], **how), [row[2] for row in rows]
-    return {"spearman": float(spearmanr(scores, gold)[0]), "pearson": float(pearsonr(1 / (1 + np.exp(-scores)), gold)[0])}
+def served(program, model, precision, pairs):
+    """Logits from the server's program."""
+    rows = "".join(json.dumps({"query": query, "document": text}) + "\n" for query, text in pairs)
+    done = subprocess.run([program, "score", "--model", model, "--precision", precision, "--raw-scores", "--format", "jsonl",
+                           "--input", "-", "--output", "-"], input=rows, capture_output=True, text=True, check=True)
+    return np.array([json.loads(line)["score"] for line in done.stdout.splitlines()])
 
 
 def main():
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--test", action="store_true", help="STS-B test and Cranfield's odd ids")
+    parser.add_argument("--rerankd", help="the server's program")
+    parser.add_argument("--precision", default="int8", help="of the server's program")
+    parser.add_argument("--only-sts", action="store_true")
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
     keep_memory()
-    torch.set_num_threads(args.threads)
-    cranfield, sts = Cranfield(args.data, odd=args.split == "test"), read_sts(args.data, args.split)
-    print(f"BM25 alone: NDCG@10 {cranfield.ndcg():.4f} on {len(cranfield.lists)} queries", flush=True)
+    torch.set_num_threads(1)
+    sts = read_sts(args.data, "test" if args.test else "validation")
+    judges = [] if args.only_sts else collections(args.data, args.test)
+    pairs = [row[:2] for row in sts] + [pair for judge in judges for pair in judge.pairs()]
+    bm25 = [judge.ndcg() for judge in judges]
+    print("BM25", json.dumps({judge.name: round(float(found.mean()), 4) for judge, found in zip(judges, bm25)}), flush=True)
     for place in args.models:
-        network = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        figures = sts_figures(network, tokenizer, sts, bf16=False)
-        figures["ndcg"] = cranfield.ndcg(logits(network, tokenizer, cranfield.pairs(), bf16=False))
-        print(place, json.dumps({key: round(value, 4) for key, value in figures.items()}), flush=True)
+        if args.rerankd:
+            scores = served(args.rerankd, place, args.precision, pairs)
+        else:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            network = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32)
+            scores = logits(network, AutoTokenizer.from_pretrained(place), pairs, bf16=False)
+        gold, at = [row[2] for row in sts], len(sts)
+        figures = {"spearman": spearmanr(scores[:at], gold)[0], "pearson": pearsonr(1 / (1 + np.exp(-scores[:at])), gold)[0]}
+        means = []
+        for judge, without in zip(judges, bm25):
+            count = len(judge.pairs())
+            found = judge.ndcg(scores[at : at + count])
+            at += count
+            means.append(found.mean())
+            low, high = interval(found - without)
+            figures[judge.name] = found.mean()
+            figures[f"{judge.name} - BM25"] = f"{low:+.4f} .. {high:+.4f}"
+        if means:
+            figures["mean"] = np.mean(means)
+        print(place, json.dumps({key: value if isinstance(value, str) else round(float(value), 4)
+                                 for key, value in figures.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
 MODEL_TOKENS = 512
@@ -27,6 +27,12 @@ def mean(places):
         for name, tensor in load_file(Path(place) / "model.safetensors").items():
             total[name] = total.get(name, 0) + tensor.double()
     return {name: (tensor / len(places)).float() for name, tensor in total.items()}
+
+
+def plain(folder, weights):
+    """Writes `weights` under their plain names; some versions of transformers save LayerNorm's as gamma and beta."""
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, Path(folder) / "model.safetensors",
+              metadata={"format": "pt"})
 
 
 def clean(folder):
@@ -61,6 +67,7 @@ def save(out, places, f32=False):
         model.model.half()
         model.save_pretrained(str(out), create_model_card=False)
         clean(out)
+    plain(out, model.model.state_dict())
     saved = CrossEncoder(str(out), device="cpu", model_kwargs={"dtype": torch.float32})
     assert saved.max_seq_length == MODEL_TOKENS, saved.max_seq_length
 

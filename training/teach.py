@@ -1,78 +1,154 @@
-"""What the teacher says: the cosine of all-MiniLM-L6-v2 for groups of one query and several passages."""
+"""Targets to train on: groups of a query and passages, and new pairings of STS-B's training sentences.
 
+    python teach.py --data DIR --work DIR [--teachers minilm,mpnet] [--pairs 20000]
+
+Writes `groups-PART-TEACHERS.json` and `pairs-TEACHERS.json` into the work folder, from the vectors that `vectors.py`
+leaves there.
+"""
+
+import argparse
 import json
-import random
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from evaluate import Bm25
-from texts import collect
+from evaluate import Bm25, logits, read_sts
+from texts import collect, grams, judged
+from vectors import sentences, vectors
 
-QUERIES = 9000  # so many groups; more than a short training sees
-OF_BM25, OF_TEACHER = 30, 20  # near misses are drawn from the best so many of each
-TEACHER_TOKENS = 256  # what the teacher reads of a text
-
-
-def embed(network, tokenizer, texts, size=8, label="teacher"):
-    """Unit vectors of `texts`: the mean over the tokens of the last layer, as the bi-encoder is used."""
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    out = np.zeros((len(texts), network.config.hidden_size), dtype=np.float32)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for start in tqdm(range(0, len(order), size), desc=label, mininterval=5):
-            part = order[start : start + size]
-            encoded = tokenizer([texts[i] for i in part], padding=True, truncation=True,
-                                max_length=TEACHER_TOKENS, return_tensors="pt")
-            hidden = network(**encoded).last_hidden_state.float()
-            mask = encoded["attention_mask"].unsqueeze(-1)
-            out[part] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
-    return out
+DEPTH = 30  # of BM25's best, over which scores are standardised
+BM25_SHARE = 0.25  # of BM25 beside the mean of the teachers
+GROUP = 6  # passages
+PER_SENTENCE = 4  # new pairings that start at a sentence, at most
 
 
-def groups(work, texts_dir, base, seed, sts, size=6):
-    """Cached in `work`: passages, queries, and for each query `size` passages with the teacher's cosine.
-
-    A group is the query's own passage, two of BM25's best, two of the teacher's best, and one of the same
-    source at random. The cosine is put on the scale of STS-B's scores: the line that fits them best on its
-    training pairs, clipped to 0..1.
-    """
-    path = Path(work) / f"groups-{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    from transformers import AutoModel, AutoTokenizer
-
-    network = AutoModel.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    passages, queries = collect(texts_dir, seed)
-    vectors = embed(network, tokenizer, [text for *_, text in passages], label="passages")
-    asked = embed(network, tokenizer, [text for text, *_ in queries], label="queries")
-    left = embed(network, tokenizer, [a for a, *_ in sts], label="sts")
-    right = embed(network, tokenizer, [b for _, b, _ in sts], label="sts")
-    slope, offset = np.polyfit((left * right).sum(1), [score for *_, score in sts], 1)
-
-    found = near_misses(passages, queries, vectors, asked, slope, offset, size, seed)
-    made = {"passages": [text for *_, text in passages], "groups": found, "slope": float(slope), "offset": float(offset)}
-    path.write_text(json.dumps(made), encoding="utf-8")
-    return made
+def standard(values, over):
+    """`values` in deviations from the mean of `over`."""
+    return (values - over.mean()) / (over.std() + 1e-6)
 
 
-def near_misses(passages, queries, vectors, asked, slope, offset, size, seed):
-    """[query, places of passages, targets] for QUERIES of the queries, in random order."""
-    index, rng = Bm25([text for *_, text in passages]), random.Random(seed)
-    by_source, found = {}, []
-    for place, (source, *_) in enumerate(passages):
-        by_source.setdefault(source, []).append(place)
-    for number in tqdm(rng.sample(range(len(queries)), min(QUERIES, len(queries))), desc="near misses", mininterval=5):
-        text, source, own = queries[number]
-        cosines = vectors @ asked[number]
-        words, near = index.top(text, OF_BM25).tolist(), np.argpartition(-cosines, OF_TEACHER)[:OF_TEACHER].tolist()
-        rng.shuffle(words), rng.shuffle(near)
-        chosen = [own]
-        for pool, wanted in ((words, 2), (near, 2), (rng.sample(by_source[source], 2 * size), size)):
-            pool = [place for place in pool if place not in chosen]
-            chosen += pool[: min(wanted, size - len(chosen))]
-        targets = np.clip(slope * cosines[chosen] + offset, 0.0, 1.0)
-        found.append([text, chosen, [round(float(target), 4) for target in targets]])
+def lines(data, work, teachers):
+    """teacher -> the line from its cosine to the human score, fitted on STS-B's training pairs."""
+    train, texts = read_sts(data, "train"), sentences(data)
+    place = {text: i for i, text in enumerate(texts)}
+    left, right = [place[a] for a, *_ in train], [place[b] for _, b, _ in train]
+    found = {}
+    for name in teachers:
+        known = vectors(work, name, texts)
+        found[name] = np.polyfit((known[left] * known[right]).sum(1), [score for *_, score in train], 1)
     return found
+
+
+def groups(data, work, part, teachers):
+    """[query, places of passages, targets, order]: a target is on the scale of STS-B, and order is in deviations
+    over BM25's best.
+
+    A passage counts as the mean of the teachers' standardised cosines, a share of BM25's standardised score, and for
+    the passage that the query was made from, how sure it is that it answers. The target has the mean and the
+    deviation of the teachers' cosines on the scale of STS-B, in this order.
+    """
+    made, rng = collect(work, data, part), np.random.default_rng(part)
+    fits = lines(data, work, teachers)
+    index, found = Bm25(made["passages"]), []
+    asked = {name: vectors(work, name, made["queries"]) for name in teachers}
+    known = {name: vectors(work, name, made["passages"]) for name in teachers}
+    for number, query in enumerate(tqdm(made["queries"], desc="groups", mininterval=10)):
+        own, sure = made["groups"][number]
+        words = index.scores(query)
+        listed = np.argsort(-words, kind="stable")[:DEPTH]
+        cosines = {name: known[name] @ asked[name][number] for name in teachers}
+        fused = np.mean([standard(cosines[name], cosines[name][listed]) for name in teachers], axis=0)
+        fused = fused + BM25_SHARE * standard(words, words[listed])
+        fused[own] += sure
+        level = np.mean([np.polyval(fits[name], cosines[name]) for name in teachers], axis=0)
+        order = standard(fused, fused[listed])
+        targets = np.clip(level[listed].mean() + level[listed].std() * order, 0.0, 1.0)
+
+        chosen = [own]
+        best = listed[np.argsort(-fused[listed])]
+        near = [np.argsort(-cosines[name])[:8] for name in teachers]
+        for pool, count in ((best[:5], 2), *((pool, 1) for pool in near), (best[5:], GROUP)):
+            pool = [int(place) for place in rng.permutation(pool) if place not in chosen]
+            chosen += pool[: min(count, GROUP - len(chosen))]
+        found.append([query, chosen, targets[chosen].round(4).tolist(), order[chosen].round(3).tolist()])
+    made = {"passages": made["passages"], "groups": found, "lines": {name: list(fit) for name, fit in fits.items()}}
+    save(groups_file(work, part, teachers), made)
+
+
+def pairs(data, work, count, teachers, network, tokenizer):
+    """[a, b, score] of new pairings: half what a line through the teachers' cosines says, half the model so far.
+
+    Partners are near by the first teacher, log-uniformly in rank, so that scores of all sizes occur. A sentence
+    that shares words with a validation or test pair is left out.
+    """
+    known, rng = judged(data), np.random.default_rng(0)
+    train, texts = read_sts(data, "train"), sentences(data)
+    place = {text: i for i, text in enumerate(texts)}
+    told = {name: vectors(work, name, texts) for name in teachers}
+    allowed = np.array([not grams(text) & known for text in texts])
+    print(f"{(~allowed).sum()} of {len(texts)} sentences share words in a row with judged texts: left out", flush=True)
+    human = {frozenset((place[a], place[b])) for a, b, _ in train}
+    chosen = []
+    for a in rng.permutation(np.flatnonzero(allowed)):
+        ranks = np.argsort(-(told[teachers[0]] @ told[teachers[0]][a]))
+        for rank in 10 ** rng.uniform(0, np.log10(len(texts) - 1), PER_SENTENCE):
+            b = ranks[int(rank)]
+            pair = frozenset((int(a), int(b)))
+            if allowed[b] and a != b and pair not in human:
+                human.add(pair)
+                chosen.append((a, b))
+        if len(chosen) >= count:
+            break
+
+    def features(left, right):
+        return np.stack([(told[name][left] * told[name][right]).sum(1) for name in teachers] + [np.ones(len(left))], 1)
+
+    left, right = np.array([place[a] for a, *_ in train]), np.array([place[b] for _, b, _ in train])
+    weights = np.linalg.lstsq(features(left, right), np.array([score for *_, score in train]), rcond=None)[0]
+    left, right = np.array(chosen).T
+    said = features(left, right) @ weights
+    own = 1 / (1 + np.exp(-logits(network, tokenizer, [(texts[a], texts[b]) for a, b in chosen], size=16)))
+    print("weights", dict(zip((*teachers, "offset"), weights.round(3))), "agreement with the model so far",
+          np.corrcoef(said, own)[0, 1].round(3), flush=True)
+    scores = np.clip((said + own) / 2, 0.0, 1.0).round(4)
+    save(pairs_file(work, teachers), [[texts[a], texts[b], float(score)] for (a, b), score in zip(chosen, scores)])
+
+
+def groups_file(work, part, teachers):
+    return Path(work) / f"groups-{part}-{'+'.join(teachers)}.json"
+
+
+def pairs_file(work, teachers):
+    return Path(work) / f"pairs-{'+'.join(teachers)}.json"
+
+
+def save(path, made):
+    path.with_suffix(".part").write_text(json.dumps(made), encoding="utf-8")
+    path.with_suffix(".part").rename(path)
+
+
+def main():
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", default="out/work")
+    parser.add_argument("--part", type=int, default=0, help="of the texts")
+    parser.add_argument("--teachers", default="mpnet,minilm", help="of the groups")
+    parser.add_argument("--pair-teachers", default="mpnet,e5", help="of the pairings, beside the model so far")
+    parser.add_argument("--pairs", type=int, default=20000)
+    parser.add_argument("--model", default="../models/minilm-l6-rank", help="the model so far")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    teachers, pair_teachers = args.teachers.split(","), args.pair_teachers.split(",")
+    if not groups_file(args.work, args.part, teachers).exists():
+        groups(args.data, args.work, args.part, teachers)
+    if not pairs_file(args.work, pair_teachers).exists():
+        network = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32)
+        pairs(args.data, args.work, args.pairs, pair_teachers, network, AutoTokenizer.from_pretrained(args.model))
+
+
+if __name__ == "__main__":
+    main()

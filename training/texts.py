@@ -1,48 +1,79 @@
 """Passages and queries to distil ranking on, read from packages of Debian 12 (bookworm).
 
-Nothing is taken from a test collection. The packages come from apt, into a folder
-of their own; nothing is installed. `collect` gives the same texts for the same
-packages and seed.
+Nothing is taken from a test collection: a text that shares eight words in a row with one of the judged texts
+at hand is dropped. The packages come from apt, into a folder of their own; nothing is installed. `collect`
+gives the same texts for the same packages and part.
 """
 
+import collections
 import gzip
 import html.parser
+import json
 import random
 import re
 import subprocess
 from pathlib import Path
 
-# Package -> how many passages of it, how it is read, licence of its text.
+from evaluate import read_sts, words
+
+# Package -> how many passages a part takes of it, licence of its text.
 SOURCES = {
-    "descriptions": (4500, "GPL-2+ or the licence of each package (synopses and descriptions of Debian's packages)"),
-    "dict-foldoc": (1500, "GFDL-1.1+, no invariant sections (Free On-line Dictionary of Computing)"),
-    "wordnet-base": (1200, "WordNet licence, BSD-like (glosses of WordNet 3.0)"),
-    "calculix-ccx-doc": (400, "GPL-2 (finite elements: solids, heat, flow)"),
-    "yade-doc": (150, "GPL-2+ (particle mechanics)"),
-    "python-sklearn-doc": (600, "BSD-3 (machine learning)"),
-    "python-statsmodels-doc": (300, "BSD-3 (statistics)"),
-    "python-astropy-doc": (350, "BSD-3 (astronomy)"),
-    "grass-doc": (600, "GPL-2+ (geography)"),
-    "octave-doc": (400, "GPL-3+ (numerical methods)"),
-    "dynare-doc": (80, "GFDL-1.3+, no invariant sections (economics)"),
-    "debian-handbook": (250, "GPL-2+ or CC BY-SA 3.0 (administration)"),
-    "libreoffice-help-en-us": (450, "MPL-2.0 (office programs)"),
-    "gimp-help-en": (400, "GFDL-1.2+, no invariant sections (images)"),
-    "gnome-user-docs": (150, "CC BY-SA 3.0 (desktop)"),
-    "perl-doc": (500, "Artistic or GPL-1+ (programming)"),
-    "manpages": (150, "free licences, one a page (system)"),
-    "manpages-dev": (500, "free licences, one a page (system calls, C library)"),
-    "git-man": (300, "GPL-2 (version control)"),
+    "descriptions": (600, "GPL-2+ or the licence of each package (synopses and descriptions of Debian's packages)"),
+    "dict-foldoc": (220, "GFDL-1.1+, no invariant sections (Free On-line Dictionary of Computing)"),
+    "dict-gcide": (300, "GPL-1+ (GNU Collaborative International Dictionary of English)"),
+    "dict-jargon": (100, "public domain (the Jargon File)"),
+    "wordnet-base": (120, "WordNet licence, BSD-like (glosses of WordNet 3.0)"),
+    "sqlite3-doc": (130, "public domain (databases)"),
+    "postgresql-doc-15": (150, "PostgreSQL licence, BSD-like (databases)"),
+    "python3.11-doc": (150, "PSF-2 (programming)"),
+    "apache2-doc": (100, "Apache-2.0 (web servers)"),
+    "python-pandas-doc": (80, "BSD-3 (tables)"),
+    "python-scipy-doc": (60, "BSD-3 (numerical methods)"),
+    "gnucash-docs": (120, "GFDL-1.1+, no invariant sections (accounting)"),
+    "debian-reference-en": (60, "GPL-2+ (administration)"),
+    "calculix-ccx-doc": (100, "GPL-2 (finite elements: solids, heat, flow)"),
+    "yade-doc": (40, "GPL-2+ (particle mechanics)"),
+    "python-sklearn-doc": (120, "BSD-3 (machine learning)"),
+    "python-statsmodels-doc": (70, "BSD-3 (statistics)"),
+    "python-astropy-doc": (70, "BSD-3 (astronomy)"),
+    "grass-doc": (90, "GPL-2+ (geography)"),
+    "octave-doc": (60, "GPL-3+ (numerical methods)"),
+    "dynare-doc": (20, "GFDL-1.3+, no invariant sections (economics)"),
+    "debian-handbook": (60, "GPL-2+ or CC BY-SA 3.0 (administration)"),
+    "libreoffice-help-en-us": (80, "MPL-2.0 (office programs)"),
+    "gimp-help-en": (70, "GFDL-1.2+, no invariant sections (images)"),
+    "gnome-user-docs": (40, "CC BY-SA 3.0 (desktop)"),
+    "perl-doc": (80, "Artistic or GPL-1+ (programming)"),
+    "manpages": (30, "free licences, one a page (system)"),
+    "manpages-dev": (60, "free licences, one a page (system calls, C library)"),
+    "git-man": (50, "GPL-2 (version control)"),
 }
-LEAST_WORDS = {"wordnet-base": 4, "descriptions": 35, "dict-foldoc": 25}
-SHORTEST, LONGEST = 50, 190  # words of a passage; longer sections are cut at the end of a sentence
+# Pages that are read of the packages that hold much else.
+PAGES = {
+    "python-pandas-doc": r"/html/(user_guide|getting_started)/",
+    "python-scipy-doc": r"/html/(tutorial|release)",
+    "python3.11-doc": r"/html/(tutorial|howto|faq|library|reference|using)/",
+    "apache2-doc": r"/manual/en/",
+    "gnucash-docs": r"/gnucash-(guide|help)-en/",
+    "sqlite3-doc": r"/sqlite3/[^/]*$",
+}
+LEAST_WORDS = {"wordnet-base": 4, "descriptions": 30, "dict-foldoc": 20, "dict-gcide": 14, "dict-jargon": 25}
+SHORTEST = 40  # words of a section that becomes a passage
+LENGTHS = (40, 60, 80, 80, 110, 150, 250)  # words; longer sections are cut at the end of a sentence
+LONGEST = 320  # words of a section, of which what is not in the passage can be its query
+OVERLAP = 8  # words in a row that a text may not share with a judged one
 GENERIC = re.compile(
     r"^(introduction|overview|examples?|notes?|description|see also|details?|usage|options?|synopsis|summary|"
     r"references?|page contents|table of contents|getting started|background|name|author.?|colophon|copyright|bugs|known issues|contents?)\b.{0,12}$", re.I
 )
 # A title alone reads like a label; people also ask. {} is the title.
-FORMS = ["{}", "{}", "{}", "what is {}", "how does {} work", "what is known about {}", "explain {}",
-         "what methods are there for {}", "information on {}", "what are the properties of {}", "when is {} used"]
+FORMS = ["{}", "{}", "{}", "{}", "what is {}", "What is {}?", "how does {} work", "How is {} done?", "explain {}",
+         "What is known about {}?", "what methods are there for {}", "information on {}", "I am looking for {}.",
+         "what are the properties of {}", "when is {} used", "Articles that deal with {}", "How can {} be used?"]
+VERB = re.compile(r"^(?:the|a|an|this|these|its?|all|each|some|many|most)?\b[\w ,'()-]{2,60}? "
+                  r"((?:is|are|was|were|can|may|must|will|has|have|had|does|means|uses?|provides?|allows?|contains?|supports?|"
+                  r"makes?|returns?|gives?|takes?|shows?|requires?|holds?|creates?|includes?|causes?|consists?)\b.*)$", re.I)
+NUMBER = re.compile(r"\b(?:\d[\d,.]*|two|three|four|five|six|seven|eight|ten|several|many) ([a-z]{3,}s)\b")
 
 
 class Sections(html.parser.HTMLParser):
@@ -122,22 +153,29 @@ def glosses(place):
             if line.startswith("  ") or "|" not in line:
                 continue
             fields, gloss = line.split(" | ")[0].split(), line.split(" | ", 1)[1]
-            words = [fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16))]
-            yield re.sub(r"\(.\)$", "", words[0]), tidy(gloss.replace('"', ""))
+            names = [fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16))]
+            yield re.sub(r"\(.\)$", "", names[0]), tidy(gloss.replace('"', ""))
 
 
 def dictionary(place):
-    text = gzip.decompress(next(place.rglob("foldoc.dict.dz")).read_bytes()).decode("utf-8", "replace")
+    """Entries of a dictionary in the format of dictd: a headword at the left edge, its text indented."""
+    (path,) = place.rglob("*.dict.dz")
+    text = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
     for entry in re.split(r"\n(?=\S)", text):
         title, _, body = entry.partition("\n")
-        if "%%%" not in title and not title.startswith("00-"):
-            body = re.sub(r"\(\d{4}-\d\d-\d\d\)|<[^<>]*>|[{}]", "", body)
-            yield tidy(title), tidy(body)
+        if "%%%" in title or title.startswith("00-"):
+            continue
+        title = re.sub(r"\\.*|,? (n|a|v|adj)\.$", "", title)  # gcide: the pronunciation and all after it
+        body = re.sub(r"\(\d{4}-\d\d-\d\d\)|<[^<>]*>|[{}]|\[1913 Webster\]|\[[^]]*PJC\]|--[A-Z][\w. ]*$", "", body, flags=re.M)
+        body = re.sub(r"^\s*/[^/]*/.*$|^ (n|adj|v|vt)\.$", "", body, flags=re.M)  # jargon: the pronunciation
+        yield tidy(title), tidy(body)
 
 
 def pages(place):
     """(title, text) of every section of the HTML, Mallard, POD and man pages under `place`."""
-    files = sorted(path for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+    wanted = re.compile(PAGES.get(place.name, ""))
+    files = sorted(path for path in place.rglob("*")
+                   if wanted.search(str(path)) and path.is_file() and not path.is_symlink())
     for path in files:
         name = str(path)
         if path.suffix == ".html" and not re.search(r"genindex|search\.html|/doxyhtml/|_index|/(?!en)[a-z]{2}-[A-Z]{2}/", name):
@@ -235,38 +273,145 @@ def cut(text, words):
     return " ".join(" ".join(kept).split()[: words + 20])
 
 
-def collect(folder, seed=12):
-    """Fetches what is missing, and gives `passages` (source, title, text) and `queries` (text, source, own passage)."""
-    folder = Path(folder).resolve()
-    fetch(folder)
-    rng, passages, queries = random.Random(seed), [], []
-    for source, (wanted, _) in SOURCES.items():
+def sections(folder, rng):
+    """source -> its (title, text) that read like prose, in random order."""
+    found = {}
+    for source in SOURCES:
         place = folder / "x" / source
-        reader = {"descriptions": lambda: descriptions(folder), "wordnet-base": lambda: glosses(place),
-                  "dict-foldoc": lambda: dictionary(place)}.get(source, lambda: longer(pages(place), rng))
-        seen, found = set(), []
-        for title, text in reader():
-            words = text.split()
-            if len(words) >= LEAST_WORDS.get(source, SHORTEST) and title and text[:80] not in seen and prose(title, text):
+        if source == "descriptions":
+            read_all = descriptions(folder)
+        elif source == "wordnet-base":
+            read_all = glosses(place)
+        elif source.startswith("dict-"):
+            read_all = dictionary(place)
+        else:
+            read_all = longer(pages(place), rng)
+        seen, kept = set(), []
+        for title, text in read_all:
+            count = len(text.split())
+            if count >= LEAST_WORDS.get(source, SHORTEST) and title and text[:80] not in seen and prose(title, text):
                 seen.add(text[:80])
-                found.append((title, text))
-        rng.shuffle(found)
-        for title, text in found[:wanted]:
-            limit = rng.choice((80, 130, 170, LONGEST))
-            passages.append((source, title, cut(text, limit)))
-    for own, (source, title, text) in enumerate(passages):
-        parts = sentences(text)
+                kept.append((title, cut(text, LONGEST)))
+        rng.shuffle(kept)
+        found[source] = kept
+    return found
+
+
+def grams(text):
+    """Hashes of every OVERLAP words in a row; of a shorter text, of all its words."""
+    there = words(text)
+    return {hash(tuple(there[at : at + OVERLAP])) for at in range(max(1, len(there) - OVERLAP + 1))}
+
+
+def judged(data):
+    """Hashes of all judged texts in `data`: every collection there, and STS-B's validation and test pairs."""
+    found = set()
+    for path in sorted(Path(data).glob("*/*.jsonl")):
+        for line in path.open(encoding="utf-8"):
+            entry = json.loads(line)
+            if len(words(entry["text"])) >= OVERLAP:
+                found |= grams(entry["text"])
+    for name in ("validation", "test"):
+        for a, b, _ in read_sts(data, name):
+            found |= grams(a) | grams(b)
+    return found
+
+
+class Asker:
+    """Makes queries of many forms for a passage."""
+
+    def __init__(self, passages, rng):
+        self.rng, self.counts = rng, collections.Counter()
+        for _, _, text in passages:
+            self.counts.update(set(words(text)))
+
+    def rarest(self, text, count):
+        """The `count` rarest words of `text` among the passages, in their order."""
+        there = list(dict.fromkeys(word for word in words(text) if len(word) > 2))
+        rare = set(sorted(there, key=self.counts.__getitem__)[:count])
+        return [word for word in there if word in rare]
+
+    def queries(self, source, title, text):
+        """(query, passage without what the query was cut from or None, how sure it is that the passage answers it)."""
+        rng, parts = self.rng, sentences(text)
         title = " ".join(title.split()[:24])
         form = "what is {}" if source == "wordnet-base" and rng.random() < 0.5 else rng.choice(FORMS)
-        queries.append((form.format(title[0].lower() + title[1:] if form != "{}" and title[1:2].islower() else title), source, own))
+        if form != "{}" and title[1:2].islower():
+            title = title[0].lower() + title[1:]
+        made = [(form.format(title), None, 0.5)]
         middle = [i for i, part in enumerate(parts) if 6 <= len(part.split()) <= 30]
-        if len(parts) > 2 and middle:
+        if middle:
+            of = rng.choice(middle)
+            chosen = parts[of]
+            asked = VERB.match(chosen)
+            counted = NUMBER.search(chosen)
+            if counted and rng.random() < 0.7:
+                before = chosen[: counted.start()].split()[-8:]
+                made.append((f"How many {counted[1]} {' '.join(before)}?", None, 1.0))
+            elif asked and rng.random() < 0.8:
+                made.append((f"What {' '.join(asked[1].rstrip('.').split()[:12])}?", None, 1.0))
+            else:
+                made.append((" ".join(self.rarest(chosen, rng.randint(2, 5))), None, 0.5))
+        if len(parts) > 2 and middle and rng.random() < 0.6:
             # A sentence as the query; mostly it leaves the passage, so that words alone do not give it away.
-            chosen = rng.choice(middle)
-            queries.append((parts[chosen], source, own))
-            if rng.random() < 0.7:
-                passages[own] = (source, title, " ".join(parts[:chosen] + parts[chosen + 1 :]))
-    return passages, queries
+            at = rng.choice(middle)
+            query, rest = parts[at], " ".join(parts[:at] + parts[at + 1 :])
+            if rng.random() < 0.3:
+                rare = set(self.rarest(query, 2))
+                query = " ".join(word for word in query.split() if not set(words(word)) & rare)
+            leaves = rng.random() < 0.7
+            if leaves and at == of:  # with it goes the answer to the query before
+                made[1] = (*made[1][:2], 0.3)
+            made.append((query, rest if leaves else None, 0.3))
+        return made
+
+
+def collect(work, data, part=0):
+    """`passages`, `queries`, and `groups` .
+
+    Cached in `work`. Parts have no section in common.
+    """
+    path = Path(work) / f"texts-{part}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    folder = (Path(work) / "texts").resolve()
+    fetch(folder)
+    known, dropped = judged(data), 0
+    rng, passages, rest_of = random.Random(12), [], []
+    found = sections(folder, rng)
+    rng = random.Random(100 + part)
+    for source, (wanted, _) in SOURCES.items():
+        for title, text in found[source][part * wanted : (part + 1) * wanted]:
+            if (grams(text) | grams(title)) & known:
+                dropped += 1
+                continue
+            short = cut(text, rng.choice(LENGTHS))
+            rest_of.append(text[len(short) :].strip())
+            passages.append((source, title, short))
+    asker, texts, queries = Asker(passages, rng), [], []
+    for own, (source, title, text) in enumerate(passages):
+        first = len(queries)
+        for query, rest, sure in asker.queries(source, title, text):
+            text = rest or text
+            queries.append((query, own, sure))
+        if len(rest_of[own].split()) >= 30 and rng.random() < 0.7:
+            # What follows the passage, as a need in 30 to 80 words.
+            long = cut(rest_of[own], rng.choice((30, 40, 50, 60)))
+            queries.append((f"{title}. {long}" if rng.random() < 0.3 else long, own, 0.3))
+        # Half of the texts of an index start with their title, and some are no more than that.
+        kind = rng.random()
+        if kind < 0.12 and source not in ("wordnet-base", "dict-gcide"):
+            text = title if len(title.split()) > 3 else f"{title}. {sentences(text)[0]}"
+            queries[first + 1 :] = [(query, own, 0.0) for query, own, _ in queries[first + 1 :]]  # answers are gone
+        elif kind < 0.55:
+            text = f"{title}. {text}" if kind < 0.45 else f"{title} {text}"
+        texts.append(text)
+    rng.shuffle(queries)
+    kept = [(query, own, sure) for query, own, sure in queries if query.strip() and not grams(query) & known]
+    made = {"passages": texts, "queries": [query for query, *_ in kept], "groups": [group[1:] for group in kept],
+            "dropped": {"sections": dropped, "queries": len(queries) - len(kept)}}
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return made
 
 
 def prose(title, text):
@@ -277,15 +422,11 @@ def prose(title, text):
 
 
 if __name__ == "__main__":
-    import collections
     import sys
 
-    passages, queries = collect(sys.argv[1])
-    counts = collections.Counter(source for source, *_ in passages)
-    for source, count in counts.items():
-        mean = sum(len(text.split()) for s, _, text in passages if s == source) / count
-        print(f"{source}: {count} passages, mean {mean:.0f} words")
-    show = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    for text, source, own in show.sample(queries, 25):
-        print(f"\n[{source}] Q: {text}\n  P: {passages[own][2][:300]}")
-    print(len(passages), len(queries))
+    made = collect(*sys.argv[1:3], int((sys.argv + ["0"])[3]))
+    print(len(made["passages"]), "passages of", sum(len(text.split()) for text in made["passages"]) / len(made["passages"]),
+          "words,", len(made["queries"]), "queries, dropped", made["dropped"])
+    for place in random.Random(0).sample(range(len(made["queries"])), 40):
+        own, sure = made["groups"][place]
+        print(f"\nQ {sure}: {made['queries'][place]}\n  P: {made['passages'][own][:250]}")
