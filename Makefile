@@ -8,6 +8,8 @@ CLIENTS := target/clients
 NODE_CLIENTS := target/clients-node
 DEPLOY := target/deploy
 BROWSER := target/browser
+DIST := target/dist
+DIST_TOOLS := target/dist-tools
 # Tests, lints and proofs are of a program with everything in it: one build for all of them. What is
 # released has the features of `cargo build`, as `make build` and the image do.
 FEATURES := --features parquet
@@ -126,12 +128,41 @@ audit:
 	@if $(CARGO) deny fetch db; then $(CARGO) deny --offline check advisories; \
 	else echo "advisories: NOT CHECKED, their database could not be had"; fi
 
-# What the binary is made of, in CycloneDX. Needs cargo-cyclonedx: cargo install --locked cargo-cyclonedx
-sbom:
-	mkdir -p target/sbom
-	$(CARGO) cyclonedx --format json --spec-version 1.5 --override-filename rerankd.cdx
-	mv rerankd.cdx.json target/sbom/
-	@echo "target/sbom/rerankd.cdx.json"
+# What the binary is made of, in CycloneDX, and the licenses of all of it.
+sbom: onnxruntime
+	$(PYTHON) scripts/components.py target/sbom
+	@echo "target/sbom/rerankd.cdx.json target/sbom/THIRD-PARTY-NOTICES"
+
+# A wheel, a Debian package and a tarball, with checksums and bill of materials, in target/dist: of the
+# same commit always the same bytes. The binary runs with glibc 2.28 and newer, whatever this machine has.
+# MACHINE=aarch64 needs Rust's library for it, and RUNNER, which runs the binary: `qemu-aarch64 -L FOLDER`.
+MACHINE ?= $(shell uname -m)
+DIST_TARGET := $(MACHINE)-unknown-linux-gnu
+DIST_ONNXRUNTIME := $(ONNXRUNTIME)$(if $(filter $(MACHINE),$(shell uname -m)),,-$(MACHINE))
+# Paths of this machine, which panics and assertions would name.
+CARGO_HOME ?= $(HOME)/.cargo
+REMAPPED := $(CURDIR)=/rerankd $(CARGO_HOME)=/cargo
+.PHONY: dist dist-binary proof-dist
+dist: dist-binary
+	$(PYTHON) scripts/fetch-onnxruntime.py $(DIST_ONNXRUNTIME) --machine $(MACHINE)
+	$(PYTHON) scripts/dist.py $(DIST) --binary target/$(DIST_TARGET)/release/rerankd --machine $(MACHINE) \
+		--onnxruntime $(DIST_ONNXRUNTIME) --runner "$(RUNNER)"
+
+dist-binary: $(DIST_TOOLS)/installed
+	PATH="$(CURDIR)/$(DIST_TOOLS)/bin:$$PATH" \
+	RUSTFLAGS="$(REMAPPED:%=--remap-path-prefix=%)" CFLAGS="$(REMAPPED:%=-ffile-prefix-map=%)" \
+		cargo-zigbuild zigbuild --release --locked --target $(DIST_TARGET).2.28
+
+$(DIST_TOOLS)/installed: scripts/dist-requirements.txt
+	$(PYTHON) -m venv --clear $(DIST_TOOLS)
+	$(DIST_TOOLS)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	touch $@
+
+# Installs what `make dist` would pack, of the debug build, where nothing else is. The Debian package needs
+# root and debootstrap; what cannot be run says so.
+proof-dist: onnxruntime $(DEPLOY)/installed
+	$(CARGO) build --locked $(FEATURES)
+	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/dist
 
 bench: onnxruntime
 	$(CARGO) bench --locked
