@@ -167,8 +167,47 @@ proof-dist: onnxruntime $(DEPLOY)/installed
 	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/dist
 
+# Every crate as the registry would get it, built from that.
+.PHONY: package
+package:
+	$(CARGO) package --workspace --locked
+
+# What CHANGELOG.md says of the version that TAG names, which must be that of the workspace.
+.PHONY: release-notes
+release-notes:
+	mkdir -p target
+	$(PYTHON) scripts/release-notes.py "$(TAG)" > target/release-notes.md
+
+# IMAGE:TAG for this machine's architecture into a registry, with its provenance and contents; then one name
+# for both architectures. Needs docker with buildx, REGISTRY_USER and REGISTRY_TOKEN.
+.PHONY: image-login image-push image-join
+image-login:
+	@printf '%s' "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin \
+		"$(firstword $(subst /, ,$(IMAGE)))"
+
+image-push: image-login
+	docker buildx build --push --provenance=mode=max --sbom=true --tag "$(IMAGE):$(TAG)" \
+		--build-arg VERSION="$(TAG)" --build-arg REVISION="$$(git rev-parse HEAD)" .
+
+image-join: image-login
+	docker buildx imagetools create --tag "$(IMAGE):$(TAG)" "$(IMAGE):$(TAG)-amd64" "$(IMAGE):$(TAG)-arm64"
+
 bench: onnxruntime
 	$(CARGO) bench --locked
+
+# Throughput of this tree and of the commit BASE, in turn; fails below nine tenths.
+BASE ?= HEAD~1
+.PHONY: bench-regression soak
+bench-regression: build
+	git worktree remove --force target/base 2> /dev/null || true
+	git worktree add --force --detach target/base "$(BASE)"
+	cd target/base && $(CARGO) build --release --locked
+	$(PYTHON) scripts/bench-regression.py target/base/target/release/rerankd target/release/rerankd
+
+# Full load for MINUTES, after which memory must not grow.
+MINUTES ?= 30
+soak: build
+	$(PYTHON) scripts/soak.py --minutes $(MINUTES) --out target/soak.csv -- target/release/rerankd serve
 
 # What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
 quality: onnxruntime
