@@ -186,7 +186,8 @@ image-login:
 		"$(firstword $(subst /, ,$(IMAGE)))"
 
 image-push: image-login
-	docker buildx build --push --provenance=mode=max --sbom=true --tag "$(IMAGE):$(TAG)" \
+	docker buildx inspect rerankd > /dev/null 2>&1 || docker buildx create --name rerankd --driver docker-container
+	docker buildx build --builder rerankd --push --provenance=mode=max --sbom=true --tag "$(IMAGE):$(TAG)" \
 		--build-arg VERSION="$(TAG)" --build-arg REVISION="$$(git rev-parse HEAD)" .
 
 image-join: image-login
