@@ -196,6 +196,12 @@ image-join: image-login
 bench: onnxruntime
 	$(CARGO) bench --locked
 
+# The documentation as a site, in target/site/book, from the same files.
+MDBOOK ?= $(DEPLOY)/bin/mdbook
+.PHONY: site
+site: $(DEPLOY)/installed
+	$(PYTHON) scripts/site.py target/site --mdbook "$(abspath $(MDBOOK))"
+
 # Throughput of this tree and of the commit BASE, in turn; fails below nine tenths.
 BASE ?= HEAD~1
 .PHONY: bench-regression soak
