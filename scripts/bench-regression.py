@@ -19,10 +19,10 @@ WORKLOADS = ("short", "passage", "mixed")
 
 
 def pairs_per_second(program: Path, workload: str, seconds: int, library: Path) -> float:
-    command = [program, "bench", "--workload", workload, "--duration", f"{seconds}s", "--budget-ms", "0", "--json"]
+    command = [program, "bench", "--workload", workload, "--duration", f"{seconds}s", "--target-ms", "0", "--json"]
     environment = {**os.environ, "ORT_DYLIB_PATH": str(library.resolve())}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout)["load"]["pairs_per_second"])
+    return float(json.loads(done.stdout)["steady"]["summary"]["pairs_per_second"])
 
 
 def main() -> None:
