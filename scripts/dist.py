@@ -232,10 +232,11 @@ def debian(release: Release, tree: Tree) -> tuple[str, bytes]:
         files[f"usr/lib/systemd/system/{unit}"] = File(text.replace(UNIT_PROGRAM, PACKAGE_PROGRAM).encode())
 
     size = sum(-(-len(file.content) // 1024) for file in files.values())
+    # procps: the unit reloads with its `kill`.
     control = [
         *("Package: rerankd", f"Version: {release.version}", f"Architecture: {DEBIAN_MACHINES[release.machine]}"),
         *(f"Maintainer: {MAINTAINER}", f"Installed-Size: {size}"),
-        f"Depends: libc6 (>= {release.glibc[0]}.{release.glibc[1]}), libgcc-s1, libstdc++6 (>= 8)",
+        f"Depends: libc6 (>= {release.glibc[0]}.{release.glibc[1]}), libgcc-s1, libstdc++6 (>= 8), procps",
         *("Recommends: ca-certificates", "Section: net", "Priority: optional", f"Description: {SUMMARY}"),
         *(" Takes a query and documents over HTTP, and returns the documents ordered by", " relevance.", ""),
     ]

@@ -254,7 +254,10 @@ mod tests {
                 panic!("{error}");
             };
             let path = path.canonicalize().unwrap();
-            assert!(path.ends_with(format!("{expected}libonnxruntime.so")), "{path:?}");
+            assert!(
+                path.ends_with(format!("{expected}libonnxruntime.so")),
+                "{path:?}"
+            );
             std::fs::remove_file(path).unwrap();
         }
     }

@@ -70,12 +70,8 @@ impl Form {
 /// and is a folder of the published package.
 macro_rules! example {
     ($path:literal) => {
-        serde_json::from_str(include_str!(concat!(
-            "../compat/",
-            $path,
-            ".json"
-        )))
-        .expect("cases are JSON")
+        serde_json::from_str(include_str!(concat!("../compat/", $path, ".json")))
+            .expect("cases are JSON")
     };
 }
 
