@@ -1,15 +1,12 @@
 """The Debian package in a Debian of its own: installed, asked, purged."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
-from conftest import only
-from instance import Server, get, wait_until
+from conftest import only, serving
 
 MISSING = [tool for tool in ("debootstrap", "dpkg-deb") if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin")]
 pytestmark = pytest.mark.skipif(
@@ -59,7 +56,11 @@ def test_the_package_from_installing_to_purging(system):
         assert (system / path[1:]).is_file(), path
     assert "rerankd serve" in inside(system, "man", "-P", "cat", "rerankd-serve").replace("-serve", " serve")
     assert "healthcheck" in inside(system, "bash", "-c", "source /usr/share/bash-completion/completions/rerankd; COMP_WORDS=(rerankd h); COMP_CWORD=1; _rerankd rerankd h; echo ${COMPREPLY[@]}")
-    answers_in(system, started.groups())
+    program, settings = started.groups()
+    # A user without rights, as the unit has one.
+    command = ("chroot", "--userspec=65534:65534", system, program, "serve", "--config", settings)
+    with serving(*command, env={"RERANKD_LOG_LEVEL": "warn"}):
+        pass
 
     # What an administrator and the server put there goes with a purge, and stays with a removal.
     (system / "etc/rerankd/keys").write_text("search secret\n")
@@ -69,22 +70,6 @@ def test_the_package_from_installing_to_purging(system):
     assert not (system / "usr/bin/rerankd").exists()
     inside(system, "dpkg", "--purge", "rerankd")
     assert files(system) - {"var/cache/private"} == before
-
-
-def answers_in(system, started: tuple[str, str]) -> None:
-    """The server runs with the program, settings and user that the unit would give it."""
-    program, settings = started
-    place = Server()
-    command = ["chroot", "--userspec=65534:65534", system, program, "serve", "--config", settings, "--listen", place.address]
-    process = subprocess.Popen(command, env={"RERANKD_LOG_LEVEL": "warn"})
-    try:
-        wait_until(lambda: process.poll() is not None or get(f"{place.url}/ready")[0] == 200, 120, "the server")
-        info = json.loads(get(f"{place.url}/info")[1])
-        assert info["model_id"] == "minilm-l6-rank", info
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
-        place.close()
 
 
 def test_the_package_is_well_formed(packages):
@@ -107,4 +92,4 @@ def test_nothing_of_a_library_that_the_package_does_not_depend_on(packages, tmp_
             dynamic = ELFFile(file).get_section_by_name(".dynamic")
             names = {tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
         libc = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"}
-        assert names <= libc | {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libgcc_s.so.1", "libstdc++.so.6"}, (path, sys.platform)
+        assert names <= libc | {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libgcc_s.so.1", "libstdc++.so.6"}, path

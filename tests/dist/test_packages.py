@@ -10,7 +10,7 @@ import tarfile
 import time
 import zipfile
 
-from conftest import ROOT, only, packed
+from conftest import ROOT, only, packed, serving
 
 
 def test_the_same_inputs_give_the_same_bytes(packages, program, tmp_path, monkeypatch):
@@ -38,6 +38,15 @@ def test_entries_have_the_time_of_the_commit(packages):
         # A zip archive counts in steps of two seconds.
         whole = time.gmtime(committed - committed % 2)[:6]
         assert {entry.date_time for entry in archive.infolist()} == {whole}
+
+
+def test_the_tarball_runs_where_it_is_unpacked(packages, tmp_path):
+    with tarfile.open(only(packages, "*.tar.gz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    with serving(folder / "bin/rerankd", "serve", cwd=tmp_path, env={}):
+        pass
+    assert (folder / "share/doc/rerankd/rerankd.service").is_file()
 
 
 def test_checksums_are_those_of_the_files(packages):

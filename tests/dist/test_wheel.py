@@ -1,14 +1,11 @@
 """The wheel in an empty environment: no compiler, no Rust, nothing of this repository."""
 
-import json
 import os
 import subprocess
-import urllib.request
 import venv
 
 import pytest
-from conftest import ROOT, only
-from instance import Server, get, wait_until
+from conftest import ROOT, only, serving
 
 
 @pytest.fixture(scope="session")
@@ -31,22 +28,11 @@ def python(environment, program: str, **more: str) -> subprocess.CompletedProces
 
 def test_rerankd_serve_answers(environment):
     folder, variables = environment
-    place = Server()
-    process = subprocess.Popen(["rerankd", "serve", "--listen", place.address], cwd=folder, env=variables, executable=folder / "bin/rerankd")
-    try:
-        wait_until(lambda: process.poll() is not None or get(f"{place.url}/ready")[0] == 200, 120, "the server")
-        body = {"query": "A man is eating food.", "documents": ["A monkey plays the drums.", "A man eats pasta."]}
-        request = urllib.request.Request(f"{place.url}/rerank", json.dumps(body).encode())
-        with urllib.request.urlopen(request) as answer:
-            assert [result["index"] for result in json.load(answer)["results"]] == [1, 0]
+    with serving("rerankd", "serve", cwd=folder, env=variables, executable=folder / "bin/rerankd") as process:
         # No Python runs beside it: the program on the PATH is the server itself.
         assert os.readlink(f"/proc/{process.pid}/exe") == str(folder / "bin/rerankd")
         maps = open(f"/proc/{process.pid}/maps").read()
         assert f"{folder}/lib/rerankd/libonnxruntime.so." in maps and "libpython" not in maps
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
-        place.close()
 
 
 def test_manual_pages_and_completions_are_installed(environment):
