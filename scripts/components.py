@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "rerankd"
 LICENSE_FILE = re.compile(r"(licen[cs]e|copying|copyright|notice|unlicense)", re.IGNORECASE)
-NOTICES = ("LICENSE", "ThirdPartyNotices.txt")
+NOTICES = ("LICENSE.onnxruntime", "NOTICES.onnxruntime")
 # What a build script packs into the binary: Swagger UI.
 EMBEDDED = ("utoipa-swagger-ui-vendored",)
 
