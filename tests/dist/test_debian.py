@@ -12,8 +12,8 @@ MISSING = [tool for tool in ("debootstrap", "dpkg-deb") if not shutil.which(tool
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or bool(MISSING), reason=f"NOT RUN: needs root and {', '.join(MISSING) or 'its tools'} (apt-get install debootstrap)"
 )
-# What dpkg, apt and the linker write for themselves when any package comes or goes.
-BOOKKEEPING = re.compile(r"(var/(lib/dpkg|lib/apt|cache/(apt|ldconfig|debconf)|log)|etc/ld\.so\.cache|proc|dev|tmp)(/|$)")
+# What dpkg, apt, the linker and the tools asked here write for themselves, whichever package comes or goes.
+BOOKKEEPING = re.compile(r"(var/(lib/dpkg|lib/apt|cache/(apt|ldconfig|debconf|man)|log)|run|etc/ld\.so\.cache|proc|dev|tmp)(/|$)")
 
 
 @pytest.fixture(scope="session")
