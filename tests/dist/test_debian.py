@@ -69,7 +69,9 @@ def test_the_package_from_installing_to_purging(system):
     assert (system / "etc/rerankd/rerankd.toml").exists() and (system / "etc/rerankd/keys").exists()
     assert not (system / "usr/bin/rerankd").exists()
     inside(system, "dpkg", "--purge", "rerankd")
-    assert sorted(files(system) ^ before) == ["var/cache/private"]
+    # The folder above the models is systemd's, which has it where a service with a cache ran.
+    left = (files(system) ^ before) - {"var/cache/private"}
+    assert not left, sorted(left)
 
 
 def test_the_package_is_well_formed(packages):
