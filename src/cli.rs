@@ -1,6 +1,7 @@
 //! The command line. Only this module, its children and `main.rs` read flags and the environment.
 
 pub mod bench;
+pub mod completions;
 pub mod config;
 mod download;
 pub mod eval;
@@ -8,6 +9,7 @@ pub mod export;
 pub mod healthcheck;
 mod hub;
 mod loader;
+pub mod man;
 pub mod models;
 mod output;
 pub mod progress;
@@ -68,6 +70,10 @@ pub enum Command {
     Export(export::Args),
     /// Compare scores with reference scores: exit code 0 if all are within the tolerance, 1 otherwise.
     Verify(verify::Args),
+    /// Print the completion script of a shell.
+    Completions(completions::Args),
+    /// Write the manual pages into a directory.
+    Man(man::Args),
 }
 
 /// Parses the name of a precision.

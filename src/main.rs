@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use rerankd::cli::{
-    Cli, Command, bench, config, eval, export, healthcheck, models, pull, score, serve, verify,
+    Cli, Command, bench, completions, config, eval, export, healthcheck, man, models, pull, score,
+    serve, verify,
 };
 
 fn main() -> ExitCode {
@@ -19,5 +20,7 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(&args).into(),
         Command::Export(args) => export::run(&args).into(),
         Command::Verify(args) => verify::run(&args).into(),
+        Command::Completions(args) => completions::run(&args).into(),
+        Command::Man(args) => man::run(&args).into(),
     }
 }

@@ -33,8 +33,8 @@ BEST = 1
 
 
 def which(tool: str) -> str | None:
-    """Where `tool` is; system folders count, whatever PATH says."""
-    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    """Where `tool` is; this environment's and system folders count, whatever PATH says."""
+    return shutil.which(tool, path=f"{sys.prefix}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def rerank(url: str, documents: list[str], timeout: float = 60, headers: dict[str, str] | None = None) -> tuple[int, dict]:

@@ -8,7 +8,7 @@ import subprocess
 import kubernetes_validate
 import pytest
 import yaml
-from stack import ROOT, Server, get, servers, wait_until
+from stack import ROOT, Server, get, servers, wait_until, which
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 MANIFESTS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
@@ -19,6 +19,9 @@ DEPLOYMENT = MANIFESTS["deployment.yaml"]
 POD = DEPLOYMENT["spec"]["template"]
 CONTAINER = POD["spec"]["containers"][0]
 OPERATOR = ROOT / "tests" / "deploy" / "operator"
+needs_kubectl = pytest.mark.skipif(
+    not which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together"
+)
 VALIDATE = """
 import { ServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor";
 new ServiceMonitor(JSON.parse(process.argv[1])).validate();
@@ -90,9 +93,9 @@ def test_kustomization_leaves_selectors_alone():
     assert not any(entry.get("includeSelectors") for entry in KUSTOMIZATION["labels"])
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together")
+@needs_kubectl
 def test_kustomization_is_put_together():
-    done = subprocess.run(["kubectl", "kustomize", FOLDER], check=True, capture_output=True, text=True)
+    done = subprocess.run([which("kubectl"), "kustomize", FOLDER], check=True, capture_output=True, text=True)
     made = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
     assert set(made) == {manifest["kind"] for manifest in (*MANIFESTS.values(), MONITOR)}
     assert {manifest["metadata"]["namespace"] for manifest in made.values()} == {KUSTOMIZATION["namespace"]}
@@ -106,10 +109,10 @@ def test_kustomization_is_put_together():
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="NOT RUN: kubectl is not installed, which puts the manifests together")
+@needs_kubectl
 def test_the_overlay_for_a_gpu_asks_for_one_and_changes_nothing_else():
     def made(folder) -> dict:
-        done = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True)
+        done = subprocess.run([which("kubectl"), "kustomize", folder], check=True, capture_output=True, text=True)
         return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(done.stdout)}
 
     plain, gpu = made(FOLDER), made(ROOT / "deploy" / "kubernetes-cuda")

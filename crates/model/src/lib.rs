@@ -19,7 +19,7 @@ pub mod rotary;
 pub mod tokenizer_class;
 pub mod weights;
 
-#[cfg(feature = "embedded-model")]
+#[cfg(embedded_model)]
 mod embedded;
 
 use std::borrow::Cow;
@@ -158,9 +158,9 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if this build has no embedded model.
     pub fn embedded() -> Result<Self, ModelError> {
-        #[cfg(feature = "embedded-model")]
+        #[cfg(embedded_model)]
         return Self::from_memory(embedded::ID, embedded::FILES);
-        #[cfg(not(feature = "embedded-model"))]
+        #[cfg(not(embedded_model))]
         Err(ModelError::new(
             "this build has no embedded model",
             "pass `--model` with the directory of a cross-encoder",
@@ -175,9 +175,9 @@ impl Model {
     pub fn companions(dir: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         match dir {
             Some(dir) => Files::in_directory(dir)?.companions(),
-            #[cfg(feature = "embedded-model")]
+            #[cfg(embedded_model)]
             None => Files::Memory(embedded::FILES).companions(),
-            #[cfg(not(feature = "embedded-model"))]
+            #[cfg(not(embedded_model))]
             None => Ok(Vec::new()),
         }
     }

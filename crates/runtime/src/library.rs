@@ -15,8 +15,8 @@ use ort::environment::Environment;
 
 /// The library as the system's loader knows it.
 const SYSTEM_NAME: &str = "libonnxruntime.so";
-/// Folder beside the executable's own, where the build puts the library.
-const BUILD_FOLDER: &str = "../onnxruntime";
+/// Folders beside the executable's own: that of packages, and where the build puts the library.
+const FOLDERS: [&str; 2] = ["../lib/rerankd", "../onnxruntime"];
 const HINT: &str = "hint: run `make onnxruntime`, or set ORT_DYLIB_PATH to the full path of libonnxruntime.so from the PyPI package `onnxruntime`";
 
 /// Why ONNX Runtime cannot be used.
@@ -65,8 +65,8 @@ impl Library {
     /// Finds, checks and loads the library: once a process, later calls return the same.
     ///
     /// `configured` is the value of `ORT_DYLIB_PATH`. Without it the places searched are beside the
-    /// executable, `<executable folder>/../onnxruntime/` and the system's own paths; never the
-    /// working directory.
+    /// executable, `../lib/rerankd/` and `../onnxruntime/` from there, and the system's own paths; never
+    /// the working directory.
     ///
     /// # Errors
     /// [`LibraryError`], in one line with what to do.
@@ -119,9 +119,9 @@ fn locate(
         return probe(&path).map(|version| (path, version));
     }
     let mut searched = Vec::new();
-    let folders = executable_folder
-        .into_iter()
-        .flat_map(|folder| [folder.to_path_buf(), folder.join(BUILD_FOLDER)]);
+    let folders = executable_folder.into_iter().flat_map(|folder| {
+        std::iter::once(folder.to_path_buf()).chain(FOLDERS.map(|name| folder.join(name)))
+    });
     for folder in folders {
         if let Some(path) = newest_in(&folder) {
             return probe(&path).map(|version| (path, version));
@@ -240,17 +240,25 @@ mod tests {
     }
 
     #[test]
-    fn beside_the_executable_comes_before_the_build_folder() {
+    fn beside_the_executable_comes_before_a_package_and_that_before_the_build() {
         let root = tempfile::tempdir().unwrap();
-        let executable_folder = root.path().join("release");
-        let build_folder = root.path().join("onnxruntime");
-        for folder in [&executable_folder, &build_folder] {
-            std::fs::create_dir(folder).unwrap();
+        let executable_folder = root.path().join("bin");
+        let folders = ["bin", "lib/rerankd", "onnxruntime"].map(|name| root.path().join(name));
+        for folder in &folders {
+            std::fs::create_dir_all(folder).unwrap();
             std::fs::write(folder.join("libonnxruntime.so"), "").unwrap();
         }
-        let found = |folder: &Path| locate(None, Some(folder)).unwrap_err().to_string();
-        assert!(found(&executable_folder).contains("release/libonnxruntime.so"));
-        std::fs::remove_file(executable_folder.join("libonnxruntime.so")).unwrap();
-        assert!(found(&executable_folder).contains("onnxruntime/libonnxruntime.so"));
+        for expected in ["bin/", "lib/rerankd/", "onnxruntime/"] {
+            let error = locate(None, Some(&executable_folder)).unwrap_err();
+            let LibraryError::NotLoadable { path, .. } = error else {
+                panic!("{error}");
+            };
+            let path = path.canonicalize().unwrap();
+            assert!(
+                path.ends_with(format!("{expected}libonnxruntime.so")),
+                "{path:?}"
+            );
+            std::fs::remove_file(path).unwrap();
+        }
     }
 }

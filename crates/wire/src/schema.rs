@@ -66,15 +66,12 @@ impl Form {
     }
 }
 
-/// A case of the compatibility tests: what it shows is what the server does.
+/// A case of the compatibility tests: what it shows is what the server does. `compat` leads to `tests/compat`,
+/// and is a folder of the published package.
 macro_rules! example {
     ($path:literal) => {
-        serde_json::from_str(include_str!(concat!(
-            "../../../tests/compat/",
-            $path,
-            ".json"
-        )))
-        .expect("cases are JSON")
+        serde_json::from_str(include_str!(concat!("../compat/", $path, ".json")))
+            .expect("cases are JSON")
     };
 }
 
