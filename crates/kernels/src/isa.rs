@@ -185,9 +185,6 @@ impl PairTile<'_> {
     expect(unused_macro_rules, reason = "its instruction sets have one strip")
 )]
 macro_rules! with_tile_shape {
-    ($rows:ident = $count:expr, 1..=3; $result:expr) => {
-        with_tile_shape!(@ $rows = $count, [1 2 3], $result)
-    };
     ($rows:ident = $count:expr, 1..=6; $result:expr) => {
         with_tile_shape!(@ $rows = $count, [1 2 3 4 5 6], $result)
     };
@@ -445,7 +442,10 @@ mod tests {
         assert_eq!(InstructionSet::best().favors_own_fp32(), names.len() > 1);
         // Without instructions for products of bytes, as many are multiplied at once as in fp32.
         let fast = InstructionSet::best().name() != "neon";
-        assert_eq!(InstructionSet::best().favors_int8(), names.len() > 1 && fast);
+        assert_eq!(
+            InstructionSet::best().favors_int8(),
+            names.len() > 1 && fast
+        );
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! bits, where nothing saturates, and added in pairs: as fast as fp32, not faster.
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, vdupq_n_f32, vdupq_n_s32, vfmaq_laneq_f32,
-    vfmaq_n_f32, vget_low_s8, vld1q_dup_s32, vld1q_f32, vld1q_s8, vmull_high_s8, vmull_s8,
-    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vst1q_f32, vst1q_s32,
+    int8x16_t, vdupq_n_f32, vdupq_n_s32, vfmaq_laneq_f32, vfmaq_n_f32, vget_low_s8, vld1q_dup_s32,
+    vld1q_f32, vld1q_s8, vmull_high_s8, vmull_s8, vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    vst1q_f32, vst1q_s32,
 };
 
 use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
@@ -19,6 +19,14 @@ pub(super) const LANES: usize = 4;
 pub(super) const REGISTERS: usize = COLUMNS / LANES;
 /// Takes 128 from each byte of a group, so that they are signed.
 const SIGNED: u32 = 0x8080_8080;
+
+/// Repeats an expression with each of some constants. The compiler unrolls a loop of so many sums only after it has
+/// given up on keeping them in registers.
+macro_rules! repeat {
+    ($index:ident in [$($value:literal)+]; $body:expr) => {
+        { $({ const $index: usize = $value; $body })+ }
+    };
+}
 
 impl Isa for Neon {
     const NAME: &'static str = "neon";
@@ -88,16 +96,18 @@ fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
             let weights: [int8x16_t; WEIGHTS] = std::array::from_fn(|register| unsafe {
                 vld1q_s8(strip.add(group * COLUMNS * GROUP + register * 16))
             });
-            for (row, sums) in block.iter_mut().enumerate() {
-                // SAFETY: `group * BLOCK + row < groups * BLOCK <= rows.len()` by the assertion.
-                let numbers = unsafe { vld1q_dup_s32(rows.add(group * BLOCK + row)) };
+            repeat!(ROW in [0 1 2 3 4 5]; if ROW < ROWS {
+                // SAFETY: `group * BLOCK + ROW < groups * BLOCK <= rows.len()` by the assertion.
+                let numbers = unsafe { vld1q_dup_s32(rows.add(group * BLOCK + ROW)) };
                 let numbers = vreinterpretq_s8_s32(numbers);
-                for ([low, high], weights) in sums.iter_mut().zip(weights) {
+                repeat!(REGISTER in [0 1]; {
+                    let [low, high] = &mut block[ROW][REGISTER];
+                    let weights = weights[REGISTER];
                     let products = vmull_s8(vget_low_s8(numbers), vget_low_s8(weights));
                     *low = vpadalq_s16(*low, products);
                     *high = vpadalq_s16(*high, vmull_high_s8(numbers, weights));
-                }
-            }
+                });
+            });
         }
         for (sums, block) in sums.chunks_exact_mut(COLUMNS).zip(block) {
             let sums = sums[half * HALF..(half + 1) * HALF].chunks_exact_mut(LANES);
@@ -128,17 +138,20 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
     let strip = tile.strips.as_ptr();
     let whole = inputs / LANES * LANES;
     for input in (0..whole).step_by(LANES) {
-        // SAFETY: `row * inputs + input + LANES <= ROWS * inputs <= rows.len()` by the assertion.
-        let numbers: [float32x4_t; ROWS] =
-            std::array::from_fn(|row| unsafe { vld1q_f32(rows.add(row * inputs + input)) });
-        // SAFETY: `LANES` inputs of the strip begin here, by the assertion.
-        unsafe {
-            let weights = strip.add(input * COLUMNS);
-            add_products::<0, ROWS>(&mut block, &numbers, weights);
-            add_products::<1, ROWS>(&mut block, &numbers, weights.add(COLUMNS));
-            add_products::<2, ROWS>(&mut block, &numbers, weights.add(2 * COLUMNS));
-            add_products::<3, ROWS>(&mut block, &numbers, weights.add(3 * COLUMNS));
-        }
+        let mut numbers = [vdupq_n_f32(0.0); ROWS];
+        repeat!(ROW in [0 1 2 3 4 5]; if ROW < ROWS {
+            // SAFETY: `ROW * inputs + input + LANES <= ROWS * inputs <= rows.len()` by the assertion.
+            numbers[ROW] = unsafe { vld1q_f32(rows.add(ROW * inputs + input)) };
+        });
+        repeat!(LANE in [0 1 2 3]; repeat!(REGISTER in [0 1 2 3]; {
+            let at = (input + LANE) * COLUMNS + REGISTER * LANES;
+            // SAFETY: `LANES` inputs of the strip begin at `input`, by the assertion.
+            let weights = unsafe { vld1q_f32(strip.add(at)) };
+            repeat!(ROW in [0 1 2 3 4 5]; if ROW < ROWS {
+                let sum = &mut block[ROW][REGISTER];
+                *sum = vfmaq_laneq_f32::<{ LANE as i32 }>(*sum, weights, numbers[ROW]);
+            });
+        }));
     }
     for input in whole..inputs {
         for register in 0..REGISTERS {
@@ -156,26 +169,6 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
         for (sums, sum) in sums.chunks_exact_mut(LANES).zip(block) {
             // SAFETY: the chunk holds four numbers.
             unsafe { vst1q_f32(sums.as_mut_ptr(), sum) };
-        }
-    }
-}
-
-/// Adds the products of one input, which is in lane `LANE` of `numbers`.
-///
-/// # Safety
-/// `weights` points to `COLUMNS` numbers.
-#[target_feature(enable = "neon")]
-#[inline]
-unsafe fn add_products<const LANE: i32, const ROWS: usize>(
-    block: &mut [[float32x4_t; REGISTERS]; ROWS],
-    numbers: &[float32x4_t; ROWS],
-    weights: *const f32,
-) {
-    for register in 0..REGISTERS {
-        // SAFETY: by the caller's promise.
-        let weights = unsafe { vld1q_f32(weights.add(register * LANES)) };
-        for (sums, &numbers) in block.iter_mut().zip(numbers) {
-            sums[register] = vfmaq_laneq_f32::<LANE>(sums[register], weights, numbers);
         }
     }
 }

@@ -1,13 +1,10 @@
 //! NEON with `SDOT`: four products a lane and instruction; fp32 as [`super::neon`].
 
-use std::arch::aarch64::{
-    int8x16_t, int32x4_t, vcombine_s32, vdup_n_s32, vdupq_n_s32, vld1_s32, vld1q_s8, vld1q_s32,
-    vst1q_s32,
-};
+use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vst1q_s32};
 use std::arch::asm;
 
 use super::neon::{self, LANES, Neon, REGISTERS};
-use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, Step, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +13,7 @@ pub(crate) struct NeonDotprod(());
 impl Isa for NeonDotprod {
     const NAME: &'static str = "neon-dotprod";
     const OPTIMIZED: bool = true;
-    /// With four registers a strip, twenty-four sums, four registers of weights, and two of numbers.
+    /// With four registers a strip, twenty-four sums; two registers of weights and two of numbers.
     const ROWS: usize = 6;
     const STRIPS: usize = 1;
     const WORDS: usize = 1;
@@ -48,9 +45,7 @@ impl Isa for NeonDotprod {
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
         // SAFETY: `self` proves that the processor has these features.
-        unsafe {
-            with_tile_shape!(ROWS = tile.count, 1..=6; multiply::<ROWS>(tile, sums));
-        }
+        unsafe { multiply(tile, sums) }
     }
 
     #[inline(always)]
@@ -60,40 +55,27 @@ impl Isa for NeonDotprod {
     }
 }
 
+/// Sums of a block: `[ROWS, REGISTERS]`.
+type Block = [[int32x4_t; REGISTERS]; NeonDotprod::ROWS];
+
+/// Multiplies all rows of a block, also those that are not wanted.
 #[target_feature(enable = "neon,dotprod")]
-fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
-    const BLOCK: usize = NeonDotprod::ROWS;
+fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
     let groups = tile.groups;
-    assert!(ROWS <= BLOCK && tile.rows.len() >= groups * BLOCK);
+    assert!(tile.rows.len() >= groups * NeonDotprod::ROWS);
     assert!(tile.strips.len() >= groups * COLUMNS * GROUP);
-    let mut block = [[vdupq_n_s32(0); REGISTERS]; ROWS];
-    let rows = tile.rows.as_ptr().cast::<i32>();
+    let mut block: Block = [[vdupq_n_s32(0); REGISTERS]; NeonDotprod::ROWS];
+    let rows = tile.rows.as_ptr();
     let strip = tile.strips.as_ptr();
     for group in 0..groups {
-        // SAFETY: the assertion holds `groups` times `BLOCK` numbers and `REGISTERS` registers of weights.
-        let (low, high, weights): (_, _, [int8x16_t; REGISTERS]) = unsafe {
-            let rows = rows.add(group * BLOCK);
-            let strip = strip.add(group * COLUMNS * GROUP);
-            (
-                vld1q_s32(rows),
-                vcombine_s32(vld1_s32(rows.add(LANES)), vdup_n_s32(0)),
-                std::array::from_fn(|register| vld1q_s8(strip.add(register * 16))),
-            )
-        };
-        for (row, sums) in block.iter_mut().enumerate() {
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = match row {
-                    0 => dot::<0>(*sum, weights, low),
-                    1 => dot::<1>(*sum, weights, low),
-                    2 => dot::<2>(*sum, weights, low),
-                    3 => dot::<3>(*sum, weights, low),
-                    4 => dot::<0>(*sum, weights, high),
-                    _ => dot::<1>(*sum, weights, high),
-                };
-            }
+        // SAFETY: the assertions hold `groups` groups of rows and columns.
+        unsafe {
+            let rows = rows.add(group * NeonDotprod::ROWS);
+            add_group(&mut block, rows, strip.add(group * COLUMNS * GROUP));
         }
     }
-    for (sums, block) in sums.chunks_exact_mut(COLUMNS).zip(block) {
+    let wanted = sums.chunks_exact_mut(COLUMNS).take(tile.count);
+    for (sums, block) in wanted.zip(block) {
         for (sums, sum) in sums.chunks_exact_mut(LANES).zip(block) {
             // SAFETY: the chunk holds four numbers of 32 bits.
             unsafe { vst1q_s32(sums.as_mut_ptr(), sum) };
@@ -101,23 +83,62 @@ fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
     }
 }
 
-/// Adds the products of four weights a lane and the four numbers in lane `LANE` of `numbers`.
+/// The products of a register of weights and the six rows, as text.
+#[rustfmt::skip]
+macro_rules! register {
+    ($register:literal, $weights:literal) => {
+        concat!(
+            "ldr {", $weights, ":q}, [{strip}, #16 * ", $register, "]\n",
+            register!(@ 0, $register, $weights, "{low:v}.4b[0]"),
+            register!(@ 1, $register, $weights, "{low:v}.4b[1]"),
+            register!(@ 2, $register, $weights, "{low:v}.4b[2]"),
+            register!(@ 3, $register, $weights, "{low:v}.4b[3]"),
+            register!(@ 4, $register, $weights, "{high:v}.4b[0]"),
+            register!(@ 5, $register, $weights, "{high:v}.4b[1]"),
+        )
+    };
+    (@ $row:literal, $register:literal, $weights:literal, $numbers:literal) => {
+        concat!("sdot {s", $row, $register, ":v}.4s, {", $weights, ":v}.16b, ", $numbers, "\n")
+    };
+}
+
+/// Adds the products of one group.
 ///
-/// The instruction as text: the oldest Rust that builds this has no stable intrinsic for it.
+/// As text: Rust has a stable intrinsic for `SDOT` since 1.98 only. Each register is loaded by itself, because two
+/// at once would take an operation more.
+///
+/// # Safety
+/// `rows` holds `ROWS` groups, and `strip` `COLUMNS`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dot<const LANE: i32>(sum: int32x4_t, weights: int8x16_t, numbers: int32x4_t) -> int32x4_t {
-    let mut sum = sum;
-    // SAFETY: it reads and writes these registers only.
+#[rustfmt::skip]
+unsafe fn add_group(block: &mut Block, rows: *const u32, strip: *const i8) {
+    let [
+        [s00, s01, s02, s03],
+        [s10, s11, s12, s13],
+        [s20, s21, s22, s23],
+        [s30, s31, s32, s33],
+        [s40, s41, s42, s43],
+        [s50, s51, s52, s53],
+    ] = block;
+    // SAFETY: it reads what the caller promises, and writes these registers only.
     unsafe {
         asm!(
-            "sdot {sum:v}.4s, {weights:v}.16b, {numbers:v}.4b[{lane}]",
-            sum = inout(vreg) sum,
-            weights = in(vreg) weights,
-            numbers = in(vreg) numbers,
-            lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags),
+            "ldr {low:q}, [{rows}]",
+            "ldr {high:d}, [{rows}, #16]",
+            register!(0, "even"),
+            register!(1, "odd"),
+            register!(2, "even"),
+            register!(3, "odd"),
+            rows = in(reg) rows, strip = in(reg) strip,
+            low = out(vreg) _, high = out(vreg) _, even = out(vreg) _, odd = out(vreg) _,
+            s00 = inout(vreg) *s00, s01 = inout(vreg) *s01, s02 = inout(vreg) *s02, s03 = inout(vreg) *s03,
+            s10 = inout(vreg) *s10, s11 = inout(vreg) *s11, s12 = inout(vreg) *s12, s13 = inout(vreg) *s13,
+            s20 = inout(vreg) *s20, s21 = inout(vreg) *s21, s22 = inout(vreg) *s22, s23 = inout(vreg) *s23,
+            s30 = inout(vreg) *s30, s31 = inout(vreg) *s31, s32 = inout(vreg) *s32, s33 = inout(vreg) *s33,
+            s40 = inout(vreg) *s40, s41 = inout(vreg) *s41, s42 = inout(vreg) *s42, s43 = inout(vreg) *s43,
+            s50 = inout(vreg) *s50, s51 = inout(vreg) *s51, s52 = inout(vreg) *s52, s53 = inout(vreg) *s53,
+            options(pure, readonly, nostack, preserves_flags),
         );
     }
-    sum
 }

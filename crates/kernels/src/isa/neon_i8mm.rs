@@ -1,22 +1,14 @@
 //! NEON with `USMMLA`: two rows by two columns, eight products for each, an instruction; fp32 as [`super::neon`].
 
-use std::arch::aarch64::{
-    int8x16_t, int32x4_t, uint8x16_t, vdupq_n_s32, vget_high_s32, vget_low_s32, vld1q_s8, vld1q_u8,
-    vst1_s32,
-};
+use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vget_high_s32, vget_low_s32, vst1_s32};
 use std::arch::asm;
 
 use super::neon::{self, Neon};
-use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, Step, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NeonI8mm(());
-
-/// Bytes of a register, which are two rows or two columns.
-const BYTES: usize = 16;
-/// Registers of two columns each in a strip.
-const PAIRS: usize = COLUMNS / 2;
 
 impl Isa for NeonI8mm {
     const NAME: &'static str = "neon-i8mm";
@@ -52,11 +44,8 @@ impl Isa for NeonI8mm {
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
-        // SAFETY: `self` proves that the processor has these features. A last row alone is multiplied beside what
-        // its block has in the place of the next.
-        unsafe {
-            with_tile_shape!(HALVED = tile.count.div_ceil(2), 1..=3; multiply::<HALVED>(tile, sums));
-        }
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { multiply(tile, sums) }
     }
 
     #[inline(always)]
@@ -66,33 +55,28 @@ impl Isa for NeonI8mm {
     }
 }
 
-/// `HALVED` pairs of rows.
+/// Sums of two rows and two columns each, row by row: `[ROWS / 2, COLUMNS / 2]`.
+type Block = [[int32x4_t; COLUMNS / 2]; NeonI8mm::ROWS / 2];
+
+/// Multiplies all rows of a block, also those that are not wanted.
 #[target_feature(enable = "neon,i8mm")]
-fn multiply<const HALVED: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
-    const BLOCK: usize = NeonI8mm::ROWS;
-    const SPAN: usize = NeonI8mm::SPAN;
+fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
     let groups = tile.groups;
-    assert!(groups.is_multiple_of(SPAN));
-    assert!(2 * HALVED <= BLOCK && tile.rows.len() >= groups * BLOCK);
+    assert!(groups.is_multiple_of(NeonI8mm::SPAN));
+    assert!(tile.rows.len() >= groups * NeonI8mm::ROWS);
     assert!(tile.strips.len() >= groups * COLUMNS * GROUP);
-    let mut block = [[vdupq_n_s32(0); PAIRS]; HALVED];
-    let rows = tile.rows.as_ptr().cast::<u8>();
+    let mut block: Block = [[vdupq_n_s32(0); COLUMNS / 2]; NeonI8mm::ROWS / 2];
+    let rows = tile.rows.as_ptr();
     let strip = tile.strips.as_ptr();
-    for group in (0..groups).step_by(SPAN) {
-        // SAFETY: the assertions hold `groups` times `BLOCK` groups of numbers, of which two rows with `SPAN` groups
-        // each are a register.
-        let numbers: [uint8x16_t; HALVED] = std::array::from_fn(|pair| unsafe {
-            vld1q_u8(rows.add(group * BLOCK * GROUP + pair * BYTES))
-        });
-        for pair in 0..PAIRS {
-            // SAFETY: likewise, of two columns with `SPAN` groups each.
-            let weights = unsafe { vld1q_s8(strip.add(group * COLUMNS * GROUP + pair * BYTES)) };
-            for (sums, &numbers) in block.iter_mut().zip(&numbers) {
-                sums[pair] = multiply_pairs(sums[pair], numbers, weights);
-            }
+    for group in (0..groups).step_by(NeonI8mm::SPAN) {
+        // SAFETY: the assertions hold `groups` groups of rows and columns.
+        unsafe {
+            let rows = rows.add(group * NeonI8mm::ROWS);
+            add_span(&mut block, rows, strip.add(group * COLUMNS * GROUP));
         }
     }
-    for (sums, block) in sums[..tile.count * COLUMNS].chunks_mut(2 * COLUMNS).zip(block) {
+    let wanted = sums[..tile.count * COLUMNS].chunks_mut(2 * COLUMNS);
+    for (sums, block) in wanted.zip(block) {
         let (first, second) = sums.split_at_mut(COLUMNS);
         for (sums, sum) in first.chunks_exact_mut(2).zip(block) {
             // SAFETY: the chunk holds two numbers of 32 bits.
@@ -105,22 +89,61 @@ fn multiply<const HALVED: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
     }
 }
 
-/// Adds to `[2, 2]` sums the products of two rows and two columns of eight numbers each.
+/// The products of two columns and the six rows, as text.
+#[rustfmt::skip]
+macro_rules! columns {
+    ($pair:literal, $weights:literal) => {
+        concat!(
+            "ldr {", $weights, ":q}, [{strip}, #16 * ", $pair, "]\n",
+            columns!(@ 0, $pair, $weights),
+            columns!(@ 1, $pair, $weights),
+            columns!(@ 2, $pair, $weights),
+        )
+    };
+    (@ $rows:literal, $pair:literal, $weights:literal) => {
+        concat!("usmmla {s", $rows, $pair, ":v}.4s, {n", $rows, ":v}.16b, {", $weights, ":v}.16b\n")
+    };
+}
+
+/// Adds the products of two groups.
 ///
-/// The instruction as text: Rust has no stable intrinsic for it.
+/// As text: Rust has no stable intrinsic for `USMMLA`. Each register is loaded by itself, because two at once would
+/// take an operation more.
+///
+/// # Safety
+/// `rows` holds `ROWS` times `SPAN` groups, and `strip` `COLUMNS` times as many.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
-fn multiply_pairs(sums: int32x4_t, rows: uint8x16_t, columns: int8x16_t) -> int32x4_t {
-    let mut sums = sums;
-    // SAFETY: it reads and writes these registers only.
+#[rustfmt::skip]
+unsafe fn add_span(block: &mut Block, rows: *const u32, strip: *const i8) {
+    let [
+        [s00, s01, s02, s03, s04, s05, s06, s07],
+        [s10, s11, s12, s13, s14, s15, s16, s17],
+        [s20, s21, s22, s23, s24, s25, s26, s27],
+    ] = block;
+    // SAFETY: it reads what the caller promises, and writes these registers only.
     unsafe {
         asm!(
-            "usmmla {sums:v}.4s, {rows:v}.16b, {columns:v}.16b",
-            sums = inout(vreg) sums,
-            rows = in(vreg) rows,
-            columns = in(vreg) columns,
-            options(pure, nomem, nostack, preserves_flags),
+            "ldr {n0:q}, [{rows}]",
+            "ldr {n1:q}, [{rows}, #16]",
+            "ldr {n2:q}, [{rows}, #32]",
+            columns!(0, "even"),
+            columns!(1, "odd"),
+            columns!(2, "even"),
+            columns!(3, "odd"),
+            columns!(4, "even"),
+            columns!(5, "odd"),
+            columns!(6, "even"),
+            columns!(7, "odd"),
+            rows = in(reg) rows, strip = in(reg) strip,
+            n0 = out(vreg) _, n1 = out(vreg) _, n2 = out(vreg) _, even = out(vreg) _, odd = out(vreg) _,
+            s00 = inout(vreg) *s00, s01 = inout(vreg) *s01, s02 = inout(vreg) *s02, s03 = inout(vreg) *s03,
+            s04 = inout(vreg) *s04, s05 = inout(vreg) *s05, s06 = inout(vreg) *s06, s07 = inout(vreg) *s07,
+            s10 = inout(vreg) *s10, s11 = inout(vreg) *s11, s12 = inout(vreg) *s12, s13 = inout(vreg) *s13,
+            s14 = inout(vreg) *s14, s15 = inout(vreg) *s15, s16 = inout(vreg) *s16, s17 = inout(vreg) *s17,
+            s20 = inout(vreg) *s20, s21 = inout(vreg) *s21, s22 = inout(vreg) *s22, s23 = inout(vreg) *s23,
+            s24 = inout(vreg) *s24, s25 = inout(vreg) *s25, s26 = inout(vreg) *s26, s27 = inout(vreg) *s27,
+            options(pure, readonly, nostack, preserves_flags),
         );
     }
-    sums
 }

@@ -285,10 +285,7 @@ impl Scratch {
                 let block = &mut block[..shape.block::<I>()];
                 for (group, numbers) in row.as_chunks::<GROUP>().0.iter().enumerate() {
                     let at = I::place(group, token % I::ROWS);
-                    I::pack(
-                        u32::from_le_bytes(*numbers),
-                        &mut block[at..at + I::WORDS],
-                    );
+                    I::pack(u32::from_le_bytes(*numbers), &mut block[at..at + I::WORDS]);
                 }
             }
         }
