@@ -168,6 +168,7 @@ pub(super) struct PairTile<'a> {
 
 impl PairTile<'_> {
     /// Number of rows.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn count(&self) -> usize {
         self.rows.len() / self.pairs
     }
