@@ -19,12 +19,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "target" / "aarch64"
 ROOT = FOLDER / "root"
 TARGET = "aarch64-unknown-linux-gnu"
-PACKAGES = (
+COMPILERS = (
     *("rustc", "cargo", "libstd-rust-dev:arm64"),
     # The first pair is for build scripts.
     *("gcc", "libc6-dev", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
-    *("libc6:arm64", "libstdc++6:arm64", "qemu-user", "llvm"),
 )
+PACKAGES = (*COMPILERS, "libc6:arm64", "libstdc++6:arm64", "qemu-user", "llvm")
 # Names of the root, where the repository, the crates and what is built are found.
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -81,16 +81,21 @@ def set_up() -> None:
 def root_commands():
     path = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"}["PATH"]
     yield [shutil.which("debootstrap", path=path), "--variant=minbase", "unstable", ROOT]
-    # A mirror may be some weeks behind; what it holds is signed all the same.
-    lasting = ROOT / "etc/apt/apt.conf.d/10lasting"
-    lasting.write_text('Acquire::Check-Valid-Until "false";\n')
     for folder in ("repository", "cargo"):
         (ROOT / folder).mkdir()
-    yield ["chroot", ROOT, "dpkg", "--add-architecture", "arm64"]
-    yield ["chroot", ROOT, "apt-get", "-qq", "update"]
+    add_architecture(ROOT)
     install = ("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *PACKAGES)
     yield ["chroot", ROOT, "env", "DEBIAN_FRONTEND=noninteractive", *install]
     yield ["chroot", ROOT, "apt-get", "clean"]
+
+
+def add_architecture(root: Path) -> None:
+    """Lets apt install packages of arm64 in the root of another architecture."""
+    # A mirror may be some weeks behind; what it holds is signed all the same.
+    lasting = root / "etc/apt/apt.conf.d/10lasting"
+    lasting.write_text('Acquire::Check-Valid-Until "false";\n')
+    subprocess.run(["chroot", root, "dpkg", "--add-architecture", "arm64"], check=True)
+    subprocess.run(["chroot", root, "apt-get", "-qq", "update"], check=True)
 
 
 def inside(*command: str, **variables: str) -> list[str]:
