@@ -105,6 +105,10 @@ pub(super) const MAX_ROWS: usize = 8;
 /// Largest [`Isa::STRIPS`] and [`Isa::FLOAT_STRIPS`].
 pub(super) const MAX_STRIPS: usize = 3;
 
+/// Keys, or dimensions of the values, that attention works on at once: with two registers of queries, eight
+/// independent sums, what it takes to keep two multipliers of latency four busy.
+pub(super) const STEP: usize = 4;
+
 /// Room for the sums of one tile.
 pub(super) type Sums = [i32; MAX_ROWS * MAX_STRIPS * COLUMNS];
 
@@ -301,6 +305,24 @@ pub(super) trait Isa: Copy {
     /// Multiplies a tile of fp32, likewise: `[count, strips, COLUMNS]`, each sum in the order of the
     /// inputs.
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]);
+
+    /// Adds `panel^T x lanes` to `sums`, in order.
+    #[inline(always)]
+    fn add_products<const LANES: usize>(
+        panel: &[[f32; STEP]],
+        lanes: &[[f32; LANES]],
+        sums: &mut [[f32; LANES]; STEP],
+    ) {
+        let mut added = *sums;
+        for (numbers, lanes) in panel.iter().zip(lanes) {
+            for (sums, &number) in added.iter_mut().zip(numbers) {
+                for (sum, &lane) in sums.iter_mut().zip(lanes) {
+                    *sum = multiply_add::<Self>(number, lane, *sum);
+                }
+            }
+        }
+        *sums = added;
+    }
 
     /// Multiplies a tile of bf16, likewise. Every sum is rounded to fp32 after each product, in the order of the
     /// pairs, and in a pair the second product first: what `VDPBF16PS` does.

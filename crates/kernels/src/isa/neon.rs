@@ -7,7 +7,7 @@ use std::arch::aarch64::{
     vst1q_f32, vst1q_s32,
 };
 
-use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, STEP, Step, Tile, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,16 @@ impl Isa for Neon {
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
         // SAFETY: likewise.
         unsafe { multiply_floats(tile, sums) }
+    }
+
+    #[inline(always)]
+    fn add_products<const N: usize>(
+        panel: &[[f32; STEP]],
+        lanes: &[[f32; N]],
+        sums: &mut [[f32; N]; STEP],
+    ) {
+        // SAFETY: kernels are compiled for this set only to run where it was detected.
+        unsafe { add_products(panel, lanes, sums) }
     }
 }
 
@@ -171,4 +181,39 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
             unsafe { vst1q_f32(sums.as_mut_ptr(), sum) };
         }
     }
+}
+
+/// See [`Isa::add_products`].
+#[target_feature(enable = "neon")]
+#[inline]
+pub(super) fn add_products<const N: usize>(
+    panel: &[[f32; STEP]],
+    lanes: &[[f32; N]],
+    sums: &mut [[f32; N]; STEP],
+) {
+    const { assert!(N.is_multiple_of(LANES) && N <= 2 * COLUMNS && STEP == LANES) };
+    // Sixteen lanes at a time, in as many registers of sums.
+    repeat!(FIRST in [0 16]; if FIRST < N {
+        let mut block = [[vdupq_n_f32(0.0); REGISTERS]; STEP];
+        repeat!(ROW in [0 1 2 3]; repeat!(REGISTER in [0 1 2 3]; if FIRST + REGISTER * LANES < N {
+            // SAFETY: a row has `N` lanes, a multiple of `LANES`.
+            block[ROW][REGISTER] = unsafe { vld1q_f32(sums[ROW].as_ptr().add(FIRST + REGISTER * LANES)) };
+        }));
+        for (numbers, lanes) in panel.iter().zip(lanes) {
+            // SAFETY: there are `STEP` of them.
+            let numbers = unsafe { vld1q_f32(numbers.as_ptr()) };
+            repeat!(REGISTER in [0 1 2 3]; if FIRST + REGISTER * LANES < N {
+                // SAFETY: as above.
+                let lanes = unsafe { vld1q_f32(lanes.as_ptr().add(FIRST + REGISTER * LANES)) };
+                repeat!(ROW in [0 1 2 3]; {
+                    let sum = &mut block[ROW][REGISTER];
+                    *sum = vfmaq_laneq_f32::<{ ROW as i32 }>(*sum, lanes, numbers);
+                });
+            });
+        }
+        repeat!(ROW in [0 1 2 3]; repeat!(REGISTER in [0 1 2 3]; if FIRST + REGISTER * LANES < N {
+            // SAFETY: as above.
+            unsafe { vst1q_f32(sums[ROW].as_mut_ptr().add(FIRST + REGISTER * LANES), block[ROW][REGISTER]) };
+        }));
+    });
 }

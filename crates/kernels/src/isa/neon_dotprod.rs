@@ -4,7 +4,7 @@ use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vst1q_s32};
 use std::arch::asm;
 
 use super::neon::{self, LANES, Neon, REGISTERS};
-use super::{FloatTile, Isa, Step, Tile};
+use super::{FloatTile, Isa, STEP, Step, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,16 @@ impl Isa for NeonDotprod {
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
         // SAFETY: likewise.
         unsafe { neon::multiply_floats(tile, sums) }
+    }
+
+    #[inline(always)]
+    fn add_products<const N: usize>(
+        panel: &[[f32; STEP]],
+        lanes: &[[f32; N]],
+        sums: &mut [[f32; N]; STEP],
+    ) {
+        // SAFETY: kernels are compiled for this set only to run where it was detected.
+        unsafe { neon::add_products(panel, lanes, sums) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vget_high_s32, vget_low_s32, vs
 use std::arch::asm;
 
 use super::neon::{self, Neon};
-use super::{FloatTile, Isa, Step, Tile};
+use super::{FloatTile, Isa, STEP, Step, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,16 @@ impl Isa for NeonI8mm {
         // SAFETY: likewise.
         unsafe { neon::multiply_floats(tile, sums) }
     }
+
+    #[inline(always)]
+    fn add_products<const N: usize>(
+        panel: &[[f32; STEP]],
+        lanes: &[[f32; N]],
+        sums: &mut [[f32; N]; STEP],
+    ) {
+        // SAFETY: kernels are compiled for this set only to run where it was detected.
+        unsafe { neon::add_products(panel, lanes, sums) }
+    }
 }
 
 /// Sums of two rows and two columns each, row by row: `[ROWS / 2, COLUMNS / 2]`.
@@ -61,6 +71,9 @@ type Block = [[int32x4_t; COLUMNS / 2]; NeonI8mm::ROWS / 2];
 /// Multiplies all rows of a block, also those that are not wanted.
 #[target_feature(enable = "neon,i8mm")]
 fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
+    /// Words of a block, and weights of a strip, in two spans.
+    const ROWS: usize = 2 * NeonI8mm::SPAN * NeonI8mm::ROWS;
+    const WEIGHTS: usize = 2 * NeonI8mm::SPAN * COLUMNS * GROUP;
     let groups = tile.groups;
     assert!(groups.is_multiple_of(NeonI8mm::SPAN));
     assert!(tile.rows.len() >= groups * NeonI8mm::ROWS);
@@ -68,12 +81,25 @@ fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
     let mut block: Block = [[vdupq_n_s32(0); COLUMNS / 2]; NeonI8mm::ROWS / 2];
     let rows = tile.rows.as_ptr();
     let strip = tile.strips.as_ptr();
-    for group in (0..groups).step_by(NeonI8mm::SPAN) {
-        // SAFETY: the assertions hold `groups` groups of rows and columns.
+    let pairs = groups / (2 * NeonI8mm::SPAN);
+    let spans = |pair| {
+        (
+            rows.wrapping_add(pair * ROWS),
+            strip.wrapping_add(pair * WEIGHTS),
+        )
+    };
+    for pair in 0..pairs {
+        let (rows, strip) = spans(pair);
+        // SAFETY: the assertions hold `groups` groups of rows and columns, and so all pairs of spans.
         unsafe {
-            let rows = rows.add(group * NeonI8mm::ROWS);
-            add_span(&mut block, rows, strip.add(group * COLUMNS * GROUP));
+            add_span::<0>(&mut block, rows, strip);
+            add_span::<1>(&mut block, rows, strip);
         }
+    }
+    if !groups.is_multiple_of(2 * NeonI8mm::SPAN) {
+        let (rows, strip) = spans(pairs);
+        // SAFETY: likewise, with one span more.
+        unsafe { add_span::<0>(&mut block, rows, strip) };
     }
     let wanted = sums[..tile.count * COLUMNS].chunks_mut(2 * COLUMNS);
     for (sums, block) in wanted.zip(block) {
@@ -94,7 +120,7 @@ fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
 macro_rules! columns {
     ($pair:literal, $weights:literal) => {
         concat!(
-            "ldr {", $weights, ":q}, [{strip}, #16 * ", $pair, "]\n",
+            "ldr {", $weights, ":q}, [{strip}, #128 * {at} + 16 * ", $pair, "]\n",
             columns!(@ 0, $pair, $weights),
             columns!(@ 1, $pair, $weights),
             columns!(@ 2, $pair, $weights),
@@ -105,17 +131,17 @@ macro_rules! columns {
     };
 }
 
-/// Adds the products of two groups.
+/// Adds the products of the `AT`-th span of two groups.
 ///
 /// As text: Rust has no stable intrinsic for `USMMLA`. Each register is loaded by itself, because two at once would
 /// take an operation more.
 ///
 /// # Safety
-/// `rows` holds `ROWS` times `SPAN` groups, and `strip` `COLUMNS` times as many.
+/// `rows` holds `ROWS` times `SPAN` groups behind `AT` times as many, and `strip` likewise for `COLUMNS`.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
 #[rustfmt::skip]
-unsafe fn add_span(block: &mut Block, rows: *const u32, strip: *const i8) {
+unsafe fn add_span<const AT: usize>(block: &mut Block, rows: *const u32, strip: *const i8) {
     let [
         [s00, s01, s02, s03, s04, s05, s06, s07],
         [s10, s11, s12, s13, s14, s15, s16, s17],
@@ -124,9 +150,9 @@ unsafe fn add_span(block: &mut Block, rows: *const u32, strip: *const i8) {
     // SAFETY: it reads what the caller promises, and writes these registers only.
     unsafe {
         asm!(
-            "ldr {n0:q}, [{rows}]",
-            "ldr {n1:q}, [{rows}, #16]",
-            "ldr {n2:q}, [{rows}, #32]",
+            "ldr {n0:q}, [{rows}, #48 * {at}]",
+            "ldr {n1:q}, [{rows}, #48 * {at} + 16]",
+            "ldr {n2:q}, [{rows}, #48 * {at} + 32]",
             columns!(0, "even"),
             columns!(1, "odd"),
             columns!(2, "even"),
@@ -135,7 +161,7 @@ unsafe fn add_span(block: &mut Block, rows: *const u32, strip: *const i8) {
             columns!(5, "odd"),
             columns!(6, "even"),
             columns!(7, "odd"),
-            rows = in(reg) rows, strip = in(reg) strip,
+            rows = in(reg) rows, strip = in(reg) strip, at = const AT,
             n0 = out(vreg) _, n1 = out(vreg) _, n2 = out(vreg) _, even = out(vreg) _, odd = out(vreg) _,
             s00 = inout(vreg) *s00, s01 = inout(vreg) *s01, s02 = inout(vreg) *s02, s03 = inout(vreg) *s03,
             s04 = inout(vreg) *s04, s05 = inout(vreg) *s05, s06 = inout(vreg) *s06, s07 = inout(vreg) *s07,
