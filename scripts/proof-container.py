@@ -96,7 +96,9 @@ def import_image(system: Path, name: str) -> None:
 def build(arch: str, cargo_flags: str) -> None:
     begun = time.monotonic()
     revision = run("git", "-C", ROOT, "rev-parse", "HEAD")
-    arguments = ("--build-arg", f"CARGO_FLAGS={cargo_flags}", "--build-arg", f"REVISION={revision}")
+    # Old versions of buildah do not say by themselves where they build.
+    settings = (f"BUILDPLATFORM=linux/{native()}", f"CARGO_FLAGS={cargo_flags}", f"REVISION={revision}")
+    arguments = [f"--build-arg={setting}" for setting in settings]
     log = WORK / "build.log"
     with log.open("w") as lines:
         places = ("--root", WORK / "storage", "--runroot", WORK / "run")
