@@ -3,8 +3,8 @@
 
     test-aarch64.py [--native PROGRAM]
 
-The tests of the kernels, parity and int8 of the tiny models, and the server over HTTP with the built-in model, whose
-scores are compared with those of PROGRAM, the server of this machine: `target/debug/rerankd` by default.
+The tests of the kernels; the scores of all small models against those of sentence-transformers; and the server over
+HTTP, whose scores are compared with those of PROGRAM, the server of this machine: `target/debug/rerankd` by default.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,9 @@ CORES = {
     "neoverse-v1": "neon-i8mm",
 }
 PROGRAM = f"/repository/target/aarch64/build/{aarch64.TARGET}/debug/rerankd"
-MODEL_TESTS = ("parity::every_encoder_gives", "int8::every_architecture_keeps")
+# Small models whose int8 is compared too: plain attention, rotation, disentangled attention, a decoder.
+INT8_MODELS = ("tiny-bert", "tiny-modernbert", "tiny-deberta-v3", "class-qwen2")
+REFERENCES = aarch64.REPOSITORY / "tests" / "reference"
 # Pairs of the judged file: emulation scores a few a second.
 PAIRS = 60
 SCORE_TOLERANCE = 1e-4
@@ -48,26 +49,37 @@ def emulated(core: str, *command: str) -> list[str]:
     return aarch64.inside("qemu-aarch64", "-cpu", core, *command)
 
 
-def test_program(*arguments: str) -> str:
-    """Builds a test program, and tells where it lies in the root."""
-    command = ("cargo", "test", "--locked", "--no-run", "--message-format=json", *arguments)
-    done = subprocess.run(aarch64.inside(*command), stdout=subprocess.PIPE, text=True)
+def kernel_tests() -> str:
+    """Builds the tests of the kernels, and tells where the program lies in the root."""
+    build = ("cargo", "test", "--locked", "-p", "rerankd-kernels", "--lib", "--no-run")
+    command = aarch64.inside(*build, "--message-format=json")
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit("the tests do not build for aarch64")
     messages = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    (program,) = [
-        message["executable"]
-        for message in messages
-        if message.get("executable") and message["profile"]["test"]
-    ]
+    (program,) = [message["executable"] for message in messages if message.get("executable")]
     return program
 
 
-def run_tests(core: str, program: str, filters: Iterable[str] = ()) -> None:
+def run_tests(core: str, program: str) -> None:
     begun = time.monotonic()
-    print(f"\n== {core}: {' '.join([Path(program).name, *filters])}", flush=True)
-    done = subprocess.run(emulated(core, program, *filters))
+    print(f"\n== {core}: tests of the kernels", flush=True)
+    done = subprocess.run(emulated(core, program))
     check(f"{core}: tests pass", done.returncode == 0, f"{time.monotonic() - begun:.0f} s")
+
+
+def parity(core: str) -> None:
+    """Every small model gives the logits of sentence-transformers in fp32."""
+    models = [path.name for path in sorted((REFERENCES / "models").iterdir())]
+    for model in models:
+        if not model.startswith(("tiny-", "class-")):
+            continue
+        folder = "/repository/tests/reference"
+        files = ("--model", f"{folder}/models/{model}", "--reference", f"{folder}/{model}.json")
+        command = emulated(core, PROGRAM, "verify", *files)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines = [line for line in done.stdout.splitlines() if not line.startswith("{")]
+        check(f"{core}: {model}", done.returncode == 0, "; ".join(lines[-3:]))
 
 
 @dataclass
@@ -97,8 +109,8 @@ class Server:
 
 
 @contextmanager
-def serve(command: list[str], precision: str, **environment: str):
-    arguments = ("serve", "--listen", "127.0.0.1:0", "--precision", precision)
+def serve(command: list[str], precision: str, *more: str, **environment: str):
+    arguments = ("serve", "--listen", "127.0.0.1:0", "--precision", precision, *more)
     process = subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
@@ -128,9 +140,13 @@ def serve(command: list[str], precision: str, **environment: str):
         process.wait()
 
 
+def some(pairs: list[list[str]]) -> list[list[str]]:
+    return pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
+
+
 def judged_pairs() -> list[list[str]]:
-    lines = (aarch64.REPOSITORY / "tests/reference/quality.tsv").read_text().splitlines()
-    return [line.split("\t") for line in lines[:: max(1, len(lines) // PAIRS)]][:PAIRS]
+    lines = (REFERENCES / "quality.tsv").read_text().splitlines()
+    return some([line.split("\t") for line in lines])
 
 
 def ranks(numbers: list[float]) -> list[int]:
@@ -147,15 +163,18 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
     return 1 - 6 * squares / (len(a) * (len(a) ** 2 - 1))
 
 
-def compare(native: list[str], core: str, precision: str) -> None:
-    """The scores of an emulated server with those of this machine's."""
-    pairs = judged_pairs()
-    own = str(aarch64.REPOSITORY / "target/onnxruntime/libonnxruntime.so")
-    library = os.environ.get("ORT_DYLIB_PATH") or own
-    with serve(native, precision, ORT_DYLIB_PATH=library) as server:
+def compare(native: str, core: str, precision: str, model: str = "") -> None:
+    """The scores of an emulated server with those of this machine's, of the built-in model or a small one."""
+    if model:
+        pairs = some(json.loads((REFERENCES / f"{model}.json").read_text())["pairs"])
+        own, foreign = (("--model", f"{root}/tests/reference/models/{model}") for root in (aarch64.REPOSITORY, "/repository"))
+    else:
+        pairs, own, foreign = judged_pairs(), (), ()
+    library = os.environ.get("ORT_DYLIB_PATH") or str(aarch64.REPOSITORY / "target/onnxruntime/libonnxruntime.so")
+    with serve([native], precision, *own, ORT_DYLIB_PATH=library) as server:
         expected, expected_raw = server.scores(pairs), server.scores(pairs, raw=True)
         other = server.instructions
-    with serve(emulated(core, PROGRAM), precision) as server:
+    with serve(emulated(core, PROGRAM), precision, *foreign) as server:
         check(f"{core}: the set of instructions", server.instructions == CORES[core], server.instructions)
         scores, raw = server.scores(pairs), server.scores(pairs, raw=True)
         worst = max(abs(a - b) for a, b in zip(scores, expected))
@@ -164,7 +183,9 @@ def compare(native: list[str], core: str, precision: str) -> None:
         correlation = rank_correlation(raw, expected_raw)
         found = f"scores {worst:.1e} off, logits {worst_raw:.1e}, {same} of {len(pairs)} the same, rank correlation {correlation:.5f}"
         holds = correlation >= LEAST_CORRELATION and (precision == "int8" or worst <= SCORE_TOLERANCE)
-        check(f"{core}: {precision} beside {other}", holds, found)
+        check(f"{core}: {model or 'the built-in model'}, {precision}, beside {other}", holds, found)
+        if model:
+            return
         order = server.post(
             "/rerank",
             {
@@ -212,19 +233,20 @@ def main() -> None:
     aarch64.set_up()
     parts = [arguments.only] if arguments.only else ["kernels", "models", "server"]
     if "kernels" in parts:
-        kernels = test_program("-p", "rerankd-kernels", "--lib")
+        program = kernel_tests()
         for core in CORES:
-            run_tests(core, kernels)
-    if "models" in parts:
-        models = test_program("--test", "models")
-        # Every set of a processor is tested on it, so the one with all of them is enough.
-        run_tests("neoverse-v1", models, MODEL_TESTS)
-    if "server" in parts:
-        build = ("cargo", "build", "--locked", "--bin", "rerankd")
+            run_tests(core, program)
+    build = ("cargo", "build", "--locked", "--bin", "rerankd")
+    if parts != ["kernels"]:
         subprocess.run(aarch64.inside(*build), check=True)
-        compare([arguments.native], "neoverse-n1", "fp32")
-        compare([arguments.native], "neoverse-n1", "int8")
-        compare([arguments.native], "neoverse-v1", "int8")
+    if "models" in parts:
+        parity("neoverse-n1")
+        for model in INT8_MODELS:
+            compare(arguments.native, "neoverse-v1", "int8", model)
+    if "server" in parts:
+        compare(arguments.native, "neoverse-n1", "fp32")
+        compare(arguments.native, "neoverse-n1", "int8")
+        compare(arguments.native, "neoverse-v1", "int8")
         refusals()
     print("aarch64: what was built is what runs, within its tolerances")
 
