@@ -84,7 +84,7 @@ proof-container:
 .PHONY: test-aarch64 aarch64-cycles
 test-aarch64: onnxruntime
 	$(CARGO) build --locked $(FEATURES)
-	$(PYTHON) scripts/test-aarch64.py
+	$(PYTHON) scripts/test-aarch64.py $(if $(ONLY),--only=$(ONLY))
 
 # The table of docs/bench/aarch64.md, with the same needs.
 aarch64-cycles:
