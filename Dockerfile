@@ -3,20 +3,31 @@
 #   docker build -t rerankd .
 #   docker run --rm --read-only -p 8080:8080 rerankd
 #
-# `make proof-container` builds it without an engine and tries what it holds. That was done for amd64;
-# for arm64 the library is pinned and nothing has been run.
+# For another architecture than that of this machine, of amd64 and arm64:
+#
+#   docker buildx build --platform linux/arm64 --load -t rerankd:arm64 .
+#
+# Every command runs on the machine that builds: compilers make code for the other architecture, and what is copied
+# for it is not run. `make proof-container` builds it without an engine and tries what it holds;
+# `make proof-container ARCH=arm64` does so under emulation.
 
 ARG RUST_IMAGE=docker.io/library/rust:1.92-slim-bookworm
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-slim
 
-FROM ${RUST_IMAGE} AS build
+FROM --platform=${BUILDPLATFORM} ${RUST_IMAGE} AS build
 WORKDIR /src
+ARG TARGETARCH
+COPY docker/compiler.sh /
+RUN sh /compiler.sh "${TARGETARCH}"
+ENV CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 # More flags for cargo, to trade the speed of the program for that of its build.
 ARG CARGO_FLAGS=""
 COPY . .
-RUN cargo build --release --locked ${CARGO_FLAGS}
+RUN cargo build --release --locked --target "$(cat /target)" ${CARGO_FLAGS} \
+    && cp "target/$(cat /target)/release/rerankd" /
 
-FROM ${DEBIAN_IMAGE} AS onnxruntime
+FROM --platform=${BUILDPLATFORM} ${DEBIAN_IMAGE} AS onnxruntime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3-pip \
     && rm -rf /var/lib/apt/lists/*
@@ -30,14 +41,16 @@ RUN case "${TARGETARCH}" in \
     && python3 /scripts/fetch-onnxruntime.py /onnxruntime --machine "${machine}"
 
 # The root of the final image, put together where there is a shell.
-FROM ${DEBIAN_IMAGE} AS root
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 \
+FROM --platform=${BUILDPLATFORM} ${DEBIAN_IMAGE} AS root
+ARG TARGETARCH
+RUN dpkg --add-architecture "${TARGETARCH}" \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends binutils ca-certificates "libstdc++6:${TARGETARCH}" \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=onnxruntime /onnxruntime /root/opt/rerankd
-COPY --from=build /src/target/release/rerankd /src/LICENSE /root/opt/rerankd/
+COPY --from=build /rerankd /src/LICENSE /root/opt/rerankd/
 COPY docker/root.sh /
-RUN sh /root.sh /root
+RUN sh /root.sh /root "${TARGETARCH}"
 
 FROM scratch
 COPY --from=root /root /

@@ -77,8 +77,20 @@ proof-rolling: onnxruntime $(DEPLOY)/installed
 	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy/test_rolling.py
 
 # Builds the Dockerfile without an engine and runs what it holds. Needs root, buildah and debootstrap.
+# ARCH=arm64 cross-compiles on amd64, and runs it under emulation.
 proof-container:
-	$(PYTHON) scripts/proof-container.py $(if $(CARGO_FLAGS),--cargo-flags="$(CARGO_FLAGS)")
+	$(PYTHON) scripts/proof-container.py $(if $(ARCH),--arch=$(ARCH)) $(if $(CARGO_FLAGS),--cargo-flags="$(CARGO_FLAGS)")
+
+# Cross-compiles for aarch64 on x86-64, and tests what was built under emulation. Needs root and debootstrap; the first
+# run makes a Debian with compilers in target/aarch64.
+.PHONY: test-aarch64 aarch64-cycles
+test-aarch64: onnxruntime
+	$(CARGO) build --locked $(FEATURES)
+	$(PYTHON) scripts/test-aarch64.py $(if $(ONLY),--only=$(ONLY))
+
+# The table of docs/bench/aarch64.md, with the same needs.
+aarch64-cycles:
+	$(PYTHON) scripts/aarch64-cycles.py
 
 # The search of docker/compose.yaml against this machine's PostgreSQL, with and without reranking:
 # make proof-search DATA=/folder/of/a/judged/collection

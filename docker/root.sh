@@ -1,20 +1,38 @@
 #!/bin/sh
-# Completes the root file system of the image in the folder given: system libraries that the binary
-# and ONNX Runtime name, CA roots, the user, and a folder that this user may write.
+# Completes the root file system of the image in the folder given, for the architecture given: system libraries that
+# the binary and ONNX Runtime name, CA roots, the user, and a folder that this user may write. The libraries are read,
+# not run, so that they may be those of another architecture.
 set -eu
 root=$1
+case "$2" in
+    amd64) machine=x86_64 ;;
+    arm64) machine=aarch64 ;;
+    *) echo "no image is made for '$2'" >&2; exit 1 ;;
+esac
+folder=/lib/$machine-linux-gnu
 
-# `ldd` resolves the whole closure; a name it cannot find must stop the build.
-ldd "$root"/opt/rerankd/rerankd "$root"/opt/rerankd/libonnxruntime.so > /tmp/ldd
-if grep 'not found' /tmp/ldd; then exit 1; fi
-grep -o '/[^ ]*\.so[^ ]*' /tmp/ldd | grep -v "^$root" | sort -u | while read -r library; do
-    mkdir -p "$root$(dirname "$library")"
-    cp -L "$library" "$root$library"
+copy() {
+    mkdir -p "$root$(dirname "$1")"
+    cp -L "$1" "$root$1"
     # The licence of the package it came from.
-    package=$(dpkg -S "*/$(basename "$library")" | head -n 1 | cut -d: -f1)
+    package=$(dpkg -S "*/$(basename "$1")" | head -n 1 | cut -d: -f1)
     mkdir -p "$root/usr/share/doc/$package"
     cp -L "/usr/share/doc/$package/copyright" "$root/usr/share/doc/$package/"
-done
+}
+
+# Copies what a file names, and what that names; a name that is not found stops the build.
+copy_needed() {
+    readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | while read -r name; do
+        if [ -e "$root$folder/$name" ]; then continue; fi
+        copy "$folder/$name"
+        copy_needed "$folder/$name"
+    done
+}
+
+copy_needed "$root/opt/rerankd/rerankd"
+copy_needed "$root/opt/rerankd/libonnxruntime.so"
+# The loader, by the name that the kernel starts it with.
+copy "$(readelf -l "$root/opt/rerankd/rerankd" | sed -n 's/.*interpreter: \(.*\)\]/\1/p')"
 
 mkdir -p "$root/etc/ssl/certs" "$root/usr/share/doc/ca-certificates"
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the Dockerfile without a container engine, and tries what the image holds.
 
-    proof-container.py [--cargo-flags FLAGS] [--keep]
+    proof-container.py [--arch amd64|arm64] [--cargo-flags FLAGS] [--keep]
 
 Needs root, `buildah`, `debootstrap` and `curl`, and this machine's own Rust. The two base images are
 stand-ins: a Debian of the same release that debootstrap makes, and the same one with this machine's
@@ -10,17 +10,24 @@ toolchain in it. The Dockerfile itself is built as it stands, stage by stage, in
 Then the image is started twice as its own user with its own environment: by `buildah run`, and with
 its root file system mounted read-only. Each time it has a network of its own, so that it listens
 where it says by default.
+
+For arm64 on another machine, both stand-ins are of Debian's unstable suite, whose Rust cross-compiles
+(scripts/aarch64.py). The image is started once, under emulation, with its root mounted read-only and the
+emulator in the volume.
 """
 
 import argparse
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import aarch64
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "target" / "container"
@@ -47,13 +54,20 @@ def check(what: str, holds: bool, found: object) -> None:
         sys.exit(1)
 
 
-def base_images() -> dict[str, str]:
-    """Makes what stands for the base images that the Dockerfile names, and tells their names."""
+def native() -> str:
+    """What container engines call the architecture of this machine."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def base_images(foreign: bool) -> None:
+    """Makes what stands for the base images that the Dockerfile names."""
     text = (ROOT / "Dockerfile").read_text()
     names = dict(re.findall(r"^ARG (RUST_IMAGE|DEBIAN_IMAGE)=(\S+)", text, re.MULTILINE))
-    release = re.search(r":(\w+)-slim$", names["DEBIAN_IMAGE"])[1]
+    release = "unstable" if foreign else re.search(r":(\w+)-slim$", names["DEBIAN_IMAGE"])[1]
     system = WORK / "debian"
     run("debootstrap", "--variant=minbase", release, system, stdin=subprocess.DEVNULL)
+    if foreign:
+        aarch64.add_architecture(system)
     # Certificates and settings that this machine reaches its registries with.
     own = Path("usr/local/share/ca-certificates")
     if any(Path("/", own).glob("*.crt")):
@@ -62,15 +76,15 @@ def base_images() -> dict[str, str]:
         shutil.copy("/etc/pip.conf", system / "etc")
     import_image(system, names["DEBIAN_IMAGE"])
 
-    compiler = ("gcc", "libc6-dev", "ca-certificates")
-    install = ("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *compiler)
+    compiler = aarch64.COMPILERS if foreign else ("gcc", "libc6-dev")
+    install = ("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *compiler, "ca-certificates")
     run("chroot", system, "env", "DEBIAN_FRONTEND=noninteractive", *install)
-    sysroot = Path(run("rustc", "--print", "sysroot"))
-    for part in ("bin", "lib"):
-        shutil.copytree(sysroot / part, system / "usr/local" / part, symlinks=True, dirs_exist_ok=True)
+    if not foreign:
+        sysroot = Path(run("rustc", "--print", "sysroot"))
+        for part in ("bin", "lib"):
+            shutil.copytree(sysroot / part, system / "usr/local" / part, symlinks=True, dirs_exist_ok=True)
     import_image(system, names["RUST_IMAGE"])
     shutil.rmtree(system)
-    return names
 
 
 def import_image(system: Path, name: str) -> None:
@@ -79,17 +93,20 @@ def import_image(system: Path, name: str) -> None:
     buildah("commit", "--quiet", "--rm", container, name)
 
 
-def build(cargo_flags: str) -> None:
+def build(arch: str, cargo_flags: str) -> None:
     begun = time.monotonic()
     revision = run("git", "-C", ROOT, "rev-parse", "HEAD")
-    arguments = ("--build-arg", f"CARGO_FLAGS={cargo_flags}", "--build-arg", f"REVISION={revision}")
+    # Old versions of buildah do not say by themselves where they build.
+    settings = (f"BUILDPLATFORM=linux/{native()}", f"CARGO_FLAGS={cargo_flags}", f"REVISION={revision}")
+    arguments = [f"--build-arg={setting}" for setting in settings]
     log = WORK / "build.log"
     with log.open("w") as lines:
         places = ("--root", WORK / "storage", "--runroot", WORK / "run")
         done = subprocess.run(
             [
                 *("buildah", "--storage-driver=vfs", *map(str, places), "bud", "--pull-never"),
-                *("--isolation=chroot", "--format=docker", "--layers=false", *arguments),
+                *("--isolation=chroot", "--format=docker", "--layers=false", f"--platform=linux/{arch}"),
+                *arguments,
                 *("--tag", IMAGE, str(ROOT)),
             ],
             stdout=lines,
@@ -100,8 +117,9 @@ def build(cargo_flags: str) -> None:
     check("the Dockerfile builds", done.returncode == 0, f"{time.monotonic() - begun:.0f} s")
 
 
-def inspect() -> None:
+def inspect(arch: str) -> None:
     image = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]
+    check("architecture", image["architecture"] == arch, image["architecture"])
     config = image["config"]
     check("user", config["User"] == f"{USER}:{USER}", config["User"])
     check("health check", config["Healthcheck"]["Test"][-1] == "healthcheck", config["Healthcheck"])
@@ -151,6 +169,7 @@ if [ "$READ_ONLY" = yes ]; then
     mount -o remount,bind,ro "$ROOT"
     if touch "$ROOT/opt/x" 2>/dev/null; then echo "the root can be written"; exit 1; fi
 fi
+if [ -n "$EMULATOR" ]; then install -m 755 "$EMULATOR" "$ROOT/data/emulator"; fi
 "$@" serve & server=$!
 trap 'kill -KILL $server 2>/dev/null' EXIT
 for _ in $(seq 300); do
@@ -158,7 +177,7 @@ for _ in $(seq 300); do
     kill -0 $server || exit 1
     sleep 0.2
 done
-pid=$(pgrep -x rerankd -n)
+pid=$(pgrep -x "$NAME" -n)
 grep '^Uid:' /proc/"$pid"/status
 curl -sS -f http://127.0.0.1:8080/rerank -d '{"query": "A man is eating food.",
     "documents": ["A monkey plays the drums.", "Somebody eats a meal."]}' || exit 1
@@ -170,8 +189,14 @@ echo "exit $code"
 """
 
 
-def start(name: str, root: Path, read_only: bool, command: list[str]) -> None:
-    environment = {**os.environ, "ROOT": str(root), "READ_ONLY": "yes" if read_only else "no"}
+def start(name: str, root: Path, read_only: bool, command: list[str], emulator: str = "") -> None:
+    environment = {
+        **os.environ,
+        "ROOT": str(root),
+        "READ_ONLY": "yes" if read_only else "no",
+        "EMULATOR": emulator,
+        "NAME": "emulator" if emulator else "rerankd",
+    }
     inside = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "bash", "-c", INSIDE)
     done = subprocess.run(
         [*inside, "inside", *command], env=environment, text=True, stdout=subprocess.PIPE, timeout=180
@@ -189,6 +214,7 @@ def start(name: str, root: Path, read_only: bool, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default=native(), choices=["amd64", "arm64"])
     parser.add_argument("--cargo-flags", default="", help="more flags for cargo inside the build")
     parser.add_argument("--keep", action="store_true", help="leave the image in target/container")
     arguments = parser.parse_args()
@@ -197,22 +223,34 @@ def main() -> None:
     if os.geteuid() != 0 or missing:
         sys.exit(f"needs root and {', '.join(missing) or 'its tools'}; hint: `apt-get install buildah debootstrap`")
 
+    foreign = arguments.arch != native()
+    if foreign and arguments.arch != "arm64":
+        sys.exit("on this machine, only its own image can be built")
+    if foreign:
+        aarch64.set_up()
+
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     try:
-        base_images()
-        build(arguments.cargo_flags)
-        inspect()
+        base_images(foreign)
+        build(arguments.arch, arguments.cargo_flags)
+        inspect(arguments.arch)
         container = buildah("from", "--pull-never", IMAGE)
         root = Path(buildah("mount", container))
         look(root)
-        places = ("--root", WORK / "storage", "--runroot", WORK / "run")
-        by_buildah = ["buildah", "--storage-driver=vfs", *map(str, places), "run", "--isolation=chroot"]
         program = "/opt/rerankd/rerankd"
-        start("buildah run", root, False, [*by_buildah, container, "--", program])
+        if not foreign:
+            places = ("--root", WORK / "storage", "--runroot", WORK / "run")
+            by_buildah = ["buildah", "--storage-driver=vfs", *map(str, places), "run", "--isolation=chroot"]
+            start("buildah run", root, False, [*by_buildah, container, "--", program])
         variables = json.loads(buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]["Env"]
         user = f"--userspec={USER}:{USER}"
-        start("read-only root", root, True, ["env", "-i", *variables, shutil.which("chroot"), user, str(root), program])
+        chroot = ["env", "-i", *variables, shutil.which("chroot"), user, str(root)]
+        if foreign:
+            emulator = str(aarch64.ROOT / "usr/bin/qemu-aarch64")
+            start("read-only root", root, True, [*chroot, "/data/emulator", program], emulator)
+        else:
+            start("read-only root", root, True, [*chroot, program])
     finally:
         if not arguments.keep:
             shutil.rmtree(WORK, ignore_errors=True)

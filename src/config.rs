@@ -190,9 +190,9 @@ setting::settings! {
         /// CPUs compute the same products in fp32, which may be slower than `fp32`. `int8` is the
         /// fastest, needs a quarter of the memory, and changes scores slightly: evaluate your model before
         /// you use it. `auto` uses `int8` for the built-in model, for which the effect was measured, on
-        /// CPUs with AVX2 or better; otherwise `bf16` where the CPU has instructions for it, and `fp32`
-        /// elsewhere. It logs its choice and the reason, and shows them in `/info`. `fp16` is for GPUs
-        /// only, where `auto` uses it and `int8` is not available.
+        /// CPUs with AVX2, or on ARM with `SDOT`, or better; otherwise `bf16` where the CPU has
+        /// instructions for it, and `fp32` elsewhere. It logs its choice and the reason, and shows them in
+        /// `/info`. `fp16` is for GPUs only, where `auto` uses it and `int8` is not available.
         precision "PRECISION": Precision = Precision::Fp32;
     }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 pub use self::disentangled::Disentangled;
 use super::elementary::exp;
-use super::isa::multiply_add;
+pub(super) use super::isa::STEP;
 use super::isa::{InstructionSet, Isa, Step};
 
 /// Queries of one block where registers are wide: two registers of AVX-512.
@@ -20,9 +20,6 @@ pub(super) const WIDE_LANES: usize = 32;
 pub(super) const LANES: usize = 16;
 /// Queries of the last block of a sequence, when no more are left: one register.
 pub(super) const FEW_LANES: usize = 8;
-/// Keys, or dimensions of the values, that are worked on at once: with [`LANES`], eight independent
-/// sums, what it takes to keep two multipliers of latency four busy.
-pub(super) const STEP: usize = 4;
 
 /// A column of heads in a matrix whose rows are tokens.
 #[derive(Debug, Clone, Copy)]
@@ -482,15 +479,11 @@ pub(super) fn products<I: Isa, const LANES: usize>(
     lanes: &[f32],
     sums: &mut [[f32; LANES]; STEP],
 ) {
-    let mut added = *sums;
-    for (numbers, lanes) in panel.chunks_exact(STEP).zip(lanes.chunks_exact(LANES)) {
-        for (sums, &number) in added.iter_mut().zip(numbers) {
-            for (sum, &lane) in sums.iter_mut().zip(lanes) {
-                *sum = multiply_add::<I>(number, lane, *sum);
-            }
-        }
-    }
-    *sums = added;
+    I::add_products(
+        panel.as_chunks::<STEP>().0,
+        lanes.as_chunks::<LANES>().0,
+        sums,
+    );
 }
 
 #[cfg(test)]

@@ -52,10 +52,17 @@ macro_rules! instruction_sets {
                 }
             }
 
-            /// Whether its products are written with its own instructions.
-            fn is_optimized(self) -> bool {
+            /// Whether the fp32 kernels here are faster than those of ONNX Runtime.
+            pub fn favors_own_fp32(self) -> bool {
                 match self.0 {
                     $($(#[$cfg])? Detected::$set(_) => $module::$set::OPTIMIZED,)+
+                }
+            }
+
+            /// Whether int8 is faster than fp32.
+            pub fn favors_int8(self) -> bool {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::FAST_INT8,)+
                 }
             }
 
@@ -75,6 +82,9 @@ instruction_sets! {
     #[cfg(target_arch = "x86_64")] avx512::Avx512,
     #[cfg(target_arch = "x86_64")] avx_vnni::AvxVnni,
     #[cfg(target_arch = "x86_64")] avx2::Avx2,
+    #[cfg(target_arch = "aarch64")] neon_i8mm::NeonI8mm,
+    #[cfg(target_arch = "aarch64")] neon_dotprod::NeonDotprod,
+    #[cfg(target_arch = "aarch64")] neon::Neon,
     portable::Portable,
 }
 
@@ -88,16 +98,6 @@ impl InstructionSet {
     pub fn best() -> Self {
         Self::available()[0]
     }
-
-    /// Whether int8 is faster than fp32.
-    pub fn favors_int8(self) -> bool {
-        self.is_optimized()
-    }
-
-    /// Whether the fp32 kernels here are faster than those of ONNX Runtime.
-    pub fn favors_own_fp32(self) -> bool {
-        self.is_optimized()
-    }
 }
 
 /// Largest [`Isa::ROWS`] and [`Isa::FLOAT_ROWS`].
@@ -105,19 +105,23 @@ pub(super) const MAX_ROWS: usize = 8;
 /// Largest [`Isa::STRIPS`] and [`Isa::FLOAT_STRIPS`].
 pub(super) const MAX_STRIPS: usize = 3;
 
+/// Keys, or dimensions of the values, that attention works on at once: with two registers of queries, eight
+/// independent sums, what it takes to keep two multipliers of latency four busy.
+pub(super) const STEP: usize = 4;
+
 /// Room for the sums of one tile.
 pub(super) type Sums = [i32; MAX_ROWS * MAX_STRIPS * COLUMNS];
 
 /// A block of rows and some strips of weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile<'a> {
-    /// `[groups, ROWS, WORDS]`: [`GROUP`] numbers of each row at a time.
+    /// `[groups / SPAN, ROWS, SPAN, WORDS]`: [`GROUP`] numbers of each row at a time.
     pub rows: &'a [u32],
     /// How many rows of the block are wanted, from 1 to `ROWS`.
     pub count: usize,
-    /// `[strips, groups, COLUMNS, GROUP]`.
+    /// `[strips, groups / SPAN, COLUMNS, SPAN, GROUP]`, zeros where there is no such input.
     pub strips: &'a [i8],
-    /// Inputs, in groups of [`GROUP`].
+    /// Inputs, in groups of [`GROUP`]; a multiple of `SPAN`.
     pub groups: usize,
 }
 
@@ -149,6 +153,7 @@ impl FloatTile<'_> {
     }
 
     /// Number of strips, from 1 to `FLOAT_STRIPS`.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn strip_count(&self) -> usize {
         self.strips.len() / (self.inputs * COLUMNS)
     }
@@ -167,6 +172,7 @@ pub(super) struct PairTile<'a> {
 
 impl PairTile<'_> {
     /// Number of rows.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn count(&self) -> usize {
         self.rows.len() / self.pairs
     }
@@ -178,7 +184,11 @@ impl PairTile<'_> {
 }
 
 /// Evaluates an expression with the number of rows, or of rows and strips, of a tile as constants.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg_attr(
+    target_arch = "aarch64",
+    expect(unused_macro_rules, reason = "its instruction sets have one strip")
+)]
 macro_rules! with_tile_shape {
     ($rows:ident = $count:expr, 1..=6; $result:expr) => {
         with_tile_shape!(@ $rows = $count, [1 2 3 4 5 6], $result)
@@ -198,7 +208,7 @@ macro_rules! with_tile_shape {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use with_tile_shape;
 
 /// `a b + c`.
@@ -213,12 +223,19 @@ pub(super) trait Isa: Copy {
     const NAME: &'static str;
     /// Whether the products are written with instructions of this set.
     const OPTIMIZED: bool;
+    /// Whether products of int8 are faster than those of fp32.
+    const FAST_INT8: bool = Self::OPTIMIZED;
     /// Rows of a block.
     const ROWS: usize;
     /// Strips of a tile.
     const STRIPS: usize;
     /// 32-bit words that a group of a row takes in memory.
     const WORDS: usize;
+    /// Groups of a row, and of a column, that lie side by side.
+    const SPAN: usize = 1;
+    /// What [`Self::pack`] takes from every number of a row, where bytes are multiplied as signed ones. It is missing
+    /// in the sums: so many times the sum of the column's weights.
+    const OFFSET: i32 = 0;
     /// Rows of a tile of fp32.
     const FLOAT_ROWS: usize;
     /// Strips of a tile of fp32.
@@ -239,12 +256,73 @@ pub(super) trait Isa: Copy {
     /// Lays out a group of a row: four bytes, the first in the lowest.
     fn pack(group: u32, words: &mut [u32]);
 
+    /// Groups of a row of `inputs` numbers.
+    #[inline(always)]
+    fn groups(inputs: usize) -> usize {
+        inputs.div_ceil(GROUP).next_multiple_of(Self::SPAN)
+    }
+
+    /// Where a group of a row begins in a block of rows. The same group of the next row is [`Self::ROW`] words behind.
+    #[inline(always)]
+    fn place(group: usize, row: usize) -> usize {
+        ((group / Self::SPAN * Self::ROWS + row) * Self::SPAN + group % Self::SPAN) * Self::WORDS
+    }
+
+    /// Words from a row of a block to the next.
+    const ROW: usize = Self::SPAN * Self::WORDS;
+
+    /// Where a group of a column begins in a strip.
+    #[inline(always)]
+    fn column_place(group: usize, column: usize) -> usize {
+        ((group / Self::SPAN * COLUMNS + column) * Self::SPAN + group % Self::SPAN) * GROUP
+    }
+
+    /// The strips of a product as it reads them, made of strips with one group after the other. `room` is for those
+    /// that have to be written anew.
+    #[inline(always)]
+    fn arrange<'a>(strips: &'a [i8], inputs: usize, room: &'a mut Vec<i8>) -> &'a [i8] {
+        if Self::SPAN == 1 {
+            return strips;
+        }
+        let size = Self::groups(inputs) * COLUMNS * GROUP;
+        let stored = inputs.div_ceil(GROUP) * COLUMNS * GROUP;
+        room.clear();
+        room.resize(strips.len() / stored * size, 0);
+        for (strip, stored) in room.chunks_exact_mut(size).zip(strips.chunks_exact(stored)) {
+            for (group, columns) in stored.chunks_exact(COLUMNS * GROUP).enumerate() {
+                for (column, weights) in columns.as_chunks::<GROUP>().0.iter().enumerate() {
+                    let at = Self::column_place(group, column);
+                    strip[at..at + GROUP].copy_from_slice(weights);
+                }
+            }
+        }
+        room
+    }
+
     /// Multiplies a tile: `[count, strips, COLUMNS]`. Must be `#[inline(always)]`, as [`Step::run`].
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]);
 
     /// Multiplies a tile of fp32, likewise: `[count, strips, COLUMNS]`, each sum in the order of the
     /// inputs.
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]);
+
+    /// Adds `panel^T x lanes` to `sums`, in order.
+    #[inline(always)]
+    fn add_products<const LANES: usize>(
+        panel: &[[f32; STEP]],
+        lanes: &[[f32; LANES]],
+        sums: &mut [[f32; LANES]; STEP],
+    ) {
+        let mut added = *sums;
+        for (numbers, lanes) in panel.iter().zip(lanes) {
+            for (sums, &number) in added.iter_mut().zip(numbers) {
+                for (sum, &lane) in sums.iter_mut().zip(lanes) {
+                    *sum = multiply_add::<Self>(number, lane, *sum);
+                }
+            }
+        }
+        *sums = added;
+    }
 
     /// Multiplies a tile of bf16, likewise. Every sum is rounded to fp32 after each product, in the order of the
     /// pairs, and in a pair the second product first: what `VDPBF16PS` does.
@@ -278,31 +356,45 @@ mod tests {
     impl Step for Products<'_> {
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) {
-            let strip = self.groups * COLUMNS * GROUP;
+            let inputs = self.groups * GROUP;
+            let strip = inputs * COLUMNS;
+            let groups = I::groups(inputs);
             let width = self.strips.len() / strip * COLUMNS;
             self.sums.resize(self.rows.len() * width, 0);
+            let mut room = Vec::new();
             for (block, rows) in self.rows.chunks(I::ROWS).enumerate() {
-                let mut words = vec![u32::MAX; self.groups * I::ROWS * I::WORDS];
+                let mut words = vec![u32::MAX; groups * I::ROWS * I::WORDS];
                 for (place, row) in rows.iter().enumerate() {
                     for (group, numbers) in row.as_chunks::<GROUP>().0.iter().enumerate() {
-                        let at = (group * I::ROWS + place) * I::WORDS;
+                        let at = I::place(group, place);
                         let numbers = u32::from_le_bytes(*numbers);
                         I::pack(numbers, &mut words[at..at + I::WORDS]);
                     }
                 }
                 for (part, strips) in self.strips.chunks(I::STRIPS * strip).enumerate() {
+                    let offsets = strips.chunks_exact(strip).flat_map(|strip| {
+                        (0..COLUMNS).map(|column| {
+                            let groups = strip[column * GROUP..].chunks(COLUMNS * GROUP);
+                            let weights = groups.flat_map(|group| &group[..GROUP]);
+                            I::OFFSET * weights.map(|&weight| i32::from(weight)).sum::<i32>()
+                        })
+                    });
+                    let offsets: Vec<i32> = offsets.collect();
                     let tile = Tile {
                         rows: &words,
                         count: rows.len(),
-                        strips,
-                        groups: self.groups,
+                        strips: I::arrange(strips, inputs, &mut room),
+                        groups,
                     };
                     let mut sums: Sums = [i32::MIN; MAX_ROWS * MAX_STRIPS * COLUMNS];
                     isa.multiply(&tile, &mut sums);
                     let columns = tile.strip_count() * COLUMNS;
                     for (row, sums) in sums.chunks_exact(columns).take(rows.len()).enumerate() {
                         let at = (block * I::ROWS + row) * width + part * I::STRIPS * COLUMNS;
-                        self.sums[at..at + columns].copy_from_slice(sums);
+                        let own = self.sums[at..at + columns].iter_mut();
+                        for ((own, sum), offset) in own.zip(sums).zip(&offsets) {
+                            *own = sum + offset;
+                        }
                     }
                 }
             }
@@ -370,7 +462,13 @@ mod tests {
             .map(|set| set.name())
             .collect();
         assert_eq!(names.last(), Some(&"portable"), "{names:?}");
-        assert_eq!(InstructionSet::best().favors_int8(), names.len() > 1);
+        assert_eq!(InstructionSet::best().favors_own_fp32(), names.len() > 1);
+        // Without instructions for products of bytes, as many are multiplied at once as in fp32.
+        let fast = InstructionSet::best().name() != "neon";
+        assert_eq!(
+            InstructionSet::best().favors_int8(),
+            names.len() > 1 && fast
+        );
     }
 
     #[test]

@@ -27,6 +27,8 @@ use rows::{Quantize, Rows};
 #[derive(Debug, Default)]
 pub struct Int8 {
     rows: Rows,
+    /// Some strips, where they have to be arranged anew.
+    arranged: RefCell<Vec<i8>>,
     attention: attention::Scratch,
 }
 
@@ -61,6 +63,7 @@ impl Products for Int8 {
         set.perform(Dense {
             rows: &self.rows,
             inputs: x.inputs,
+            arranged: &mut self.arranged.borrow_mut(),
             matrix,
             epilogue,
             output,

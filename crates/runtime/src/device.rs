@@ -226,14 +226,7 @@ impl Machine for ThisMachine {
 /// Where the system's loader looks, below `root`: `LD_LIBRARY_PATH`, what `ld.so.conf` names, and the
 /// folders that it knows by itself.
 fn loader_folders(root: &Path, library_path: Option<&std::ffi::OsStr>) -> Vec<PathBuf> {
-    const OWN: [&str; 6] = [
-        "/lib/x86_64-linux-gnu",
-        "/usr/lib/x86_64-linux-gnu",
-        "/lib64",
-        "/usr/lib64",
-        "/lib",
-        "/usr/lib",
-    ];
+    const OWN: [&str; 4] = ["/lib64", "/usr/lib64", "/lib", "/usr/lib"];
     let below = |folder: &Path| root.join(folder.strip_prefix("/").unwrap_or(folder));
     let mut folders: Vec<PathBuf> = library_path
         .map(|path| std::env::split_paths(path).map(|f| below(&f)).collect())
@@ -253,8 +246,16 @@ fn loader_folders(root: &Path, library_path: Option<&std::ffi::OsStr>) -> Vec<Pa
                 .map(|l| below(Path::new(l))),
         );
     }
+    // Debian's folders for one architecture.
+    folders
+        .extend(["/lib", "/usr/lib"].map(|folder| below(&Path::new(folder).join(own_triplet()))));
     folders.extend(OWN.iter().map(|folder| below(Path::new(folder))));
     folders
+}
+
+/// What Debian calls this architecture, such as `x86_64-linux-gnu`.
+fn own_triplet() -> String {
+    format!("{}-linux-gnu", std::env::consts::ARCH)
 }
 
 /// Files in `folders` that are the library `name` in any version but this.
@@ -287,7 +288,10 @@ mod tests {
         cuda: (u32, u32),
     }
 
-    const FOLDER: &str = "usr/lib/x86_64-linux-gnu";
+    /// Where Debian puts libraries.
+    fn folder() -> String {
+        format!("usr/lib/{}", own_triplet())
+    }
 
     impl Tree {
         fn new() -> Self {
@@ -295,10 +299,10 @@ mod tests {
                 root: tempfile::tempdir().unwrap(),
                 cuda: (13, 0),
             };
-            tree.add(FOLDER, DRIVER);
+            tree.add(&folder(), DRIVER);
             tree.add("opt/rerankd", PROVIDER);
             for name in NEEDED {
-                tree.add(FOLDER, name);
+                tree.add(&folder(), name);
             }
             tree
         }
@@ -377,7 +381,7 @@ mod tests {
     #[test]
     fn no_driver() {
         let tree = Tree::new();
-        tree.remove(FOLDER, DRIVER);
+        tree.remove(&folder(), DRIVER);
         refused(&tree, &["libcuda.so.1", "install the driver"]);
     }
 
@@ -407,8 +411,8 @@ mod tests {
     #[test]
     fn libraries_of_another_version_are_named() {
         let tree = Tree::new();
-        tree.remove(FOLDER, "libcublas.so.13");
-        tree.remove(FOLDER, "libcudnn.so.9");
+        tree.remove(&folder(), "libcublas.so.13");
+        tree.remove(&folder(), "libcudnn.so.9");
         tree.add("usr/local/cuda-12/lib64", "libcublas.so.12");
         tree.add("usr/local/cuda-12/lib64", "libcublas.so.12.8.4");
         tree.add("etc/ld.so.conf.d", "cuda.conf");

@@ -21,20 +21,23 @@ const SIGNED: f32 = 127.0;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     spans: Spans,
-    /// `[heads, blocks, groups of dimensions, Isa::ROWS, Isa::WORDS]`
+    /// `[heads, blocks]` of [`Tile::rows`]
     keys: Vec<u32>,
-    /// `[heads, strips of queries, groups of dimensions, COLUMNS, GROUP]`
+    /// `[heads]` of [`Tile::strips`], which are of queries
     queries: Vec<i8>,
-    /// `[heads, strips of dimensions, groups of tokens, COLUMNS, GROUP]`
+    /// `[heads]` of [`Tile::strips`], which are of dimensions
     values: Vec<i8>,
     /// Of some queries: `[tokens, strips, COLUMNS]`
     scores: Vec<i32>,
-    /// Of the same: `[blocks, groups of tokens, Isa::ROWS, Isa::WORDS]`
+    /// Of the same: blocks of [`Tile::rows`]
     weights: Vec<u32>,
     /// `[heads * size]` of one token.
     row: Vec<u8>,
     /// `[heads * size]` of [`GROUP`] tokens.
     group: Vec<u32>,
+    /// What sums of a dimension's values lack, `[heads * size]`: see [`Isa::OFFSET`]. Those of scores may lack
+    /// it: it is the same for all scores of a query.
+    offsets: Vec<i32>,
 }
 
 /// Where the numbers of each dimension lie, `[heads * size]` each, and what follows from it.
@@ -121,27 +124,27 @@ impl Shape {
     }
     /// Words of a block of keys.
     fn block<I: Isa>(self) -> usize {
-        self.size / GROUP * I::ROWS * I::WORDS
+        I::groups(self.size) * I::ROWS * I::WORDS
     }
     /// Bytes of a strip of queries.
-    fn query_strip(self) -> usize {
-        self.size * COLUMNS
+    fn query_strip<I: Isa>(self) -> usize {
+        I::groups(self.size) * COLUMNS * GROUP
     }
     /// Bytes of a head's queries.
-    fn queries(self) -> usize {
-        self.tokens.div_ceil(COLUMNS) * self.query_strip()
+    fn queries<I: Isa>(self) -> usize {
+        self.tokens.div_ceil(COLUMNS) * self.query_strip::<I>()
     }
     /// Groups of tokens.
-    fn groups(self) -> usize {
-        self.tokens.div_ceil(GROUP)
+    fn groups<I: Isa>(self) -> usize {
+        I::groups(self.tokens)
     }
     /// Bytes of a strip of values.
-    fn value_strip(self) -> usize {
-        self.groups() * COLUMNS * GROUP
+    fn value_strip<I: Isa>(self) -> usize {
+        self.groups::<I>() * COLUMNS * GROUP
     }
     /// Bytes of a head's values.
-    fn values(self) -> usize {
-        self.size.div_ceil(COLUMNS) * self.value_strip()
+    fn values<I: Isa>(self) -> usize {
+        self.size.div_ceil(COLUMNS) * self.value_strip::<I>()
     }
 }
 
@@ -244,8 +247,8 @@ impl Scratch {
             size,
         } = shape;
         self.keys.resize(heads * shape.keys::<I>(), 0);
-        self.queries.resize(heads * shape.queries(), 0);
-        self.values.resize(heads * shape.values(), 0);
+        self.queries.resize(heads * shape.queries::<I>(), 0);
+        self.values.resize(heads * shape.values::<I>(), 0);
         self.row.resize(width, 0);
         self.group.resize(width, 0);
         let spans = &self.spans;
@@ -256,13 +259,17 @@ impl Scratch {
                 *number = round_to_i32(x * factor) as u8;
             }
             let place = token % COLUMNS;
-            let strip = token / COLUMNS * shape.query_strip();
+            let strip = token / COLUMNS * shape.query_strip::<I>();
             for (head, row) in row.chunks_exact(size).enumerate() {
-                let strip = &mut self.queries[head * shape.queries() + strip..];
-                let strip = strip[..shape.query_strip()].as_chunks_mut::<GROUP>().0;
-                let cells = strip.chunks_exact_mut(COLUMNS);
-                for (group, cell) in row.as_chunks::<GROUP>().0.iter().zip(cells) {
-                    cell[place] = group.map(|x| x as i8);
+                let strip = &mut self.queries[head * shape.queries::<I>() + strip..];
+                let strip = &mut strip[..shape.query_strip::<I>()];
+                for (group, numbers) in row.as_chunks::<GROUP>().0.iter().enumerate() {
+                    let at = I::column_place(group, place);
+                    strip[at..at + GROUP].copy_from_slice(&numbers.map(|x| x as i8));
+                }
+                for group in size / GROUP..I::groups(size) {
+                    let at = I::column_place(group, place);
+                    strip[at..at + GROUP].fill(0);
                 }
             }
             let operands = key[..width]
@@ -272,41 +279,41 @@ impl Scratch {
             for (((x, low), factor), number) in operands.zip(row.iter_mut()) {
                 *number = round_to_i32((x - low) * factor) as u8;
             }
-            let place = token % I::ROWS * I::WORDS;
             let block = token / I::ROWS * shape.block::<I>();
             for (head, row) in row.chunks_exact(size).enumerate() {
                 let block = &mut self.keys[head * shape.keys::<I>() + block..];
-                let cells = block[..shape.block::<I>()].chunks_exact_mut(I::ROWS * I::WORDS);
-                for (group, cell) in row.as_chunks::<GROUP>().0.iter().zip(cells) {
-                    I::pack(
-                        u32::from_le_bytes(*group),
-                        &mut cell[place..place + I::WORDS],
-                    );
+                let block = &mut block[..shape.block::<I>()];
+                for (group, numbers) in row.as_chunks::<GROUP>().0.iter().enumerate() {
+                    let at = I::place(group, token % I::ROWS);
+                    I::pack(u32::from_le_bytes(*numbers), &mut block[at..at + I::WORDS]);
                 }
             }
         }
         let row = &mut self.group[..];
-        for group in 0..shape.groups() {
+        self.offsets.clear();
+        self.offsets.resize(width, 0);
+        for group in 0..shape.groups::<I>() {
             row.fill(0);
-            for place in 0..GROUP.min(tokens - group * GROUP) {
+            for place in 0..GROUP.min(tokens.saturating_sub(group * GROUP)) {
                 let token = group * GROUP + place;
                 let value = &keys[(token * 2 + 1) * width..][..width];
                 let middle = spans.value_middle.iter().zip(&spans.value_factor);
-                for ((x, (middle, factor)), word) in value.iter().zip(middle).zip(row.iter_mut()) {
+                let written = row.iter_mut().zip(&mut self.offsets);
+                for ((x, (middle, factor)), (word, offset)) in value.iter().zip(middle).zip(written)
+                {
                     let number = round_to_i32((x - middle) * factor);
                     *word |= (number as u32 & 0xff) << (8 * place);
+                    *offset += I::OFFSET * number;
                 }
             }
             for (head, row) in row.chunks_exact(size).enumerate() {
                 for (strip, row) in row.chunks(COLUMNS).enumerate() {
-                    let at = head * shape.values()
-                        + strip * shape.value_strip()
-                        + group * COLUMNS * GROUP;
-                    let cells = self.values[at..at + COLUMNS * GROUP]
-                        .as_chunks_mut::<GROUP>()
-                        .0;
-                    for (cell, word) in cells.iter_mut().zip(row) {
-                        *cell = word.to_le_bytes().map(|byte| byte as i8);
+                    let at = head * shape.values::<I>()
+                        + strip * shape.value_strip::<I>()
+                        + I::column_place(group, 0);
+                    let cells = self.values[at..].chunks_mut(I::SPAN * GROUP);
+                    for (cell, word) in cells.zip(row) {
+                        cell[..GROUP].copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
                     }
                 }
             }
@@ -326,16 +333,18 @@ impl Scratch {
         let width = shape.width();
         let asked = asked..asked + output.len() / width;
         let keys = &self.keys[head * shape.keys::<I>()..][..shape.keys::<I>()];
-        let values = &self.values[head * shape.values()..][..shape.values()];
-        let queries = &self.queries[head * shape.queries()..][..shape.queries()];
+        let values = &self.values[head * shape.values::<I>()..][..shape.values::<I>()];
+        let queries = &self.queries[head * shape.queries::<I>()..][..shape.queries::<I>()];
         let scale = self.spans.score_scale[head];
         let dimensions = head * size..(head + 1) * size;
         let value_scale = &self.spans.value_scale[dimensions.clone()];
         let value_middle = &self.spans.value_middle[dimensions.clone()];
-        let weight_block = shape.groups() * I::ROWS * I::WORDS;
-        for (part, strips) in queries.chunks(I::STRIPS * shape.query_strip()).enumerate() {
+        let offsets = &self.offsets[dimensions.clone()];
+        let weight_block = shape.groups::<I>() * I::ROWS * I::WORDS;
+        let query_strip = shape.query_strip::<I>();
+        for (part, strips) in queries.chunks(I::STRIPS * query_strip).enumerate() {
             let first = part * I::STRIPS * COLUMNS;
-            let lanes = strips.len() / size;
+            let lanes = strips.len() / query_strip * COLUMNS;
             let count = lanes.min(tokens - first);
             if first >= asked.end || first + count <= asked.start {
                 continue;
@@ -347,7 +356,7 @@ impl Scratch {
                     rows,
                     count: I::ROWS.min(scores.len() / lanes),
                     strips,
-                    groups: size / GROUP,
+                    groups: I::groups(size),
                 };
                 isa.multiply(&tile, scores);
             }
@@ -369,19 +378,20 @@ impl Scratch {
             for (block, rows) in blocks.enumerate().take(count.div_ceil(I::ROWS)) {
                 let start = block * I::ROWS;
                 let count = I::ROWS.min(count - start);
-                let panels = values.chunks(I::STRIPS * shape.value_strip());
+                let panels = values.chunks(I::STRIPS * shape.value_strip::<I>());
                 for (panel, strips) in panels.enumerate() {
                     let tile = Tile {
                         rows,
                         count,
                         strips,
-                        groups: shape.groups(),
+                        groups: shape.groups::<I>(),
                     };
                     isa.multiply(&tile, &mut sums);
                     let offset = panel * I::STRIPS * COLUMNS;
-                    let stride = strips.len() / shape.value_strip() * COLUMNS;
+                    let stride = strips.len() / shape.value_strip::<I>() * COLUMNS;
                     let scales = &value_scale[offset..];
                     let middles = &value_middle[offset..];
+                    let offsets = &offsets[offset..];
                     for (row, sums) in sums.chunks_exact(stride).enumerate().take(count) {
                         let query = first + start + row;
                         if !asked.contains(&query) {
@@ -391,9 +401,10 @@ impl Scratch {
                         let output = &mut output[query * width + dimensions.start + offset..]
                             [..scales.len().min(stride)];
                         let reciprocal = 1.0 / totals[start + row];
-                        let operands = sums.iter().zip(scales).zip(middles);
-                        for (((&sum, scale), &middle), output) in operands.zip(output) {
-                            *output = multiply_add::<I>(sum as f32, scale * reciprocal, middle);
+                        let operands = sums.iter().zip(offsets).zip(scales).zip(middles);
+                        for ((((&sum, &offset), scale), &middle), output) in operands.zip(output) {
+                            let sum = (sum + offset) as f32;
+                            *output = multiply_add::<I>(sum, scale * reciprocal, middle);
                         }
                     }
                 }
@@ -452,10 +463,10 @@ impl Strip {
             // The strip begins where a block does: there is one strip, or a block divides it.
             let first = self.first / I::ROWS;
             for (block, words) in words.chunks(I::ROWS).enumerate() {
-                let at = (first + block) * self.block + group * I::ROWS * I::WORDS;
-                let cells = weights[at..at + words.len() * I::WORDS].chunks_exact_mut(I::WORDS);
+                let at = (first + block) * self.block + I::place(group, 0);
+                let cells = weights[at..].chunks_mut(I::ROW);
                 for (cell, &word) in cells.zip(words) {
-                    I::pack(word, cell);
+                    I::pack(word, &mut cell[..I::WORDS]);
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::elementary::rough_gelu;
 use crate::epilogue::{Epilogue, with_epilogue};
 use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
-use crate::quantize::{COLUMNS, GROUP, strip_size};
+use crate::quantize::{COLUMNS, strip_size};
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,8 @@ pub struct Matrix<'a> {
 pub(super) struct Dense<'a> {
     pub rows: &'a Rows,
     pub inputs: usize,
+    /// See [`Isa::arrange`].
+    pub arranged: &'a mut Vec<i8>,
     pub matrix: Matrix<'a>,
     pub epilogue: Epilogue,
     pub output: &'a mut [f32],
@@ -43,12 +45,13 @@ impl Dense<'_> {
         let Self {
             rows,
             inputs,
+            arranged,
             matrix,
             output,
             ..
         } = self;
         let outputs = matrix.scales.len();
-        let groups = inputs.div_ceil(GROUP);
+        let groups = I::groups(inputs);
         let block_size = groups * I::ROWS * I::WORDS;
         let mut sums: Sums = [0; MAX_ROWS * MAX_STRIPS * COLUMNS];
         let width = I::STRIPS * COLUMNS;
@@ -58,6 +61,7 @@ impl Dense<'_> {
             let scales = &matrix.scales[columns.clone()];
             let offsets = &matrix.sums[columns.clone()];
             let bias = &matrix.bias[columns.clone()];
+            let strips = I::arrange(strips, inputs, arranged);
             for (block, output) in output.chunks_mut(I::ROWS * outputs).enumerate() {
                 let tile = Tile {
                     rows: &rows.words[block * block_size..][..block_size],

@@ -12,12 +12,12 @@ const WIDTH: usize = 2 * LANES;
 /// Quantized rows: `(number - zero) * scale` is what a number stands for.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// `[blocks, groups, Isa::ROWS, Isa::WORDS]`, and more: it never shrinks. What a last block has
+    /// Blocks of [`crate::isa::Tile::rows`], and more: it never shrinks. What a last block has
     /// no rows for is left as it was, and never read.
     pub words: Vec<u32>,
     /// What each row was divided by, `[rows]`; not a number where the row holds what is not finite.
     pub scales: Vec<f32>,
-    /// What each row was then moved up by, `[rows]`.
+    /// What each row was then moved up by, less [`Isa::OFFSET`], `[rows]`.
     pub zeros: Vec<i32>,
     /// One row's numbers.
     row: Vec<u8>,
@@ -34,7 +34,7 @@ impl Step for Quantize<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
         let Self { x, inputs, rows } = self;
-        let groups = inputs.div_ceil(GROUP);
+        let groups = I::groups(inputs);
         let block_size = groups * I::ROWS * I::WORDS;
         let count = x.len() / inputs;
         let size = count.div_ceil(I::ROWS) * block_size;
@@ -84,16 +84,16 @@ impl Step for Quantize<'_> {
                 *number = round_to_i32(x).clamp(0, 255) as u8;
             }
             let block = &mut rows.words[index / I::ROWS * block_size..][..block_size];
-            let place = index % I::ROWS * I::WORDS;
             let (words, _) = rows.row.as_chunks::<GROUP>();
-            for (word, cell) in words.iter().zip(block.chunks_exact_mut(I::ROWS * I::WORDS)) {
+            for (group, word) in words.iter().enumerate() {
+                let place = I::place(group, index % I::ROWS);
                 I::pack(
                     u32::from_le_bytes(*word),
-                    &mut cell[place..place + I::WORDS],
+                    &mut block[place..place + I::WORDS],
                 );
             }
             rows.scales.push(scale + poison);
-            rows.zeros.push(zero as i32);
+            rows.zeros.push(zero as i32 - I::OFFSET);
         }
     }
 }

@@ -33,6 +33,7 @@ fn product(
     set.perform(Quantize { x, inputs, rows });
     let mut output = vec![f32::NAN; x.len() / inputs * bias.len()];
     set.perform(Dense {
+        arranged: &mut Vec::new(),
         rows,
         inputs,
         matrix: Matrix {
