@@ -194,6 +194,7 @@ fn a_row_of_zeros_gives_the_bias() {
             &[0.5, -0.5],
             Epilogue::Identity,
             &[0.0; 2],
+            None,
         );
         assert_eq!(product, [0.5, -0.5], "{}", set.name());
     }
@@ -277,7 +278,7 @@ fn a_channel_far_from_zero_costs_the_others_no_precision() {
             let rows = x.chunks_exact(inputs).zip(product.chunks_exact(outputs));
             let errors = rows.flat_map(|(x, product)| {
                 let outputs = weights.chunks_exact(inputs).zip(&bias).zip(product);
-                outputs.map(|((weights, bias), product)| {
+                outputs.map(move |((weights, bias), product)| {
                     let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
                     (f64::from(product - bias) - exact).powi(2)
                 })
