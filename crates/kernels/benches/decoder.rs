@@ -158,7 +158,7 @@ impl Weights {
         Self {
             halves: floats.iter().map(|x| (x.to_bits() >> 16) as u16).collect(),
             floats,
-            quantized: Quantized::new(&[&weights], inputs),
+            quantized: Quantized::new(&[&weights], inputs, None),
             bias: vec![0.0; outputs],
         }
     }
@@ -183,6 +183,7 @@ impl Weights {
             scales: &self.quantized.scales,
             sums: &self.quantized.sums,
             bias: &self.bias,
+            equalization: None,
         }
     }
 }

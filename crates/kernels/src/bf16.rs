@@ -154,7 +154,7 @@ impl Products for Bf16 {
         matrix.bias.len()
     }
 
-    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>) {
+    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, _: Self::Matrix<'_>) {
         set.perform(Round {
             x,
             rows: &mut self.rows,

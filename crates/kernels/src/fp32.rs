@@ -37,7 +37,7 @@ impl Products for Fp32 {
         matrix.bias.len()
     }
 
-    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>, _: Self::Matrix<'_>) {}
 
     fn multiply(
         &self,
@@ -89,7 +89,7 @@ impl Products for WidenedBf16 {
         matrix.bias.len()
     }
 
-    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>) {}
+    fn prepare(&mut self, _: InstructionSet, _: Operand<'_>, _: Self::Matrix<'_>) {}
 
     fn multiply(
         &self,

@@ -42,9 +42,9 @@ pub trait Products: Default + 'static {
     /// Outputs of a dense layer.
     fn outputs(matrix: Self::Matrix<'_>) -> usize;
 
-    /// Prepares rows for any number of calls of [`Self::multiply`]. A row with NaN or an infinity makes every
-    /// output of that row NaN or infinite, and changes no other row.
-    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>);
+    /// Prepares rows for any number of calls of [`Self::multiply`], with `matrix` and others of the same input. A row
+    /// with NaN or an infinity makes every output of that row NaN or infinite, and changes no other row.
+    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, matrix: Self::Matrix<'_>);
 
     /// Multiplies the rows that were prepared last by `matrix` into `output`, `[rows, outputs]`.
     fn multiply(
@@ -77,7 +77,7 @@ pub trait Products: Default + 'static {
         epilogue: Epilogue,
         output: &mut [f32],
     ) {
-        self.prepare(set, x);
+        self.prepare(set, x, matrix);
         self.multiply(set, x, matrix, epilogue, output);
     }
 }

@@ -9,7 +9,7 @@ mod dense;
 mod embeddings;
 mod rows;
 
-pub use dense::Matrix;
+pub use dense::{Equalization, Matrix};
 pub use embeddings::{Embeddings, embed};
 
 use std::cell::RefCell;
@@ -44,10 +44,11 @@ impl Products for Int8 {
         matrix.scales.len()
     }
 
-    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>) {
+    fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, matrix: Matrix<'_>) {
         set.perform(Quantize {
             x: x.rows,
             inputs: x.inputs,
+            equalization: matrix.equalization,
             rows: &mut self.rows,
         });
     }

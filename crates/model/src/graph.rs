@@ -102,7 +102,8 @@ pub mod operator {
     /// and a bias.
     pub const BF16_LAYER: &str = "Bf16Layer";
     /// A [`LAYER`] in int8: each matrix is the strips, scales and sums of
-    /// [`rerankd_kernels::quantize::Quantized`], and a bias.
+    /// [`rerankd_kernels::quantize::Quantized`], a bias, and the shifts and factors of its
+    /// [`rerankd_kernels::quantize::Equalization`], which are empty where there is none.
     pub const QUANTIZED_LAYER: &str = "QuantizedLayer";
     /// A pre-norm encoder layer with a gated linear unit (GeGLU), in fp32.
     ///

@@ -257,7 +257,7 @@ impl<P: Products> ThreadScratch<P> {
         let width = P::outputs(layer.projection);
         let x = normalized(set, hidden, layer.attention_norm, &mut self.normalized);
         let x = operand(x, width);
-        self.products.prepare(set, x);
+        self.products.prepare(set, x, qkv.key_value);
         if let Some(keys) = keys {
             self.products
                 .multiply(set, x, qkv.key_value, Epilogue::Identity, keys);

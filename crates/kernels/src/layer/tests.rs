@@ -71,7 +71,7 @@ impl Owned for Byte {
     type Products = Int8;
 
     fn new(weights: &[f32], inputs: usize, bias: Vec<f32>) -> Self {
-        let quantized = Quantized::new(&[weights], inputs);
+        let quantized = Quantized::new(&[weights], inputs, None);
         Self { quantized, bias }
     }
 
@@ -81,6 +81,7 @@ impl Owned for Byte {
             scales: &self.quantized.scales,
             sums: &self.quantized.sums,
             bias: &self.bias,
+            equalization: None,
         }
     }
 }

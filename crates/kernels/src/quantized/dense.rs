@@ -7,6 +7,15 @@ use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, strip_size};
 
+/// Shifts and factors of a dense layer's inputs, as [`crate::quantize::Equalization`] has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Equalization<'a> {
+    /// `[inputs]`.
+    pub shifts: &'a [f32],
+    /// `[inputs]`.
+    pub factors: &'a [f32],
+}
+
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
@@ -16,8 +25,10 @@ pub struct Matrix<'a> {
     pub scales: &'a [f32],
     /// `[outputs]`.
     pub sums: &'a [i32],
-    /// Added to every row, `[outputs]`.
+    /// Added to every row, `[outputs]`, with the offsets of the equalization.
     pub bias: &'a [f32],
+    /// What happens to the inputs before they are quantized.
+    pub equalization: Option<Equalization<'a>>,
 }
 
 /// Writes the product of `rows` with `matrix` to `output`, `[rows, outputs]`.

@@ -3,6 +3,7 @@
 use crate::elementary::{LANES, fold, round_to_i32};
 use crate::isa::{Isa, Step};
 use crate::quantize::GROUP;
+use crate::quantized::dense::Equalization;
 
 /// Largest number of a quantized row.
 const MAX: f32 = 255.0;
@@ -21,19 +22,27 @@ pub(super) struct Rows {
     pub zeros: Vec<i32>,
     /// One row's numbers.
     row: Vec<u8>,
+    /// One row, shifted and scaled.
+    equalized: Vec<f32>,
 }
 
 /// Fills `rows` with `x`, `[rows, inputs]`.
 pub(super) struct Quantize<'a> {
     pub x: &'a [f32],
     pub inputs: usize,
+    pub equalization: Option<Equalization<'a>>,
     pub rows: &'a mut Rows,
 }
 
 impl Step for Quantize<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let Self { x, inputs, rows } = self;
+        let Self {
+            x,
+            inputs,
+            equalization,
+            rows,
+        } = self;
         let groups = I::groups(inputs);
         let block_size = groups * I::ROWS * I::WORDS;
         let count = x.len() / inputs;
@@ -46,6 +55,16 @@ impl Step for Quantize<'_> {
         rows.row.clear();
         rows.row.resize(groups * GROUP, 0);
         for (index, x) in x.chunks_exact(inputs).enumerate() {
+            let x = match equalization {
+                None => x,
+                Some(Equalization { shifts, factors }) => {
+                    let operands = x.iter().zip(shifts).zip(factors);
+                    rows.equalized.clear();
+                    let equalized = operands.map(|((x, shift), factor)| (x - shift) * factor);
+                    rows.equalized.extend(equalized);
+                    &rows.equalized[..]
+                }
+            };
             let mut low = [0.0_f32; WIDTH];
             let mut high = [0.0_f32; WIDTH];
             // Zero, unless a number of the row is not finite: then the scale, and so every product

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::attention::{self, Attend};
-use super::dense::{Dense, Matrix};
+use super::dense::{Dense, Equalization, Matrix};
 use super::embeddings::{Embeddings, embed};
 use super::rows::{Quantize, Rows};
 use crate::epilogue::Epilogue;
@@ -26,11 +26,24 @@ fn product(
     bias: &[f32],
     epilogue: Epilogue,
     x: &[f32],
+    equalization: Option<&quantize::Equalization>,
 ) -> Vec<f32> {
-    let quantized = Quantized::new(&[weights], inputs);
+    let quantized = Quantized::new(&[weights], inputs, equalization);
+    let bias: Vec<f32> = bias
+        .iter()
+        .zip(&quantized.offsets)
+        .map(|(b, offset)| b + offset)
+        .collect();
+    let equalization = equalization
+        .map(|quantize::Equalization { shifts, factors }| Equalization { shifts, factors });
     let mut rows = Rows::default();
     let rows = &mut rows;
-    set.perform(Quantize { x, inputs, rows });
+    set.perform(Quantize {
+        x,
+        inputs,
+        equalization,
+        rows,
+    });
     let mut output = vec![f32::NAN; x.len() / inputs * bias.len()];
     set.perform(Dense {
         arranged: &mut Vec::new(),
@@ -40,7 +53,8 @@ fn product(
             strips: &quantized.strips,
             scales: &quantized.scales,
             sums: &quantized.sums,
-            bias,
+            bias: &bias,
+            equalization,
         },
         epilogue,
         output: &mut output,
@@ -63,7 +77,7 @@ proptest! {
         let x = numbers(seed ^ 0x99, rows * inputs, spread);
         let bias = numbers(seed ^ 0x3, outputs, 1.0);
         for set in InstructionSet::available() {
-            let product = product(set, &weights, inputs, &bias, Epilogue::Identity, &x);
+            let product = product(set, &weights, inputs, &bias, Epilogue::Identity, &x, None);
             for (row, product) in x.chunks_exact(inputs).zip(product.chunks_exact(outputs)) {
                 for ((weights, bias), product) in weights.chunks_exact(inputs).zip(&bias).zip(product) {
                     let exact: f32 = weights.iter().zip(row).map(|(w, x)| w * x).sum::<f32>() + bias;
@@ -180,6 +194,7 @@ fn a_row_of_zeros_gives_the_bias() {
             &[0.5, -0.5],
             Epilogue::Identity,
             &[0.0; 2],
+            None,
         );
         assert_eq!(product, [0.5, -0.5], "{}", set.name());
     }
@@ -190,7 +205,7 @@ fn what_is_not_a_number_stays_so() {
     for set in InstructionSet::available() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let x = [1.0, bad, 1.0, 1.0];
-            let product = product(set, &[1.0, 1.0], 2, &[0.0], Epilogue::Identity, &x);
+            let product = product(set, &[1.0, 1.0], 2, &[0.0], Epilogue::Identity, &x, None);
             assert!(
                 product[0].is_nan() && (product[1] - 2.0).abs() < 1e-5,
                 "{}: {product:?}",
@@ -208,7 +223,7 @@ fn what_comes_after_a_layer_is_applied() {
             (Epilogue::GeluTanh, [-0.158_808, 1.954_597_7]),
             (Epilogue::Relu, [0.0, 2.0]),
         ] {
-            let product = product(set, &[1.0, -2.0], 1, &[0.0; 2], epilogue, &[-1.0]);
+            let product = product(set, &[1.0, -2.0], 1, &[0.0; 2], epilogue, &[-1.0], None);
             for (product, expected) in product.iter().zip(expected) {
                 assert!(
                     (product - expected).abs() < 5e-4,
@@ -226,7 +241,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
     let x = numbers(4, 13 * 50, 2.0);
     for set in InstructionSet::available() {
         let bias = numbers(5, 24, 1.0);
-        let run = |x: &[f32]| product(set, &weights, 50, &bias, Epilogue::Gelu, x);
+        let run = |x: &[f32]| product(set, &weights, 50, &bias, Epilogue::Gelu, x, None);
         let together = run(&x);
         for (row, together) in x.chunks_exact(50).zip(together.chunks_exact(24)) {
             assert_eq!(run(row), together, "{}", set.name());
@@ -235,11 +250,56 @@ fn a_row_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
+fn a_channel_far_from_zero_costs_the_others_no_precision() {
+    let (rows, inputs, outputs) = (8, 96, 32);
+    let (mut gamma, mut beta) = (vec![0.2; inputs], numbers(5, inputs, 0.1));
+    (gamma[7], beta[7]) = (4.0, 20.0);
+    let normalized = numbers(1, rows * inputs, 1.7);
+    let affine = gamma.iter().zip(&beta).cycle();
+    let x: Vec<f32> = normalized
+        .iter()
+        .zip(affine)
+        .map(|(x, (gamma, beta))| x * gamma + beta)
+        .collect();
+    let weights = numbers(2, outputs * inputs, 0.5);
+    let bias = numbers(3, outputs, 1.0);
+    let equalization = quantize::Equalization::of_norm(&gamma, &beta);
+    for set in InstructionSet::available() {
+        let error = |equalization| {
+            let product = product(
+                set,
+                &weights,
+                inputs,
+                &bias,
+                Epilogue::Identity,
+                &x,
+                equalization,
+            );
+            let rows = x.chunks_exact(inputs).zip(product.chunks_exact(outputs));
+            let errors = rows.flat_map(|(x, product)| {
+                let outputs = weights.chunks_exact(inputs).zip(&bias).zip(product);
+                outputs.map(move |((weights, bias), product)| {
+                    let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
+                    (f64::from(product - bias) - exact).powi(2)
+                })
+            });
+            errors.sum::<f64>().sqrt()
+        };
+        let (plain, equalized) = (error(None), error(Some(&equalization)));
+        assert!(
+            equalized < 0.5 * plain,
+            "{}: {equalized} of {plain}",
+            set.name()
+        );
+    }
+}
+
+#[test]
 fn sums_have_room_for_wide_layers() {
     let inputs = 20_000;
     for set in InstructionSet::available() {
         let ones = vec![1.0; inputs];
-        let product = product(set, &ones, inputs, &[0.0], Epilogue::Identity, &ones);
+        let product = product(set, &ones, inputs, &[0.0], Epilogue::Identity, &ones, None);
         assert!((product[0] - inputs as f32).abs() < 10.0, "{product:?}");
     }
 }
@@ -247,7 +307,7 @@ fn sums_have_room_for_wide_layers() {
 #[test]
 fn weights_lie_where_products_read_them() {
     let weights: Vec<f32> = (0..17 * 5).map(|i| i as f32).collect();
-    let quantized = Quantized::new(&[&weights], 5);
+    let quantized = Quantized::new(&[&weights], 5, None);
     // Two strips of two groups; the second strip has one output.
     assert_eq!(quantized.strips.len(), 2 * 2 * 16 * GROUP);
     for output in 0..17 {

@@ -67,7 +67,7 @@ impl EncoderGraph<'_> {
         bias: Vec<f32>,
     ) -> Vec<Value> {
         if !widened {
-            return self.product(name, input, matrices, bias);
+            return self.product(name, input, matrices, bias, None);
         }
         let halved: Vec<Vec<bf16>> = matrices.iter().map(|matrix| halved(matrix)).collect();
         let strips = strips(&halved.iter().map(Vec::as_slice).collect::<Vec<_>>(), input);

@@ -9,7 +9,7 @@ use crate::onnx::{AttributeProto, DataType};
 use crate::{
     AttentionPositions, EncoderConfig, HiddenAct, LayerForm, Model, ModelError, RelativeBias,
 };
-use rerankd_kernels::quantize::{self, Quantized};
+use rerankd_kernels::quantize::{self, Equalization, Quantized};
 use rerankd_kernels::strips::strips;
 
 const TOKENS: Dim = Dim::Named("tokens");
@@ -390,24 +390,29 @@ impl<'a> EncoderGraph<'a> {
         let name = part(tensors.query);
         let query = self.scaled(self.matrix(&name, size, size)?);
         let bias = self.scaled(weights.read(&format!("{name}.bias"), &[size])?);
-        inputs.extend(self.product(&name, size, &[&query], bias));
+        let equalization = self.input_equalization(index)?;
+        let equalization = equalization.as_ref();
+        inputs.extend(self.product(&name, size, &[&query], bias, equalization));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
         let mut bias = self.key_bias(&base)?.unwrap_or_default();
         bias.resize(2 * size, 0.0);
-        inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias));
+        inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias, equalization));
         let name = part(tensors.output);
         let matrix = self.matrix(&name, size, size)?;
         let bias = self.attention_output_bias(&base)?;
-        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        inputs.extend(self.product(&name, size, &[&matrix], bias, None));
+        let norm = part(tensors.attention_norm);
+        let equalization = self.equalization(&norm, size, true)?;
         let gate = self.config.gate();
-        let glu = |name| (name, inner, size, gate.is_none());
+        let glu = |name| (name, inner, size, gate.is_none(), equalization.as_ref());
         let matrices = [Some(tensors.up), gate].into_iter().flatten().map(glu);
-        for (name, out, input, biased) in matrices.chain([(tensors.down, size, inner, true)]) {
+        let down = (tensors.down, size, inner, true, None);
+        for (name, out, input, biased, equalization) in matrices.chain([down]) {
             let name = part(name);
             let matrix = self.matrix(&name, out, input)?;
             let bias = self.bias(&name, out, biased)?;
-            inputs.extend(self.product(&name, input, &[&matrix], bias));
+            inputs.extend(self.product(&name, input, &[&matrix], bias, equalization));
         }
         for norm in [tensors.attention_norm, tensors.output_norm] {
             for part in ["weight", "bias"] {
@@ -454,35 +459,82 @@ impl<'a> EncoderGraph<'a> {
         values
     }
 
+    /// What int8 does to inputs that a norm writes; `None` in other precisions, where nothing is lost without it.
+    pub(super) fn equalization(
+        &self,
+        norm: &str,
+        size: usize,
+        bias: bool,
+    ) -> Result<Option<Equalization>, ModelError> {
+        if self.precision != Precision::Int8 {
+            return Ok(None);
+        }
+        let gamma = self
+            .model
+            .weights
+            .read(&format!("{norm}.weight"), &[size])?;
+        let beta = match bias {
+            true => self.model.weights.read(&format!("{norm}.bias"), &[size])?,
+            false => vec![0.0; size],
+        };
+        Ok(Some(Equalization::of_norm(&gamma, &beta)))
+    }
+
+    /// The same for the input of a post-norm layer, which the layer before it or the embeddings' norm writes.
+    fn input_equalization(&self, layer: usize) -> Result<Option<Equalization>, ModelError> {
+        let EncoderConfig {
+            hidden_size: size,
+            embedding_size,
+            ref tensors,
+            ..
+        } = *self.config;
+        let norm = match layer.checked_sub(1) {
+            Some(before) => format!("{}.{}", tensors.layer(before), tensors.output_norm),
+            None if size != embedding_size => return Ok(None),
+            None => tensors.name(tensors.norm),
+        };
+        self.equalization(&norm, size, true)
+    }
+
     /// Concatenated matrices `[out, input]` and a bias, as inputs of a fused layer.
     pub(super) fn product(
         &mut self,
         name: &str,
         input: usize,
         matrices: &[&[f32]],
-        bias: Vec<f32>,
+        mut bias: Vec<f32>,
+        equalization: Option<&Equalization>,
     ) -> Vec<Value> {
-        let bias = ("bias", Data::F32(bias));
         let parts = match self.precision {
             Precision::Int8 => {
                 let Quantized {
                     strips,
                     scales,
                     sums,
-                } = Quantized::new(matrices, input);
+                    offsets,
+                } = Quantized::new(matrices, input, equalization);
+                for (bias, offset) in bias.iter_mut().zip(offsets) {
+                    *bias += offset;
+                }
+                let (shifts, factors) = equalization
+                    .map(|Equalization { shifts, factors }| (shifts.clone(), factors.clone()))
+                    .unwrap_or_default();
                 vec![
                     ("strips", Data::I8(strips)),
                     ("scales", Data::F32(scales)),
                     ("sums", Data::I32(sums)),
-                    bias,
+                    ("bias", Data::F32(bias)),
+                    ("shifts", Data::F32(shifts)),
+                    ("factors", Data::F32(factors)),
                 ]
             }
             Precision::Bf16 => {
                 let strips = rerankd_kernels::bf16::strips(matrices, input);
-                vec![("strips", Data::I32(strips)), bias]
+                vec![("strips", Data::I32(strips)), ("bias", Data::F32(bias))]
             }
             Precision::Fp32 | Precision::Fp32Nodes => {
-                vec![("strips", Data::F32(strips(matrices, input))), bias]
+                let strips = strips(matrices, input);
+                vec![("strips", Data::F32(strips)), ("bias", Data::F32(bias))]
             }
         };
         let graph = &mut self.graph;

@@ -132,23 +132,38 @@ impl EncoderGraph<'_> {
         let mut bias = self.bias(&qkv, 3 * size, gated.attention_bias)?;
         let key_bias = bias.split_off(size);
         let (query, bias) = (self.scaled(query), self.scaled(bias));
-        inputs.extend(self.product(&format!("{qkv}.query"), size, &[&query], bias));
-        inputs.extend(self.product(&format!("{qkv}.kv"), size, &[&keys], key_bias));
+        // The first layer's input is normalized by the embeddings' norm.
+        let norm = match index {
+            0 => tensors.name(tensors.norm),
+            _ => part(tensors.attention_norm),
+        };
+        let equalization = self.equalization(&norm, size, gated.norm_bias)?;
+        let equalization = equalization.as_ref();
+        inputs.extend(self.product(&format!("{qkv}.query"), size, &[&query], bias, equalization));
+        inputs.extend(self.product(&format!("{qkv}.kv"), size, &[&keys], key_bias, equalization));
         let name = part(tensors.output);
         let matrix = self.matrix(&name, size, size)?;
         let bias = self.bias(&name, size, gated.attention_bias)?;
-        inputs.extend(self.product(&name, size, &[&matrix], bias));
+        inputs.extend(self.product(&name, size, &[&matrix], bias, None));
+        let equalization = self.equalization(&part(tensors.output_norm), size, gated.norm_bias)?;
+        let equalization = equalization.as_ref();
         let name = part(tensors.up);
         let matrix = self.matrix(&name, 2 * inner, size)?;
         let (up, gate) = matrix.split_at(inner * size);
         let mut bias = self.bias(&name, 2 * inner, gated.feed_forward_bias)?;
         let gate_bias = bias.split_off(inner);
-        inputs.extend(self.product(&format!("{name}.input"), size, &[up], bias));
-        inputs.extend(self.product(&format!("{name}.gate"), size, &[gate], gate_bias));
+        inputs.extend(self.product(&format!("{name}.input"), size, &[up], bias, equalization));
+        inputs.extend(self.product(
+            &format!("{name}.gate"),
+            size,
+            &[gate],
+            gate_bias,
+            equalization,
+        ));
         let name = part(tensors.down);
         let matrix = self.matrix(&name, size, inner)?;
         let bias = self.bias(&name, size, gated.feed_forward_bias)?;
-        inputs.extend(self.product(&name, inner, &[&matrix], bias));
+        inputs.extend(self.product(&name, inner, &[&matrix], bias, None));
         // The first layer has no attention norm; its operator does not read these inputs.
         for (name, exists) in [
             (tensors.attention_norm, index > 0),

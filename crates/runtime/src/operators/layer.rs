@@ -22,7 +22,7 @@ use rerankd_kernels::layer::{
     self, Epilogue, Layer, LayerInput, Norms, Products, QkvProjection, Scratch,
 };
 use rerankd_kernels::norm::LayerNorm;
-use rerankd_kernels::quantized::{self, Int8};
+use rerankd_kernels::quantized::{self, Equalization, Int8};
 use rerankd_model::graph::operator;
 
 /// The form of a layer.
@@ -75,6 +75,8 @@ impl GraphProducts for Int8 {
         TensorElementType::Float32,
         TensorElementType::Int32,
         TensorElementType::Float32,
+        TensorElementType::Float32,
+        TensorElementType::Float32,
     ];
     const DECODER_LAYER: &'static str = operator::QUANTIZED_DECODER_LAYER;
 
@@ -84,6 +86,10 @@ impl GraphProducts for Int8 {
             scales: floats(inputs, 1)?,
             sums: inputs[2].try_extract_tensor::<i32>()?.1,
             bias: floats(inputs, 3)?,
+            equalization: match (floats(inputs, 4)?, floats(inputs, 5)?) {
+                ([], []) => None,
+                (shifts, factors) => Some(Equalization { shifts, factors }),
+            },
         })
     }
 }
