@@ -21,7 +21,7 @@ use rerankd_runtime::onnx::OnnxScorer;
 use serde::Deserialize;
 
 /// Minimum rank correlation between int8 and fp32.
-const LEAST_CORRELATION: f64 = 0.997;
+const LEAST_CORRELATION: f64 = 0.999;
 /// Maximum loss of correlation with human judgments.
 const MOST_LOST: f64 = 0.002;
 /// Minimum rank correlation for models with random weights, which magnify errors.
