@@ -133,7 +133,7 @@ impl ComputePool {
     pub fn borrow(&self, rows: usize) -> BorrowedCores<'_> {
         let pool = self.cores.pool.as_ref();
         let pooled = pool.and_then(ThreadPool::current_thread_index).is_some();
-        let wanted = if pooled {
+        let wanted = if pooled && self.borrows {
             (rows / LEAST_ROWS).saturating_sub(1)
         } else {
             0
