@@ -211,6 +211,23 @@ macro_rules! with_tile_shape {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use with_tile_shape;
 
+/// [`Isa::perform`] with the target features that [`Isa::detect`] found.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! perform_with {
+    ($features:literal) => {
+        fn perform<S: crate::isa::Step>(self, step: S) {
+            #[target_feature(enable = $features)]
+            fn run<I: Isa, S: crate::isa::Step>(isa: I, step: S) {
+                step.run(isa)
+            }
+            // SAFETY: `self` proves that the processor has these features.
+            unsafe { run(self, step) }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use perform_with;
+
 /// `a b + c`.
 #[inline(always)]
 pub(super) fn multiply_add<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
@@ -254,7 +271,10 @@ pub(super) trait Isa: Copy {
     fn perform<S: Step>(self, step: S);
 
     /// Lays out a group of a row: four bytes, the first in the lowest.
-    fn pack(group: u32, words: &mut [u32]);
+    #[inline(always)]
+    fn pack(group: u32, words: &mut [u32]) {
+        words[0] = group;
+    }
 
     /// Groups of a row of `inputs` numbers.
     #[inline(always)]

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, Tile, perform_with, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +34,7 @@ impl Isa for Avx2 {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "avx2,fma")]
-        fn run<S: Step>(isa: Avx2, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
+    perform_with!("avx2,fma");
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
 };
 
 use super::avx2::Avx2;
-use super::{FloatTile, Isa, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, Tile, perform_with, with_tile_shape};
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +30,7 @@ impl Isa for Avx512 {
         .then_some(Self(avx2))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-        fn run<S: Step>(isa: Avx512, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
+    perform_with!("avx512f,avx512bw,avx512vl,avx2,fma");
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 use std::mem::transmute;
 
 use super::avx512_vnni::Avx512Vnni;
-use super::{FloatTile, Isa, PairTile, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, PairTile, Tile, perform_with, with_tile_shape};
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +30,7 @@ impl Isa for Avx512Bf16 {
         is_x86_feature_detected!("avx512bf16").then_some(Self(vnni))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
-        fn run<S: Step>(isa: Avx512Bf16, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
+    perform_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma");
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {

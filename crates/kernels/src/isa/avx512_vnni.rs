@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm512_storeu_si512,
 };
 
-use super::{FloatTile, Isa, Step, Tile, avx512, with_tile_shape};
+use super::{FloatTile, Isa, Tile, avx512, perform_with, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +28,7 @@ impl Isa for Avx512Vnni {
         is_x86_feature_detected!("avx512vnni").then_some(Self(()))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
-        fn run<S: Step>(isa: Avx512Vnni, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
-
-    #[inline(always)]
-    fn pack(group: u32, words: &mut [u32]) {
-        words[0] = group;
-    }
+    perform_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma");
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm256_storeu_si256,
 };
 
-use super::{FloatTile, Isa, Step, Tile, avx2, with_tile_shape};
+use super::{FloatTile, Isa, Tile, avx2, perform_with, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,19 +31,7 @@ impl Isa for AvxVnni {
         is_x86_feature_detected!("avxvnni").then_some(Self(()))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "avx2,fma,avxvnni")]
-        fn run<S: Step>(isa: AvxVnni, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
-
-    #[inline(always)]
-    fn pack(group: u32, words: &mut [u32]) {
-        words[0] = group;
-    }
+    perform_with!("avx2,fma,avxvnni");
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {

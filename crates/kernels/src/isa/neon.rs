@@ -7,7 +7,7 @@ use std::arch::aarch64::{
     vst1q_f32, vst1q_s32,
 };
 
-use super::{FloatTile, Isa, STEP, Step, Tile, with_tile_shape};
+use super::{FloatTile, Isa, STEP, Tile, perform_with, with_tile_shape};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +46,7 @@ impl Isa for Neon {
         std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "neon")]
-        fn run<S: Step>(isa: Neon, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
+    perform_with!("neon");
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
@@ -130,11 +123,11 @@ fn multiply<const ROWS: usize>(tile: &Tile<'_>, sums: &mut [i32]) {
 }
 
 /// With four registers a strip, twenty-four sums; one register for each row, and two for weights.
-pub(super) const FLOAT_ROWS: usize = 6;
+const FLOAT_ROWS: usize = 6;
 
 /// See [`Isa::multiply_floats`].
 #[target_feature(enable = "neon")]
-pub(super) fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
+fn multiply_floats(tile: &FloatTile<'_>, sums: &mut [f32]) {
     with_tile_shape!(ROWS = tile.count(), 1..=6; floats::<ROWS>(tile, sums));
 }
 
@@ -186,7 +179,7 @@ fn floats<const ROWS: usize>(tile: &FloatTile<'_>, sums: &mut [f32]) {
 /// See [`Isa::add_products`].
 #[target_feature(enable = "neon")]
 #[inline]
-pub(super) fn add_products<const N: usize>(
+fn add_products<const N: usize>(
     panel: &[[f32; STEP]],
     lanes: &[[f32; N]],
     sums: &mut [[f32; N]; STEP],

@@ -3,12 +3,12 @@
 use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vst1q_s32};
 use std::arch::asm;
 
-use super::neon::{self, LANES, Neon, REGISTERS};
-use super::{FloatTile, Isa, STEP, Step, Tile};
+use super::neon::{LANES, Neon, REGISTERS};
+use super::{FloatTile, Isa, STEP, Tile, perform_with};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NeonDotprod(());
+pub(crate) struct NeonDotprod(Neon);
 
 impl Isa for NeonDotprod {
     const NAME: &'static str = "neon-dotprod";
@@ -24,18 +24,11 @@ impl Isa for NeonDotprod {
     const FUSED: bool = Neon::FUSED;
 
     fn detect() -> Option<Self> {
-        Neon::detect()?;
-        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(()))
+        let neon = Neon::detect()?;
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(neon))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "neon,dotprod")]
-        fn run<S: Step>(isa: NeonDotprod, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
+    perform_with!("neon,dotprod");
 
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
@@ -50,8 +43,7 @@ impl Isa for NeonDotprod {
 
     #[inline(always)]
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
-        // SAFETY: likewise.
-        unsafe { neon::multiply_floats(tile, sums) }
+        self.0.multiply_floats(tile, sums);
     }
 
     #[inline(always)]
@@ -60,8 +52,7 @@ impl Isa for NeonDotprod {
         lanes: &[[f32; N]],
         sums: &mut [[f32; N]; STEP],
     ) {
-        // SAFETY: kernels are compiled for this set only to run where it was detected.
-        unsafe { neon::add_products(panel, lanes, sums) }
+        Neon::add_products(panel, lanes, sums);
     }
 }
 

@@ -3,12 +3,12 @@
 use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vget_high_s32, vget_low_s32, vst1_s32};
 use std::arch::asm;
 
-use super::neon::{self, Neon};
-use super::{FloatTile, Isa, STEP, Step, Tile};
+use super::neon::Neon;
+use super::{FloatTile, Isa, STEP, Tile, perform_with};
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NeonI8mm(());
+pub(crate) struct NeonI8mm(Neon);
 
 impl Isa for NeonI8mm {
     const NAME: &'static str = "neon-i8mm";
@@ -24,23 +24,11 @@ impl Isa for NeonI8mm {
     const FUSED: bool = Neon::FUSED;
 
     fn detect() -> Option<Self> {
-        Neon::detect()?;
-        std::arch::is_aarch64_feature_detected!("i8mm").then_some(Self(()))
+        let neon = Neon::detect()?;
+        std::arch::is_aarch64_feature_detected!("i8mm").then_some(Self(neon))
     }
 
-    fn perform<S: Step>(self, step: S) {
-        #[target_feature(enable = "neon,i8mm")]
-        fn run<S: Step>(isa: NeonI8mm, step: S) {
-            step.run(isa)
-        }
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { run(self, step) }
-    }
-
-    #[inline(always)]
-    fn pack(group: u32, words: &mut [u32]) {
-        words[0] = group;
-    }
+    perform_with!("neon,i8mm");
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
@@ -50,8 +38,7 @@ impl Isa for NeonI8mm {
 
     #[inline(always)]
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
-        // SAFETY: likewise.
-        unsafe { neon::multiply_floats(tile, sums) }
+        self.0.multiply_floats(tile, sums);
     }
 
     #[inline(always)]
@@ -60,8 +47,7 @@ impl Isa for NeonI8mm {
         lanes: &[[f32; N]],
         sums: &mut [[f32; N]; STEP],
     ) {
-        // SAFETY: kernels are compiled for this set only to run where it was detected.
-        unsafe { neon::add_products(panel, lanes, sums) }
+        Neon::add_products(panel, lanes, sums);
     }
 }
 

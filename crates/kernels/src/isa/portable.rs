@@ -26,11 +26,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn pack(group: u32, words: &mut [u32]) {
-        words[0] = group;
-    }
-
-    #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
         let strip = tile.strips.chunks_exact(COLUMNS * GROUP);
         let mut block = [[0_i32; COLUMNS]; Self::ROWS];
