@@ -158,7 +158,7 @@ impl Weights {
         Self {
             halves: floats.iter().map(|x| (x.to_bits() >> 16) as u16).collect(),
             floats,
-            quantized: Quantized::new(&[&weights], inputs, None),
+            quantized: Quantized::new(&[&weights], inputs),
             bias: vec![0.0; outputs],
         }
     }

@@ -39,22 +39,18 @@ impl Equalization {
         }
     }
 
-    /// The weights of the layer for inputs that were shifted and scaled, `[outputs, inputs]`, and what is added to
-    /// its bias, `[outputs]`.
-    fn undone(&self, matrix: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let inputs = self.shifts.len();
-        let factors = self.factors.iter().cycle();
-        let weights = matrix.iter().zip(factors).map(|(w, factor)| w / factor);
-        let shifted = |row: &[f32]| {
-            row.iter()
-                .zip(&self.shifts)
-                .map(|(w, shift)| w * shift)
-                .sum()
-        };
-        (
-            weights.collect(),
-            matrix.chunks_exact(inputs).map(shifted).collect(),
-        )
+    /// Dense layers `[outputs, inputs]`, one after the other, for inputs that were shifted and scaled. What the
+    /// shifts took away is added to `bias`, `[outputs]`.
+    pub fn fold(&self, matrices: &[&[f32]], bias: &mut [f32]) -> Vec<f32> {
+        let mut folded = matrices.concat();
+        for (row, bias) in folded.chunks_exact_mut(self.shifts.len()).zip(bias) {
+            let shifted = row.iter().zip(&self.shifts).map(|(w, shift)| w * shift);
+            *bias += shifted.sum::<f32>();
+            for (weight, factor) in row.iter_mut().zip(&self.factors) {
+                *weight /= factor;
+            }
+        }
+        folded
     }
 }
 
@@ -67,29 +63,11 @@ pub struct Quantized {
     pub scales: Vec<f32>,
     /// The sum of each output's weights, `[outputs]`: what a row adds that is moved up by one.
     pub sums: Vec<i32>,
-    /// What is added to each output's bias, `[outputs]`.
-    pub offsets: Vec<f32>,
 }
 
 impl Quantized {
-    /// Quantizes dense layers as they are stored, `[outputs, inputs]`, one after the other, for inputs that are
-    /// shifted and scaled by `equalization`, or quantized as they are.
-    pub fn new(matrices: &[&[f32]], inputs: usize, equalization: Option<&Equalization>) -> Self {
-        let Some(equalization) = equalization else {
-            let mut quantized = Self::of(matrices, inputs);
-            quantized.offsets.resize(quantized.scales.len(), 0.0);
-            return quantized;
-        };
-        let undone = matrices.iter().map(|matrix| equalization.undone(matrix));
-        let (matrices, offsets): (Vec<_>, Vec<_>) = undone.unzip();
-        let matrices: Vec<_> = matrices.iter().map(Vec::as_slice).collect();
-        Self {
-            offsets: offsets.concat(),
-            ..Self::of(&matrices, inputs)
-        }
-    }
-
-    fn of(matrices: &[&[f32]], inputs: usize) -> Self {
+    /// Quantizes dense layers as they are stored, `[outputs, inputs]`, one after the other.
+    pub fn new(matrices: &[&[f32]], inputs: usize) -> Self {
         let rows: Vec<&[f32]> = matrices
             .iter()
             .flat_map(|m| m.chunks_exact(inputs))
@@ -113,7 +91,6 @@ impl Quantized {
             strips,
             scales,
             sums,
-            offsets: Vec::new(),
         }
     }
 }

@@ -71,7 +71,7 @@ impl Owned for Byte {
     type Products = Int8;
 
     fn new(weights: &[f32], inputs: usize, bias: Vec<f32>) -> Self {
-        let quantized = Quantized::new(&[weights], inputs, None);
+        let quantized = Quantized::new(&[weights], inputs);
         Self { quantized, bias }
     }
 

@@ -25,7 +25,7 @@ pub struct Matrix<'a> {
     pub scales: &'a [f32],
     /// `[outputs]`.
     pub sums: &'a [i32],
-    /// Added to every row, `[outputs]`, with the offsets of the equalization.
+    /// Added to every row, `[outputs]`, with what the equalization took away.
     pub bias: &'a [f32],
     /// What happens to the inputs before they are quantized.
     pub equalization: Option<Equalization<'a>>,

@@ -28,12 +28,9 @@ fn product(
     x: &[f32],
     equalization: Option<&quantize::Equalization>,
 ) -> Vec<f32> {
-    let quantized = Quantized::new(&[weights], inputs, equalization);
-    let bias: Vec<f32> = bias
-        .iter()
-        .zip(&quantized.offsets)
-        .map(|(b, offset)| b + offset)
-        .collect();
+    let mut bias = bias.to_vec();
+    let folded = equalization.map(|equalization| equalization.fold(&[weights], &mut bias));
+    let quantized = Quantized::new(&[folded.as_deref().unwrap_or(weights)], inputs);
     let equalization = equalization
         .map(|quantize::Equalization { shifts, factors }| Equalization { shifts, factors });
     let mut rows = Rows::default();
@@ -307,7 +304,7 @@ fn sums_have_room_for_wide_layers() {
 #[test]
 fn weights_lie_where_products_read_them() {
     let weights: Vec<f32> = (0..17 * 5).map(|i| i as f32).collect();
-    let quantized = Quantized::new(&[&weights], 5, None);
+    let quantized = Quantized::new(&[&weights], 5);
     // Two strips of two groups; the second strip has one output.
     assert_eq!(quantized.strips.len(), 2 * 2 * 16 * GROUP);
     for output in 0..17 {

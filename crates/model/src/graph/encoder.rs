@@ -507,18 +507,19 @@ impl<'a> EncoderGraph<'a> {
     ) -> Vec<Value> {
         let parts = match self.precision {
             Precision::Int8 => {
+                let (quantized, shifts, factors) = match equalization {
+                    None => (Quantized::new(matrices, input), Vec::new(), Vec::new()),
+                    Some(equalization) => {
+                        let folded = equalization.fold(matrices, &mut bias);
+                        let Equalization { shifts, factors } = equalization.clone();
+                        (Quantized::new(&[&folded], input), shifts, factors)
+                    }
+                };
                 let Quantized {
                     strips,
                     scales,
                     sums,
-                    offsets,
-                } = Quantized::new(matrices, input, equalization);
-                for (bias, offset) in bias.iter_mut().zip(offsets) {
-                    *bias += offset;
-                }
-                let (shifts, factors) = equalization
-                    .map(|Equalization { shifts, factors }| (shifts.clone(), factors.clone()))
-                    .unwrap_or_default();
+                } = quantized;
                 vec![
                     ("strips", Data::I8(strips)),
                     ("scales", Data::F32(scales)),
