@@ -1,7 +1,7 @@
 //! Runs a packed graph in ONNX Runtime.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ort::operator::OperatorDomain;
 use ort::session::Session;
@@ -110,17 +110,12 @@ impl OnnxModel {
             // A pattern is remembered for each shape, and shapes here hardly ever repeat.
             .with_memory_pattern(false)?
             .with_config_entry(assignment::RECORD, "1")?
-            .with_prepacked_weights(&self.prepacked)?
-            .with_operators(self.operators.clone())?;
+            .with_prepacked_weights(&self.prepacked)?;
         for (name, value) in &self.weights {
             builder = builder.with_initializer(name, value.clone())?;
         }
-        // ONNX Runtime registers the domain of our operators with the process, and two sessions that
-        // open at once can both find it missing.
-        static OPENING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(OnnxScorer {
-            session: builder.commit_from_memory(&self.graph)?,
+            session: operators::open(builder, self.operators.clone(), &self.graph)?,
             pool: self.pool.clone(),
             layout: self.layout,
             kept: Vec::new(),

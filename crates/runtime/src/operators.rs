@@ -4,9 +4,13 @@ mod decoder;
 mod layer;
 mod unwind;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ort::operator::{
     ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
 };
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 
 use self::decoder::Decoder;
@@ -41,6 +45,19 @@ pub(super) fn domain(pool: &ComputePool) -> ort::Result<OperatorDomain> {
     domain = register(domain, Decoder::<Bf16>::new(pool))?;
     domain = register(domain, Decoder::<Int8>::new(pool))?;
     Ok(domain)
+}
+
+/// Opens a session of `graph` that has the operators of `domain`.
+pub(super) fn open(
+    builder: SessionBuilder,
+    domain: impl Into<Arc<OperatorDomain>>,
+    graph: &[u8],
+) -> ort::Result<Session> {
+    // ONNX Runtime registers the domain with the process, and two sessions that open at once can both find it
+    // missing.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    builder.with_operators(domain)?.commit_from_memory(graph)
 }
 
 /// Adds an operator whose panics are errors.

@@ -89,7 +89,7 @@ fn message(payload: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{floats, inputs, number, one_output, output, register, required};
+    use super::super::{floats, inputs, number, one_output, open, output, register, required};
     use super::*;
     use crate::library::Library;
     use ort::operator::OperatorDomain;
@@ -148,9 +148,8 @@ mod tests {
         let y = graph.node("panics", DOMAIN, "Panics", &[&x], &attributes);
         graph.output("y", &y, DataType::Float, &shape);
         let domain = register(OperatorDomain::new(DOMAIN)?, Panics)?;
-        Session::builder(&library.environment)?
-            .with_operators(domain)?
-            .commit_from_memory(&graph.finish("panics").model)
+        let builder = Session::builder(&library.environment)?;
+        open(builder, domain, &graph.finish("panics").model)
     }
 
     fn run(session: &mut Session, x: f32) -> ort::Result<f32> {
