@@ -1,4 +1,4 @@
-//! Compiles the embedded model in where its files are: in the repository. The package for the registry is built
+//! Embeds the default model if its files exist, as they do in the repository. The package for the registry is built
 //! without them, since a package may have 10 MiB there.
 
 use std::env;

@@ -51,7 +51,8 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// API of the server: `/rerank` of this server, that of Text Embeddings Inference, or its Rerank over gRPC.
+    /// API to call: `/rerank` of this server, `/rerank` of Text Embeddings Inference, or that server's `Rerank` over
+    /// gRPC.
     #[arg(
         long,
         value_name = "DIALECT",

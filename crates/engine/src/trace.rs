@@ -85,11 +85,7 @@ impl Timeline {
                 parent.with_span(tracer.build_with_context(span, &parent))
             }
         };
-        Self(Some(Arc::new(Inner {
-            spent: Mutex::default(),
-            taken: OnceLock::new(),
-            context,
-        })))
+        Self::of(context)
     }
 
     /// A part of the request that begins now, such as a message of a stream. Its steps are its own, and its
@@ -104,6 +100,10 @@ impl Timeline {
             }
             (Some(inner), _) => inner.context.clone(),
         };
+        Self::of(context)
+    }
+
+    fn of(context: Context) -> Self {
         Self(Some(Arc::new(Inner {
             spent: Mutex::default(),
             taken: OnceLock::new(),

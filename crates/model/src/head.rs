@@ -145,6 +145,15 @@ impl Head {
         self.pooling == [Pooling::First]
     }
 
+    /// Whether the head reads every token of a sequence.
+    pub fn reads_all_tokens(&self) -> bool {
+        let pools = |mode: &Pooling| match mode {
+            Pooling::First | Pooling::Last | Pooling::LastBefore(_) => false,
+            Pooling::Mean | Pooling::Max | Pooling::MeanSqrt | Pooling::WeightedMean => true,
+        };
+        self.pooling.iter().any(pools)
+    }
+
     /// Number of logits.
     pub(super) fn outputs(&self) -> usize {
         let outputs = self.steps.iter().rev().find_map(|step| match step {

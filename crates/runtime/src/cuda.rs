@@ -26,7 +26,6 @@ use super::{ScoreError, driver};
 use rerankd_core::Batch;
 use rerankd_model::graph::cuda::Floats;
 use rerankd_model::graph::{Graph, io};
-use rerankd_model::head::Pooling;
 use rerankd_model::{AttentionPositions, LayerForm, Manifest};
 
 /// Scorers that take turns on one session: one computes, one prepares.
@@ -36,10 +35,10 @@ const PROVIDER: &str = "CUDAExecutionProvider";
 /// Part of the free memory that batches may take, in percent: the rest is for what cuBLAS and the
 /// allocator take beside what is asked of them.
 const USABLE_PERCENT: u64 = 70;
-/// Before [`FLASH_CAPABILITY`], ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
+/// Before [`AMPERE`], ONNX Runtime's fp32 attention lies in memory, padded, for sequences shorter than this.
 const FUSED_FROM: usize = 256;
-/// The least compute capability that flash attention and bf16 need.
-pub const FLASH_CAPABILITY: (u32, u32) = (8, 0);
+/// The compute capability of Ampere, the least that flash attention and bf16 need.
+pub const AMPERE: (u32, u32) = (8, 0);
 /// Most tokens of a batch: a kernel's grid has no more rows.
 const MOST_TOKENS: usize = 65_535;
 
@@ -85,7 +84,7 @@ impl CudaModel {
             .with_skip_layer_norm_strict_mode(true)
             // As the reference computes: fp32 is for those who want that.
             .with_tf32(false);
-        if gpu.facts.capability >= FLASH_CAPABILITY {
+        if gpu.facts.capability >= AMPERE {
             // For short sequences too, where the default computes scores in memory (fp32).
             let kernels = AttentionBackend::FLASH_ATTENTION
                 | AttentionBackend::EFFICIENT_ATTENTION
@@ -196,17 +195,18 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
     let bytes = floats.bytes() as u64;
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let heads = config.heads as u64;
-    let is_rotary = match &config.form {
-        LayerForm::PreNormGated(_) => true,
-        LayerForm::PostNormGated(gated) => {
-            matches!(gated.positions, AttentionPositions::Rotary(_))
-        }
-        _ => false,
+    // Rows of what is added to the scores of a pair of tokens, if anything is.
+    let (is_gated, is_rotary, added) = match &config.form {
+        LayerForm::PostNorm => (false, false, None),
+        LayerForm::PostNormRelativeBias(_) => (false, false, Some(heads)),
+        LayerForm::PostNormGated(gated) => match gated.positions {
+            AttentionPositions::Rotary(_) => (true, true, None),
+            AttentionPositions::Alibi => (true, false, Some(heads)),
+        },
+        LayerForm::PreNormGated(_) => (true, true, Some(1)),
+        // They have no form for CUDA.
+        LayerForm::PostNormDisentangled(_) | LayerForm::Decoder(_) => (false, false, None),
     };
-    let is_gated = matches!(
-        config.form,
-        LayerForm::PreNormGated(_) | LayerForm::PostNormGated(_)
-    );
     // What lives at the same time: in attention the residual, its norm, queries, keys and values, what is turned or
     // converted of them, and the output; in the feed-forward part the residual, its norm, the output, and both
     // sides of the activation, of two products if it is gated.
@@ -220,20 +220,9 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
     let live = live.max(3 * hidden + if is_gated { 4 } else { 2 } * inner);
     // What is added to scores, and the distances that it is looked up by.
     let distances = 2 * size_of::<i32>() as u64;
-    let once_per_square = match &config.form {
-        LayerForm::PostNormRelativeBias(_) => heads * bytes + distances,
-        LayerForm::PostNormGated(_) if !is_rotary => heads * bytes + distances,
-        LayerForm::PreNormGated(_) => bytes + distances,
-        _ => 0,
-    };
+    let once_per_square = added.map_or(0, |rows| rows * bytes + distances);
     // Padded rows of the hidden states in fp32, and their weights.
-    let pools = |mode: &Pooling| {
-        !matches!(
-            mode,
-            Pooling::First | Pooling::Last | Pooling::LastBefore(_)
-        )
-    };
-    let per_cell = match manifest.head.pooling.iter().any(pools) {
+    let per_cell = match manifest.head.reads_all_tokens() {
         true => 4 * (hidden + 3),
         false => 0,
     };
@@ -241,7 +230,7 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
     // Kernels that never write the scores down take heads of a multiple of eight.
     let squares_up_to = match floats {
         _ if !size.is_multiple_of(8) => usize::MAX,
-        Floats::Single if capability < FLASH_CAPABILITY => FUSED_FROM - 1,
+        Floats::Single if capability < AMPERE => FUSED_FROM - 1,
         _ => 0,
     };
     Need {

@@ -72,15 +72,15 @@ impl Lane {
         }
     }
 
-    /// What it has waiting, as its memory is given back.
-    pub fn draining(&self, workers: &Workers) -> Draining {
+    /// What it has waiting, each token of which gives back so much memory.
+    pub fn draining(&self, workers: &Workers, releases: f64) -> Draining {
         let tokens = self.queue.admitted().tokens as f64;
         Draining {
             tokens,
             pace: self.admitted_seconds() / tokens.max(1.0),
             weight: self.weight() as f64,
             workers: workers.alive_of(self.workers) as f64,
-            releases: 1.0,
+            releases,
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::lane::{FreeWorker, Lane, LaneConfig};
 use super::queue::{ForecastRequest, Job, LaneId, Outcome, Taken};
-use super::sharing::{Draining, OtherModel, Sharing, seconds_until_released};
+use super::sharing::{OtherModel, Sharing, seconds_until_released};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Missing, Refusal, Size, check_time};
@@ -187,16 +187,21 @@ impl Scheduler {
 
     /// Seconds until all that was admitted is scored.
     pub fn drain_seconds(&self) -> f64 {
-        let until = |most: &Lane| {
-            let within = |lane: &&Lane| lane.workers <= most.workers;
-            let lanes = self.lanes.values().filter(within);
-            let seconds: f64 = lanes.map(Lane::admitted_seconds).sum();
-            seconds / self.workers.alive_of(most.workers).max(1) as f64
-        };
-        self.lanes.values().map(until).fold(0.0, f64::max)
+        let lanes = self.lanes.values();
+        let mut lanes: SmallVec<[(usize, f64); 4]> = lanes
+            .map(|lane| (lane.workers, lane.admitted_seconds()))
+            .collect();
+        lanes.sort_unstable_by_key(|(workers, _)| *workers);
+        let mut sum = 0.0;
+        let until = lanes.into_iter().map(|(workers, seconds)| {
+            sum += seconds;
+            sum / self.workers.alive_of(workers).max(1) as f64
+        });
+        until.fold(0.0, f64::max)
     }
 
-    /// Seconds until all that was admitted for the model `id` is scored.
+    /// Seconds until all that was admitted for the model `id` is scored, what runs and the shares of other models
+    /// included.
     pub fn drain_seconds_of(&self, id: LaneId, now: Instant) -> f64 {
         let sharing = self.sharing(id, now);
         let lane = &self.lanes[id];
@@ -215,12 +220,12 @@ impl Scheduler {
     fn seconds_until_room(&self, id: LaneId, missing: &[Missing], now: Instant) -> f64 {
         let all = self.workers.set(self.workers.count(), now);
         let until = |missing: &Missing| {
-            let models = self.lanes.iter().map(|(other, lane)| Draining {
-                releases: match other == id {
+            let models = self.lanes.iter().map(|(other, lane)| {
+                let releases = match other == id {
                     true => missing.of_own,
                     false => missing.of_other,
-                },
-                ..lane.draining(&self.workers)
+                };
+                lane.draining(&self.workers, releases)
             });
             seconds_until_released(missing.amount, models, all.alive as f64)
         };
@@ -257,14 +262,12 @@ impl Scheduler {
     /// What the model `id` has of the workers now.
     fn sharing(&self, id: LaneId, now: Instant) -> Sharing {
         let lane = &self.lanes[id];
-        let mut others: SmallVec<[OtherModel; 2]> = SmallVec::new();
-        if self.lanes.len() > 1 {
-            let waits =
-                |other: LaneId, lane: &Lane| other != id && lane.queue.admitted().sequences > 0;
-            let lanes = self.lanes.iter();
-            let waiting = lanes.filter(|(other, lane)| waits(*other, lane));
-            others.extend(waiting.map(|(_, other)| other.beside(lane.weight())));
-        }
+        let waits = |other: LaneId, lane: &Lane| other != id && lane.queue.admitted().sequences > 0;
+        let lanes = self.lanes.iter();
+        let waiting = lanes.filter(|(other, lane)| waits(*other, lane));
+        let others: SmallVec<[OtherModel; 2]> = waiting
+            .map(|(_, other)| other.beside(lane.weight()))
+            .collect();
         let more = others.iter().map(|other| other.workers);
         let more = more.filter(|&workers| workers > lane.workers);
         let mut counts: SmallVec<[usize; 2]> = std::iter::once(lane.workers).chain(more).collect();

@@ -1,8 +1,8 @@
 //! How models share the workers, and how fast the queue of one of them empties. Pure arithmetic.
 //!
-//! A model runs on the first so many workers: on a GPU on a few, otherwise on all. So of any two models, one runs on
-//! workers that the other runs on too. Everything done on some first workers takes at least its sum over their
-//! number; a request is done when the last of these bounds has passed.
+//! Workers are numbered. A model on a GPU runs on the first few, any other on all, so of two models' sets of workers
+//! one contains the other. The work that only a set can do takes at least its seconds divided by the number of
+//! workers in the set. A request is done when the largest of these bounds has passed.
 
 use smallvec::SmallVec;
 

@@ -85,11 +85,11 @@ impl Drop for Retire<'_> {
 fn serve(shared: &Arc<Shared>, number: usize, scorers: &mut Scorers, panics: &mut usize) {
     loop {
         match next(shared, number) {
-            Task::Models(ModelChange::Add(model, scorer)) => {
+            Task::Change(ModelChange::Add(model, scorer)) => {
                 let id = model.id;
                 scorers.insert(id, ModelScorer::new(shared, number, model, scorer));
             }
-            Task::Models(ModelChange::Remove(id)) => {
+            Task::Change(ModelChange::Remove(id)) => {
                 if scorers.remove(id).is_some() {
                     memory::give_back();
                 }
@@ -122,7 +122,7 @@ fn run_next(shared: &Shared, number: usize, own: &mut ModelScorer, batch: Next) 
 
 /// What a worker does next.
 enum Task {
-    Models(ModelChange),
+    Change(ModelChange),
     /// Score a batch of this model.
     Batch(LaneId, Next),
     Close,
@@ -138,7 +138,7 @@ fn next(shared: &Shared, number: usize) -> Task {
         // First, so that a batch is only taken of models whose scorers are there. One by one, so that a panic loses
         // no other.
         if let Some(change) = state.changes[number].pop_front() {
-            return Task::Models(change);
+            return Task::Change(change);
         }
         let taken = state.scheduler.take(number, Instant::now());
         note(shared, &state, &taken);

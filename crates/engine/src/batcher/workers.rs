@@ -1,5 +1,5 @@
-//! Which workers run, and how long they are still busy. Sums are kept, so that nothing here scans them but
-//! the division of the last work.
+//! Which workers run, and how long they are still busy. Sums over all workers are kept; only a model that runs on a
+//! few, and the division of the last work, scan them.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub(super) struct Workers {
 pub(super) struct WorkerSet {
     /// How many, whether their threads run or not.
     pub count: usize,
-    /// Those whose threads run; at least one, so that a time can be told.
+    /// Those whose threads run; at least one, so that times stay finite.
     pub alive: usize,
     /// Sum of the seconds that each is still busy.
     pub busy: f64,

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::nice;
 use rustix::time::{ClockId, clock_gettime};
 
 /// What is added to the nice value: beside a busy thread, a tenth of its core is left.
 const NICER: i32 = 10;
-/// The largest nice value.
-const MAX_NICE: i32 = 19;
 
 /// Does `work` on a thread of its own at low priority, and returns what it returns. Threads that `work` starts have
 /// that priority too, so none of them may outlive it.
@@ -29,13 +27,11 @@ pub fn in_background<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// Lowers the priority of this thread. It cannot be raised again without privileges.
 fn lower_priority() {
-    // Of the whole process on other systems.
-    if cfg!(target_os = "linux") {
-        let lowered = getpriority_process(None)
-            .and_then(|nice| setpriority_process(None, (nice + NICER).min(MAX_NICE)));
-        if let Err(error) = lowered {
-            tracing::debug!(%error, "loading at the priority of the process");
-        }
+    // Elsewhere this would lower the priority of the whole process.
+    if cfg!(target_os = "linux")
+        && let Err(error) = nice(NICER)
+    {
+        tracing::debug!(%error, "loading at the priority of the process");
     }
 }
 
@@ -50,7 +46,12 @@ pub(super) fn processor_time() -> Duration {
 mod tests {
     use std::time::Instant;
 
+    use rustix::process::getpriority_process;
+
     use super::*;
+
+    /// The largest nice value.
+    const MAX_NICE: i32 = 19;
 
     #[cfg(target_os = "linux")]
     #[test]

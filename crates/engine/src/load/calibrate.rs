@@ -72,7 +72,8 @@ impl Sample {
     }
 }
 
-/// Warms up every session, so that no request pays for the first use of its memory.
+/// Runs `sample.warm_up` on every session, so that no request pays for the first use of its memory. There is none on
+/// a CPU, where the self-test has warmed them up.
 ///
 /// # Errors
 /// [`ScoreError`] if a session cannot score.

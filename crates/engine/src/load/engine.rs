@@ -31,7 +31,7 @@ pub enum PrecisionError {
     Int8OnGpu,
     /// bf16 on a GPU that has none.
     #[error(
-        "`--precision bf16` requires a GPU of compute capability 8.0, and this one has {}.{}; hint: \
+        "`--precision bf16` requires a GPU of compute capability 8.0 or higher, and this one has {}.{}; hint: \
          `--precision auto` works on every device", .0.0, .0.1
     )]
     NoBf16((u32, u32)),
@@ -85,7 +85,7 @@ impl Arithmetic {
                     Precision::Fp32 => (Floats::Single, "it was asked for, or is the default"),
                     Precision::Fp16 => (Floats::Half, "it was asked for"),
                     Precision::Auto => (Floats::Half, "it is faster than fp32 on a GPU"),
-                    Precision::Bf16 if capability < cuda::FLASH_CAPABILITY => {
+                    Precision::Bf16 if capability < cuda::AMPERE => {
                         return Err(PrecisionError::NoBf16(capability));
                     }
                     Precision::Bf16 => (Floats::Bfloat, "it was asked for"),
