@@ -16,6 +16,7 @@ pub mod standard;
 
 pub use builder::{Data, Graph, Weight};
 
+use self::builder::Value;
 use self::encoder::EncoderGraph;
 use crate::{Model, ModelError};
 
@@ -219,6 +220,15 @@ pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Gr
     if let Some(decoder) = model.manifest.encoder.decoder() {
         return decoder::build(model, decoder, precision);
     }
+    encoder_graph(model, last_layer, precision).map(|(graph, _)| graph)
+}
+
+/// The graph of an encoder, and the value that its layers end with.
+fn encoder_graph(
+    model: &Model,
+    last_layer: Rows,
+    precision: Precision,
+) -> Result<(Graph, Value), ModelError> {
     let last_layer = if model.manifest.head.reads_first_token_only() {
         last_layer
     } else {
@@ -228,5 +238,5 @@ pub fn build(model: &Model, last_layer: Rows, precision: Precision) -> Result<Gr
     let hidden = graph.encode()?;
     let pooled = graph.pooled(&hidden, last_layer);
     let logits = graph.head(pooled)?;
-    Ok(graph.finish(&logits))
+    Ok((graph.finish(&logits), hidden))
 }

@@ -18,11 +18,11 @@ mod pooling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use half::{bf16, f16};
+use half::f16;
 use prost::Message;
 
 use super::builder::{Data, Dim, Graph, STANDARD, Weight, placeholder, value_info};
-use super::encoder::EncoderGraph;
+use super::encoder::to_bf16;
 use super::{Precision, Rows, operator};
 use crate::onnx::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::{EncoderConfig, LayerForm, Model, ModelError};
@@ -100,15 +100,7 @@ pub fn build(model: &Model, floats: Floats) -> Result<Graph, ModelError> {
             "serve it with `--device cpu`",
         ));
     }
-    let rows = match model.manifest.head.reads_first_token_only() {
-        true => Rows::FirstOfEach,
-        false => Rows::All,
-    };
-    let mut graph = EncoderGraph::new(model, rows, Precision::Fp32Nodes);
-    let hidden = graph.encode()?;
-    let pooled = graph.pooled(&hidden, rows);
-    let logits = graph.head(pooled)?;
-    let graph = graph.finish(&logits);
+    let (graph, hidden) = super::encoder_graph(model, Rows::FirstOfEach, Precision::Fp32Nodes)?;
     Lowering::new(graph.weights, config.max_positions, floats).lower(&graph.model, hidden.name())
 }
 
@@ -145,24 +137,21 @@ impl Lowering {
     fn lower(mut self, graph: &[u8], hidden: &str) -> Result<Graph, ModelError> {
         let mut model = ModelProto::decode(graph).expect("the builder encoded it");
         let proto = model.graph.take().expect("the builder adds a graph");
-        let mut head = None;
         for node in proto.node {
-            let ends = node.output.iter().any(|output| output == hidden);
             match (node.domain.as_str(), node.op_type.as_str()) {
                 (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node)?,
                 (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node)?,
                 (operator::DOMAIN, other) => return Err(unsupported(other)),
                 _ => self.nodes.push(node),
             }
-            if ends {
-                head = Some(self.nodes.len());
-            }
         }
-        let head = head.expect("a node computes the hidden states");
-        if self.floats != Floats::Single {
-            self.halve(head)?;
-        }
+        // First, so that no weight is converted that nothing reads.
         self.eliminate_dead_nodes(proto.output.iter().map(|value| value.name.clone()));
+        if self.floats != Floats::Single {
+            let ends = |node: &NodeProto| node.output.iter().any(|output| output == hidden);
+            let end = self.nodes.iter().position(ends);
+            self.convert_to_16_bits(end.expect("a node computes the hidden states") + 1)?;
+        }
         let mut input = proto.input;
         for (name, data_type, dims) in OWN_INPUTS {
             input.push(value_info(name, data_type, dims.iter().copied()));
@@ -186,7 +175,7 @@ impl Lowering {
 
     /// Converts the weights of the nodes before `head` to 16 bits, and their outputs to fp32 where the head reads
     /// them.
-    fn halve(&mut self, head: usize) -> Result<(), ModelError> {
+    fn convert_to_16_bits(&mut self, head: usize) -> Result<(), ModelError> {
         let encoder = &self.nodes[..head];
         let read: BTreeSet<&String> = encoder.iter().flat_map(|node| &node.input).collect();
         for (name, weight) in &mut self.weights {
@@ -194,10 +183,8 @@ impl Lowering {
                 && read.contains(name)
             {
                 weight.data = match self.floats {
-                    Floats::Bfloat => {
-                        Data::BF16(data.iter().map(|&number| bf16::from_f32(number)).collect())
-                    }
-                    Floats::Single | Floats::Half => Data::F16(halves(name, data)?),
+                    Floats::Bfloat => Data::BF16(to_bf16(data)),
+                    Floats::Single | Floats::Half => Data::F16(to_fp16(name, data)?),
                 };
             }
         }
@@ -322,7 +309,7 @@ fn floats(weight: &Weight) -> Result<&[f32], ModelError> {
 }
 
 /// Converts to fp16. Small values lose precision; values that overflow are an error.
-fn halves(name: &str, data: &[f32]) -> Result<Vec<f16>, ModelError> {
+fn to_fp16(name: &str, data: &[f32]) -> Result<Vec<f16>, ModelError> {
     let halves: Vec<f16> = data.iter().map(|&number| f16::from_f32(number)).collect();
     if halves.iter().all(|number| number.is_finite()) {
         return Ok(halves);

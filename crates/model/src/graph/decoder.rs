@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::builder::{Data, Graph, STANDARD, Value};
-use super::encoder::{EncoderGraph, activation, halved};
+use super::encoder::{EncoderGraph, activation, to_bf16};
 use super::head::Pooled;
 use super::{Precision, operator};
 use crate::head::LogitScore;
@@ -45,7 +45,7 @@ impl EncoderGraph<'_> {
         let (name, shape) = (format!("{name}.weight"), [vocab_size, size]);
         let mut rows = if self.model().weights.is_bf16(&name) {
             let words = self.model().weights.read_bf16(&name, &shape)?;
-            self.halved_word_rows(&name, shape, words)
+            self.bf16_word_rows(&name, shape, words)
         } else {
             let words = self.model().weights.read(&name, &shape)?;
             self.word_rows(&name, size, words)
@@ -69,7 +69,7 @@ impl EncoderGraph<'_> {
         if !widened {
             return self.product(name, input, matrices, bias, None);
         }
-        let halved: Vec<Vec<bf16>> = matrices.iter().map(|matrix| halved(matrix)).collect();
+        let halved: Vec<Vec<bf16>> = matrices.iter().map(|matrix| to_bf16(matrix)).collect();
         let strips = strips(&halved.iter().map(Vec::as_slice).collect::<Vec<_>>(), input);
         let shape = [strips.len()];
         let name = |part: &str| format!("{name}.{part}");

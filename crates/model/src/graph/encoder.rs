@@ -243,11 +243,11 @@ impl<'a> EncoderGraph<'a> {
             let ids = self.inputs.input_ids.clone();
             return self.gather("word", &words, &ids);
         }
-        self.halved_word_rows(name, shape, halved(&words))
+        self.bf16_word_rows(name, shape, to_bf16(&words))
     }
 
     /// The same from a table in bf16, in fp32.
-    pub(super) fn halved_word_rows(
+    pub(super) fn bf16_word_rows(
         &mut self,
         name: &str,
         shape: [usize; 2],
@@ -403,7 +403,7 @@ impl<'a> EncoderGraph<'a> {
         let bias = self.attention_output_bias(&base)?;
         inputs.extend(self.product(&name, size, &[&matrix], bias, None));
         let norm = part(tensors.attention_norm);
-        let equalization = self.equalization(&norm, size, true)?;
+        let equalization = self.equalization(&norm, true)?;
         let gate = self.config.gate();
         let glu = |name| (name, inner, size, gate.is_none(), equalization.as_ref());
         let matrices = [Some(tensors.up), gate].into_iter().flatten().map(glu);
@@ -463,20 +463,15 @@ impl<'a> EncoderGraph<'a> {
     pub(super) fn equalization(
         &self,
         norm: &str,
-        size: usize,
-        bias: bool,
+        has_bias: bool,
     ) -> Result<Option<Equalization>, ModelError> {
         if self.precision != Precision::Int8 {
             return Ok(None);
         }
-        let gamma = self
-            .model
-            .weights
-            .read(&format!("{norm}.weight"), &[size])?;
-        let beta = match bias {
-            true => self.model.weights.read(&format!("{norm}.bias"), &[size])?,
-            false => vec![0.0; size],
-        };
+        let size = self.config.hidden_size;
+        let weights = &self.model.weights;
+        let gamma = weights.read(&format!("{norm}.weight"), &[size])?;
+        let beta = self.bias(norm, size, has_bias)?;
         Ok(Some(Equalization::of_norm(&gamma, &beta)))
     }
 
@@ -493,7 +488,7 @@ impl<'a> EncoderGraph<'a> {
             None if size != embedding_size => return Ok(None),
             None => tensors.name(tensors.norm),
         };
-        self.equalization(&norm, size, true)
+        self.equalization(&norm, true)
     }
 
     /// Concatenated matrices `[out, input]` and a bias, as inputs of a fused layer.
@@ -827,7 +822,7 @@ fn alibi_slopes(heads: usize) -> Vec<f32> {
 }
 
 /// Numbers rounded to bf16.
-pub(super) fn halved(numbers: &[f32]) -> Vec<bf16> {
+pub(super) fn to_bf16(numbers: &[f32]) -> Vec<bf16> {
     numbers.iter().map(|&x| bf16::from_f32(x)).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Attention of the CUDA graph.
 
 use super::{
-    COLUMNS, CUMULATIVE, Floats, Lowering, PLACES, TOKEN_OFFSET, floats, halves, unsupported,
+    COLUMNS, CUMULATIVE, Floats, Lowering, PLACES, TOKEN_OFFSET, floats, to_fp16, unsupported,
 };
 use crate::ModelError;
 use crate::graph::builder::{CONTRIB, Data, STANDARD, Weight};
@@ -298,7 +298,7 @@ impl Lowering {
     fn attention_data(&self, name: &str, numbers: Vec<f32>) -> Result<Data, ModelError> {
         Ok(match self.floats {
             Floats::Single => Data::F32(numbers),
-            Floats::Half | Floats::Bfloat => Data::F16(halves(name, &numbers)?),
+            Floats::Half | Floats::Bfloat => Data::F16(to_fp16(name, &numbers)?),
         })
     }
 }
