@@ -270,11 +270,11 @@ bench-cuda: build onnxruntime-gpu
 	ORT_DYLIB_PATH=$(CURDIR)/$(ONNXRUNTIME_GPU)/libonnxruntime.so $(PYTHON) benches/cuda.py
 
 # What a check on a GPU needs, for a machine without network and toolchain: make gpu-bundle OUT=/tmp/bundle.
-# ARCH is the compute capability of its GPU: 90 for H100 and H200. docs/operating.md says how it is run.
-ARCH ?= 90
+# GPU_ARCH is the compute capability of its GPU: 90 for H100 and H200. docs/operating.md says how it is run.
+GPU_ARCH ?= 90
 gpu-bundle: onnxruntime-gpu
 	$(if $(OUT),,$(error gpu-bundle needs a folder: make gpu-bundle OUT=DIR))
-	$(PYTHON) scripts/gpu/bundle.py $(OUT) --onnxruntime $(ONNXRUNTIME_GPU) --arch $(ARCH)
+	$(PYTHON) scripts/gpu/bundle.py $(OUT) --onnxruntime $(ONNXRUNTIME_GPU) --arch $(GPU_ARCH)
 
 clean:
 	$(CARGO) clean

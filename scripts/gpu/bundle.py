@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Packs what the check on a GPU needs, for a machine without network and toolchain.
 
-    make gpu-bundle OUT=DIR [ARCH=90]
-    bundle.py OUT --onnxruntime FOLDER [--arch 90] [--program FILE] [--tests FILE]
+    make gpu-bundle OUT=DIR [GPU_ARCH=90]
+    bundle.py OUT --onnxruntime FOLDER [--arch 90] [--program FILE] [--tests FILE] [--preset 9]
 
-Builds the program and the tests, unless they are given. Writes parts of at most 60 MiB and `check.sh`, which unpacks and runs them: `onnxruntime.tar.xz` is ONNX Runtime for
-CUDA, `app.tar.xz` the program, the tests and their fixtures, `model.tar.xz` the built-in model.
+Builds the program and the tests, unless they are given. Writes parts of at most 60 MiB and `check.sh`, which unpacks
+and runs them: `onnxruntime.tar.xz` is ONNX Runtime for CUDA, `app.tar.xz` the program, the tests and their fixtures,
+`model.tar.xz` the built-in model.
 
-ONNX Runtime's CUDA provider has machine code for every kind of GPU. In the bundle, the code of all but ARCH (90:
+ONNX Runtime's CUDA provider has machine code for every kind of GPU. In the bundle, the code of all but GPU_ARCH (90:
 H100 and H200; 80: A100; 89: L4, L40; 86: A10; 75: T4) is overwritten with zeros, which pack to nothing. Such a copy
 is for measuring on that GPU, and nothing else.
 """
@@ -89,7 +90,7 @@ def stripped(program: Path) -> bytes:
 def provider(file: Path, arch: int) -> bytes:
     code = bytearray(file.read_bytes())
     if keep_only(arch, code) == 0:
-        sys.exit(f"{file} has no code for GPUs of architecture {arch}; hint: ARCH=90 is that of H100 and H200")
+        sys.exit(f"{file} has no code for GPUs of architecture {arch}; hint: GPU_ARCH=90 is that of H100 and H200")
     return bytes(code)
 
 

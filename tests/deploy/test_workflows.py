@@ -63,6 +63,16 @@ def test_variables_that_make_is_given_are_read():
             assert re.search(rf"\b{name}\b", MAKEFILE), name
 
 
+def test_the_container_is_of_this_machine_unless_told():
+    def recipe(*variables):
+        environment = {name: value for name, value in os.environ.items() if name not in ("ARCH", "MAKEFLAGS")}
+        command = ["make", "--no-print-directory", "-n", "proof-container", *variables]
+        return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert "--arch" not in recipe()
+    assert "--arch=arm64" in recipe("ARCH=arm64")
+
+
 def test_actions_are_pinned_with_their_version():
     for path in WORKFLOWS:
         for line in re.findall(r"uses: (.*)", path.read_text()):
