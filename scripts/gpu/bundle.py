@@ -125,10 +125,8 @@ class Part:
 
 def parts(arguments: argparse.Namespace) -> list[Part]:
     onnxruntime = Part(arguments.out / "onnxruntime.tar.xz")
-    (library,) = arguments.onnxruntime.glob("libonnxruntime.so.*")
-    onnxruntime.add("onnxruntime/libonnxruntime.so", library.read_bytes(), 0o755)
-    shared = "libonnxruntime_providers_shared.so"
-    onnxruntime.add(f"onnxruntime/{shared}", (arguments.onnxruntime / shared).read_bytes(), 0o755)
+    for name in ("libonnxruntime.so", "libonnxruntime_providers_shared.so"):
+        onnxruntime.add(f"onnxruntime/{name}", (arguments.onnxruntime / name).read_bytes(), 0o755)
     code = provider(arguments.onnxruntime / PROVIDER, arguments.arch)
     onnxruntime.add(f"onnxruntime/{PROVIDER}", code, 0o755)
 

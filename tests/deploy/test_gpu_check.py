@@ -58,7 +58,7 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     libraries = folder / "libraries"
     libraries.mkdir()
-    for name in ("libonnxruntime.so.1.0.0", "libonnxruntime_providers_shared.so"):
+    for name in ("libonnxruntime.so", "libonnxruntime_providers_shared.so"):
         (libraries / name).write_bytes(b"library")
     (libraries / bundle.PROVIDER).write_bytes(container(80, 90))
     programs = ["--program", shutil.which("true"), "--tests", shutil.which("true")]
@@ -164,6 +164,11 @@ def test_a_bundle_that_is_not_whole_is_refused(machine):
     assert done.returncode == check.USAGE and "model.tar.xz is missing" in done.stderr
     hidden.rename(machine.unpacked / "model.unpacked")
     part.rename(machine.bundle / "model.tar.xz")
+
+
+def test_a_wrong_command_line_is_told_from_a_check_without_a_gpu(machine):
+    for flags in (["--nonsense"], ["--report"], ["--only", "nothing"]):
+        assert machine.check(*flags).returncode == check.USAGE, flags
 
 
 def test_a_step_ends_at_its_limit():
