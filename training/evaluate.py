@@ -87,7 +87,7 @@ RESAMPLES = 2000  # of the queries, for the interval of a difference
 
 
 class Collection:
-    """Queries with BM25's best, and the judgements."""
+    """Queries with BM25's best, and the judgments."""
 
     def __init__(self, data, name, keep=lambda query: True, limit=MOST_QUERIES):
         folder = Path(data) / name

@@ -17,7 +17,7 @@ from evaluate import Bm25, logits, read_sts
 from texts import collect, grams, judged
 from vectors import sentences, vectors
 
-DEPTH = 30  # of BM25's best, over which scores are standardised
+DEPTH = 30  # of BM25's best, over which scores are standardized
 BM25_SHARE = 0.25  # of BM25 beside the mean of the teachers
 GROUP = 6  # passages
 PER_SENTENCE = 4  # new pairings that start at a sentence, at most
@@ -44,7 +44,7 @@ def groups(data, work, part, teachers):
     """[query, places of passages, targets, order]: a target is on the scale of STS-B, and order is in deviations
     over BM25's best.
 
-    A passage counts as the mean of the teachers' standardised cosines, a share of BM25's standardised score, and for
+    A passage counts as the mean of the teachers' standardized cosines, a share of BM25's standardized score, and for
     the passage that the query was made from, how sure it is that it answers. The target has the mean and the
     deviation of the teachers' cosines on the scale of STS-B, in this order.
     """

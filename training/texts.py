@@ -16,37 +16,37 @@ from pathlib import Path
 
 from evaluate import read_sts, words
 
-# Package -> how many passages a part takes of it, licence of its text.
+# Package -> how many passages a part takes of it. README.md has the licenses.
 SOURCES = {
-    "descriptions": (600, "GPL-2+ or the licence of each package (synopses and descriptions of Debian's packages)"),
-    "dict-foldoc": (220, "GFDL-1.1+, no invariant sections (Free On-line Dictionary of Computing)"),
-    "dict-gcide": (300, "GPL-1+ (GNU Collaborative International Dictionary of English)"),
-    "dict-jargon": (100, "public domain (the Jargon File)"),
-    "wordnet-base": (120, "WordNet licence, BSD-like (glosses of WordNet 3.0)"),
-    "sqlite3-doc": (130, "public domain (databases)"),
-    "postgresql-doc-15": (150, "PostgreSQL licence, BSD-like (databases)"),
-    "python3.11-doc": (150, "PSF-2 (programming)"),
-    "apache2-doc": (100, "Apache-2.0 (web servers)"),
-    "python-pandas-doc": (80, "BSD-3 (tables)"),
-    "python-scipy-doc": (60, "BSD-3 (numerical methods)"),
-    "gnucash-docs": (120, "GFDL-1.1+, no invariant sections (accounting)"),
-    "debian-reference-en": (60, "GPL-2+ (administration)"),
-    "calculix-ccx-doc": (100, "GPL-2 (finite elements: solids, heat, flow)"),
-    "yade-doc": (40, "GPL-2+ (particle mechanics)"),
-    "python-sklearn-doc": (120, "BSD-3 (machine learning)"),
-    "python-statsmodels-doc": (70, "BSD-3 (statistics)"),
-    "python-astropy-doc": (70, "BSD-3 (astronomy)"),
-    "grass-doc": (90, "GPL-2+ (geography)"),
-    "octave-doc": (60, "GPL-3+ (numerical methods)"),
-    "dynare-doc": (20, "GFDL-1.3+, no invariant sections (economics)"),
-    "debian-handbook": (60, "GPL-2+ or CC BY-SA 3.0 (administration)"),
-    "libreoffice-help-en-us": (80, "MPL-2.0 (office programs)"),
-    "gimp-help-en": (70, "GFDL-1.2+, no invariant sections (images)"),
-    "gnome-user-docs": (40, "CC BY-SA 3.0 (desktop)"),
-    "perl-doc": (80, "Artistic or GPL-1+ (programming)"),
-    "manpages": (30, "free licences, one a page (system)"),
-    "manpages-dev": (60, "free licences, one a page (system calls, C library)"),
-    "git-man": (50, "GPL-2 (version control)"),
+    "descriptions": 600,
+    "dict-foldoc": 220,
+    "dict-gcide": 300,
+    "dict-jargon": 100,
+    "wordnet-base": 120,
+    "sqlite3-doc": 130,
+    "postgresql-doc-15": 150,
+    "python3.11-doc": 150,
+    "apache2-doc": 100,
+    "python-pandas-doc": 80,
+    "python-scipy-doc": 60,
+    "gnucash-docs": 120,
+    "debian-reference-en": 60,
+    "calculix-ccx-doc": 100,
+    "yade-doc": 40,
+    "python-sklearn-doc": 120,
+    "python-statsmodels-doc": 70,
+    "python-astropy-doc": 70,
+    "grass-doc": 90,
+    "octave-doc": 60,
+    "dynare-doc": 20,
+    "debian-handbook": 60,
+    "libreoffice-help-en-us": 80,
+    "gimp-help-en": 70,
+    "gnome-user-docs": 40,
+    "perl-doc": 80,
+    "manpages": 30,
+    "manpages-dev": 60,
+    "git-man": 50,
 }
 # Pages that are read of the packages that hold much else.
 PAGES = {
@@ -380,7 +380,7 @@ def collect(work, data, part=0):
     rng, passages, rest_of = random.Random(12), [], []
     found = sections(folder, rng)
     rng = random.Random(100 + part)
-    for source, (wanted, _) in SOURCES.items():
+    for source, wanted in SOURCES.items():
         for title, text in found[source][part * wanted : (part + 1) * wanted]:
             if (grams(text) | grams(title)) & known:
                 dropped += 1

@@ -131,7 +131,12 @@ def vectors(work, name, texts):
     if missing:
         packages(work)
         workers = [multiprocessing.get_context("fork").Process(target=fill, args=(part,)) for part in range(PROCESSES)]
-        [worker.start() for worker in workers], [worker.join() for worker in workers]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode != 0 for worker in workers):
+            raise SystemExit(f"a process that computes vectors of {name} failed; run this again to go on")
     out = np.zeros((len(texts), np.load(files[0]).shape[1]), dtype=np.float32)
     for chunk, file in zip(chunks, files):
         out[chunk] = np.load(file)
