@@ -14,7 +14,7 @@ folder=/lib/$machine-linux-gnu
 copy() {
     mkdir -p "$root$(dirname "$1")"
     cp -L "$1" "$root$1"
-    # The licence of the package it came from.
+    # The license of the package it came from.
     package=$(dpkg -S "*/$(basename "$1")" | head -n 1 | cut -d: -f1)
     mkdir -p "$root/usr/share/doc/$package"
     cp -L "/usr/share/doc/$package/copyright" "$root/usr/share/doc/$package/"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs what is built for aarch64 under emulation, on processors with and without each set of instructions.
 
-    test-aarch64.py [--native PROGRAM]
+    test-aarch64.py [--native PROGRAM] [--only PART]
 
 The tests of the kernels; the scores of all small models against those of sentence-transformers; and the server over
 HTTP, whose scores are compared with those of PROGRAM, the server of this machine: `target/debug/rerankd` by default.
@@ -121,7 +121,7 @@ def serve(command: list[str], precision: str, *more: str, **environment: str):
     late = threading.Timer(READY_SECONDS, process.kill)
     late.start()
     try:
-        address = None
+        address, last = None, "it wrote nothing"
         for line in process.stdout:
             event = json.loads(line) if line.startswith("{") else {"message": line.strip()}
             address = event.get("listen", address)

@@ -215,7 +215,7 @@ mod tests {
             sorted.sort_unstable();
             let all: Vec<i32> = (0..padded.len() as i32).collect();
             prop_assert_eq!(sorted, all);
-            // A sequence is what lies between two neighbours.
+            // A sequence is what lies between two neighbors.
             let starts = cumulative(&lengths);
             prop_assert_eq!(starts.len(), lengths.len() + 1);
             for (i, &length) in lengths.iter().enumerate() {
