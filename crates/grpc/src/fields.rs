@@ -112,10 +112,12 @@ impl<'a> Value<'a> {
     /// # Errors
     /// As [`Value::text`].
     pub fn item(self, name: &str, place: usize) -> Result<&'a str, RerankError> {
-        match self {
-            Self::Bytes(bytes) if std::str::from_utf8(bytes).is_ok() => self.text(name),
-            other => other.text(&format!("{name}[{place}]")),
+        if let Self::Bytes(bytes) = self
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return Ok(text);
         }
+        self.text(&format!("{name}[{place}]"))
     }
 
     /// The flag of the field `name`.
