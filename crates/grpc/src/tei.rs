@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use prost::Message;
 use rerankd_core::{
-    Pair, PredictCommand, Prediction, Ranking, RerankCommand, RerankError, Scale, ScoreOptions,
-    TieOrder, TruncationOptions, TruncationPolicy, TruncationSide,
+    Pair, PredictCommand, Prediction, Ranking, RerankCommand, RerankError, ScoreOptions, TieOrder,
+    TruncationSide,
 };
 use rerankd_wire::answer::{Context, Token};
+use rerankd_wire::tei::{best_first, check_prompt, options};
 use rerankd_wire::{Asked, List, Served, Work};
 
 use crate::fields::{Fields, Value};
@@ -51,16 +52,9 @@ impl Options {
     }
 
     fn of_scores(self) -> ScoreOptions {
-        ScoreOptions {
-            scale: Scale::unit_or_raw(Some(self.raw_scores)),
-            truncate: TruncationPolicy::from_flag(Some(self.truncate)),
-            truncation: TruncationOptions {
-                // Right is what a message says that does not say anything: then the tokenizer decides.
-                side: self.left.then_some(TruncationSide::Left),
-                ..TruncationOptions::default()
-            },
-            ..ScoreOptions::default()
-        }
+        // Right is what a message says that does not say anything: then the tokenizer decides.
+        let side = self.left.then_some(TruncationSide::Left);
+        options(Some(self.raw_scores), Some(self.truncate), side)
     }
 }
 
@@ -73,7 +67,20 @@ struct Rerank<'a> {
     return_text: bool,
 }
 
-impl Rerank<'_> {
+impl<'a> Rerank<'a> {
+    /// Takes over a field that a message of one reranking and a message of a stream both have.
+    fn field(&mut self, number: u64, value: Value<'a>) -> Result<(), RerankError> {
+        match number {
+            1 => self.query = value.text("query")?,
+            3 => self.options.truncate(value)?,
+            4 => self.options.raw_scores(value)?,
+            5 => self.return_text = value.flag("return_text")?,
+            6 => self.options.direction(value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn asked(self, served: &Served<'_>) -> Result<Asked, RerankError> {
         let limits = &served.limits;
         let texts = self.texts.texts("texts", limits)?;
@@ -107,13 +114,11 @@ pub fn rerank(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, Rera
     for field in Fields::of(messages.only()?) {
         let (number, value) = field?;
         match number {
-            1 => request.query = value.text("query")?,
-            2 => add(&mut request.texts, value, "texts", served)?,
-            3 => request.options.truncate(value)?,
-            4 => request.options.raw_scores(value)?,
-            5 => request.return_text = value.flag("return_text")?,
-            6 => request.options.direction(value)?,
-            _ => {}
+            2 => {
+                let text = value.item("texts", request.texts.len())?;
+                request.texts.push_text(text, &served.limits);
+            }
+            number => request.field(number, value)?,
         }
     }
     request.asked(served)
@@ -131,13 +136,8 @@ pub fn rerank_stream(messages: Messages<'_>, served: &Served<'_>) -> Result<Aske
         for field in Fields::of(message) {
             let (number, value) = field?;
             match number {
-                1 => one.query = value.text("query")?,
                 2 => text = value.text("text")?,
-                3 => one.options.truncate(value)?,
-                4 => one.options.raw_scores(value)?,
-                5 => one.return_text = value.flag("return_text")?,
-                6 => one.options.direction(value)?,
-                _ => {}
+                number => one.field(number, value)?,
             }
         }
         let all = all.get_or_insert_with(|| Rerank {
@@ -217,16 +217,13 @@ pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, R
     let command = PredictCommand::named("inputs", vec![pair], options, &served.limits)?;
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, prediction: &Prediction| {
-        let labels = prediction.scores.iter().zip(context.labels);
-        let mut predictions: Vec<proto::Prediction> = labels
-            .map(|(&score, label)| proto::Prediction {
-                score,
-                label: label.clone(),
-            })
-            .collect();
-        predictions.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let row = best_first(&prediction.scores, context.labels).into_iter();
+        let predictions = row.map(|(score, label)| proto::Prediction {
+            score,
+            label: label.to_owned(),
+        });
         let response = proto::PredictResponse {
-            predictions,
+            predictions: predictions.collect(),
             metadata: Some(metadata(context, &pairs, prediction.tokens)),
         };
         response.encode_to_vec()
@@ -253,7 +250,7 @@ pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, Reran
         match number {
             1 => text = value.text("inputs")?,
             2 => special_tokens = value.flag("add_special_tokens")?,
-            3 => rerankd_wire::tei::check_prompt(value.text("prompt_name")?)?,
+            3 => check_prompt(value.text("prompt_name")?)?,
             _ => {}
         }
     }
@@ -316,18 +313,6 @@ pub fn decode_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankE
     }))
 }
 
-/// Adds a text to `list`, which is called `name`.
-fn add(
-    list: &mut List<String>,
-    value: Value<'_>,
-    name: &'static str,
-    served: &Served<'_>,
-) -> Result<(), RerankError> {
-    let text = value.item(name, list.len())?;
-    list.push_text(text, &served.limits);
-    Ok(())
-}
-
 /// What a request cost.
 fn metadata(context: &Context<'_>, pairs: &[Pair], tokens: usize) -> proto::Metadata {
     let chars = |pair: &Pair| pair.query.chars().count() + pair.document.chars().count();
@@ -357,7 +342,7 @@ mod tests {
     use crate::frame::framed;
     use crate::method::{Call, METHODS};
     use proptest::prelude::*;
-    use rerankd_core::{ErrorCode, Limits};
+    use rerankd_core::{ErrorCode, Limits, Scale, TruncationPolicy};
     use rerankd_wire::ServedModel;
 
     const LIMITS: Limits = Limits { max_documents: 4 };
