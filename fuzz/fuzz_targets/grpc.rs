@@ -32,8 +32,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     };
     match method.call {
         Call::Scores(read) | Call::Tokenizes(read) => {
-            check(read(Messages::of(body), &served).map(drop));
+            let message = Messages::of(body).only();
+            check(message.and_then(|message| read(message, &served)).map(drop));
         }
+        Call::ScoresAll(read) => check(read(Messages::of(body), &served).map(drop)),
         Call::ScoresEach(read) | Call::TokenizesEach(read) => {
             for message in Messages::of(body) {
                 match message {

@@ -13,7 +13,9 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{MethodRouter, post};
+use rerankd_grpc::frame::Messages;
 use rerankd_grpc::{Call, Method};
+use rerankd_wire::Served;
 
 use super::metadata::is_call;
 use super::notes::Refused;
@@ -24,9 +26,15 @@ pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
     match &method.call {
         Call::Scores(read) | Call::Tokenizes(read) => {
             post(async move |State(state), id, request| {
-                call::once(state, id, request, method, *read).await
+                let read = move |messages: Messages<'_>, served: &Served<'_>| {
+                    read(messages.only()?, served)
+                };
+                call::once(state, id, request, method, read).await
             })
         }
+        Call::ScoresAll(read) => post(async move |State(state), id, request| {
+            call::once(state, id, request, method, *read).await
+        }),
         Call::ScoresEach(read) | Call::TokenizesEach(read) => {
             post(async move |State(state), id, request| {
                 stream::each(state, id, request, method, *read).await

@@ -9,7 +9,7 @@ use crate::{inference, tei};
 /// Reads all messages of a request.
 pub type ReadAll = fn(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError>;
 
-/// Reads one message of a stream.
+/// Reads one message.
 pub type ReadOne = fn(&[u8], &Served<'_>) -> Result<Asked, RerankError>;
 
 /// A method of a service.
@@ -24,12 +24,14 @@ pub struct Method {
 
 /// What a method does.
 pub enum Call {
-    /// Asks a model for one answer to all messages of the request.
-    Scores(ReadAll),
+    /// Asks a model for an answer to the only message.
+    Scores(ReadOne),
+    /// Asks a model for one answer to all messages.
+    ScoresAll(ReadAll),
     /// Asks a model for an answer to each message.
     ScoresEach(ReadOne),
-    /// Asks a tokenizer for one answer.
-    Tokenizes(ReadAll),
+    /// Asks a tokenizer for an answer to the only message.
+    Tokenizes(ReadOne),
     /// Asks a tokenizer for an answer to each message.
     TokenizesEach(ReadOne),
     /// The default model, the settings and the limits, for clients of TEI.
@@ -70,7 +72,10 @@ impl Method {
 
     /// Whether a model is asked.
     pub fn scores(&self) -> bool {
-        matches!(self.call, Call::Scores(_) | Call::ScoresEach(_))
+        matches!(
+            self.call,
+            Call::Scores(_) | Call::ScoresAll(_) | Call::ScoresEach(_)
+        )
     }
 
     /// Whether machines poll it.
@@ -78,6 +83,7 @@ impl Method {
         match self.call {
             Call::Live | Call::Ready | Call::ModelReady | Call::Check | Call::Watch => true,
             Call::Scores(_)
+            | Call::ScoresAll(_)
             | Call::ScoresEach(_)
             | Call::Tokenizes(_)
             | Call::TokenizesEach(_)
@@ -133,12 +139,12 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/PredictStream",
-        Call::ScoresEach(tei::predict_each),
+        Call::ScoresEach(tei::predict),
     ),
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/PredictPairStream",
-        Call::ScoresEach(tei::predict_each_pair),
+        Call::ScoresEach(tei::predict_pair),
     ),
     of(
         &TEI_GRPC,
@@ -148,7 +154,7 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Rerank/RerankStream",
-        Call::Scores(tei::rerank_stream),
+        Call::ScoresAll(tei::rerank_stream),
     ),
     of(
         &TEI_GRPC,
@@ -158,7 +164,7 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Tokenize/TokenizeStream",
-        Call::TokenizesEach(tei::tokenize_each),
+        Call::TokenizesEach(tei::tokenize),
     ),
     of(
         &TEI_GRPC,
@@ -168,7 +174,7 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Tokenize/DecodeStream",
-        Call::TokenizesEach(tei::decode_each),
+        Call::TokenizesEach(tei::decode),
     ),
     of(
         &OPEN_INFERENCE_GRPC,

@@ -109,9 +109,9 @@ impl<'a> Rerank<'a> {
 ///
 /// # Errors
 /// When it is malformed, or beyond the limits of what is served.
-pub fn rerank(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn rerank(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let mut request = Rerank::default();
-    for field in Fields::of(messages.only()?) {
+    for field in Fields::of(message) {
         let (number, value) = field?;
         match number {
             2 => {
@@ -160,15 +160,7 @@ pub fn rerank_stream(messages: Messages<'_>, served: &Served<'_>) -> Result<Aske
 ///
 /// # Errors
 /// Always: a cross-encoder scores pairs.
-pub fn predict(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    predict_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`predict`].
-///
-/// # Errors
-/// Always.
-pub fn predict_each(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn predict(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
     Err(RerankError::unsupported(
         "`inputs` is one text, and this model scores pairs; call `PredictPair` with two texts",
     ))
@@ -178,15 +170,7 @@ pub fn predict_each(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
 ///
 /// # Errors
 /// When it is malformed, or not of two texts.
-pub fn predict_pair(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    predict_each_pair(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`predict_pair`].
-///
-/// # Errors
-/// As [`predict_pair`].
-pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn predict_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut texts, mut count, mut options) = (["", ""], 0, Options::default());
     for field in Fields::of(message) {
         let (number, value) = field?;
@@ -235,15 +219,7 @@ pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, R
 ///
 /// # Errors
 /// When it is malformed, or names a prompt.
-pub fn tokenize(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    tokenize_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`tokenize`].
-///
-/// # Errors
-/// As [`tokenize`].
-pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn tokenize(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut text, mut special_tokens) = ("", false);
     for field in Fields::of(message) {
         let (number, value) = field?;
@@ -276,15 +252,7 @@ pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, Reran
 ///
 /// # Errors
 /// When it is malformed.
-pub fn decode(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    decode_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`decode`].
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn decode(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut ids, mut too_large, mut skip_special_tokens) = (Vec::new(), false, false);
     for field in Fields::of(message) {
         let (number, value) = field?;
@@ -380,7 +348,7 @@ mod tests {
                 truncation_direction: left.into(),
             };
             let frame = framed(&request.encode_to_vec());
-            let read = with_served(|served| rerank(Messages::of(&frame), served));
+            let read = with_served(|served| rerank(Messages::of(&frame).only()?, served));
             let Ok(Asked { work: Work::Rerank(command, _), .. }) = read else {
                 let error = read.err().unwrap();
                 let expected = match texts.len() {
@@ -408,8 +376,10 @@ mod tests {
                 for method in METHODS {
                     let read = match method.call {
                         Call::Scores(read) | Call::Tokenizes(read) => {
-                            read(Messages::of(&frame), served)
+                            let message = Messages::of(&frame).only();
+                            message.and_then(|message| read(message, served))
                         }
+                        Call::ScoresAll(read) => read(Messages::of(&frame), served),
                         Call::ScoresEach(read) | Call::TokenizesEach(read) => read(&bytes, served),
                         _ => continue,
                     };

@@ -58,6 +58,7 @@ async fn answer(
         Call::Check => health::check(state, rerankd_grpc::health::service(messages)?)?,
         Call::Info => info(state, &*state.model(head.model.as_deref())?),
         Call::Scores(_)
+        | Call::ScoresAll(_)
         | Call::ScoresEach(_)
         | Call::Tokenizes(_)
         | Call::TokenizesEach(_)

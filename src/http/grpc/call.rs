@@ -6,7 +6,7 @@ use axum::response::Response;
 use rerankd_core::{RerankError, SchedulingHints};
 use rerankd_grpc::Method;
 use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, framed};
-use rerankd_grpc::method::ReadAll;
+use rerankd_wire::{Asked, Served};
 
 use super::super::body::{self, Accepted, Coding};
 use super::super::budget::HeldBytes;
@@ -24,7 +24,7 @@ pub(super) async fn once(
     id: RequestId,
     request: Request,
     method: &'static Method,
-    read: ReadAll,
+    read: impl FnOnce(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError> + Send + 'static,
 ) -> Response {
     match answer(&state, &id, request, method, read).await {
         Ok(response) => attach(response, AnsweredIn(method.dialect)),
@@ -37,7 +37,7 @@ async fn answer(
     id: &RequestId,
     request: Request,
     method: &'static Method,
-    read: ReadAll,
+    read: impl FnOnce(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError> + Send + 'static,
 ) -> Result<Response, Failure> {
     let head = CallHead::of(&request)?;
     let Accepted {
