@@ -13,34 +13,20 @@ use rerankd_wire::open_inference::Model;
 
 use super::super::admin;
 use super::super::error::Failure;
-use super::super::notes::{AnsweredIn, attach};
-use super::super::observe::RequestId;
 use super::super::state::AppState;
 use super::head::CallHead;
 use super::{health, short, status};
 
 /// The answer of `method`.
 pub(super) async fn tell(
-    state: AppState,
-    id: RequestId,
-    request: Request,
-    method: &'static Method,
-) -> Response {
-    match answer(&state, request, method).await {
-        Ok(message) => attach(status::message(&message), AnsweredIn(method.dialect)),
-        Err(failure) => failure.answer(method.dialect, id.as_str()),
-    }
-}
-
-async fn answer(
     state: &AppState,
     request: Request,
     method: &'static Method,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Response, Failure> {
     let head = CallHead::of(&request)?;
     let bytes = short::message(&head, request, state).await?;
     let messages = Messages::of(&bytes);
-    Ok(match &method.call {
+    let message = match &method.call {
         Call::Live => inference::ready(true),
         Call::Ready => inference::ready(admin::readiness(state).is_ok()),
         Call::ModelReady => {
@@ -68,7 +54,8 @@ async fn answer(
                 RerankError::internal(format!("{} is answered elsewhere", method.path)).into(),
             );
         }
-    })
+    };
+    Ok(status::message(&message))
 }
 
 /// What TEI's clients learn about the server.

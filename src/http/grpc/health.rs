@@ -16,8 +16,6 @@ use rerankd_grpc::{METHODS, Method};
 
 use super::super::admin;
 use super::super::error::Failure;
-use super::super::notes::{AnsweredIn, attach};
-use super::super::observe::RequestId;
 use super::super::state::AppState;
 use super::head::CallHead;
 use super::{short, status};
@@ -49,25 +47,12 @@ pub(super) fn check(state: &AppState, asked: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// The status of a service now, and whenever it changes, until the server drains.
-pub(super) async fn watch(
-    state: AppState,
-    id: RequestId,
-    request: Request,
-    method: &'static Method,
-) -> Response {
-    match watched(&state, request).await {
-        Ok(asked) => {
-            let body = StreamBody::new(statuses(state, asked).map(Ok::<_, axum::Error>));
-            attach(status::answer(Body::new(body)), AnsweredIn(method.dialect))
-        }
-        Err(failure) => failure.answer(method.dialect, id.as_str()),
-    }
-}
-
-async fn watched(state: &AppState, request: Request) -> Result<String, Failure> {
+pub(super) async fn watch(state: AppState, request: Request) -> Result<Response, Failure> {
     let head = CallHead::of(&request)?;
-    let bytes = short::message(&head, request, state).await?;
-    Ok(service(Messages::of(&bytes))?.to_owned())
+    let bytes = short::message(&head, request, &state).await?;
+    let asked = service(Messages::of(&bytes))?.to_owned();
+    let body = StreamBody::new(statuses(state, asked).map(Ok::<_, axum::Error>));
+    Ok(status::answer(Body::new(body)))
 }
 
 /// The frames of a watch. A status is repeated before the connection counts as idle, so that one on which
