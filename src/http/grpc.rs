@@ -17,9 +17,9 @@ use rerankd_grpc::frame::Messages;
 use rerankd_grpc::{Call, Method};
 use rerankd_wire::Served;
 
-use super::error::Failure;
+use super::error::{Failure, Refused};
 use super::metadata::is_call;
-use super::notes::{AnsweredIn, Refused, attach};
+use super::notes::{AnsweredIn, attach};
 use super::observe::RequestId;
 use super::state::AppState;
 
