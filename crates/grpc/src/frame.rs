@@ -98,12 +98,20 @@ impl<'a> Iterator for Messages<'a> {
 /// # Panics
 /// From 4 GiB on, which no message of this server has.
 pub fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).expect("messages are smaller than 4 GiB");
     let mut frame = Vec::with_capacity(HEAD_BYTES + message.len());
-    frame.push(0);
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(message);
+    put(&mut frame, message);
     frame
+}
+
+/// Adds `message` in its frame, uncompressed, to `bytes`.
+///
+/// # Panics
+/// As [`framed`].
+pub fn put(bytes: &mut Vec<u8>, message: &[u8]) {
+    let length = u32::try_from(message.len()).expect("messages are smaller than 4 GiB");
+    bytes.push(0);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(message);
 }
 
 #[cfg(test)]

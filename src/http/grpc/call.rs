@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use rerankd_core::{RerankError, SchedulingHints};
 use rerankd_grpc::Method;
-use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, framed};
+use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, put};
 use rerankd_wire::{Asked, Served};
 
 use super::super::body::{self, Accepted, Coding};
@@ -125,12 +125,12 @@ pub(super) async fn expand(
         for message in Messages::of(&bytes) {
             let (is_compressed, message) = message?;
             if !is_compressed {
-                expanded.extend_from_slice(&framed(message));
+                put(&mut expanded, message);
                 continue;
             }
             let room = limit.saturating_sub(expanded.len());
             let message = coding.expand(message, room, &mut held)?;
-            expanded.extend_from_slice(&framed(&message));
+            put(&mut expanded, &message);
         }
         Ok::<_, RerankError>((Bytes::from(expanded), held))
     };

@@ -230,12 +230,7 @@ impl Work {
         if compressed {
             let coding = call::known(self.call.head.coding)?;
             let limit = self.call.state.config().http.max_body_bytes;
-            let expanding = move || {
-                let expanded = coding.expand(&bytes, limit, &mut held)?;
-                held.give_back(bytes.len());
-                Ok::<_, RerankError>((expanded, held))
-            };
-            (bytes, held) = body::blocking("expanding a message", expanding).await??;
+            (bytes, held) = body::expand(coding, bytes, held, limit).await?;
         }
         let message_bytes = bytes.len();
         let answer = self
