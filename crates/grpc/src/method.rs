@@ -227,3 +227,38 @@ const fn of(dialect: &'static Dialect, path: &'static str, call: Call) -> Method
         call,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Paths, and whether the client and whether the server sends a stream.
+    const DEFINED: &[(&str, bool, bool)] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+    #[test]
+    fn the_table_has_the_methods_of_the_definitions() {
+        let in_table = METHODS.iter().filter_map(|method| {
+            let (client, server) = match method.call {
+                Call::ScoresEach(_) | Call::TokenizesEach(_) => (true, true),
+                Call::ScoresAll(_) => (true, false),
+                Call::Watch => (false, true),
+                Call::Reflection(_) => return None,
+                Call::Scores(_)
+                | Call::Tokenizes(_)
+                | Call::Info
+                | Call::Live
+                | Call::Ready
+                | Call::ModelReady
+                | Call::Server
+                | Call::Model
+                | Call::Check => (false, false),
+            };
+            Some((method.path, client, server))
+        });
+        let mut in_table: Vec<_> = in_table.collect();
+        let mut defined = DEFINED.to_vec();
+        in_table.sort_unstable();
+        defined.sort_unstable();
+        assert_eq!(in_table, defined);
+    }
+}
