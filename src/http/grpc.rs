@@ -49,14 +49,8 @@ pub fn handler(method: &'static Method) -> MethodRouter<AppState> {
             answered(health::watch(state, request).await, method, &id)
         }),
         Call::Reflection(version) => reflection::handler(*version),
-        Call::Info
-        | Call::Live
-        | Call::Ready
-        | Call::ModelReady
-        | Call::Server
-        | Call::Model
-        | Call::Check => post(async move |State(state), id: RequestId, request| {
-            answered(about::tell(&state, request, method).await, method, &id)
+        Call::About(about) => post(async move |State(state), id: RequestId, request| {
+            answered(about::tell(&state, request, *about).await, method, &id)
         }),
     }
 }

@@ -12,7 +12,7 @@ pub mod inference;
 pub mod method;
 pub mod tei;
 
-pub use self::method::{Call, METHODS, Method, Reflection};
+pub use self::method::{About, Call, METHODS, Method, Reflection};
 
 /// The service definitions, as server reflection tells them: a `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -34,6 +34,17 @@ pub enum Call {
     Tokenizes(ReadOne),
     /// Asks a tokenizer for an answer to each message.
     TokenizesEach(ReadOne),
+    /// Tells about the server or a model, without asking one.
+    About(About),
+    /// Whether a service is ready, whenever that changes.
+    Watch,
+    /// The definitions of the services.
+    Reflection(Reflection),
+}
+
+/// What a method tells about the server or a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
     /// The default model, the settings and the limits, for clients of TEI.
     Info,
     /// Whether the process runs.
@@ -48,10 +59,6 @@ pub enum Call {
     Model,
     /// Whether a service is ready.
     Check,
-    /// The same, whenever it changes.
-    Watch,
-    /// The definitions of the services.
-    Reflection(Reflection),
 }
 
 /// The versions of server reflection.
@@ -81,15 +88,16 @@ impl Method {
     /// Whether machines poll it.
     pub fn is_probe(&self) -> bool {
         match self.call {
-            Call::Live | Call::Ready | Call::ModelReady | Call::Check | Call::Watch => true,
+            Call::About(about) => match about {
+                About::Live | About::Ready | About::ModelReady | About::Check => true,
+                About::Info | About::Server | About::Model => false,
+            },
+            Call::Watch => true,
             Call::Scores(_)
             | Call::ScoresAll(_)
             | Call::ScoresEach(_)
             | Call::Tokenizes(_)
             | Call::TokenizesEach(_)
-            | Call::Info
-            | Call::Server
-            | Call::Model
             | Call::Reflection(_) => false,
         }
     }
@@ -125,7 +133,7 @@ const fn dialect(name: &'static str) -> Dialect {
 
 /// Every method.
 pub static METHODS: &[Method] = &[
-    of(&TEI_GRPC, "/tei.v1.Info/Info", Call::Info),
+    of(&TEI_GRPC, "/tei.v1.Info/Info", Call::About(About::Info)),
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/Predict",
@@ -179,34 +187,38 @@ pub static METHODS: &[Method] = &[
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerLive",
-        Call::Live,
+        Call::About(About::Live),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerReady",
-        Call::Ready,
+        Call::About(About::Ready),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelReady",
-        Call::ModelReady,
+        Call::About(About::ModelReady),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerMetadata",
-        Call::Server,
+        Call::About(About::Server),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelMetadata",
-        Call::Model,
+        Call::About(About::Model),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelInfer",
         Call::Scores(inference::infer),
     ),
-    of(&GRPC, "/grpc.health.v1.Health/Check", Call::Check),
+    of(
+        &GRPC,
+        "/grpc.health.v1.Health/Check",
+        Call::About(About::Check),
+    ),
     of(&GRPC, "/grpc.health.v1.Health/Watch", Call::Watch),
     of(
         &GRPC,
@@ -243,15 +255,7 @@ mod tests {
                 Call::ScoresAll(_) => (true, false),
                 Call::Watch => (false, true),
                 Call::Reflection(_) => return None,
-                Call::Scores(_)
-                | Call::Tokenizes(_)
-                | Call::Info
-                | Call::Live
-                | Call::Ready
-                | Call::ModelReady
-                | Call::Server
-                | Call::Model
-                | Call::Check => (false, false),
+                Call::Scores(_) | Call::Tokenizes(_) | Call::About(_) => (false, false),
             };
             Some((method.path, client, server))
         });
