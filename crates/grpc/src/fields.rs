@@ -88,7 +88,7 @@ impl<'a> Iterator for Fields<'a> {
 
 fn broken() -> RerankError {
     RerankError::malformed(
-        "the message is not in the form of Protocol Buffers; send it as the method's request, whole",
+        "the message is not valid Protocol Buffers; send the method's whole request message",
     )
 }
 

@@ -63,15 +63,10 @@ impl<'a> Messages<'a> {
     }
 
     fn split(&mut self) -> Result<(bool, &'a [u8]), RerankError> {
-        let broken = || {
-            RerankError::malformed(
-                "the request ends inside a message; send as much as its frame says",
-            )
-        };
-        let head = FrameHead::of(self.0)?.ok_or_else(broken)?;
+        let head = FrameHead::of(self.0)?.ok_or_else(cut_off)?;
         let (message, rest) = self.0[HEAD_BYTES..]
             .split_at_checked(head.bytes)
-            .ok_or_else(broken)?;
+            .ok_or_else(cut_off)?;
         self.0 = rest;
         Ok((head.compressed, message))
     }
@@ -91,6 +86,11 @@ impl<'a> Iterator for Messages<'a> {
         }
         Some(message)
     }
+}
+
+/// The refusal of a request whose last message is not whole.
+pub fn cut_off() -> RerankError {
+    RerankError::malformed("the request ends inside a message; send as much as its frame says")
 }
 
 /// `message` in its frame, uncompressed.

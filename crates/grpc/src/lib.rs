@@ -2,10 +2,10 @@
 //!
 //! The services are those of Text Embeddings Inference ([`tei`]), of the Open Inference Protocol
 //! ([`inference`]), and gRPC's own health check ([`health`]). [`METHODS`] lists what they offer. Requests
-//! are read field by field ([`fields`]) instead of into generated types: a repeated field takes many times
-//! its bytes in memory, and here no more of it is kept than a request may have.
+//! are read field by field instead of into generated types: a repeated field takes many times its bytes in
+//! memory, and here no more of it is kept than a request may have.
 
-pub mod fields;
+mod fields;
 pub mod frame;
 pub mod health;
 pub mod inference;

@@ -44,7 +44,7 @@ impl Options {
             1 => true,
             _ => {
                 return Err(RerankError::invalid(format!(
-                    "`{NAME}` is none of the known ones; send 0 (right) or 1 (left)"
+                    "`{NAME}` is unknown; send 0 (right) or 1 (left)"
                 )));
             }
         };
@@ -91,7 +91,7 @@ impl<'a> Rerank<'a> {
         let return_text = self.return_text;
         let fill = move |context: &Context<'_>, ranking: &Ranking| {
             let ranks = ranking.results.iter().map(|ranked| proto::Rank {
-                index: small(ranked.index),
+                index: saturating_u32(ranked.index),
                 text: return_text.then(|| pairs[ranked.index].document.to_string()),
                 score: ranked.score,
             });
@@ -235,8 +235,8 @@ pub fn tokenize(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankErro
             id: token.id,
             text: token.text.clone(),
             special: token.special,
-            start: token.start.map(small),
-            stop: token.stop.map(small),
+            start: token.start.map(saturating_u32),
+            stop: token.stop.map(saturating_u32),
         });
         let tokens = tokens.collect();
         proto::EncodeResponse { tokens }.encode_to_vec()
@@ -286,8 +286,8 @@ fn metadata(context: &Context<'_>, pairs: &[Pair], tokens: usize) -> proto::Meta
     let chars = |pair: &Pair| pair.query.chars().count() + pair.document.chars().count();
     let times = context.times;
     proto::Metadata {
-        compute_chars: small(pairs.iter().map(chars).sum()),
-        compute_tokens: small(tokens),
+        compute_chars: saturating_u32(pairs.iter().map(chars).sum()),
+        compute_tokens: saturating_u32(tokens),
         total_time_ns: nanoseconds(times.total),
         tokenization_time_ns: nanoseconds(times.tokenize),
         queue_time_ns: nanoseconds(times.queue),
@@ -296,7 +296,7 @@ fn metadata(context: &Context<'_>, pairs: &[Pair], tokens: usize) -> proto::Meta
 }
 
 /// A count in a message; the largest one stands for more.
-pub fn small(count: usize) -> u32 {
+pub fn saturating_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 

@@ -5,7 +5,7 @@ use axum::response::Response;
 use prost::Message;
 use rerankd_grpc::frame::Messages;
 use rerankd_grpc::proto::tei::{InfoResponse, ModelType};
-use rerankd_grpc::tei::small;
+use rerankd_grpc::tei::saturating_u32;
 use rerankd_grpc::{About, inference};
 use rerankd_wire::open_inference::Model;
 
@@ -59,11 +59,11 @@ fn info(info: &Info<'_>) -> Vec<u8> {
         model_id: info.model_id.to_owned(),
         model_dtype: info.model_dtype.to_owned(),
         model_type: model_type.into(),
-        max_concurrent_requests: small(info.max_concurrent_requests),
-        max_input_length: small(info.max_input_length),
-        max_batch_tokens: small(info.max_batch_tokens),
-        max_client_batch_size: small(info.max_client_batch_size),
-        tokenization_workers: small(info.tokenization_workers),
+        max_concurrent_requests: saturating_u32(info.max_concurrent_requests),
+        max_input_length: saturating_u32(info.max_input_length),
+        max_batch_tokens: saturating_u32(info.max_batch_tokens),
+        max_client_batch_size: saturating_u32(info.max_client_batch_size),
+        tokenization_workers: saturating_u32(info.tokenization_workers),
         ..InfoResponse::default()
     };
     response.encode_to_vec()

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use rerankd_core::{RerankError, SchedulingHints};
 use rerankd_grpc::Method;
-use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, put};
+use rerankd_grpc::frame::{HEAD_BYTES, Messages, put};
 use rerankd_wire::{Asked, Served};
 
 use super::super::body::{self, Accepted, Coding};
@@ -82,11 +82,11 @@ impl CallContext {
         message_bytes: usize,
         read: impl FnOnce(&[u8], &Served<'_>) -> Result<Asked, RerankError> + Send + 'static,
     ) -> Result<Answer, RerankError> {
-        let (state, served) = (self.state.clone(), models.clone());
+        let (state, serving) = (self.state.clone(), models.clone());
         let (method, model) = (self.method, self.head.model.clone());
         let asked = body::on_bytes(bytes, move |bytes| {
             check_size(method, message_bytes)?;
-            let served = state.served(&served).select(model.as_deref())?;
+            let served = state.served(&serving).select(model.as_deref())?;
             read(&bytes, &served)
         });
         let exchange = Exchange {
@@ -119,7 +119,7 @@ pub(super) async fn expand(
     if !Messages::of(&bytes).any(is_compressed) {
         return Ok((bytes, held));
     }
-    let coding = known(coding)?;
+    let coding = supported(coding)?;
     let expanding = move || {
         let mut expanded = Vec::new();
         for message in Messages::of(&bytes) {
@@ -141,22 +141,14 @@ pub(super) async fn expand(
 ///
 /// # Errors
 /// When it is not supported, or the call has none.
-pub(super) fn known(coding: Option<Coding>) -> Result<Coding, Failure> {
+pub(super) fn supported(coding: Option<Coding>) -> Result<Coding, Failure> {
     match coding {
         None => Err(Failure::UnknownMessageEncoding),
         Some(Coding::Plain) => Err(RerankError::malformed(
-            "a message is marked as compressed, and `grpc-encoding` names no way; send it, or the message \
-             as it is",
+            "a message is compressed, but `grpc-encoding` is missing or `identity`; name the compression, or \
+             send the message uncompressed",
         )
         .into()),
         Some(coding) => Ok(coding),
-    }
-}
-
-/// Whether a frame of this head has more bytes than a body may have.
-pub(super) fn is_within(head: FrameHead, limit: usize) -> Result<(), RerankError> {
-    match head.bytes > limit {
-        true => Err(body::too_large(Some(head.bytes as u64), limit)),
-        false => Ok(()),
     }
 }

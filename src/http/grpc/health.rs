@@ -22,7 +22,7 @@ use super::{short, status};
 use crate::shutdown::Phase;
 
 /// How often a watch looks whether a worker has failed, which nobody announces.
-const LOOK: Duration = Duration::from_secs(1);
+const WORKER_POLL: Duration = Duration::from_secs(1);
 
 /// The status of `asked`, which is empty for the server.
 fn status_of(state: &AppState, asked: &str) -> ServingStatus {
@@ -93,7 +93,7 @@ async fn change(
         }
         tokio::select! {
             () = state.lifecycle().left(phase) => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(WORKER_POLL) => {}
             () = &mut repeated => return Some(status),
         }
     }

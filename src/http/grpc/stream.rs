@@ -17,7 +17,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use rerankd_core::RerankError;
 use rerankd_engine::trace::Timeline;
-use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, framed};
+use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, cut_off, framed};
 use rerankd_grpc::method::ReadOne;
 use rerankd_grpc::{Call, Method};
 
@@ -161,7 +161,9 @@ impl Incoming {
         let head = self.received.split_to(HEAD_BYTES);
         let head = FrameHead::of(&head)?.ok_or(Failure::BodyEnded)?;
         self.held.give_back(HEAD_BYTES);
-        call::is_within(head, self.limit)?;
+        if head.bytes > self.limit {
+            return Err(body::too_large(Some(head.bytes as u64), self.limit).into());
+        }
         while self.received.len() < head.bytes {
             self.piece().await?;
         }
@@ -175,10 +177,7 @@ impl Incoming {
     async fn piece(&mut self) -> Result<(), Failure> {
         match self.more().await? {
             true => Ok(()),
-            false => Err(RerankError::malformed(
-                "the request ends inside a message; send as much as its frame says",
-            )
-            .into()),
+            false => Err(cut_off().into()),
         }
     }
 
@@ -228,7 +227,7 @@ impl Work {
             mut held,
         } = message;
         if compressed {
-            let coding = call::known(self.call.head.coding)?;
+            let coding = call::supported(self.call.head.coding)?;
             let limit = self.call.state.config().http.max_body_bytes;
             (bytes, held) = body::expand(coding, bytes, held, limit).await?;
         }
