@@ -1,4 +1,4 @@
-//! Compiles the service definitions, without `protoc`.
+//! Compiles the service definitions, without `protoc`, and lists their methods for a test of the table.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -16,6 +16,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let mut methods = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                methods.push((path, method.client_streaming(), method.server_streaming()));
+            }
+        }
+    }
+    std::fs::write(out.join("methods.rs"), format!("&{methods:?}"))?;
     prost_build::compile_fds(descriptors)?;
     Ok(())
 }

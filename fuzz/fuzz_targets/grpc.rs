@@ -7,7 +7,7 @@
 use libfuzzer_sys::{Corpus, fuzz_target};
 use rerankd_core::{ErrorCode, Limits, RerankError};
 use rerankd_grpc::frame::Messages;
-use rerankd_grpc::{Call, METHODS, health, inference};
+use rerankd_grpc::{About, Call, METHODS, health, inference};
 use rerankd_wire::{Served, ServedModel};
 
 fuzz_target!(|data: &[u8]| -> Corpus {
@@ -32,8 +32,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     };
     match method.call {
         Call::Scores(read) | Call::Tokenizes(read) => {
-            check(read(Messages::of(body), &served).map(drop));
+            let message = Messages::of(body).only();
+            check(message.and_then(|message| read(message, &served)).map(drop));
         }
+        Call::ScoresAll(read) => check(read(Messages::of(body), &served).map(drop)),
         Call::ScoresEach(read) | Call::TokenizesEach(read) => {
             for message in Messages::of(body) {
                 match message {
@@ -42,13 +44,14 @@ fuzz_target!(|data: &[u8]| -> Corpus {
                 }
             }
         }
-        Call::ModelReady | Call::Model => {
+        Call::About(About::ModelReady | About::Model) => {
             check(inference::model_name(Messages::of(body)).map(drop))
         }
-        Call::Check | Call::Watch => check(health::service(Messages::of(body)).map(drop)),
-        Call::Info | Call::Live | Call::Ready | Call::Server | Call::Reflection(_) => {
-            return Corpus::Reject;
+        Call::About(About::Check) | Call::Watch => {
+            check(health::service(Messages::of(body)).map(drop))
         }
+        Call::About(About::Info | About::Live | About::Ready | About::Server)
+        | Call::Reflection(_) => return Corpus::Reject,
     }
     Corpus::Keep
 });

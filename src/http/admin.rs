@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
 use rerankd_core::RerankError;
+use rerankd_engine::service::ModelInfo;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -18,6 +19,7 @@ use super::error::{Failure, json};
 use super::models::Models;
 use super::open_inference::ModelName;
 use super::state::AppState;
+use crate::config::Config;
 use crate::shutdown::Phase;
 
 /// A yes.
@@ -143,20 +145,20 @@ pub async fn silent_ready(state: State<AppState>) -> Result<StatusCode, Failure>
 /// The answer of [`info`]: TEI's fields, then the server's own.
 #[derive(Serialize, ToSchema)]
 pub struct Info<'a> {
-    model_id: &'a str,
+    pub(super) model_id: &'a str,
     model_sha: Option<&'a str>,
-    model_dtype: &'a str,
+    pub(super) model_dtype: &'a str,
     served_model_name: &'a str,
-    model_type: ModelType<'a>,
+    pub(super) model_type: ModelType<'a>,
     /// Requests are bounded by their tokens, so that this is as many as there may be tokens.
-    max_concurrent_requests: usize,
-    max_input_length: usize,
-    max_batch_tokens: usize,
+    pub(super) max_concurrent_requests: usize,
+    pub(super) max_input_length: usize,
+    pub(super) max_batch_tokens: usize,
     max_batch_requests: Option<usize>,
-    max_client_batch_size: usize,
+    pub(super) max_client_batch_size: usize,
     auto_truncate: bool,
-    tokenization_workers: usize,
-    version: &'a str,
+    pub(super) tokenization_workers: usize,
+    pub(super) version: &'a str,
     sha: Option<&'a str>,
     docker_label: Option<&'a str>,
     architecture: &'a str,
@@ -186,17 +188,60 @@ pub struct Info<'a> {
     max_queue_tokens: usize,
 }
 
+impl<'a> Info<'a> {
+    /// What the settings and the loaded `model` say.
+    pub fn of(model: &'a ModelInfo, config: &'a Config) -> Self {
+        Self {
+            model_id: &model.id,
+            model_sha: None,
+            model_dtype: dtype(model.precision),
+            served_model_name: &model.id,
+            model_type: ModelType::of(&model.labels),
+            max_concurrent_requests: config.batching.max_queue_tokens,
+            max_input_length: model.max_length,
+            max_batch_tokens: model.batch_tokens,
+            max_batch_requests: None,
+            max_client_batch_size: config.http.max_documents,
+            auto_truncate: true,
+            tokenization_workers: model.threads,
+            version: env!("CARGO_PKG_VERSION"),
+            sha: None,
+            docker_label: None,
+            architecture: &model.architecture,
+            format: model.format,
+            layout: model.layout,
+            labels: &model.labels,
+            max_length: model.max_length,
+            activation: model.activation.name(),
+            precision: model.precision,
+            precision_because: &model.precision_because,
+            instructions: model.instructions,
+            parameters: model.parameters,
+            weight_bytes: model.weight_bytes,
+            threads: model.threads,
+            sessions: model.sessions,
+            runtime_version: &model.runtime_version,
+            device: &model.device,
+            device_because: &model.device_because,
+            providers: &model.providers,
+            max_documents: config.http.max_documents,
+            max_body_bytes: config.http.max_body_bytes,
+            max_queue_tokens: config.batching.max_queue_tokens,
+        }
+    }
+}
+
 /// What kind of model TEI's clients should take this one for.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum ModelType<'a> {
+pub(super) enum ModelType<'a> {
     Reranker(Labels<'a>),
     Classifier(Labels<'a>),
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = ModelLabels)]
-struct Labels<'a> {
+pub(super) struct Labels<'a> {
     #[schema(value_type = BTreeMap<String, String>)]
     id2label: BTreeMap<usize, &'a str>,
     label2id: BTreeMap<&'a str, usize>,
@@ -217,7 +262,7 @@ impl<'a> ModelType<'a> {
 }
 
 /// TEI's name of a precision.
-pub fn dtype(precision: &str) -> &str {
+fn dtype(precision: &str) -> &str {
     match precision {
         "fp32" => "float32",
         "fp16" => "float16",
@@ -246,45 +291,7 @@ pub async fn info(
 ) -> Result<Response, Failure> {
     let asked = query.as_deref().and_then(model_of);
     let reranker = state.model(asked.as_deref())?;
-    let model = reranker.info();
-    let config = state.config();
-    let info = Info {
-        model_id: &model.id,
-        model_sha: None,
-        model_dtype: dtype(model.precision),
-        served_model_name: &model.id,
-        model_type: ModelType::of(&model.labels),
-        max_concurrent_requests: config.batching.max_queue_tokens,
-        max_input_length: model.max_length,
-        max_batch_tokens: model.batch_tokens,
-        max_batch_requests: None,
-        max_client_batch_size: config.http.max_documents,
-        auto_truncate: true,
-        tokenization_workers: model.threads,
-        version: env!("CARGO_PKG_VERSION"),
-        sha: None,
-        docker_label: None,
-        architecture: &model.architecture,
-        format: model.format,
-        layout: model.layout,
-        labels: &model.labels,
-        max_length: model.max_length,
-        activation: model.activation.name(),
-        precision: model.precision,
-        precision_because: &model.precision_because,
-        instructions: model.instructions,
-        parameters: model.parameters,
-        weight_bytes: model.weight_bytes,
-        threads: model.threads,
-        sessions: model.sessions,
-        runtime_version: &model.runtime_version,
-        device: &model.device,
-        device_because: &model.device_because,
-        providers: &model.providers,
-        max_documents: config.http.max_documents,
-        max_body_bytes: config.http.max_body_bytes,
-        max_queue_tokens: config.batching.max_queue_tokens,
-    };
+    let info = Info::of(reranker.info(), state.config());
     Ok(json(StatusCode::OK, &info))
 }
 

@@ -57,22 +57,13 @@ pub async fn accept(request: Request, state: &AppState) -> Result<Accepted, Fail
     let limit = state.config().http.max_body_bytes;
     let received = receive(&parts, body, state, limit).await;
     let models = serving?;
-    let (bytes, mut held) = received?;
+    let (bytes, held) = received?;
     if let Some(in_flight) = parts.extensions.get::<Arc<InFlight>>() {
         in_flight.accept();
     }
-    let bytes = match Coding::of(&parts.headers).ok_or(Failure::UnknownEncoding)? {
-        Coding::Plain => bytes,
-        coding => {
-            let expanding = blocking("expanding a body", move || {
-                let expanded = coding.expand(&bytes, limit, &mut held);
-                held.give_back(bytes.len());
-                (expanded, held)
-            });
-            let expanded;
-            (expanded, held) = expanding.await?;
-            expanded?
-        }
+    let (bytes, held) = match Coding::of(&parts.headers).ok_or(Failure::UnknownEncoding)? {
+        Coding::Plain => (bytes, held),
+        coding => expand(coding, bytes, held, limit).await?,
     };
     Ok(Accepted {
         models,
@@ -98,6 +89,25 @@ pub async fn receive(
     let read = tokio::time::timeout(timeout, read).await;
     let bytes = read.map_err(|_| Failure::BodyTimeout(timeout))??;
     Ok((bytes, held))
+}
+
+/// What `bytes` are the compressed form of, at most `limit` bytes, and what it takes of the budget of all
+/// bodies. What the compressed bytes took is given back.
+///
+/// # Errors
+/// As [`Coding::expand`].
+pub async fn expand(
+    coding: Coding,
+    bytes: Bytes,
+    mut held: HeldBytes,
+    limit: usize,
+) -> Result<(Bytes, HeldBytes), RerankError> {
+    let expanding = move || {
+        let expanded = coding.expand(&bytes, limit, &mut held)?;
+        held.give_back(bytes.len());
+        Ok((expanded, held))
+    };
+    blocking("expanding a body or a message", expanding).await?
 }
 
 /// How a body or a message is compressed.

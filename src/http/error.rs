@@ -10,7 +10,7 @@ use rerankd_core::RerankError;
 use rerankd_wire::{Dialect, NATIVE, Problem, to_json};
 use serde::Serialize;
 
-use super::notes::{AnsweredIn, Cause, ClientLeft, Refused, attach};
+use super::notes::{AnsweredIn, attach};
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
@@ -44,6 +44,10 @@ pub enum Failure {
     /// The models could not be reloaded, for this reason.
     NotReloaded(String),
 }
+
+/// A note for the log line of a request: why it was refused.
+#[derive(Debug, Clone)]
+pub struct Refused(pub Failure);
 
 impl From<RerankError> for Failure {
     fn from(error: RerankError) -> Self {
@@ -158,18 +162,17 @@ impl Failure {
             }
             _ => {}
         }
-        if let Some(cause) = self.service().and_then(RerankError::cause) {
-            response = attach(response, Cause(cause.to_owned()));
-        }
-        if let Self::BodyEnded = self {
-            response = attach(response, ClientLeft);
-        }
         response
     }
 
     /// When a retry can succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         self.service().and_then(RerankError::retry_after)
+    }
+
+    /// What went wrong inside the server, for the log.
+    pub fn cause(&self) -> Option<&str> {
+        self.service().and_then(RerankError::cause)
     }
 
     /// Why the service refused or failed.
@@ -252,9 +255,7 @@ mod tests {
         let failure = Failure::from(RerankError::internal("session 3 failed"));
         assert!(!failure.message().contains("session"));
         let response = failure.into_response();
-        assert_eq!(
-            response.extensions().get::<Cause>().unwrap().0,
-            "session 3 failed"
-        );
+        let Refused(failure) = response.extensions().get().unwrap();
+        assert_eq!(failure.cause(), Some("session 3 failed"));
     }
 }

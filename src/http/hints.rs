@@ -21,30 +21,24 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// # Errors
 /// When the header is not a positive whole number of milliseconds, or that of gRPC not a time.
 pub fn of_head(head: &Parts, config: &BatchSettings) -> Result<SchedulingHints, RerankError> {
-    let (timeout, by) = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
+    let own = match head.headers.get(X_REQUEST_TIMEOUT_MS) {
         Some(value) => {
-            let number = value
-                .to_str()
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
-            let milliseconds: u64 = number.filter(|&ms| ms > 0).ok_or_else(|| {
+            let text = value.to_str().ok();
+            let number: Option<u64> = text.and_then(|text| text.trim().parse().ok());
+            let milliseconds = number.filter(|&ms| ms > 0).ok_or_else(|| {
                 RerankError::invalid(
                     "`x-request-timeout-ms` is not a positive whole number of milliseconds; send \
                      one, or leave the header out",
                 )
             })?;
-            (
-                Some(Duration::from_millis(milliseconds)),
-                DeadlineBy::Client,
-            )
+            Some(Duration::from_millis(milliseconds))
         }
-        None => match metadata::timeout(head)? {
-            Some(timeout) => (Some(timeout), DeadlineBy::Client),
-            None => {
-                let default = config.request_timeout;
-                ((!default.is_zero()).then_some(default), DeadlineBy::Server)
-            }
-        },
+        None => metadata::timeout(head)?,
+    };
+    let default = config.request_timeout;
+    let (timeout, by) = match own {
+        Some(timeout) => (Some(timeout), DeadlineBy::Client),
+        None => ((!default.is_zero()).then_some(default), DeadlineBy::Server),
     };
     let now = Instant::now().into_std();
     Ok(SchedulingHints {

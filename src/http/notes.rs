@@ -7,8 +7,6 @@ use axum::response::Response;
 
 use rerankd_wire::Dialect;
 
-use super::error::Failure;
-
 /// What a request cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
@@ -22,21 +20,9 @@ pub struct Cost {
 #[derive(Debug, Clone)]
 pub struct AnsweredBy(pub Arc<str>);
 
-/// Why the server failed.
-#[derive(Debug, Clone)]
-pub struct Cause(pub String);
-
-/// Why a request was refused.
-#[derive(Debug, Clone)]
-pub struct Refused(pub Failure);
-
 /// The status that an answer has in log lines and metrics, where it reaches the client otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct LoggedStatus(pub StatusCode);
-
-/// The client has most likely left: its body ended early.
-#[derive(Debug, Clone, Copy)]
-pub struct ClientLeft;
 
 /// The dialect of an answer.
 #[derive(Debug, Clone, Copy)]

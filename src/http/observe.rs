@@ -21,8 +21,8 @@ use rerankd_engine::trace::Timeline;
 use tracing::Instrument;
 
 use super::auth::KeyName;
-use super::error::Failure;
-use super::notes::{AnsweredBy, AnsweredIn, Cause, ClientLeft, Cost, LoggedStatus, attach};
+use super::error::{Failure, Refused};
+use super::notes::{AnsweredBy, AnsweredIn, Cost, LoggedStatus, attach};
 use super::progress::{Outcome, Streamed};
 use super::route::{self, CLIENT_LEFT};
 use super::state::AppState;
@@ -187,15 +187,12 @@ impl HttpBody for Recorded {
                 failure,
             } = self.streamed.outcome();
             notes.cost = Some(Cost { pairs, tokens });
-            let cause = failure
-                .as_ref()
-                .and_then(|failure| failure.service()?.cause());
-            notes.cause = cause.map(|cause| Cause(cause.to_owned()));
             let status = match &failure {
                 None => StatusCode::OK.as_u16(),
                 Some(Failure::BodyEnded) => CLIENT_LEFT,
                 Some(failure) => failure.kind().0.as_u16(),
             };
+            notes.refused = failure.map(Refused);
             record.end(status, notes);
         }
         Poll::Ready(frame)
@@ -218,7 +215,7 @@ struct Record {
 #[derive(Default)]
 struct Notes {
     cost: Option<Cost>,
-    cause: Option<Cause>,
+    refused: Option<Refused>,
     dialect: Option<AnsweredIn>,
     model: Option<AnsweredBy>,
     key: Option<KeyName>,
@@ -229,7 +226,7 @@ impl Notes {
         let extensions = response.extensions();
         Self {
             cost: extensions.get().copied(),
-            cause: extensions.get().cloned(),
+            refused: extensions.get().cloned(),
             dialect: extensions.get().copied(),
             model: extensions.get().cloned(),
             key: extensions.get().cloned(),
@@ -251,19 +248,19 @@ impl Record {
 
     fn answered(mut self, response: &Response) {
         self.answered = true;
-        let extensions = response.extensions();
-        let left = extensions.get::<ClientLeft>().is_some();
-        let status = match extensions.get::<LoggedStatus>() {
-            _ if left => CLIENT_LEFT,
-            Some(logged) => logged.0.as_u16(),
-            None => response.status().as_u16(),
+        let notes = Notes::of(response);
+        let status = match (&notes.refused, response.extensions().get::<LoggedStatus>()) {
+            // The client has most likely left.
+            (Some(Refused(Failure::BodyEnded)), _) => CLIENT_LEFT,
+            (_, Some(logged)) => logged.0.as_u16(),
+            (_, None) => response.status().as_u16(),
         };
-        self.end(status, Notes::of(response));
+        self.end(status, notes);
     }
 
     fn end(&self, status: u16, notes: Notes) {
         let cost = notes.cost;
-        let cause = notes.cause.as_ref().map(|cause| cause.0.as_str());
+        let cause = notes.refused.as_ref().and_then(|refused| refused.0.cause());
         let dialect = notes.dialect.map(|dialect| dialect.0.name);
         let model = notes.model.as_ref().map(|model| &*model.0);
         let key = notes.key.as_ref().map(|key| &*key.0);

@@ -105,11 +105,10 @@ fn a_message_of_many_small_fields_costs_no_more_than_three_times_its_size() {
             let many = |item: &[u8]| item.repeat((BODY_BYTES - 64) / item.len());
             // Inside a tensor, and inside its contents.
             let within = |field: u8, message: Vec<u8>| {
-                let length = message.len();
-                let varint = (0..4).map(|n| 0x80 | (length >> (7 * n)) as u8);
-                let head = std::iter::once(field << 3 | 2).chain(varint);
-                let head = head.chain([(length >> 28) as u8]);
-                head.chain(message).collect::<Vec<u8>>()
+                let mut outer = vec![field << 3 | 2];
+                prost::encode_length_delimiter(message.len(), &mut outer).unwrap();
+                outer.extend(message);
+                outer
             };
             let mut messages: Vec<Vec<u8>> = (1..8).map(|field| many(&item(field))).collect();
             messages.push(within(5, many(&item(3))));

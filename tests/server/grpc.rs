@@ -312,6 +312,14 @@ async fn an_inference_is_answered_in_the_form_that_it_came_in() {
     assert_eq!(response.raw_output_contents, [scores]);
 }
 
+/// A request for the output of this name.
+fn output(name: &str) -> InferRequestedOutputTensor {
+    InferRequestedOutputTensor {
+        name: name.into(),
+        ..InferRequestedOutputTensor::default()
+    }
+}
+
 #[tokio::test]
 async fn an_inference_that_does_not_fit_together_is_refused() {
     let (_server, mut client) = started(Config::default()).await;
@@ -324,10 +332,6 @@ async fn an_inference_that_does_not_fit_together_is_refused() {
             .unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert!(error.message().contains(expected), "{error}");
-    };
-    let output = |name: &str| InferRequestedOutputTensor {
-        name: name.into(),
-        ..InferRequestedOutputTensor::default()
     };
     assert_eq!(output("scores").name, "scores");
     check(|r| r.inputs[1].shape = vec![2], "`shape`").await;
@@ -357,10 +361,7 @@ async fn an_inference_that_does_not_fit_together_is_refused() {
     let both = |r: &mut ModelInferRequest| r.raw_input_contents = vec![Vec::new(); 2];
     check(both, "both `contents` and `raw_input_contents`").await;
     let other_output = |r: &mut ModelInferRequest| {
-        r.outputs = vec![InferRequestedOutputTensor {
-            name: "logits".into(),
-            ..InferRequestedOutputTensor::default()
-        }];
+        r.outputs = vec![output("logits")];
     };
     check(other_output, "`outputs` names").await;
     let no_flag = |r: &mut ModelInferRequest| {
@@ -369,6 +370,10 @@ async fn an_inference_that_does_not_fit_together_is_refused() {
         r.parameters.insert("raw_scores".into(), parameter);
     };
     check(no_flag, "`parameters.raw_scores`").await;
+    let mut request = inference();
+    request.outputs = vec![output("scores")];
+    let response = client.call::<_, ModelInferResponse>(INFER, request).await;
+    assert_eq!(response.unwrap().into_inner().outputs[0].name, "scores");
 }
 
 #[tokio::test]

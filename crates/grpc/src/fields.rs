@@ -88,7 +88,7 @@ impl<'a> Iterator for Fields<'a> {
 
 fn broken() -> RerankError {
     RerankError::malformed(
-        "the message is not in the form of Protocol Buffers; send it as the method's request, whole",
+        "the message is not valid Protocol Buffers; send the method's whole request message",
     )
 }
 
@@ -112,10 +112,12 @@ impl<'a> Value<'a> {
     /// # Errors
     /// As [`Value::text`].
     pub fn item(self, name: &str, place: usize) -> Result<&'a str, RerankError> {
-        match self {
-            Self::Bytes(bytes) if std::str::from_utf8(bytes).is_ok() => self.text(name),
-            other => other.text(&format!("{name}[{place}]")),
+        if let Self::Bytes(bytes) = self
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return Ok(text);
         }
+        self.text(&format!("{name}[{place}]"))
     }
 
     /// The flag of the field `name`.

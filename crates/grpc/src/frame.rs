@@ -63,15 +63,10 @@ impl<'a> Messages<'a> {
     }
 
     fn split(&mut self) -> Result<(bool, &'a [u8]), RerankError> {
-        let broken = || {
-            RerankError::malformed(
-                "the request ends inside a message; send as much as its frame says",
-            )
-        };
-        let head = FrameHead::of(self.0)?.ok_or_else(broken)?;
+        let head = FrameHead::of(self.0)?.ok_or_else(cut_off)?;
         let (message, rest) = self.0[HEAD_BYTES..]
             .split_at_checked(head.bytes)
-            .ok_or_else(broken)?;
+            .ok_or_else(cut_off)?;
         self.0 = rest;
         Ok((head.compressed, message))
     }
@@ -93,17 +88,30 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
+/// The refusal of a request whose last message is not whole.
+pub fn cut_off() -> RerankError {
+    RerankError::malformed("the request ends inside a message; send as much as its frame says")
+}
+
 /// `message` in its frame, uncompressed.
 ///
 /// # Panics
 /// From 4 GiB on, which no message of this server has.
 pub fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).expect("messages are smaller than 4 GiB");
     let mut frame = Vec::with_capacity(HEAD_BYTES + message.len());
-    frame.push(0);
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(message);
+    put(&mut frame, message);
     frame
+}
+
+/// Adds `message` in its frame, uncompressed, to `bytes`.
+///
+/// # Panics
+/// As [`framed`].
+pub fn put(bytes: &mut Vec<u8>, message: &[u8]) {
+    let length = u32::try_from(message.len()).expect("messages are smaller than 4 GiB");
+    bytes.push(0);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(message);
 }
 
 #[cfg(test)]

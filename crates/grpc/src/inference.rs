@@ -141,9 +141,9 @@ fn output(fields: Fields<'_>) -> Result<(), RerankError> {
 /// # Errors
 /// When it is malformed, when a tensor is missing, of another type or not of its shape, when the texts do
 /// not fit together, or when there is too much.
-pub fn infer(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn infer(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let limits = &served.limits;
-    let request = Infer::read(messages.only()?, limits)?;
+    let request = Infer::read(message, limits)?;
     let served = served.select(request.model)?;
     let is_raw = !request.raw.is_empty();
     if is_raw && request.raw.len() != request.inputs.len() {

@@ -2,17 +2,17 @@
 //!
 //! The services are those of Text Embeddings Inference ([`tei`]), of the Open Inference Protocol
 //! ([`inference`]), and gRPC's own health check ([`health`]). [`METHODS`] lists what they offer. Requests
-//! are read field by field ([`fields`]) instead of into generated types: a repeated field takes many times
-//! its bytes in memory, and here no more of it is kept than a request may have.
+//! are read field by field instead of into generated types: a repeated field takes many times its bytes in
+//! memory, and here no more of it is kept than a request may have.
 
-pub mod fields;
+mod fields;
 pub mod frame;
 pub mod health;
 pub mod inference;
 pub mod method;
 pub mod tei;
 
-pub use self::method::{Call, METHODS, Method, Reflection};
+pub use self::method::{About, Call, METHODS, Method, Reflection};
 
 /// The service definitions, as server reflection tells them: a `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

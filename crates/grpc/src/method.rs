@@ -9,7 +9,7 @@ use crate::{inference, tei};
 /// Reads all messages of a request.
 pub type ReadAll = fn(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError>;
 
-/// Reads one message of a stream.
+/// Reads one message.
 pub type ReadOne = fn(&[u8], &Served<'_>) -> Result<Asked, RerankError>;
 
 /// A method of a service.
@@ -24,14 +24,27 @@ pub struct Method {
 
 /// What a method does.
 pub enum Call {
-    /// Asks a model for one answer to all messages of the request.
-    Scores(ReadAll),
+    /// Asks a model for an answer to the only message.
+    Scores(ReadOne),
+    /// Asks a model for one answer to all messages.
+    ScoresAll(ReadAll),
     /// Asks a model for an answer to each message.
     ScoresEach(ReadOne),
-    /// Asks a tokenizer for one answer.
-    Tokenizes(ReadAll),
+    /// Asks a tokenizer for an answer to the only message.
+    Tokenizes(ReadOne),
     /// Asks a tokenizer for an answer to each message.
     TokenizesEach(ReadOne),
+    /// Tells about the server or a model, without asking one.
+    About(About),
+    /// Whether a service is ready, whenever that changes.
+    Watch,
+    /// The definitions of the services.
+    Reflection(Reflection),
+}
+
+/// What a method tells about the server or a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
     /// The default model, the settings and the limits, for clients of TEI.
     Info,
     /// Whether the process runs.
@@ -46,10 +59,6 @@ pub enum Call {
     Model,
     /// Whether a service is ready.
     Check,
-    /// The same, whenever it changes.
-    Watch,
-    /// The definitions of the services.
-    Reflection(Reflection),
 }
 
 /// The versions of server reflection.
@@ -70,20 +79,25 @@ impl Method {
 
     /// Whether a model is asked.
     pub fn scores(&self) -> bool {
-        matches!(self.call, Call::Scores(_) | Call::ScoresEach(_))
+        matches!(
+            self.call,
+            Call::Scores(_) | Call::ScoresAll(_) | Call::ScoresEach(_)
+        )
     }
 
     /// Whether machines poll it.
     pub fn is_probe(&self) -> bool {
         match self.call {
-            Call::Live | Call::Ready | Call::ModelReady | Call::Check | Call::Watch => true,
+            Call::About(about) => match about {
+                About::Live | About::Ready | About::ModelReady | About::Check => true,
+                About::Info | About::Server | About::Model => false,
+            },
+            Call::Watch => true,
             Call::Scores(_)
+            | Call::ScoresAll(_)
             | Call::ScoresEach(_)
             | Call::Tokenizes(_)
             | Call::TokenizesEach(_)
-            | Call::Info
-            | Call::Server
-            | Call::Model
             | Call::Reflection(_) => false,
         }
     }
@@ -119,7 +133,7 @@ const fn dialect(name: &'static str) -> Dialect {
 
 /// Every method.
 pub static METHODS: &[Method] = &[
-    of(&TEI_GRPC, "/tei.v1.Info/Info", Call::Info),
+    of(&TEI_GRPC, "/tei.v1.Info/Info", Call::About(About::Info)),
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/Predict",
@@ -133,12 +147,12 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/PredictStream",
-        Call::ScoresEach(tei::predict_each),
+        Call::ScoresEach(tei::predict),
     ),
     of(
         &TEI_GRPC,
         "/tei.v1.Predict/PredictPairStream",
-        Call::ScoresEach(tei::predict_each_pair),
+        Call::ScoresEach(tei::predict_pair),
     ),
     of(
         &TEI_GRPC,
@@ -148,7 +162,7 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Rerank/RerankStream",
-        Call::Scores(tei::rerank_stream),
+        Call::ScoresAll(tei::rerank_stream),
     ),
     of(
         &TEI_GRPC,
@@ -158,7 +172,7 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Tokenize/TokenizeStream",
-        Call::TokenizesEach(tei::tokenize_each),
+        Call::TokenizesEach(tei::tokenize),
     ),
     of(
         &TEI_GRPC,
@@ -168,39 +182,43 @@ pub static METHODS: &[Method] = &[
     of(
         &TEI_GRPC,
         "/tei.v1.Tokenize/DecodeStream",
-        Call::TokenizesEach(tei::decode_each),
+        Call::TokenizesEach(tei::decode),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerLive",
-        Call::Live,
+        Call::About(About::Live),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerReady",
-        Call::Ready,
+        Call::About(About::Ready),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelReady",
-        Call::ModelReady,
+        Call::About(About::ModelReady),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ServerMetadata",
-        Call::Server,
+        Call::About(About::Server),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelMetadata",
-        Call::Model,
+        Call::About(About::Model),
     ),
     of(
         &OPEN_INFERENCE_GRPC,
         "/inference.GRPCInferenceService/ModelInfer",
         Call::Scores(inference::infer),
     ),
-    of(&GRPC, "/grpc.health.v1.Health/Check", Call::Check),
+    of(
+        &GRPC,
+        "/grpc.health.v1.Health/Check",
+        Call::About(About::Check),
+    ),
     of(&GRPC, "/grpc.health.v1.Health/Watch", Call::Watch),
     of(
         &GRPC,
@@ -219,5 +237,32 @@ const fn of(dialect: &'static Dialect, path: &'static str, call: Call) -> Method
         path,
         dialect,
         call,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Paths, and whether the client and whether the server sends a stream.
+    const DEFINED: &[(&str, bool, bool)] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
+    #[test]
+    fn the_table_has_the_methods_of_the_definitions() {
+        let in_table = METHODS.iter().filter_map(|method| {
+            let (client, server) = match method.call {
+                Call::ScoresEach(_) | Call::TokenizesEach(_) => (true, true),
+                Call::ScoresAll(_) => (true, false),
+                Call::Watch => (false, true),
+                Call::Reflection(_) => return None,
+                Call::Scores(_) | Call::Tokenizes(_) | Call::About(_) => (false, false),
+            };
+            Some((method.path, client, server))
+        });
+        let mut in_table: Vec<_> = in_table.collect();
+        let mut defined = DEFINED.to_vec();
+        in_table.sort_unstable();
+        defined.sort_unstable();
+        assert_eq!(in_table, defined);
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use prost::Message;
 use rerankd_core::{
-    Pair, PredictCommand, Prediction, Ranking, RerankCommand, RerankError, Scale, ScoreOptions,
-    TieOrder, TruncationOptions, TruncationPolicy, TruncationSide,
+    Pair, PredictCommand, Prediction, Ranking, RerankCommand, RerankError, ScoreOptions, TieOrder,
+    TruncationSide,
 };
 use rerankd_wire::answer::{Context, Token};
+use rerankd_wire::tei::{best_first, check_prompt, options};
 use rerankd_wire::{Asked, List, Served, Work};
 
 use crate::fields::{Fields, Value};
@@ -43,7 +44,7 @@ impl Options {
             1 => true,
             _ => {
                 return Err(RerankError::invalid(format!(
-                    "`{NAME}` is none of the known ones; send 0 (right) or 1 (left)"
+                    "`{NAME}` is unknown; send 0 (right) or 1 (left)"
                 )));
             }
         };
@@ -51,16 +52,9 @@ impl Options {
     }
 
     fn of_scores(self) -> ScoreOptions {
-        ScoreOptions {
-            scale: Scale::unit_or_raw(Some(self.raw_scores)),
-            truncate: TruncationPolicy::from_flag(Some(self.truncate)),
-            truncation: TruncationOptions {
-                // Right is what a message says that does not say anything: then the tokenizer decides.
-                side: self.left.then_some(TruncationSide::Left),
-                ..TruncationOptions::default()
-            },
-            ..ScoreOptions::default()
-        }
+        // Right is what a message says that does not say anything: then the tokenizer decides.
+        let side = self.left.then_some(TruncationSide::Left);
+        options(Some(self.raw_scores), Some(self.truncate), side)
     }
 }
 
@@ -73,7 +67,20 @@ struct Rerank<'a> {
     return_text: bool,
 }
 
-impl Rerank<'_> {
+impl<'a> Rerank<'a> {
+    /// Takes over a field that a message of one reranking and a message of a stream both have.
+    fn field(&mut self, number: u64, value: Value<'a>) -> Result<(), RerankError> {
+        match number {
+            1 => self.query = value.text("query")?,
+            3 => self.options.truncate(value)?,
+            4 => self.options.raw_scores(value)?,
+            5 => self.return_text = value.flag("return_text")?,
+            6 => self.options.direction(value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn asked(self, served: &Served<'_>) -> Result<Asked, RerankError> {
         let limits = &served.limits;
         let texts = self.texts.texts("texts", limits)?;
@@ -84,7 +91,7 @@ impl Rerank<'_> {
         let return_text = self.return_text;
         let fill = move |context: &Context<'_>, ranking: &Ranking| {
             let ranks = ranking.results.iter().map(|ranked| proto::Rank {
-                index: small(ranked.index),
+                index: saturating_u32(ranked.index),
                 text: return_text.then(|| pairs[ranked.index].document.to_string()),
                 score: ranked.score,
             });
@@ -102,18 +109,16 @@ impl Rerank<'_> {
 ///
 /// # Errors
 /// When it is malformed, or beyond the limits of what is served.
-pub fn rerank(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn rerank(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let mut request = Rerank::default();
-    for field in Fields::of(messages.only()?) {
+    for field in Fields::of(message) {
         let (number, value) = field?;
         match number {
-            1 => request.query = value.text("query")?,
-            2 => add(&mut request.texts, value, "texts", served)?,
-            3 => request.options.truncate(value)?,
-            4 => request.options.raw_scores(value)?,
-            5 => request.return_text = value.flag("return_text")?,
-            6 => request.options.direction(value)?,
-            _ => {}
+            2 => {
+                let text = value.item("texts", request.texts.len())?;
+                request.texts.push_text(text, &served.limits);
+            }
+            number => request.field(number, value)?,
         }
     }
     request.asked(served)
@@ -131,13 +136,8 @@ pub fn rerank_stream(messages: Messages<'_>, served: &Served<'_>) -> Result<Aske
         for field in Fields::of(message) {
             let (number, value) = field?;
             match number {
-                1 => one.query = value.text("query")?,
                 2 => text = value.text("text")?,
-                3 => one.options.truncate(value)?,
-                4 => one.options.raw_scores(value)?,
-                5 => one.return_text = value.flag("return_text")?,
-                6 => one.options.direction(value)?,
-                _ => {}
+                number => one.field(number, value)?,
             }
         }
         let all = all.get_or_insert_with(|| Rerank {
@@ -160,15 +160,7 @@ pub fn rerank_stream(messages: Messages<'_>, served: &Served<'_>) -> Result<Aske
 ///
 /// # Errors
 /// Always: a cross-encoder scores pairs.
-pub fn predict(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    predict_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`predict`].
-///
-/// # Errors
-/// Always.
-pub fn predict_each(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn predict(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
     Err(RerankError::unsupported(
         "`inputs` is one text, and this model scores pairs; call `PredictPair` with two texts",
     ))
@@ -178,15 +170,7 @@ pub fn predict_each(_: &[u8], _: &Served<'_>) -> Result<Asked, RerankError> {
 ///
 /// # Errors
 /// When it is malformed, or not of two texts.
-pub fn predict_pair(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    predict_each_pair(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`predict_pair`].
-///
-/// # Errors
-/// As [`predict_pair`].
-pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn predict_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut texts, mut count, mut options) = (["", ""], 0, Options::default());
     for field in Fields::of(message) {
         let (number, value) = field?;
@@ -217,16 +201,13 @@ pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, R
     let command = PredictCommand::named("inputs", vec![pair], options, &served.limits)?;
     let pairs = command.pairs().clone();
     let fill = move |context: &Context<'_>, prediction: &Prediction| {
-        let labels = prediction.scores.iter().zip(context.labels);
-        let mut predictions: Vec<proto::Prediction> = labels
-            .map(|(&score, label)| proto::Prediction {
-                score,
-                label: label.clone(),
-            })
-            .collect();
-        predictions.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let row = best_first(&prediction.scores, context.labels).into_iter();
+        let predictions = row.map(|(score, label)| proto::Prediction {
+            score,
+            label: label.to_owned(),
+        });
         let response = proto::PredictResponse {
-            predictions,
+            predictions: predictions.collect(),
             metadata: Some(metadata(context, &pairs, prediction.tokens)),
         };
         response.encode_to_vec()
@@ -238,22 +219,14 @@ pub fn predict_each_pair(message: &[u8], served: &Served<'_>) -> Result<Asked, R
 ///
 /// # Errors
 /// When it is malformed, or names a prompt.
-pub fn tokenize(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    tokenize_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`tokenize`].
-///
-/// # Errors
-/// As [`tokenize`].
-pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn tokenize(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut text, mut special_tokens) = ("", false);
     for field in Fields::of(message) {
         let (number, value) = field?;
         match number {
             1 => text = value.text("inputs")?,
             2 => special_tokens = value.flag("add_special_tokens")?,
-            3 => rerankd_wire::tei::check_prompt(value.text("prompt_name")?)?,
+            3 => check_prompt(value.text("prompt_name")?)?,
             _ => {}
         }
     }
@@ -262,8 +235,8 @@ pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, Reran
             id: token.id,
             text: token.text.clone(),
             special: token.special,
-            start: token.start.map(small),
-            stop: token.stop.map(small),
+            start: token.start.map(saturating_u32),
+            stop: token.stop.map(saturating_u32),
         });
         let tokens = tokens.collect();
         proto::EncodeResponse { tokens }.encode_to_vec()
@@ -279,15 +252,7 @@ pub fn tokenize_each(message: &[u8], served: &Served<'_>) -> Result<Asked, Reran
 ///
 /// # Errors
 /// When it is malformed.
-pub fn decode(messages: Messages<'_>, served: &Served<'_>) -> Result<Asked, RerankError> {
-    decode_each(messages.only()?, served)
-}
-
-/// Reads a message of a stream as [`decode`].
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
+pub fn decode(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankError> {
     let (mut ids, mut too_large, mut skip_special_tokens) = (Vec::new(), false, false);
     for field in Fields::of(message) {
         let (number, value) = field?;
@@ -316,25 +281,13 @@ pub fn decode_each(message: &[u8], served: &Served<'_>) -> Result<Asked, RerankE
     }))
 }
 
-/// Adds a text to `list`, which is called `name`.
-fn add(
-    list: &mut List<String>,
-    value: Value<'_>,
-    name: &'static str,
-    served: &Served<'_>,
-) -> Result<(), RerankError> {
-    let text = value.item(name, list.len())?;
-    list.push_text(text, &served.limits);
-    Ok(())
-}
-
 /// What a request cost.
 fn metadata(context: &Context<'_>, pairs: &[Pair], tokens: usize) -> proto::Metadata {
     let chars = |pair: &Pair| pair.query.chars().count() + pair.document.chars().count();
     let times = context.times;
     proto::Metadata {
-        compute_chars: small(pairs.iter().map(chars).sum()),
-        compute_tokens: small(tokens),
+        compute_chars: saturating_u32(pairs.iter().map(chars).sum()),
+        compute_tokens: saturating_u32(tokens),
         total_time_ns: nanoseconds(times.total),
         tokenization_time_ns: nanoseconds(times.tokenize),
         queue_time_ns: nanoseconds(times.queue),
@@ -343,7 +296,7 @@ fn metadata(context: &Context<'_>, pairs: &[Pair], tokens: usize) -> proto::Meta
 }
 
 /// A count in a message; the largest one stands for more.
-pub fn small(count: usize) -> u32 {
+pub fn saturating_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
@@ -357,7 +310,7 @@ mod tests {
     use crate::frame::framed;
     use crate::method::{Call, METHODS};
     use proptest::prelude::*;
-    use rerankd_core::{ErrorCode, Limits};
+    use rerankd_core::{ErrorCode, Limits, Scale, TruncationPolicy};
     use rerankd_wire::ServedModel;
 
     const LIMITS: Limits = Limits { max_documents: 4 };
@@ -395,7 +348,7 @@ mod tests {
                 truncation_direction: left.into(),
             };
             let frame = framed(&request.encode_to_vec());
-            let read = with_served(|served| rerank(Messages::of(&frame), served));
+            let read = with_served(|served| rerank(Messages::of(&frame).only()?, served));
             let Ok(Asked { work: Work::Rerank(command, _), .. }) = read else {
                 let error = read.err().unwrap();
                 let expected = match texts.len() {
@@ -423,8 +376,10 @@ mod tests {
                 for method in METHODS {
                     let read = match method.call {
                         Call::Scores(read) | Call::Tokenizes(read) => {
-                            read(Messages::of(&frame), served)
+                            let message = Messages::of(&frame).only();
+                            message.and_then(|message| read(message, served))
                         }
+                        Call::ScoresAll(read) => read(Messages::of(&frame), served),
                         Call::ScoresEach(read) | Call::TokenizesEach(read) => read(&bytes, served),
                         _ => continue,
                     };

@@ -69,9 +69,9 @@ pub struct RankingAnswer<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TeiToken)]
 pub struct Token {
-    /// Its number in the vocabulary.
+    /// Token id.
     pub id: u32,
-    /// What it stands for.
+    /// Text of the token.
     pub text: String,
     /// Whether it was added around the text.
     pub special: bool,

@@ -406,9 +406,9 @@ fn fill<'a>(model: &'a str, id: Option<&'a str>, prediction: &'a Prediction) -> 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenInferenceModel)]
 pub struct Model<'a> {
-    /// What it is called.
+    /// Name of the model.
     pub name: &'a str,
-    /// What runs it.
+    /// Runtime and format of the model.
     pub platform: &'static str,
     /// What it takes.
     pub inputs: [TensorType; 2],
@@ -420,7 +420,7 @@ pub struct Model<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenInferenceTensorType)]
 pub struct TensorType {
-    /// What it is called.
+    /// Name of the tensor.
     pub name: &'static str,
     /// What it holds.
     pub datatype: &'static str,

@@ -13,6 +13,7 @@ use rerankd_core::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use self::predict::best_first;
 use self::predict::{PredictBody, PredictRequest};
 pub use self::tokenize::check_prompt;
 use self::tokenize::{DecodeRequest, TokenizeRequest};
@@ -181,8 +182,9 @@ impl RerankRequest for TeiRequest {
     }
 }
 
-/// What TEI's requests say about scores and long texts.
-fn options(
+/// The options of scores that TEI's requests have: whether they are logits, whether texts that are too long
+/// are cut, and at which end. Without a side, the tokenizer decides.
+pub fn options(
     raw: Option<bool>,
     truncate: Option<bool>,
     side: Option<TruncationSide>,

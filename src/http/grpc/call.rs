@@ -1,18 +1,20 @@
 //! Calls with one answer, from one message or from many.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
 use rerankd_core::{RerankError, SchedulingHints};
 use rerankd_grpc::Method;
-use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, Messages, framed};
-use rerankd_grpc::method::ReadAll;
+use rerankd_grpc::frame::{HEAD_BYTES, Messages, put};
+use rerankd_wire::{Asked, Served};
 
 use super::super::body::{self, Accepted, Coding};
 use super::super::budget::HeldBytes;
 use super::super::error::Failure;
-use super::super::exchange::{self, Exchange};
-use super::super::notes::{AnsweredIn, attach};
+use super::super::exchange::{self, Answer, Exchange};
+use super::super::models::Models;
 use super::super::observe::RequestId;
 use super::super::state::AppState;
 use super::head::CallHead;
@@ -24,20 +26,7 @@ pub(super) async fn once(
     id: RequestId,
     request: Request,
     method: &'static Method,
-    read: ReadAll,
-) -> Response {
-    match answer(&state, &id, request, method, read).await {
-        Ok(response) => attach(response, AnsweredIn(method.dialect)),
-        Err(failure) => failure.answer(method.dialect, id.as_str()),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    id: &RequestId,
-    request: Request,
-    method: &'static Method,
-    read: ReadAll,
+    read: impl FnOnce(Messages<'_>, &Served<'_>) -> Result<Asked, RerankError> + Send + 'static,
 ) -> Result<Response, Failure> {
     let head = CallHead::of(&request)?;
     let Accepted {
@@ -45,34 +34,73 @@ async fn answer(
         bytes,
         held,
         hints,
-    } = body::accept(request, state).await?;
+    } = body::accept(request, &state).await?;
     let limit = state.config().http.max_body_bytes;
     let (bytes, held) = expand(head.coding, bytes, held, limit).await?;
-    let reading = (state.clone(), models.clone(), head.model);
-    let asked = body::on_bytes(bytes, move |bytes| {
-        let (state, models, asked_for) = reading;
-        check_size(method, bytes.len().saturating_sub(HEAD_BYTES))?;
-        let served = state.served(&models).select(asked_for.as_deref())?;
-        read(Messages::of(&bytes), &served)
-    });
-    let asked = asked.await??;
-    let exchange = Exchange {
-        state,
-        id,
-        dialect: method.dialect,
-        hints: SchedulingHints {
-            priority: head.priority,
-            ..hints
-        },
-    };
-    let answer = exchange.run(models, asked).await?;
+    let message_bytes = bytes.len().saturating_sub(HEAD_BYTES);
+    let read = |bytes: &[u8], served: &Served<'_>| read(Messages::of(bytes), served);
+    let call = CallContext::new(state, id, method, head, hints);
+    let answer = call.ask(models, bytes, message_bytes, read).await?;
     // The texts of the body are held until here.
     drop(held);
     Ok(answer.noted(|message| status::message(&message)))
 }
 
+/// Whose a call is, and what its head says about all its messages.
+pub(super) struct CallContext {
+    pub(super) state: AppState,
+    id: RequestId,
+    method: &'static Method,
+    pub(super) head: CallHead,
+    hints: SchedulingHints,
+}
+
+impl CallContext {
+    /// The call `id` of `method`, whose `head` also decides about the priority.
+    pub(super) fn new(
+        state: AppState,
+        id: RequestId,
+        method: &'static Method,
+        head: CallHead,
+        hints: SchedulingHints,
+    ) -> Self {
+        let priority = head.priority;
+        Self {
+            state,
+            id,
+            method,
+            head,
+            hints: SchedulingHints { priority, ..hints },
+        }
+    }
+
+    /// What one of `models` answers to `bytes`, which `read` reads and whose message has `message_bytes`.
+    pub(super) async fn ask(
+        &self,
+        models: Arc<Models>,
+        bytes: Bytes,
+        message_bytes: usize,
+        read: impl FnOnce(&[u8], &Served<'_>) -> Result<Asked, RerankError> + Send + 'static,
+    ) -> Result<Answer, RerankError> {
+        let (state, serving) = (self.state.clone(), models.clone());
+        let (method, model) = (self.method, self.head.model.clone());
+        let asked = body::on_bytes(bytes, move |bytes| {
+            check_size(method, message_bytes)?;
+            let served = state.served(&serving).select(model.as_deref())?;
+            read(&bytes, &served)
+        });
+        let exchange = Exchange {
+            state: &self.state,
+            id: &self.id,
+            dialect: method.dialect,
+            hints: self.hints,
+        };
+        exchange.run(models, asked.await??).await
+    }
+}
+
 /// Checks the size of a message.
-pub(super) fn check_size(method: &Method, bytes: usize) -> Result<(), RerankError> {
+fn check_size(method: &Method, bytes: usize) -> Result<(), RerankError> {
     match method.max_message_bytes() {
         Some(limit) if bytes > limit => Err(exchange::too_large_for_path(bytes, limit)),
         _ => Ok(()),
@@ -91,18 +119,18 @@ pub(super) async fn expand(
     if !Messages::of(&bytes).any(is_compressed) {
         return Ok((bytes, held));
     }
-    let coding = known(coding)?;
+    let coding = supported(coding)?;
     let expanding = move || {
         let mut expanded = Vec::new();
         for message in Messages::of(&bytes) {
             let (is_compressed, message) = message?;
             if !is_compressed {
-                expanded.extend_from_slice(&framed(message));
+                put(&mut expanded, message);
                 continue;
             }
             let room = limit.saturating_sub(expanded.len());
             let message = coding.expand(message, room, &mut held)?;
-            expanded.extend_from_slice(&framed(&message));
+            put(&mut expanded, &message);
         }
         Ok::<_, RerankError>((Bytes::from(expanded), held))
     };
@@ -113,22 +141,14 @@ pub(super) async fn expand(
 ///
 /// # Errors
 /// When it is not supported, or the call has none.
-pub(super) fn known(coding: Option<Coding>) -> Result<Coding, Failure> {
+pub(super) fn supported(coding: Option<Coding>) -> Result<Coding, Failure> {
     match coding {
         None => Err(Failure::UnknownMessageEncoding),
         Some(Coding::Plain) => Err(RerankError::malformed(
-            "a message is marked as compressed, and `grpc-encoding` names no way; send it, or the message \
-             as it is",
+            "a message is compressed, but `grpc-encoding` is missing or `identity`; name the compression, or \
+             send the message uncompressed",
         )
         .into()),
         Some(coding) => Ok(coding),
-    }
-}
-
-/// Whether a frame of this head has more bytes than a body may have.
-pub(super) fn is_within(head: FrameHead, limit: usize) -> Result<(), RerankError> {
-    match head.bytes > limit {
-        true => Err(body::too_large(Some(head.bytes as u64), limit)),
-        false => Ok(()),
     }
 }

@@ -16,15 +16,13 @@ use rerankd_grpc::{METHODS, Method};
 
 use super::super::admin;
 use super::super::error::Failure;
-use super::super::notes::{AnsweredIn, attach};
-use super::super::observe::RequestId;
 use super::super::state::AppState;
 use super::head::CallHead;
 use super::{short, status};
 use crate::shutdown::Phase;
 
 /// How often a watch looks whether a worker has failed, which nobody announces.
-const LOOK: Duration = Duration::from_secs(1);
+const WORKER_POLL: Duration = Duration::from_secs(1);
 
 /// The status of `asked`, which is empty for the server.
 fn status_of(state: &AppState, asked: &str) -> ServingStatus {
@@ -49,25 +47,12 @@ pub(super) fn check(state: &AppState, asked: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// The status of a service now, and whenever it changes, until the server drains.
-pub(super) async fn watch(
-    state: AppState,
-    id: RequestId,
-    request: Request,
-    method: &'static Method,
-) -> Response {
-    match watched(&state, request).await {
-        Ok(asked) => {
-            let body = StreamBody::new(statuses(state, asked).map(Ok::<_, axum::Error>));
-            attach(status::answer(Body::new(body)), AnsweredIn(method.dialect))
-        }
-        Err(failure) => failure.answer(method.dialect, id.as_str()),
-    }
-}
-
-async fn watched(state: &AppState, request: Request) -> Result<String, Failure> {
+pub(super) async fn watch(state: AppState, request: Request) -> Result<Response, Failure> {
     let head = CallHead::of(&request)?;
-    let bytes = short::message(&head, request, state).await?;
-    Ok(service(Messages::of(&bytes))?.to_owned())
+    let bytes = short::message(&head, request, &state).await?;
+    let asked = service(Messages::of(&bytes))?.to_owned();
+    let body = StreamBody::new(statuses(state, asked).map(Ok::<_, axum::Error>));
+    Ok(status::answer(Body::new(body)))
 }
 
 /// The frames of a watch. A status is repeated before the connection counts as idle, so that one on which
@@ -108,7 +93,7 @@ async fn change(
         }
         tokio::select! {
             () = state.lifecycle().left(phase) => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(WORKER_POLL) => {}
             () = &mut repeated => return Some(status),
         }
     }

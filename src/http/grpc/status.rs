@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use http_body_util::{BodyExt, Full};
 use rerankd_core::ErrorCode;
@@ -93,7 +93,6 @@ pub(super) fn message(message: &[u8]) -> Response {
 /// An answer whose body has its frames and ends in a status.
 pub(super) fn answer(body: Body) -> Response {
     let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::OK;
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, CONTENT_TYPE);

@@ -15,23 +15,23 @@ use bytes::BytesMut;
 use futures_util::stream::{Stream, StreamExt, unfold};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use rerankd_core::{RerankError, SchedulingHints};
+use rerankd_core::RerankError;
 use rerankd_engine::trace::Timeline;
-use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, framed};
+use rerankd_grpc::frame::{FrameHead, HEAD_BYTES, cut_off, framed};
 use rerankd_grpc::method::ReadOne;
 use rerankd_grpc::{Call, Method};
 
 use super::super::body::{self, BODIES_RETRY};
 use super::super::budget::HeldBytes;
 use super::super::error::Failure;
-use super::super::exchange::Exchange;
 use super::super::hints;
-use super::super::notes::{AnsweredIn, attach};
+use super::super::notes::attach;
 use super::super::observe::RequestId;
 use super::super::progress::{Computing, Streamed};
 use super::super::state::{AppState, InFlight};
+use super::call::{self, CallContext};
 use super::head::CallHead;
-use super::{call, status};
+use super::status;
 use crate::shutdown::Phase;
 
 /// Messages of one stream that are computed at a time, or wait for their turn to be sent.
@@ -41,18 +41,14 @@ const SCORED_AHEAD: usize = 32;
 const TOKENIZED_AHEAD: usize = 1;
 
 /// The answers to the messages of `request`, each of which `read` reads.
-pub(super) async fn each(
+pub(super) fn each(
     state: AppState,
     id: RequestId,
     request: Request,
     method: &'static Method,
     read: ReadOne,
-) -> Response {
-    let begun = begin(state, id.clone(), request, method, read);
-    let (incoming, work) = match begun {
-        Ok(begun) => begun,
-        Err(failure) => return failure.answer(method.dialect, id.as_str()),
-    };
+) -> Result<Response, Failure> {
+    let (incoming, work) = begin(state, id, request, method, read)?;
     let (streamed, computing) = (work.streamed.clone(), work.computing.clone());
     let ahead = match method.call {
         Call::TokenizesEach(_) => TOKENIZED_AHEAD,
@@ -80,11 +76,8 @@ pub(super) async fn each(
         answers: Some(Box::pin(answers.buffered(ahead))),
         streamed: streamed.clone(),
     };
-    let response = attach(
-        status::answer(Body::new(answers)),
-        AnsweredIn(method.dialect),
-    );
-    attach(attach(response, streamed), computing)
+    let response = attach(status::answer(Body::new(answers)), streamed);
+    Ok(attach(response, computing))
 }
 
 fn begin(
@@ -99,18 +92,11 @@ fn begin(
     let (parts, body) = request.into_parts();
     let hints = hints::of_head(&parts, &state.config().batching)?;
     let work = Work {
-        state: state.clone(),
-        id,
-        method,
+        call: CallContext::new(state.clone(), id, method, head, hints),
         read,
-        hints: SchedulingHints {
-            priority: head.priority,
-            ..hints
-        },
         timeline: Timeline::current(),
         streamed: Streamed::default(),
         computing: Computing::default(),
-        head,
     };
     let incoming = Incoming {
         in_flight: parts.extensions.get().cloned(),
@@ -175,7 +161,9 @@ impl Incoming {
         let head = self.received.split_to(HEAD_BYTES);
         let head = FrameHead::of(&head)?.ok_or(Failure::BodyEnded)?;
         self.held.give_back(HEAD_BYTES);
-        call::is_within(head, self.limit)?;
+        if head.bytes > self.limit {
+            return Err(body::too_large(Some(head.bytes as u64), self.limit).into());
+        }
         while self.received.len() < head.bytes {
             self.piece().await?;
         }
@@ -189,10 +177,7 @@ impl Incoming {
     async fn piece(&mut self) -> Result<(), Failure> {
         match self.more().await? {
             true => Ok(()),
-            false => Err(RerankError::malformed(
-                "the request ends inside a message; send as much as its frame says",
-            )
-            .into()),
+            false => Err(cut_off().into()),
         }
     }
 
@@ -219,12 +204,8 @@ impl Incoming {
 
 /// What answers the messages of a call.
 struct Work {
-    state: AppState,
-    id: RequestId,
-    method: &'static Method,
+    call: CallContext,
     read: ReadOne,
-    head: CallHead,
-    hints: SchedulingHints,
     timeline: Timeline,
     streamed: Streamed,
     computing: Computing,
@@ -239,37 +220,22 @@ impl Work {
 
     async fn answer_timed(&self, message: Message) -> Result<Bytes, Failure> {
         // Each message chooses its model anew: a stream may last longer than a model.
-        let models = self.state.serving()?;
+        let models = self.call.state.serving()?;
         let Message {
             compressed,
             mut bytes,
             mut held,
         } = message;
         if compressed {
-            let coding = call::known(self.head.coding)?;
-            let limit = self.state.config().http.max_body_bytes;
-            let expanding = move || {
-                let expanded = coding.expand(&bytes, limit, &mut held)?;
-                held.give_back(bytes.len());
-                Ok::<_, RerankError>((expanded, held))
-            };
-            (bytes, held) = body::blocking("expanding a message", expanding).await??;
+            let coding = call::supported(self.call.head.coding)?;
+            let limit = self.call.state.config().http.max_body_bytes;
+            (bytes, held) = body::expand(coding, bytes, held, limit).await?;
         }
-        let reading = (self.state.clone(), models.clone(), self.head.model.clone());
-        let (method, read) = (self.method, self.read);
-        let asked = body::on_bytes(bytes, move |bytes| {
-            let (state, models, asked_for) = reading;
-            call::check_size(method, bytes.len())?;
-            let served = state.served(&models).select(asked_for.as_deref())?;
-            read(&bytes, &served)
-        });
-        let exchange = Exchange {
-            state: &self.state,
-            id: &self.id,
-            dialect: self.method.dialect,
-            hints: self.hints,
-        };
-        let answer = exchange.run(models, asked.await??).await?;
+        let message_bytes = bytes.len();
+        let answer = self
+            .call
+            .ask(models, bytes, message_bytes, self.read)
+            .await?;
         drop(held);
         if let Some(cost) = answer.cost {
             self.streamed.change(|outcome| {

@@ -13,9 +13,8 @@ use hyper::{Method, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use serde_json::{Value, json};
-
 use prost::Message;
+use serde_json::{Value, json};
 
 use super::record::Outcome;
 use super::text::Request;
@@ -113,6 +112,9 @@ pub enum ServerError {
     /// The key cannot be sent in a header.
     #[error("the API key has characters that a header cannot hold")]
     Key,
+    /// The name of the model cannot be sent in a header.
+    #[error("the name of the model has characters that a header cannot hold")]
+    Model,
     /// The connection failed.
     #[error("{0}")]
     Connection(String),
@@ -184,7 +186,7 @@ impl Server {
     /// The same server, asked for one of its models by name.
     ///
     /// # Errors
-    /// When the name cannot be part of a URL.
+    /// When the name cannot be part of a URL, or, over gRPC, of a header.
     pub fn for_model(self, name: &str) -> Result<Self, ServerError> {
         let encoded: String = name
             .bytes()
@@ -196,9 +198,8 @@ impl Server {
             })
             .collect();
         let mut headers = self.headers;
-        if self.dialect == Dialect::Grpc
-            && let Ok(value) = HeaderValue::from_str(name)
-        {
+        if self.dialect == Dialect::Grpc {
+            let value = HeaderValue::from_str(name).map_err(|_| ServerError::Model)?;
             headers.insert("model", value);
         }
         Ok(Self {
@@ -328,12 +329,19 @@ fn outcome_of_call(response: &Response) -> Outcome {
             return Outcome::Answered { tokens };
         }
         None if response.status != 200 => response.status,
+        // INVALID_ARGUMENT
         Some(3) => 400,
+        // DEADLINE_EXCEEDED
         Some(4) => 504,
+        // NOT_FOUND, UNIMPLEMENTED
         Some(5 | 12) => 404,
+        // PERMISSION_DENIED
         Some(7) => 403,
+        // RESOURCE_EXHAUSTED
         Some(8) => 429,
+        // UNAVAILABLE
         Some(14) => 503,
+        // UNAUTHENTICATED
         Some(16) => 401,
         Some(_) | None => 500,
     };
@@ -417,6 +425,18 @@ mod tests {
         let overloaded = r#"{"error":"e","error_type":"overloaded"}"#;
         assert_eq!(of(429, None, overloaded), refused(429, "overloaded"));
         assert_eq!(of(502, None, "<html>"), refused(502, ""));
+    }
+
+    #[test]
+    fn a_model_that_no_header_can_name_is_an_error() {
+        let named = |dialect, name: &str| {
+            let server = Server::new("http://localhost:8080", dialect, None).unwrap();
+            server.for_model(name)
+        };
+        assert_eq!(named(Dialect::Grpc, "a").unwrap().headers["model"], "a");
+        let error = named(Dialect::Grpc, "a\nb").unwrap_err();
+        assert!(matches!(error, ServerError::Model), "{error}");
+        assert!(named(Dialect::Tei, "a\nb").is_ok());
     }
 
     #[test]

@@ -87,20 +87,23 @@ pub enum PredictBody<'a> {
     Batch(Vec<Vec<Label<'a>>>),
 }
 
+/// The scores of a pair with the names of their labels, the highest first.
+pub fn best_first<'a>(scores: &[f32], labels: &'a [String]) -> Vec<(f32, &'a str)> {
+    let scores = scores.iter().copied();
+    let mut row: Vec<_> = scores.zip(labels.iter().map(String::as_str)).collect();
+    row.sort_by(|a, b| b.0.total_cmp(&a.0));
+    row
+}
+
 /// The body that tells `prediction` with the names of its labels.
 fn fill_prediction<'a>(
     labels: &'a [String],
     prediction: &Prediction,
     batch: bool,
 ) -> PredictBody<'a> {
-    let row = |scores: &[f32]| {
-        let mut row: Vec<Label<'a>> = scores
-            .iter()
-            .zip(labels)
-            .map(|(&score, label)| Label { score, label })
-            .collect();
-        row.sort_by(|a, b| b.score.total_cmp(&a.score));
-        row
+    let row = |scores: &[f32]| -> Vec<Label<'a>> {
+        let row = best_first(scores, labels).into_iter();
+        row.map(|(score, label)| Label { score, label }).collect()
     };
     let mut rows = prediction.scores.chunks(prediction.labels).map(row);
     if batch {
