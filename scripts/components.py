@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,7 @@ def materials(machine: str, onnxruntime: Path) -> Materials:
         seen.add(package_id)
         package, name = packages[package_id], name_of(package_id)
         if package["source"] is not None:
-            found[name] = crate(package, name, checksums[package["name"], package["version"]])
+            found[name] = crate(package, packages.values(), name, checksums[package["name"], package["version"]])
         children = linked(package_id)
         needs[name] |= {name_of(child) for child in children} - {name}
         waiting += children
@@ -117,14 +118,21 @@ def locked_checksums() -> dict[tuple[str, str], str]:
     return {(entry["name"], entry["version"]): entry.get("checksum", "") for entry in lock["package"]}
 
 
-def crate(package: dict, purl: str, sha256: str) -> Component:
+def license_texts(package: dict) -> dict[str, str]:
     folder = Path(package["manifest_path"]).parent
     files = sorted(path for path in folder.rglob("*") if path.is_file() and LICENSE_FILE.match(path.name))
-    texts = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in files}
+    return {str(path.relative_to(folder)): path.read_text(errors="replace") for path in files}
+
+
+def crate(package: dict, packages: Iterable[dict], purl: str, sha256: str) -> Component:
+    """A crate without its license's text has that of another one of `packages` from its repository."""
+    source = (package["repository"], package["license"])
+    siblings = [other for other in packages if None not in source and (other["repository"], other["license"]) == source]
+    texts = next(filter(None, map(license_texts, [package, *siblings])), {})
     # Older crates separate alternatives by a slash, which is no SPDX expression.
     expression = re.sub(r"\s*/\s*", " OR ", package["license"] or "")
     if not expression or not (texts or "Apache-2.0" in expression):
-        sys.exit(f"{purl} has no license, or none whose text is known; hint: add its text to its entry here")
+        sys.exit(f"{purl} has no license, or none whose text is known; nor has another crate of its repository")
     origin = package["repository"] or f"https://crates.io/crates/{package['name']}"
     return Component(package["name"], package["version"], expression, origin, purl, sha256, texts)
 
