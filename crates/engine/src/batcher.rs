@@ -28,8 +28,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use self::lane::LaneConfig;
-use self::queue::{Arrival, FlowId, ForecastRequest, LaneId, Outcome, Queue};
+use self::queue::{Arrival, FlowId, LaneId, Outcome, Queue};
 use self::scheduler::Scheduler;
+use self::sharing::ForecastRequest;
 use crate::admission::{Expected, MemoryPermit, Refusal, Size};
 use crate::cache::ScoreCache;
 use crate::cost::{Costs, Work, duration};

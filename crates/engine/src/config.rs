@@ -87,3 +87,25 @@ impl Default for CacheConfig {
         }
     }
 }
+
+/// Limits of the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueLimits {
+    /// Maximum number of tokens admitted and not yet scored.
+    pub tokens: usize,
+    /// Maximum bytes of text of requests admitted and not yet answered.
+    pub bytes: usize,
+    /// Maximum time that a request may be expected to wait for others.
+    pub delay: Duration,
+}
+
+impl QueueLimits {
+    /// The limits in `config`.
+    pub fn of(config: &BatchConfig) -> Self {
+        Self {
+            tokens: config.max_queue_tokens,
+            bytes: config.max_queue_bytes,
+            delay: config.max_queue_delay,
+        }
+    }
+}

@@ -7,10 +7,9 @@ use std::time::Duration;
 use crate::admission::Size;
 use crate::batcher::{AdmissionLimits, Batcher};
 use crate::cache::ScoreCache;
-use crate::config::CacheConfig;
+use crate::config::{CacheConfig, QueueLimits};
 use crate::metrics::Metrics;
 use crate::queue_delay::QueueDelay;
-use crate::service::QueueLimits;
 use crate::tokenizing::TokenizerPool;
 use rerankd_kernels::compute_pool::{ComputePool, ThreadsError};
 

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::engine::{Engine, Plan, Runtime};
-use crate::config::{BatchConfig, CacheConfig, Precision};
+use crate::config::{BatchConfig, CacheConfig, Precision, QueueLimits};
 use crate::cost::Work;
 use crate::host::{Host, HostConfig};
 use crate::metrics::Metrics;
-use crate::service::{self, ModelInfo, QueueLimits, Reranker};
+use crate::service::{self, ModelInfo, Reranker};
 use rerankd_core::{Activation, TruncationStrategy};
 use rerankd_kernels::compute_pool::{ComputePool, ThreadsError};
 use rerankd_kernels::isa::InstructionSet;

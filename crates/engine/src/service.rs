@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::admission::Refusal;
 use crate::batcher::{BatchError, Demand, LaneConfig, ModelBatcher, Permit};
 use crate::cache::{PairKeys, ScoreCache};
-use crate::config::{BatchConfig, CacheConfig};
+use crate::config::{CacheConfig, QueueLimits};
 use crate::cost::Costs;
 use crate::estimate::TokenEstimator;
 use crate::host::{Host, HostConfig};
@@ -87,28 +87,6 @@ impl ModelInfo {
             && shape(self) == shape(other)
             && way(self) == way(other)
             && (&self.device, &self.providers) == (&other.device, &other.providers)
-    }
-}
-
-/// Limits of the queue.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueLimits {
-    /// Maximum number of tokens admitted and not yet scored.
-    pub tokens: usize,
-    /// Maximum bytes of text of requests admitted and not yet answered.
-    pub bytes: usize,
-    /// Maximum time that a request may be expected to wait for others.
-    pub delay: Duration,
-}
-
-impl QueueLimits {
-    /// The limits in `config`.
-    pub fn of(config: &BatchConfig) -> Self {
-        Self {
-            tokens: config.max_queue_tokens,
-            bytes: config.max_queue_bytes,
-            delay: config.max_queue_delay,
-        }
     }
 }
 

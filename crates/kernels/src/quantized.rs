@@ -9,7 +9,7 @@ mod dense;
 mod embeddings;
 mod rows;
 
-pub use dense::{Equalization, Matrix};
+pub use dense::Matrix;
 pub use embeddings::{Embeddings, embed};
 
 use std::cell::RefCell;
@@ -21,6 +21,7 @@ use super::isa::InstructionSet;
 use super::layer::{Operand, Products, ThreadScratch};
 use crate::quantize::GROUP;
 use dense::Dense;
+pub use rows::Equalization;
 use rows::{Quantize, Rows};
 
 /// Products of quantized rows and quantized weights.

@@ -29,7 +29,8 @@ use crate::{ExportedModel, Model, ModelError, TokenizerConfig};
 use rerankd_core::Encoding;
 use rerankd_core::{Pair, TruncationOptions};
 use template::PairTemplate;
-use text::{TextTokenizer, TextTokens, unusable};
+use text::{TextTokenizer, TextTokens};
+use vocabulary::unusable;
 
 /// Why pairs could not be encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

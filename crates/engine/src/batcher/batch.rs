@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::queue::{Job, Taken};
-use super::scheduler::work;
+use super::queue::{Job, Taken, work};
 use super::{Model, Shared, State};
 use crate::trace::{BatchRecord, Timeline};
 use rerankd_core::Batch;

@@ -1,7 +1,6 @@
 //! One model in the scheduler: its queue, and how its batches are formed.
 
-use super::queue::{Queue, Taken};
-use super::scheduler::work;
+use super::queue::{Queue, Taken, work};
 use super::sharing::{Draining, OtherModel, Sharing, Speed};
 use super::workers::Workers;
 use crate::cost::{Costs, Work};

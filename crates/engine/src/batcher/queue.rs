@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::BatchError;
 use super::reply::Reply;
-use super::sharing::Speed;
+use super::sharing::{ForecastRequest, Speed};
 use crate::admission::{Expected, MemoryPermit};
 use crate::backlog::{Backlog, Newcomers, weight};
 use crate::cost::{Cost, Work, duration};
@@ -129,11 +129,9 @@ pub(super) struct Arrival {
     pub now: Instant,
 }
 
-/// A request whose completion time is to be forecast.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ForecastRequest {
-    pub hints: SchedulingHints,
-    pub work: Work,
+/// What it takes to score `jobs`.
+pub(super) fn work(jobs: &[Job]) -> Work {
+    Work::all(jobs.iter().map(|job| job.tokens))
 }
 
 /// All requests in the queue.

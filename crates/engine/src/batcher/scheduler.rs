@@ -12,12 +12,12 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::lane::{FreeWorker, Lane, LaneConfig};
-use super::queue::{ForecastRequest, Job, LaneId, Outcome, Taken};
-use super::sharing::{OtherModel, Sharing, seconds_until_released};
+use super::queue::{Job, LaneId, Outcome, Taken, work};
+use super::sharing::{ForecastRequest, OtherModel, Sharing, seconds_until_released};
 use super::workers::Workers;
 use super::{AdmissionLimits, Demand};
 use crate::admission::{Expected, Memory, MemoryPermit, Missing, Refusal, Size, check_time};
-use crate::cost::{Work, duration};
+use crate::cost::duration;
 use crate::fair::Level;
 use rerankd_core::Deadline;
 
@@ -285,14 +285,10 @@ fn microseconds(seconds: f64) -> usize {
     (seconds * MICROSECONDS) as usize
 }
 
-pub(super) fn work(jobs: &[Job]) -> Work {
-    Work::all(jobs.iter().map(|job| job.tokens))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{Cost, Costs, Estimator};
+    use crate::cost::{Cost, Costs, Estimator, Work};
     use crate::plan::{BatchLimits, SHARE_ABOVE};
     use rerankd_core::{SchedulingHints, Tenant};
 

@@ -6,10 +6,17 @@
 
 use smallvec::SmallVec;
 
-use super::queue::ForecastRequest;
 use super::workers::WorkerSet;
 use crate::backlog::Forecast;
 use crate::cost::{Cost, Work};
+use rerankd_core::SchedulingHints;
+
+/// A request whose completion time is to be forecast.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ForecastRequest {
+    pub hints: SchedulingHints,
+    pub work: Work,
+}
 
 /// Another model for which something waits.
 #[derive(Debug, Clone, Copy)]

@@ -5,9 +5,8 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::queue::{Job, Taken};
+use super::queue::{Job, Taken, work};
 use super::reply::Receiver;
-use super::scheduler::work;
 use super::*;
 use crate::cost::{Cost, Costs, Estimator, duration};
 use crate::plan::{BatchLimits, SHARE_ABOVE};

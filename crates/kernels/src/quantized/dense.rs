@@ -1,20 +1,11 @@
 //! A dense layer over quantized rows.
 
-use super::rows::Rows;
+use super::rows::{Equalization, Rows};
 use crate::elementary::rough_gelu;
 use crate::epilogue::{Epilogue, with_epilogue};
 use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, strip_size};
-
-/// Shifts and factors of a dense layer's inputs, as [`crate::quantize::Equalization`] has them.
-#[derive(Debug, Clone, Copy)]
-pub struct Equalization<'a> {
-    /// `[inputs]`.
-    pub shifts: &'a [f32],
-    /// `[inputs]`.
-    pub factors: &'a [f32],
-}
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,6 @@
 use crate::elementary::{LANES, fold, round_to_i32};
 use crate::isa::{Isa, Step};
 use crate::quantize::GROUP;
-use crate::quantized::dense::Equalization;
 
 /// Largest number of a quantized row.
 const MAX: f32 = 255.0;
@@ -24,6 +23,15 @@ pub(super) struct Rows {
     row: Vec<u8>,
     /// One row, shifted and scaled.
     equalized: Vec<f32>,
+}
+
+/// Shifts and factors of a dense layer's inputs, as [`crate::quantize::Equalization`] has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Equalization<'a> {
+    /// `[inputs]`.
+    pub shifts: &'a [f32],
+    /// `[inputs]`.
+    pub factors: &'a [f32],
 }
 
 /// Fills `rows` with `x`, `[rows, inputs]`.

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::attention::{self, Attend};
-use super::dense::{Dense, Equalization, Matrix};
+use super::dense::{Dense, Matrix};
 use super::embeddings::{Embeddings, embed};
-use super::rows::{Quantize, Rows};
+use super::rows::{Equalization, Quantize, Rows};
 use crate::epilogue::Epilogue;
 use crate::isa::InstructionSet;
 use crate::norm::{LayerNorm, Normalize};

@@ -11,7 +11,7 @@ use tokenizers::{
     Tokenizer,
 };
 
-use super::text::unusable;
+use super::vocabulary::unusable;
 use crate::ModelError;
 use crate::tokenizer_class::{AddedTokens, DecoderTokenizer};
 

@@ -20,7 +20,7 @@ use super::cut::Cuts;
 use super::decoder;
 use super::pieces::Pieces;
 use super::shorten::WordShortener;
-use super::vocabulary;
+use super::vocabulary::{self, unusable};
 use crate::{ModelError, TokenizerClass, TokenizerConfig};
 
 /// The tokens of one text, without special tokens.
@@ -411,11 +411,4 @@ fn lowercase_first(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
     steps.extend(saved);
     tokenizer.with_normalizer(Some(Sequence::new(steps)))?;
     Ok(())
-}
-
-pub(super) fn unusable(message: &str) -> ModelError {
-    ModelError::new(
-        message,
-        "save the tokenizer again with a current version of transformers",
-    )
 }

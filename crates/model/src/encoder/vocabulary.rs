@@ -6,12 +6,19 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::text::unusable;
 use crate::ModelError;
 
 /// Longest token of a Unigram vocabulary in bytes. The library keeps such a vocabulary in a trie, one level a
 /// byte, and drops it recursively: a token of some ten thousand bytes overflows the stack, which ends the process.
 const MAX_TOKEN_BYTES: usize = 4096;
+
+/// A `tokenizer.json` that cannot be used.
+pub(super) fn unusable(message: &str) -> ModelError {
+    ModelError::new(
+        message,
+        "save the tokenizer again with a current version of transformers",
+    )
+}
 
 #[derive(Deserialize)]
 struct TokenizerFile {
