@@ -30,7 +30,7 @@ const LEAST_CORRELATION: f64 = 0.98;
 /// Sequences per batch.
 const BATCH: usize = 16;
 
-const MODELS: [&str; 11] = [
+pub const MODELS: [&str; 11] = [
     "causal-qwen3",
     "causal-qwen3-yarn",
     "causal-qwen2",
@@ -46,7 +46,7 @@ const MODELS: [&str; 11] = [
 
 /// The reference of a model.
 #[derive(Debug, Deserialize)]
-struct Reference {
+pub struct Reference {
     vocabulary: u32,
     /// Seed and length of ids that a generator makes.
     made_up: Vec<[u64; 2]>,
@@ -62,12 +62,12 @@ struct Reference {
 }
 
 impl Reference {
-    fn read(name: &str) -> Self {
+    pub fn read(name: &str) -> Self {
         let text = std::fs::read_to_string(fixture(&format!("{name}.json"))).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
-    fn encodings(&self) -> Vec<Encoding> {
+    pub fn encodings(&self) -> Vec<Encoding> {
         let made_up = self.made_up.iter().map(|&[seed, length]| {
             let mut state = seed;
             let id = || {
@@ -82,7 +82,7 @@ impl Reference {
             .collect()
     }
 
-    fn logits(&self) -> Vec<f32> {
+    pub fn logits(&self) -> Vec<f32> {
         let mut logits = self.logits.concat();
         logits.extend(&self.pair_logits);
         logits

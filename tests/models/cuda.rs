@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::cuda_graph::{FORMS, models};
-use crate::support::reference::{Reference, model_dir, root};
+use crate::causal;
+use crate::cuda_graph::{FORMS, models, reference, tolerance};
+use crate::support::reference::{model_dir, root};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
@@ -132,13 +133,12 @@ fn fp32_gives_the_reference_logits_on_a_gpu() {
         return;
     }
     for name in models() {
-        let reference = Reference::read(&name);
+        let (encodings, expected) = reference(&name);
         let mut gpu = on_gpu(&model_dir(&name), Precision::Fp32);
         assert_eq!(gpu.precision, "fp32");
-        let encodings = encodings(&gpu.encoder, &reference.pairs());
-        let off = worst(&logits(&mut gpu, &encodings, 16), &reference.logits());
+        let off = worst(&logits(&mut gpu, &encodings, 16), &expected);
         println!("{name}: off by {off:.1e}");
-        assert!(off <= 1e-4, "{name}: off by {off}");
+        assert!(off <= tolerance(&expected), "{name}: off by {off}");
     }
 }
 
@@ -170,14 +170,12 @@ fn sixteen_bits_move_tiny_models_little_on_a_gpu() {
         return;
     }
     for name in FORMS {
-        let reference = Reference::read(name);
-        let expected = reference.logits();
+        let (encodings, expected) = reference(name);
         let spread = expected.iter().copied().fold(f32::MIN, f32::max)
             - expected.iter().copied().fold(f32::MAX, f32::min);
         for (precision, most) in [(Precision::Fp16, 0.02), (Precision::Bf16, 0.15)] {
             let mut gpu = on_gpu(&model_dir(name), precision);
             assert_eq!(gpu.precision, precision.name());
-            let encodings = encodings(&gpu.encoder, &reference.pairs());
             let off = worst(&logits(&mut gpu, &encodings, 16), &expected);
             println!(
                 "{name}: {} is off by {off:.1e} of {spread:.1}",
@@ -257,7 +255,14 @@ fn every_node_runs_on_the_gpu() {
         let config = config(&model_dir(&name), Device::Cuda(0), Precision::Auto);
         let reranker = load(&config, Metrics::new()).unwrap_or_else(|error| panic!("{error}"));
         let info = reranker.info();
-        assert_eq!((info.device.as_str(), info.precision), ("cuda:0", "fp16"));
+        let precision = match causal::MODELS.contains(&&*name) {
+            true => "bf16",
+            false => "fp16",
+        };
+        assert_eq!(
+            (info.device.as_str(), info.precision),
+            ("cuda:0", precision)
+        );
         let nodes: Vec<_> = info.providers.keys().collect();
         assert_eq!(nodes, ["CUDAExecutionProvider"], "{name}");
         let model = Model::open(&model_dir(&name)).unwrap();

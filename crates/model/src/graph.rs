@@ -67,6 +67,12 @@ pub mod operator {
     pub const WINDOW: &str = "window";
     /// Attribute: number of heads.
     pub const HEADS: &str = "heads";
+    /// Unpadded causal attention with grouped queries, of which only the lowering for CUDA knows: elsewhere, it is
+    /// part of a [`DECODER_LAYER`].
+    ///
+    /// Inputs: queries `[tokens, HEADS * HEAD_SIZE]`; keys and values `[tokens, KV_HEADS * HEAD_SIZE]` each; rotary
+    /// embeddings `[positions, head size]`. Queries are not scaled. Output: `[tokens, HEADS * HEAD_SIZE]`.
+    pub const CAUSAL_ATTENTION: &str = "CausalAttention";
     /// Pools the hidden states of each sequence.
     ///
     /// Inputs: hidden states `[tokens, width]`; lengths `[sequences]`, 32-bit. Output: `[sequences,

@@ -168,7 +168,7 @@ fn equal(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// A sequence up to its last token that is not `padding`; its first token if there is none.
-fn without_trailing(ids: &[u32], padding: Option<u32>) -> &[u32] {
+pub(super) fn without_trailing(ids: &[u32], padding: Option<u32>) -> &[u32] {
     let last = ids.iter().rposition(|&id| Some(id) != padding);
     &ids[..=last.unwrap_or(0)]
 }

@@ -24,7 +24,7 @@ use super::onnx::{self, Layout, PackedInputs};
 use super::splitting::{Budget, Need, RunError, Runner, Splitting};
 use super::{ScoreError, driver};
 use rerankd_core::Batch;
-use rerankd_model::graph::cuda::Floats;
+use rerankd_model::graph::cuda::{Added, Floats};
 use rerankd_model::graph::{Graph, io};
 use rerankd_model::{AttentionPositions, LayerForm, Manifest};
 
@@ -195,38 +195,51 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
     let bytes = floats.bytes() as u64;
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let heads = config.heads as u64;
-    // Rows of what is added to the scores of a pair of tokens, if anything is.
-    let (is_gated, is_rotary, added) = match &config.form {
-        LayerForm::PostNorm => (false, false, None),
-        LayerForm::PostNormRelativeBias(_) => (false, false, Some(heads)),
-        LayerForm::PostNormGated(gated) => match gated.positions {
-            AttentionPositions::Rotary(_) => (true, true, None),
-            AttentionPositions::Alibi => (true, false, Some(heads)),
-        },
-        LayerForm::PreNormGated(_) => (true, true, Some(1)),
-        // They have no form for CUDA.
-        LayerForm::PostNormDisentangled(_) | LayerForm::Decoder(_) => (false, false, None),
+    // In attention: the residual, its norm, queries, keys and values, what is turned, repeated or converted of them, and
+    // the output; in the feed-forward part the residual, its norm, the output, and both sides of the activation, of two
+    // products if it is gated.
+    let (is_gated, is_rotary) = match &config.form {
+        LayerForm::PostNorm
+        | LayerForm::PostNormRelativeBias(_)
+        | LayerForm::PostNormDisentangled(_) => (false, false),
+        LayerForm::PostNormGated(gated) => (
+            true,
+            matches!(gated.positions, AttentionPositions::Rotary(_)),
+        ),
+        LayerForm::PreNormGated(_) | LayerForm::Decoder(_) => (true, true),
     };
-    // What lives at the same time: in attention the residual, its norm, queries, keys and values, what is turned or
-    // converted of them, and the output; in the feed-forward part the residual, its norm, the output, and both
-    // sides of the activation, of two products if it is gated.
     let copies = match (is_rotary, floats) {
         (false, Floats::Single | Floats::Half) => 0,
         (true, Floats::Single | Floats::Half) => 2,
         (false, Floats::Bfloat) => 4,
         (true, Floats::Bfloat) => 6,
     };
-    let live = (2 + 3 + copies + 1) * hidden;
-    let live = live.max(3 * hidden + if is_gated { 4 } else { 2 } * inner);
-    // What is added to scores, and the distances that it is looked up by.
-    let distances = 2 * size_of::<i32>() as u64;
-    let once_per_square = added.map_or(0, |rows| rows * bytes + distances);
+    let (width, repeated) = match config.decoder() {
+        Some(decoder) => (heads * decoder.head_size as u64, 2),
+        None => (hidden, 0),
+    };
+    let attention = 2 * hidden + (3 + copies + repeated + 1) * width;
+    let mut live = attention.max(3 * hidden + if is_gated { 4 } else { 2 } * inner);
+    // What is added to scores: the places that it is looked up by, 32-bit, and what is found.
+    let places = size_of::<i32>() as u64;
+    let (once_per_square, padded_per_square) = match Added::of(config) {
+        Added::Nothing => (0, 0),
+        Added::Once(rows) => (rows as u64 * bytes + 2 * places, 0),
+        Added::PerHead { heads, buckets } => {
+            // Two terms: tokens by head, and their products.
+            live += 2 * (width + (heads * buckets) as u64);
+            (3 * places, 2 * places + 3 * heads as u64 * bytes)
+        }
+    };
     // Padded rows of the hidden states in fp32, and their weights.
     let per_cell = match manifest.head.reads_all_tokens() {
-        true => 4 * (hidden + 3),
-        false => 0,
+        true if config.decoder().is_none() => 4 * (hidden + 3),
+        _ => 0,
     };
-    let size = config.hidden_size / config.heads;
+    let size = match config.decoder() {
+        Some(decoder) => decoder.head_size,
+        None => config.hidden_size / config.heads,
+    };
     // Kernels that never write the scores down take heads of a multiple of eight.
     let squares_up_to = match floats {
         _ if !size.is_multiple_of(8) => usize::MAX,
@@ -238,9 +251,11 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
         per_token: live * bytes * 3 / 2,
         per_cell,
         once_per_square,
+        padded_per_square,
         // Scores, and what softmax makes of them.
         per_square: 2 * heads * bytes,
         squares_up_to,
+        added: Added::of(config),
     }
 }
 

@@ -279,6 +279,7 @@ pub struct PackedInputs {
     pub position_ids: Vec<i64>,
     pub lengths: Vec<i32>,
     pub cls_index: Vec<i64>,
+    pub last_index: Vec<i64>,
 }
 
 impl PackedInputs {
@@ -289,10 +290,15 @@ impl PackedInputs {
             position_ids: Vec::with_capacity(batch.tokens()),
             lengths: batch.lengths().iter().map(|&l| l as i32).collect(),
             cls_index: Vec::with_capacity(batch.sequences()),
+            last_index: Vec::with_capacity(batch.sequences()),
         };
+        let padding = layout.causal.and_then(|causal| causal.padding);
         let mut first = 0;
         for &length in batch.lengths() {
             inputs.cls_index.push(first as i64);
+            let ids = &batch.ids()[first..first + length];
+            let last = first + causal::without_trailing(ids, padding).len() - 1;
+            inputs.last_index.push(last as i64);
             let mut next = layout.first_position;
             for token in first..first + length {
                 let position = if layout.positions == 1 {
@@ -344,6 +350,7 @@ mod tests {
                 position_ids: vec![2, 1, 13, 2],
                 lengths: vec![3, 1],
                 cls_index: vec![0, 3],
+                last_index: vec![2, 3],
             }
         );
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ScoreError, Scorer};
 use rerankd_core::Batch;
+use rerankd_model::graph::cuda::{ALIGNMENT, Added, MOST_NUMBERS};
 
 /// Why a run gave no logits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +34,15 @@ pub struct Need {
     pub per_cell: u64,
     /// Of each pair of cells of the longest sequence, once for the batch: what is added to scores.
     pub once_per_square: u64,
+    /// Of each pair of cells of a batch that is padded to its longest sequence: what is added to scores.
+    pub padded_per_square: u64,
     /// Of each pair of tokens of a batch that is padded to its longest sequence; 0 where attention
     /// never lies in memory.
     pub per_square: u64,
     /// Longest sequence of the batches that need memory for those pairs.
     pub squares_up_to: usize,
+    /// What is added to scores, of which no tensor may have more than [`MOST_NUMBERS`].
+    pub added: Added,
 }
 
 impl Need {
@@ -52,7 +57,14 @@ impl Need {
         self.per_token * batch.tokens() as u64
             + self.per_cell * sequences * longest
             + self.once_per_square * square
+            + self.padded_per_square * sequences * square
             + self.per_square * squares
+    }
+
+    /// Whether kernels can count what `batch` needs.
+    fn is_countable(&self, batch: &Batch) -> bool {
+        let longest = batch.longest().next_multiple_of(ALIGNMENT);
+        self.added.numbers(batch.sequences(), longest) <= MOST_NUMBERS
     }
 }
 
@@ -103,7 +115,7 @@ impl<R: Runner> Splitting<R> {
         let need = self.need.of(batch);
         let alone = batch.sequences() == 1;
         // A sequence that is alone is tried whatever the budget says: nothing can be split off.
-        if need <= self.budget.bytes() || alone {
+        if (need <= self.budget.bytes() && self.need.is_countable(batch)) || alone {
             match self.runner.run(batch) {
                 Ok(logits) => return Ok(logits),
                 Err(RunError::Failed(reason)) => return Err(ScoreError(reason)),
@@ -175,8 +187,10 @@ mod tests {
         per_token: 10,
         per_cell: 0,
         once_per_square: 0,
+        padded_per_square: 0,
         per_square: 0,
         squares_up_to: 0,
+        added: Added::Nothing,
     };
 
     fn batch(lengths: &[usize]) -> Batch {
@@ -266,8 +280,24 @@ mod tests {
         let need = Need {
             per_cell: 3,
             once_per_square: 5,
+            padded_per_square: 7,
             ..Need::default()
         };
-        assert_eq!(need.of(&batch(&[10, 5])), 3 * 2 * 10 + 5 * 100);
+        assert_eq!(
+            need.of(&batch(&[10, 5])),
+            3 * 2 * 10 + 5 * 100 + 7 * 2 * 100
+        );
+    }
+
+    #[test]
+    fn a_batch_that_kernels_cannot_count_is_split() {
+        let mut scorer = scorer(usize::MAX, u64::MAX);
+        // Half of what is countable: two sequences of 16 tokens.
+        let heads = MOST_NUMBERS / (2 * 16 * 16);
+        scorer.need.added = Added::PerHead { heads, buckets: 2 };
+        scorer.score(&batch(&[16, 16, 16, 16])).unwrap();
+        assert_eq!(scorer.runner.runs, [32, 32]);
+        scorer.score(&batch(&[17, 1])).unwrap();
+        assert_eq!(scorer.runner.runs[2..], [17, 1]);
     }
 }

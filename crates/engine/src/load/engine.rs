@@ -9,7 +9,7 @@ use crate::config::Precision;
 use crate::plan::BatchLimits;
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::isa::InstructionSet;
-use rerankd_model::graph::cuda::{Floats, unsupported_on_cuda};
+use rerankd_model::graph::cuda::Floats;
 use rerankd_model::graph::{self, Rows, Weight};
 use rerankd_model::{Manifest, Model, ModelError};
 use rerankd_runtime::Device;
@@ -172,60 +172,29 @@ impl Plan {
         })
     }
 
+    /// Has `auto` be bf16 for causal models on a GPU with bf16: their hidden states may leave the range of fp16.
+    fn suit(&mut self, asked: Precision, manifest: &Manifest) {
+        let Taken::Cuda(gpu) = &self.choice.device else {
+            return;
+        };
+        let causal = manifest.encoder.decoder().is_some();
+        if asked == Precision::Auto && causal && gpu.facts.capability >= cuda::AMPERE {
+            self.arithmetic = Arithmetic::Cuda(Floats::Bfloat);
+            self.arithmetic_because = "causal models need the range of bf16".to_owned();
+        }
+    }
+
     /// Opens all sessions, and drops the model to free its memory for them.
     ///
     /// # Errors
     /// If the model cannot be opened on the device.
     pub(super) fn open(
-        self,
-        config: &LoadConfig,
-        runtime: Runtime<'_>,
-        model: Model,
-    ) -> Result<Engine, LoadError> {
-        let this = match unsupported_on_cuda(&model.manifest.encoder) {
-            Some(reason) => self.on_cpu_only(config, &model.manifest, reason)?,
-            None => self,
-        };
-        this.open_built(config, runtime, model)
-    }
-
-    /// The plan for a model that has no form for CUDA, for this `reason`.
-    fn on_cpu_only(
-        self,
-        config: &LoadConfig,
-        manifest: &Manifest,
-        reason: &str,
-    ) -> Result<Self, LoadError> {
-        if matches!(self.choice.device, Taken::Cpu) {
-            return Ok(self);
-        }
-        if config.device != Device::Auto {
-            return Err(LoadError::Model(ModelError::new(
-                format!(
-                    "`{}` {reason} (`{}`), which runs on the CPU only",
-                    manifest.id, manifest.architecture
-                ),
-                "serve it with `--device cpu`",
-            )));
-        }
-        let choice = Choice {
-            device: Taken::Cpu,
-            because: format!("the model {reason}, which runs on the CPU only"),
-        };
-        let (arithmetic, arithmetic_because) = Arithmetic::of(config, &choice.device)?;
-        Ok(Self {
-            choice,
-            arithmetic,
-            arithmetic_because,
-        })
-    }
-
-    fn open_built(
-        self,
+        mut self,
         config: &LoadConfig,
         Runtime { library, compute }: Runtime<'_>,
         model: Model,
     ) -> Result<Engine, LoadError> {
+        self.suit(config.precision, &model.manifest);
         let opened = match (&self.choice.device, self.arithmetic) {
             (Taken::Cuda(gpu), Arithmetic::Cuda(floats)) => {
                 on_gpu(gpu, floats, config, library, model)?
@@ -442,41 +411,32 @@ mod tests {
     }
 
     #[test]
-    fn models_without_a_form_for_cuda_run_on_the_cpu() {
-        for name in ["causal-qwen3", "tiny-deberta-v3"] {
-            runs_on_the_cpu(name);
-        }
-    }
-
-    fn runs_on_the_cpu(name: &str) {
+    fn causal_models_are_in_bf16_on_a_gpu_that_has_it() {
         let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference/models");
-        let model = Model::open(&models.join(name)).unwrap();
-        let reason = unsupported_on_cuda(&model.manifest.encoder).unwrap();
-        let plan = |device| {
+        for (name, capability, asked, expected) in [
+            ("causal-qwen3", (9, 0), Precision::Auto, "bf16"),
+            ("causal-qwen3", (7, 5), Precision::Auto, "fp16"),
+            ("causal-qwen3", (9, 0), Precision::Fp16, "fp16"),
+            ("tiny-deberta-v3", (9, 0), Precision::Auto, "fp16"),
+        ] {
             let config = LoadConfig {
-                device,
+                model: Some(models.join(name)),
+                precision: asked,
                 ..LoadConfig::default()
             };
             let choice = Choice {
-                device: Taken::Cuda(Gpu::default()),
+                device: gpu_of(capability),
                 because: "a GPU is there".into(),
             };
             let (arithmetic, arithmetic_because) = Arithmetic::of(&config, &choice.device).unwrap();
-            let plan = Plan {
+            let mut plan = Plan {
                 choice,
                 arithmetic,
                 arithmetic_because,
             };
-            plan.on_cpu_only(&config, &model.manifest, reason)
-        };
-        let error = plan(Device::Cuda(0)).map(|_| ()).unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("`{name}` {reason}")) && error.contains("--device cpu"),
-            "{error}"
-        );
-        let plan = plan(Device::Auto).unwrap();
-        assert_eq!(plan.choice.name(), "cpu");
-        assert!(matches!(plan.arithmetic, Arithmetic::Cpu(_)));
+            plan.suit(asked, &Model::open(&models.join(name)).unwrap().manifest);
+            assert_eq!(plan.arithmetic.name(), expected, "{name}, {capability:?}");
+        }
     }
 
     #[test]

@@ -169,6 +169,14 @@ impl GraphBuilder {
         Value(name.to_owned())
     }
 
+    /// Adds a shape, stored in the graph file.
+    pub(super) fn shape(&mut self, name: &str, dims: &[i64]) -> Value {
+        let bytes = dims.iter().flat_map(|dim| dim.to_le_bytes()).collect();
+        let shape = TensorProto::inline(name, &[dims.len()], DataType::Int64, bytes);
+        self.graph.initializer.push(shape);
+        Value(name.to_owned())
+    }
+
     /// Adds a node with one output, called `name`.
     pub fn node(
         &mut self,

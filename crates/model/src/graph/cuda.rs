@@ -9,11 +9,17 @@
 //!   `[CLS]` rows afterwards.
 //! - What depends on distances (a relative bias, ALiBi, a sliding window) is added to the scores. It is computed
 //!   once for all layers that share it.
+//! - What positions of DeBERTa add is looked up in every layer, among products of every token with every bucket.
+//! - Decoders have a graph of single nodes for CUDA alone. Their keys that lie behind a query are hidden as those
+//!   outside of a window are.
 //! - In 16 bits, the encoder computes in 16 bits and the head in fp32, so that close logits stay distinct.
 //!
 //! What ONNX Runtime's operators require is in `docs/decisions/0051-cuda-operators.md`.
 
 mod attention;
+mod causal;
+mod decoder;
+mod disentangled;
 mod pooling;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +31,7 @@ use super::builder::{Data, Dim, Graph, STANDARD, Weight, placeholder, value_info
 use super::encoder::to_bf16;
 use super::{Precision, Rows, operator};
 use crate::onnx::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
-use crate::{EncoderConfig, LayerForm, Model, ModelError};
+use crate::{AttentionPositions, EncoderConfig, LayerForm, Model, ModelError};
 
 /// Input: index of each token in a padded batch, `[sequences, longest]`, 32-bit. The tokens come first, in
 /// order, then the padding. `longest` is a multiple of [`ALIGNMENT`].
@@ -51,6 +57,9 @@ pub const WEIGHTED_MEAN_WEIGHTS: &str = "weighted_mean_weights";
 /// Padded sequences are a multiple of this long: attention that adds something to its scores reads rows of 64 bytes.
 pub const ALIGNMENT: usize = 16;
 
+/// Most numbers of a tensor: kernels count them in 32 bits.
+pub const MOST_NUMBERS: usize = i32::MAX as usize;
+
 /// Floating-point type of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Floats {
@@ -72,36 +81,82 @@ impl Floats {
     }
 }
 
-/// What models of this configuration need that has no form for CUDA, if anything.
-pub fn unsupported_on_cuda(config: &EncoderConfig) -> Option<&'static str> {
-    match config.form {
-        LayerForm::Decoder(_) => Some("is a causal model"),
-        LayerForm::PostNormDisentangled(_) => Some("has disentangled attention"),
-        LayerForm::PostNorm
-        | LayerForm::PostNormRelativeBias(_)
-        | LayerForm::PostNormGated(_)
-        | LayerForm::PreNormGated(_) => None,
+/// What is added to the scores of attention.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Added {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The same for all sequences of a batch: so many numbers for each pair of places.
+    Once(usize),
+    /// Numbers for each pair of tokens and each head, looked up among products with so many buckets of distances.
+    PerHead {
+        /// Heads.
+        heads: usize,
+        /// Buckets.
+        buckets: usize,
+    },
+}
+
+impl Added {
+    /// What models of this configuration add.
+    pub fn of(config: &EncoderConfig) -> Self {
+        let heads = config.heads;
+        match &config.form {
+            LayerForm::PostNorm => Self::Nothing,
+            LayerForm::PostNormRelativeBias(_) => Self::Once(heads),
+            LayerForm::PostNormGated(gated) => match gated.positions {
+                AttentionPositions::Rotary(_) => Self::Nothing,
+                AttentionPositions::Alibi => Self::Once(heads),
+            },
+            LayerForm::PreNormGated(_) | LayerForm::Decoder(_) => Self::Once(1),
+            LayerForm::PostNormDisentangled(disentangled) => Self::PerHead {
+                heads,
+                buckets: disentangled.buckets,
+            },
+        }
+    }
+
+    /// Numbers of the largest tensor, for so many padded sequences of a length.
+    pub fn numbers(self, sequences: usize, longest: usize) -> usize {
+        let square = longest.saturating_mul(longest);
+        match self {
+            Self::Nothing => 0,
+            Self::Once(rows) => square.saturating_mul(rows),
+            Self::PerHead { heads, .. } => square.saturating_mul(heads * sequences),
+        }
     }
 }
 
 /// Builds the graph of `model` for CUDA.
 ///
 /// # Errors
-/// [`ModelError`] if a weight is missing, has the wrong shape, cannot be read, or overflows fp16, or if an operator has
-/// no CUDA counterpart.
+/// [`ModelError`] if a weight is missing, has the wrong shape, cannot be read, or overflows fp16, if an operator has
+/// no CUDA counterpart, or if sequences are too long for it.
 pub fn build(model: &Model, floats: Floats) -> Result<Graph, ModelError> {
     let config = &model.manifest.encoder;
-    if let Some(reason) = unsupported_on_cuda(config) {
+    let (graph, hidden, positions) = match config.decoder() {
+        Some(decoder) => {
+            let (graph, hidden) = decoder::build(model, decoder, floats)?;
+            (graph, hidden, model.manifest.max_length)
+        }
+        None => {
+            let (graph, hidden) =
+                super::encoder_graph(model, Rows::FirstOfEach, Precision::Fp32Nodes)?;
+            (graph, hidden, config.max_positions)
+        }
+    };
+    let longest = positions.next_multiple_of(ALIGNMENT);
+    if Added::of(config).numbers(1, longest) > MOST_NUMBERS {
         return Err(ModelError::new(
             format!(
-                "`{}` {reason}, which is not supported on a GPU",
+                "`{}` reads texts of {positions} tokens, which is too long on a GPU",
                 model.manifest.id
             ),
-            "serve it with `--device cpu`",
+            "lower `--max-length`, or serve it with `--device cpu`",
         ));
     }
-    let (graph, hidden) = super::encoder_graph(model, Rows::FirstOfEach, Precision::Fp32Nodes)?;
-    Lowering::new(graph.weights, config.max_positions, floats).lower(&graph.model, hidden.name())
+    Lowering::new(graph.weights, longest, floats).lower(&graph.model, hidden.name())
 }
 
 fn unsupported(operator: &str) -> ModelError {
@@ -122,13 +177,13 @@ struct Lowering {
 }
 
 impl Lowering {
-    fn new(weights: Vec<Weight>, positions: usize, floats: Floats) -> Self {
+    fn new(weights: Vec<Weight>, longest: usize, floats: Floats) -> Self {
         let named = |weight: Weight| (weight.name.clone(), weight);
         Self {
             nodes: Vec::new(),
             weights: weights.into_iter().map(named).collect(),
             constants: Vec::new(),
-            longest: positions.next_multiple_of(ALIGNMENT),
+            longest,
             floats,
         }
     }
@@ -137,9 +192,12 @@ impl Lowering {
     fn lower(mut self, graph: &[u8], hidden: &str) -> Result<Graph, ModelError> {
         let mut model = ModelProto::decode(graph).expect("the builder encoded it");
         let proto = model.graph.take().expect("the builder adds a graph");
+        let inline = |constant: &TensorProto| !constant.is_external();
+        self.constants = proto.initializer.into_iter().filter(inline).collect();
         for node in proto.node {
             match (node.domain.as_str(), node.op_type.as_str()) {
                 (operator::DOMAIN, operator::PACKED_ATTENTION) => self.attention(&node)?,
+                (operator::DOMAIN, operator::CAUSAL_ATTENTION) => self.causal_attention(&node)?,
                 (operator::DOMAIN, operator::PACKED_POOLING) => self.pooling(&node)?,
                 (operator::DOMAIN, other) => return Err(unsupported(other)),
                 _ => self.nodes.push(node),
@@ -179,13 +237,10 @@ impl Lowering {
         let encoder = &self.nodes[..head];
         let read: BTreeSet<&String> = encoder.iter().flat_map(|node| &node.input).collect();
         for (name, weight) in &mut self.weights {
-            if let Data::F32(data) = &weight.data
+            if let Data::F32(data) = &mut weight.data
                 && read.contains(name)
             {
-                weight.data = match self.floats {
-                    Floats::Bfloat => Data::BF16(to_bf16(data)),
-                    Floats::Single | Floats::Half => Data::F16(to_fp16(name, data)?),
-                };
+                weight.data = narrowed(self.floats, name, std::mem::take(data))?;
             }
         }
         let outputs: BTreeSet<String> = encoder.iter().flat_map(|n| n.output.clone()).collect();
@@ -306,6 +361,15 @@ fn floats(weight: &Weight) -> Result<&[f32], ModelError> {
         Data::F32(data) => Ok(data),
         _ => Err(unsupported(operator::PACKED_ATTENTION)),
     }
+}
+
+/// Numbers in the type of the encoder.
+fn narrowed(floats: Floats, name: &str, data: Vec<f32>) -> Result<Data, ModelError> {
+    Ok(match floats {
+        Floats::Single => Data::F32(data),
+        Floats::Half => Data::F16(to_fp16(name, &data)?),
+        Floats::Bfloat => Data::BF16(to_bf16(&data)),
+    })
 }
 
 /// Converts to fp16. Small values lose precision; values that overflow are an error.

@@ -43,18 +43,24 @@ impl EncoderGraph<'_> {
         } = *self.config;
         let name = tensors.name(tensors.words);
         let (name, shape) = (format!("{name}.weight"), [vocab_size, size]);
-        let mut rows = if self.model().weights.is_bf16(&name) {
+        let rows = if self.model().weights.is_bf16(&name) {
             let words = self.model().weights.read_bf16(&name, &shape)?;
             self.bf16_word_rows(&name, shape, words)
         } else {
             let words = self.model().weights.read(&name, &shape)?;
             self.word_rows(&name, size, words)
         };
-        if decoder.is_gemma {
-            let factor = self.floats("word.factor", &[1], vec![(size as f32).sqrt()]);
-            rows = self.graph.op("word.scaled", "Mul", &[&rows, &factor]);
+        Ok(self.scaled_words(decoder, rows))
+    }
+
+    /// The word embeddings as the first layer reads them.
+    pub(super) fn scaled_words(&mut self, decoder: &Decoder, rows: Value) -> Value {
+        if !decoder.is_gemma {
+            return rows;
         }
-        Ok(rows)
+        let factor = (self.config.hidden_size as f32).sqrt();
+        let factor = self.floats("word.factor", &[1], vec![factor]);
+        self.graph.op("word.scaled", "Mul", &[&rows, &factor])
     }
 
     /// As [`EncoderGraph::product`], with the weights as they are stored where those are to be `widened`.
@@ -100,7 +106,7 @@ impl EncoderGraph<'_> {
         fp32 && parts.iter().all(stored)
     }
 
-    fn rotary_table(&mut self, decoder: &Decoder) -> Value {
+    pub(super) fn rotary_table(&mut self, decoder: &Decoder) -> Value {
         let (positions, size) = (self.model().manifest.max_length, decoder.head_size);
         let table = decoder.rotary.table(positions, size);
         self.floats("rotary", &[positions, size], table)
@@ -214,11 +220,22 @@ impl EncoderGraph<'_> {
         Ok(self.floats(&name, &[size], weight))
     }
 
-    fn final_norm(&mut self, decoder: &Decoder, x: &Value) -> Result<Value, ModelError> {
+    pub(super) fn final_norm(&mut self, decoder: &Decoder, x: &Value) -> Result<Value, ModelError> {
         let name = self.config.tensors.name(self.config.tensors.norm);
-        let weight = self.norm_weight(decoder, &name, self.config.hidden_size)?;
+        self.rms_norm(decoder, &name, x, self.config.hidden_size)
+    }
+
+    /// RMSNorm of rows of so many numbers.
+    pub(super) fn rms_norm(
+        &mut self,
+        decoder: &Decoder,
+        name: &str,
+        x: &Value,
+        size: usize,
+    ) -> Result<Value, ModelError> {
+        let weight = self.norm_weight(decoder, name, size)?;
         Ok(self.graph.node(
-            &name,
+            name,
             STANDARD,
             "SimplifiedLayerNormalization",
             &[x, &weight],

@@ -750,18 +750,10 @@ impl<'a> EncoderGraph<'a> {
     }
 
     /// Concatenated matrices `[out, input]`, transposed: `[input, sum of outs]`.
-    pub(super) fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
-        let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
-        let mut joined = vec![0.0; input * width];
-        let rows = matrices
-            .iter()
-            .flat_map(|matrix| matrix.chunks_exact(input));
-        for (column, row) in rows.enumerate() {
-            for (i, &weight) in row.iter().enumerate() {
-                joined[i * width + column] = weight;
-            }
-        }
-        self.floats(&format!("{name}.weight^T"), &[input, width], joined)
+    fn transposed(&mut self, name: &str, input: usize, matrices: &[&[f32]]) -> Value {
+        let joined = transposed(input, matrices);
+        let shape = [input, joined.len() / input];
+        self.floats(&format!("{name}.weight^T"), &shape, joined)
     }
 
     /// The weights of a dense layer, `[out, input]`.
@@ -807,6 +799,21 @@ impl<'a> EncoderGraph<'a> {
     pub(super) fn gather(&mut self, name: &str, rows: &Value, index: &Value) -> Value {
         self.graph.op(name, "Gather", &[rows, index])
     }
+}
+
+/// Concatenated matrices `[out, input]`, transposed: `[input, sum of outs]`.
+pub(super) fn transposed(input: usize, matrices: &[&[f32]]) -> Vec<f32> {
+    let width = matrices.iter().map(|matrix| matrix.len()).sum::<usize>() / input;
+    let mut joined = vec![0.0; input * width];
+    let rows = matrices
+        .iter()
+        .flat_map(|matrix| matrix.chunks_exact(input));
+    for (column, row) in rows.enumerate() {
+        for (i, &weight) in row.iter().enumerate() {
+            joined[i * width + column] = weight;
+        }
+    }
+    joined
 }
 
 /// The slope of each head in ALiBi: powers of two for a power of two heads; further heads have every other slope of

@@ -40,7 +40,7 @@ impl EncoderGraph<'_> {
         Pooled { rows, width }
     }
 
-    fn pool(&mut self, name: &str, hidden: &Value, mode: Pooling) -> Value {
+    pub(super) fn pool(&mut self, name: &str, hidden: &Value, mode: Pooling) -> Value {
         let mode = match mode {
             Pooling::First => return self.first_of_each(name, hidden),
             Pooling::Max => operator::MAX,

@@ -77,11 +77,7 @@ pub fn input(name: &str, batch: &Batch, packed: &PackedInputs) -> Option<Input> 
             });
             shaped(&[sequences, longest], Numbers::I64(cells.collect()))
         }
-        LAST_INDEX => {
-            let rows = packed.cls_index.iter().zip(lengths);
-            let last = rows.map(|(&first, &length)| first + length as i64 - 1);
-            Input::row(Numbers::I64(last.collect()))
-        }
+        LAST_INDEX => Input::row(Numbers::I64(packed.last_index.clone())),
         MEAN_WEIGHTS => mean(|_, length| 1.0 / length as f64),
         MEAN_SQRT_WEIGHTS => mean(|_, length| 1.0 / (length as f64).sqrt()),
         WEIGHTED_MEAN_WEIGHTS => mean(|place, length| {

@@ -1,5 +1,6 @@
 //! Attention of the CUDA graph.
 
+use super::disentangled::Term;
 use super::{
     COLUMNS, CUMULATIVE, Floats, Lowering, PLACES, TOKEN_OFFSET, floats, to_fp16, unsupported,
 };
@@ -8,10 +9,10 @@ use crate::graph::builder::{CONTRIB, Data, STANDARD, Weight};
 use crate::graph::{io, operator};
 use crate::onnx::{AttributeProto, DataType, NodeProto};
 
-/// Added to the score of a key that is outside of the window. exp of it is 0, and fp16 has it.
-const OUTSIDE: f32 = -1e4;
+/// Added to the score of a key that is hidden. exp of it is 0, and fp16 has it.
+pub(super) const OUTSIDE: f32 = -1e4;
 /// Value: the column of each query's distance from each key in a table by distance, `[longest, longest]`.
-const DISTANCES: &str = "distances";
+pub(super) const DISTANCES: &str = "distances";
 
 /// A product with weights `[inputs, stride]`, and the bias that is added to it.
 struct Product {
@@ -39,9 +40,6 @@ impl Lowering {
             return Err(bad());
         };
         let position = |offset: usize| positions.get(offset).filter(|name| !name.is_empty());
-        if position(operator::POSITION_KEYS_INPUT).is_some() {
-            return Err(unsupported("disentangled attention"));
-        }
         let heads = node.int(operator::HEADS).ok_or_else(bad)? as usize;
         let name = &node.name;
         let query_bias = floats(self.weights.get(query_bias).ok_or_else(bad)?)?.to_vec();
@@ -70,13 +68,33 @@ impl Lowering {
         for (part, columns) in ["query", "key", "value"].into_iter().zip(parts) {
             let value = self.projected(&format!("{name}.{part}"), &hidden, columns, width);
             let rotated = match position(operator::ROTARY_INPUT) {
-                Some(table) if part != "value" => self.rotated(&value, table, heads, width)?,
+                Some(table) if part != "value" => self.rotated(&value, table, heads)?,
                 _ => value,
             };
             inputs.push(rotated);
         }
+        let [query, key, value] = &inputs[..] else {
+            unreachable!("three parts")
+        };
+        let disentangled = (
+            position(operator::POSITION_KEYS_INPUT),
+            position(operator::POSITION_QUERIES_INPUT),
+            position(operator::BUCKETS_INPUT),
+        );
         let added = match (position(operator::BIAS_INPUT), node.int(operator::WINDOW)) {
-            (None, None) => String::new(),
+            (None, None) => match disentangled {
+                (None, None, None) => String::new(),
+                (Some(keys), Some(queries), Some(buckets)) => {
+                    let terms = [(query, keys, 2), (key, queries, 1)];
+                    let terms = terms.map(|(tokens, positions, axis)| Term {
+                        tokens,
+                        positions,
+                        axis,
+                    });
+                    self.disentangled(name, terms, buckets, heads)?
+                }
+                _ => return Err(bad()),
+            },
             (Some(table), None) => self.relative_bias(table)?,
             (None, Some(window)) => self.window(window as usize)?,
             (Some(_), Some(_)) => return Err(bad()),
@@ -85,31 +103,40 @@ impl Lowering {
             true => name.clone(),
             false => format!("{name}.all_tokens"),
         };
+        // Queries are scaled already.
+        self.packed_attention(&context, [query, key, value], heads, 1.0, &added);
+        if !all_tokens {
+            self.push(name, STANDARD, "Gather", &[&context, io::CLS_INDEX], &[]);
+        }
+        Ok(())
+    }
+
+    /// Attention of queries, keys and values, `[tokens, width]` each, with `added` to the scores unless it is empty.
+    pub(super) fn packed_attention(
+        &mut self,
+        name: &str,
+        [query, key, value]: [&str; 3],
+        heads: usize,
+        scale: f32,
+        added: &str,
+    ) {
         let attended = match self.floats {
             Floats::Bfloat => format!("{name}.fp16"),
-            Floats::Single | Floats::Half => context.clone(),
-        };
-        let [query, key, value] = &inputs[..] else {
-            unreachable!("three parts")
+            Floats::Single | Floats::Half => name.to_owned(),
         };
         self.push(
             &attended,
             CONTRIB,
             "PackedMultiHeadAttention",
-            &[query, key, value, "", TOKEN_OFFSET, CUMULATIVE, &added],
-            // Queries are scaled already.
+            &[query, key, value, "", TOKEN_OFFSET, CUMULATIVE, added],
             &[
                 AttributeProto::int("num_heads", heads as i64),
-                AttributeProto::float("scale", 1.0),
+                AttributeProto::float("scale", scale),
             ],
         );
-        if attended != context {
-            self.cast(&context, &attended, DataType::Bfloat16);
+        if attended != name {
+            self.cast(name, &attended, DataType::Bfloat16);
         }
-        if !all_tokens {
-            self.push(name, STANDARD, "Gather", &[&context, io::CLS_INDEX], &[]);
-        }
-        Ok(())
     }
 
     /// The matrix product `value`, with or without the addition of a bias.
@@ -165,22 +192,26 @@ impl Lowering {
                 self.push(name, STANDARD, "Gemm", &[hidden, &matrix, &vector], &[]);
             }
         }
+        self.for_attention(name)
+    }
+
+    /// `value` in the type that attention takes.
+    pub(super) fn for_attention(&mut self, value: &str) -> String {
         if self.floats != Floats::Bfloat {
-            return name.to_owned();
+            return value.to_owned();
         }
-        let cast = format!("{name}.fp16");
-        self.cast(&cast, name, DataType::Float16);
+        let cast = format!("{value}.fp16");
+        self.cast(&cast, value, DataType::Float16);
         cast
     }
 
-    /// Rotary embeddings of `value`, `[tokens, width]`. The operator compares the length of a sequence with the
+    /// Rotary embeddings of `value`, `[tokens, width]` or `[tokens, heads, size]`: `[tokens, width]`. The operator compares the length of a sequence with the
     /// table, so every token is a sequence of its own.
-    fn rotated(
+    pub(super) fn rotated(
         &mut self,
         value: &str,
         table: &str,
         heads: usize,
-        width: usize,
     ) -> Result<String, ModelError> {
         let [cosines, sines] = ["cosines", "sines"].map(|part| format!("{table}.{part}"));
         if !self.weights.contains_key(&cosines) {
@@ -199,7 +230,7 @@ impl Lowering {
             }
         }
         // 0 copies the dimension.
-        self.longs("rotary.shape", &[0, 1, width as i64]);
+        self.longs("rotary.shape", &[0, 1, -1]);
         self.longs("rotary.rows", &[0, -1]);
         let part = |suffix: &str| format!("{value}.{suffix}");
         let (apart, rotated, together) = (part("apart"), part("rotated"), part("together"));
@@ -249,7 +280,7 @@ impl Lowering {
 
     /// Looks up the distance of every query from every key in `by_distance`, `[heads, 2 * longest - 1]`, once for
     /// all layers.
-    fn added(
+    pub(super) fn added(
         &mut self,
         name: &str,
         heads: usize,
@@ -258,31 +289,7 @@ impl Lowering {
         if self.has(name) {
             return Ok(name.to_owned());
         }
-        if !self.has(DISTANCES) {
-            self.longs("as_row", &[1, -1]);
-            self.longs("as_column", &[-1, 1]);
-            let middle = self.longest as i32 - 1;
-            let bytes = middle.to_le_bytes().to_vec();
-            self.constant("no_distance", DataType::Int32, 1, bytes);
-            self.push(
-                "key_columns",
-                STANDARD,
-                "Reshape",
-                &[COLUMNS, "as_row"],
-                &[],
-            );
-            self.push(
-                "query_columns",
-                STANDARD,
-                "Reshape",
-                &[COLUMNS, "as_column"],
-                &[],
-            );
-            let both = ["key_columns", "query_columns"];
-            self.push("signed_distances", STANDARD, "Sub", &both, &[]);
-            let both = ["signed_distances", "no_distance"];
-            self.push(DISTANCES, STANDARD, "Add", &both, &[]);
-        }
+        self.distances();
         let (table, by_head) = (format!("{name}.table"), format!("{name}.by_head"));
         let shape = [heads, by_distance.len() / heads];
         let data = self.attention_data(&table, by_distance)?;
@@ -294,8 +301,38 @@ impl Lowering {
         Ok(name.to_owned())
     }
 
+    /// Computes [`DISTANCES`], once for all layers.
+    pub(super) fn distances(&mut self) {
+        if self.has(DISTANCES) {
+            return;
+        }
+        self.longs("as_row", &[1, -1]);
+        self.longs("as_column", &[-1, 1]);
+        let middle = self.longest as i32 - 1;
+        let bytes = middle.to_le_bytes().to_vec();
+        self.constant("no_distance", DataType::Int32, 1, bytes);
+        self.push(
+            "key_columns",
+            STANDARD,
+            "Reshape",
+            &[COLUMNS, "as_row"],
+            &[],
+        );
+        self.push(
+            "query_columns",
+            STANDARD,
+            "Reshape",
+            &[COLUMNS, "as_column"],
+            &[],
+        );
+        let both = ["key_columns", "query_columns"];
+        self.push("signed_distances", STANDARD, "Sub", &both, &[]);
+        let both = ["signed_distances", "no_distance"];
+        self.push(DISTANCES, STANDARD, "Add", &both, &[]);
+    }
+
     /// Numbers in the type that attention computes in.
-    fn attention_data(&self, name: &str, numbers: Vec<f32>) -> Result<Data, ModelError> {
+    pub(super) fn attention_data(&self, name: &str, numbers: Vec<f32>) -> Result<Data, ModelError> {
         Ok(match self.floats {
             Floats::Single => Data::F32(numbers),
             Floats::Half | Floats::Bfloat => Data::F16(to_fp16(name, &numbers)?),
