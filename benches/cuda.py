@@ -23,14 +23,19 @@ from pathlib import Path
 from compare import TOKENIZER, WORKLOADS, Requests, load, timed
 
 BATCH = 128
-# Layers, width and heads. 24x1024 is the shape of bge-reranker-v2-m3, modernbert that of ModernBERT-base.
+# Layers, width and heads. 24x1024 is the shape of bge-reranker-v2-m3, modernbert that of ModernBERT-base, deberta that
+# of DeBERTa-v3-base, and qwen3 that of the first layers of Qwen3-Reranker-0.6B.
 SHAPES = {
     "6x384": (6, 384, 12),
     "6x768": (6, 768, 12),
     "12x768": (12, 768, 12),
     "24x1024": (24, 1024, 16),
     "modernbert": (22, 768, 12),
+    "deberta": (12, 768, 12),
+    "qwen3": (8, 1024, 16),
 }
+# Weights of a layer's products, over the square of its width.
+PRODUCTS = {"modernbert": 4 + 3 * 1.5, "qwen3": 2 + 2 * 1 + 2 + 3 * 3}
 # Bytes that `--squeeze` leaves.
 LEFT = 128 << 20
 
@@ -51,6 +56,19 @@ def make(shape: str, folder: Path) -> Path:
         tokens = {"cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102, "pad_token_id": 0}
         config = transformers.ModernBertConfig(**sizes, **tokens, intermediate_size=3 * width // 2, vocab_size=30522)
         model = transformers.ModernBertForSequenceClassification(config)
+    elif shape == "deberta":
+        positions = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+        buckets = {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+        vocabulary = {"vocab_size": 30522, "type_vocab_size": 0, "pad_token_id": 0}
+        config = transformers.DebertaV2Config(
+            **sizes, **positions, **buckets, **vocabulary, intermediate_size=4 * width
+        )
+        model = transformers.DebertaV2ForSequenceClassification(config)
+    elif shape == "qwen3":
+        attention = {"num_key_value_heads": heads // 2, "head_dim": 128}
+        vocabulary = {"vocab_size": 30522, "pad_token_id": 0}
+        config = transformers.Qwen3Config(**sizes, **attention, **vocabulary, intermediate_size=3 * width)
+        model = transformers.Qwen3ForSequenceClassification(config)
     else:
         model = transformers.BertForSequenceClassification(
             transformers.BertConfig(**sizes, intermediate_size=4 * width)
@@ -61,13 +79,15 @@ def make(shape: str, folder: Path) -> Path:
     return folder
 
 
-def torch_half(folder: Path):
+def torch_half(folder: Path, shape: str):
     import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    # DeBERTa has no other attention in transformers.
+    attention = "eager" if shape == "deberta" else "sdpa"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float16, attn_implementation="sdpa"
+        folder, dtype=torch.float16, attn_implementation=attention
     )
     model = model.eval().cuda()
 
@@ -106,12 +126,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     import torch
 
     layers, width, _ = SHAPES[arguments.shape]
-    # Weights of a layer's products, over the square of its width.
-    products = 4 + (3 * 1.5 if arguments.shape == "modernbert" else 2 * 4)
+    products = PRODUCTS.get(arguments.shape, 4 + 2 * 4)
     best = peak()
     common = {"gpu": torch.cuda.get_device_name(), "shape": arguments.shape}
     print(json.dumps(common | {"peak_tflops": best / 1e12}), flush=True)
-    reference = torch_half(folder)
+    reference = torch_half(folder, arguments.shape)
     for workload in arguments.workloads.split(","):
         flags = ["--workload", workload, "--clients", "16"]
         found = {

@@ -192,7 +192,8 @@ setting::settings! {
         /// you use it. `auto` uses `int8` for the built-in model, for which the effect was measured, on
         /// CPUs with AVX2, or on ARM with `SDOT`, or better; otherwise `bf16` where the CPU has
         /// instructions for it, and `fp32` elsewhere. It logs its choice and the reason, and shows them in
-        /// `/info`. `fp16` is for GPUs only, where `auto` uses it and `int8` is not available.
+        /// `/info`. `fp16` is for GPUs only, where `auto` uses it, or `bf16` for causal models, and `int8` is
+        /// not available.
         precision "PRECISION": Precision = Precision::Fp32;
     }
 

@@ -209,15 +209,17 @@ def graphs(step: Step, seconds: float) -> None:
 # Name, seconds, what it does. Ten minutes at most.
 ON_GPU = [
     ("serves", 40, serves),
-    ("parity", 90, parity),
-    ("throughput 6x768", 100, throughput("6x768", "mixed,short,passage,long")),
-    ("throughput 24x1024", 100, throughput("24x1024", "mixed")),
+    ("parity", 110, parity),
+    ("throughput 6x768", 80, throughput("6x768", "mixed,short,passage,long")),
+    ("throughput 24x1024", 70, throughput("24x1024", "mixed")),
     ("throughput 6x384", 35, throughput("6x384", "mixed")),
     ("throughput 12x768", 40, throughput("12x768", "mixed")),
     ("memory", 45, memory),
-    ("overload", 75, overload),
+    ("overload", 60, overload),
     ("batch sizes", 30, batch_sizes),
-    ("throughput modernbert", 45, throughput("modernbert", "mixed,long")),
+    ("throughput qwen3", 30, throughput("qwen3", "mixed")),
+    ("throughput deberta", 30, throughput("deberta", "mixed")),
+    ("throughput modernbert", 30, throughput("modernbert", "mixed")),
 ]
 WITHOUT_GPU = [("message", 60, message), ("graphs", 300, graphs)]
 
