@@ -354,4 +354,28 @@ mod tests {
             }
         );
     }
+
+    #[test]
+    fn padding_at_the_end_is_not_the_last_token() {
+        let of = |ids: &[u32]| Encoding {
+            ids: ids.to_vec(),
+            type_ids: vec![0; ids.len()],
+        };
+        let batch = Batch::pack(&[of(&[7, 0, 9, 0]), of(&[5]), of(&[0, 0])]);
+        let last = |padding| {
+            let layout = Layout {
+                first_position: 0,
+                positions: 1,
+                skipped_token: None,
+                causal: Some(Causal {
+                    padding,
+                    shares: false,
+                    keeps: 0,
+                }),
+            };
+            PackedInputs::new(&batch, layout).last_index
+        };
+        assert_eq!(last(Some(0)), [2, 4, 5]);
+        assert_eq!(last(None), [3, 4, 6]);
+    }
 }
