@@ -161,6 +161,10 @@ impl Products for Bf16 {
         matrix.bias.len()
     }
 
+    fn chunk(set: InstructionSet) -> usize {
+        set.chunk()
+    }
+
     fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, _: Self::Matrix<'_>) {
         set.perform(Round {
             x,

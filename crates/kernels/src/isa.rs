@@ -66,6 +66,13 @@ macro_rules! instruction_sets {
                 }
             }
 
+            /// [`CHUNK`] for int8 and bf16.
+            pub(super) fn chunk(self) -> usize {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::CHUNK,)+
+                }
+            }
+
             /// Runs `step` compiled for this instruction set.
             pub(super) fn perform<S: Step>(self, step: S) {
                 match self.0 {
@@ -100,6 +107,10 @@ impl InstructionSet {
         Self::available()[0]
     }
 }
+
+/// Rows that go through all products of a layer before the next ones begin: enough to read the weights seldom, few
+/// enough for the activations between two products to stay in the second-level cache.
+pub(super) const CHUNK: usize = 48;
 
 /// Largest number of strips in a tile.
 pub(super) const MAX_STRIPS: usize = 3;
@@ -265,6 +276,8 @@ pub(super) trait Isa: Copy {
     const PAIR_STRIPS: usize = Self::FLOAT_STRIPS;
     /// What the pairs of a row are a multiple of.
     const PAIR_SPAN: usize = 1;
+    /// [`CHUNK`] for int8 and bf16.
+    const CHUNK: usize = CHUNK;
     /// Whether there are thirty-two registers of sixteen floats.
     const WIDE: bool;
     /// Whether `mul_add` is one instruction, and not a call.

@@ -34,6 +34,8 @@ impl Isa for Amx {
     const PAIR_ROWS: usize = Self::ROWS;
     const PAIR_STRIPS: usize = Self::STRIPS;
     const PAIR_SPAN: usize = TILE_BYTES / 4;
+    /// One tile of rows: measured to be 5 to 20 % faster than 48 and 64.
+    const CHUNK: usize = Self::ROWS;
     const WIDE: bool = true;
     const FUSED: bool = true;
     const NATIVE_BF16: bool = true;
