@@ -30,7 +30,7 @@ def unpacked_wheel(folder):
     data = only(folder, "rerankd-*.data")
     (data / "scripts").rename(data / "data/bin")
     (data / "data/bin/rerankd").chmod(0o755)
-    return data / "data"
+    return (data / "data").rename(folder / "prefix")
 
 
 def unpacked_debian(folder):
@@ -44,22 +44,24 @@ def unpacked_tarball(folder):
     return only(folder, "rerankd-*")
 
 
-@pytest.fixture(params=[unpacked_wheel, unpacked_debian, unpacked_tarball])
-def prefix(request):
-    """The tree of a package, in the root where the emulator is."""
-    folder = aarch64.ROOT / "tmp" / request.param.__name__
+def test_it_serves(tmp_path):
+    # In the root where the emulator is.
+    folder = aarch64.ROOT / "tmp/wheel"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    yield request.param(folder)
-    shutil.rmtree(folder)
-
-
-def test_it_serves(prefix):
-    for path in (prefix / "bin/rerankd", only(prefix / "lib/rerankd", "libonnxruntime.so.*")):
-        assert ELFFile(io.BytesIO(path.read_bytes())).get_machine_arch() == "AArch64", path
-    program = f"/{(prefix / 'bin/rerankd').relative_to(aarch64.ROOT)}"
-    with serving(*aarch64.inside("env", "-u", "ORT_DYLIB_PATH", "qemu-aarch64", program, "serve")):
+    wheel = unpacked_wheel(folder)
+    others = [unpack(tmp_path / unpack.__name__) for unpack in (unpacked_debian, unpacked_tarball)]
+    program, library = "bin/rerankd", f"lib/rerankd/{only(wheel / 'lib/rerankd', 'libonnxruntime.so.*').name}"
+    for path in (program, library):
+        content = (wheel / path).read_bytes()
+        assert ELFFile(io.BytesIO(content)).get_machine_arch() == "AArch64", path
+        assert all((other / path).read_bytes() == content for other in others), path
+    # A small model, as emulated products take minutes for the built-in one.
+    model = "/repository/tests/reference/models/tiny-bert"
+    started = ("env", "-u", "ORT_DYLIB_PATH", "qemu-aarch64", f"/tmp/wheel/{wheel.name}/{program}", "serve", "--model", model)
+    with serving(*aarch64.inside(*started)):
         pass
+    shutil.rmtree(folder)
 
 
 def test_what_the_packages_say_of_themselves():
