@@ -71,7 +71,7 @@ $(NODE_CLIENTS)/installed: tests/clients/node/package-lock.json
 	else echo "npm is not installed; the clients for Node.js are skipped"; fi
 
 # What deploy/ and docker/ hold, against schemas, promtool, HAProxy and the running server. Debian's
-# haproxy and prometheus are needed for all of it; what cannot be run says so.
+# haproxy, prometheus and docker-registry, and docker with buildx, are needed for all of it; what cannot be run says so.
 proof-deploy: onnxruntime $(DEPLOY)/installed
 	$(CARGO) build --locked $(FEATURES)
 	$(DEPLOY)/bin/python -m pytest -q -rs -p no:cacheprovider tests/deploy
@@ -157,26 +157,32 @@ sbom: onnxruntime
 
 # A wheel, a Debian package and a tarball, with checksums and bill of materials, in target/dist: of the
 # same commit always the same bytes. The binary runs with glibc 2.28 and newer, whatever this machine has.
-# MACHINE=aarch64 needs Rust's library for it, and RUNNER, which runs the binary: `qemu-aarch64 -L FOLDER`.
+# MACHINE=aarch64 on x86-64 compiles, and runs the binary, in the Debian of `make test-aarch64`. Where Rust has its library
+# for aarch64: CROSS= RUNNER="qemu-aarch64 -L FOLDER".
 MACHINE ?= $(shell uname -m)
 DIST_TARGET := $(MACHINE)-unknown-linux-gnu
-DIST_ONNXRUNTIME := $(ONNXRUNTIME)$(if $(filter $(MACHINE),$(shell uname -m)),,-$(MACHINE))
-# Paths of this machine, which panics and assertions would name.
-CARGO_HOME ?= $(HOME)/.cargo
-REMAPPED := $(CURDIR)=/rerankd $(CARGO_HOME)=/cargo
+FOREIGN := $(filter-out $(shell uname -m),$(MACHINE))
+CROSS ?= $(if $(FOREIGN),$(PYTHON) scripts/aarch64.py)
+RUNNER ?= $(if $(FOREIGN),$(CROSS) qemu-aarch64)
+DIST_BUILD := target$(if $(CROSS),/aarch64/build)
+DIST_ONNXRUNTIME := $(if $(FOREIGN),target/aarch64/onnxruntime,$(ONNXRUNTIME))
 .PHONY: dist dist-binary proof-dist
 dist: dist-binary
 	$(PYTHON) scripts/fetch-onnxruntime.py $(DIST_ONNXRUNTIME) --machine $(MACHINE)
-	$(PYTHON) scripts/dist.py $(DIST) --binary target/$(DIST_TARGET)/release/rerankd --machine $(MACHINE) \
+	$(PYTHON) scripts/dist.py $(DIST) --binary $(DIST_BUILD)/$(DIST_TARGET)/release/rerankd --machine $(MACHINE) \
 		--onnxruntime $(DIST_ONNXRUNTIME) --runner "$(RUNNER)"
 
+# Panics and assertions name no path of this machine. Another linker than Zig is left out.
 dist-binary: $(DIST_TOOLS)/installed
-	PATH="$(CURDIR)/$(DIST_TOOLS)/bin:$$PATH" \
-	RUSTFLAGS="$(REMAPPED:%=--remap-path-prefix=%)" CFLAGS="$(REMAPPED:%=-ffile-prefix-map=%)" \
-		cargo-zigbuild zigbuild --release --locked --target $(DIST_TARGET).2.28
+	$(CROSS) sh -euc 'crates=$${CARGO_HOME:-$$HOME/.cargo}; export PATH="$$PWD/$(DIST_TOOLS)/bin:$$PATH"; \
+		unset CC_aarch64_unknown_linux_gnu CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER; \
+		export RUSTFLAGS="--remap-path-prefix=$$PWD=/rerankd --remap-path-prefix=$$crates=/cargo"; \
+		export CFLAGS="-ffile-prefix-map=$$PWD=/rerankd -ffile-prefix-map=$$crates=/cargo"; \
+		cargo-zigbuild zigbuild --release --locked --target $(DIST_TARGET).2.28 --target-dir $(DIST_BUILD)'
 
 $(DIST_TOOLS)/installed: scripts/dist-requirements.txt
 	$(environment)
+	ln -s ../lib/python3*/site-packages/ziglang/zig $(@D)/bin/zig
 	touch $@
 
 # Installs what `make dist` would pack, of the debug build, where nothing else is. The Debian package needs
@@ -220,14 +226,15 @@ MDBOOK ?= $(DEPLOY)/bin/mdbook
 site: $(DEPLOY)/installed
 	$(PYTHON) scripts/site.py target/site --mdbook "$(abspath $(MDBOOK))"
 
-# Throughput of this tree and of the commit BASE, in turn; fails below nine tenths.
+# Throughput of this tree and of the commit BASE, in turn, ROUNDS times; fails below nine tenths.
 BASE ?= HEAD~1
+ROUNDS ?= 5
 .PHONY: bench-regression soak
 bench-regression: build
-	git worktree remove --force target/base 2> /dev/null || true
-	git worktree add --force --detach target/base "$(BASE)"
-	cd target/base && $(CARGO) build --release --locked
-	$(PYTHON) scripts/bench-regression.py target/base/target/release/rerankd target/release/rerankd
+	test "$$(git -C target/base rev-parse HEAD 2> /dev/null)" = "$$(git rev-parse "$(BASE)^{commit}")" || { \
+		git worktree remove --force target/base 2> /dev/null; git worktree add --force --detach target/base "$(BASE)"; }
+	cd target/base && $(CARGO) build --release --locked --target-dir ../base-build
+	$(PYTHON) scripts/bench-regression.py target/base-build/release/rerankd target/release/rerankd --rounds $(ROUNDS)
 
 # Full load for MINUTES, after which memory must not grow.
 MINUTES ?= 30

@@ -6,7 +6,8 @@
 Writes these into FOLDER, with the bill of materials and SHA256SUMS over all of them. The same inputs give
 the same bytes: entries are sorted, belong to root, and have the time of the commit, or of
 SOURCE_DATE_EPOCH. `--runner` runs a binary for another machine, such as `qemu-aarch64 -L /usr/aarch64-linux-gnu`:
-manual pages and completions are what the binary itself prints.
+manual pages and completions are what the binary itself prints. It gets paths relative to the repository, which it may
+see elsewhere, as `python3 scripts/aarch64.py qemu-aarch64` does.
 
 All of them hold the same tree below a prefix: `bin/rerankd`, `lib/rerankd/libonnxruntime.so.VERSION`, and
 `share/`.
@@ -20,6 +21,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 import shlex
@@ -77,8 +79,8 @@ def needed_glibc(*contents: bytes) -> tuple[int, int]:
 def described(command: list[str]) -> Tree:
     """Manual pages and completions below `share/`, as the binary writes them."""
     tree: Tree = {}
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "man", folder], check=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "target") as folder:
+        subprocess.run([*command, "man", Path(folder).relative_to(ROOT)], cwd=ROOT, check=True)
         for page in Path(folder).iterdir():
             tree[f"share/man/man1/{page.name}"] = File(page.read_bytes())
     places = {
@@ -87,7 +89,7 @@ def described(command: list[str]) -> Tree:
         "zsh": "share/zsh/site-functions/_rerankd",
     }
     for shell, path in places.items():
-        done = subprocess.run([*command, "completions", shell], check=True, capture_output=True)
+        done = subprocess.run([*command, "completions", shell], cwd=ROOT, check=True, stdout=subprocess.PIPE)
         tree[path] = File(done.stdout)
     return tree
 
@@ -279,7 +281,7 @@ def main() -> None:
 
     made_of = components.materials(arguments.machine, arguments.onnxruntime)
     library = (arguments.onnxruntime / "libonnxruntime.so").resolve()
-    command = [*shlex.split(arguments.runner), str(arguments.binary.resolve())]
+    command = [*shlex.split(arguments.runner), os.path.relpath(arguments.binary.resolve(), ROOT)]
     tree = prefix_tree(arguments.binary, library, command, made_of)
     glibc = needed_glibc(tree["bin/rerankd"].content, tree[f"lib/rerankd/{library.name}"].content)
     version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]

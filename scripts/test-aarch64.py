@@ -3,7 +3,7 @@
 
     test-aarch64.py [--native PROGRAM] [--only PART]
 
-The tests of the kernels; the scores of all small models against those of sentence-transformers; and the server over
+The tests of the kernels; some scores of every small model against those of sentence-transformers; and the server over
 HTTP, whose scores are compared with those of PROGRAM, the server of this machine: `target/debug/rerankd` by default.
 """
 
@@ -16,8 +16,11 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aarch64
@@ -32,11 +35,16 @@ PROGRAM = f"/repository/target/aarch64/build/{aarch64.TARGET}/debug/rerankd"
 # Small models whose int8 is compared too: plain attention, rotation, disentangled attention, a decoder.
 INT8_MODELS = ("tiny-bert", "tiny-modernbert", "tiny-deberta-v3", "class-qwen2")
 REFERENCES = aarch64.REPOSITORY / "tests" / "reference"
-# Pairs of the judged file: emulation scores a few a second.
-PAIRS = 60
+EXCERPTS = aarch64.FOLDER / "reference"
+# Characters of a pair that is short, of one that is long, and of one that every small model cuts off.
+SHORT, LONG, CUT_OFF = range(400), range(1000, 1500), range(3000, 4000)
+# Short pairs of a model: emulation scores about one a second.
+PAIRS = 24
+# Of a request that is under way while the server is asked to stop.
+DRAINED_PAIRS = 8
 SCORE_TOLERANCE = 1e-4
 LEAST_CORRELATION = 0.999
-READY_SECONDS = 120
+READY_SECONDS = 300
 
 
 def check(what: str, holds: bool, found: object) -> None:
@@ -68,18 +76,34 @@ def run_tests(core: str, program: str) -> None:
     check(f"{core}: tests pass", done.returncode == 0, f"{time.monotonic() - begun:.0f} s")
 
 
-def parity(core: str) -> None:
-    """Every small model gives the logits of sentence-transformers in fp32."""
-    models = [path.name for path in sorted((REFERENCES / "models").iterdir())]
-    for model in models:
-        if not model.startswith(("tiny-", "class-")):
-            continue
-        folder = "/repository/tests/reference"
-        files = ("--model", f"{folder}/models/{model}", "--reference", f"{folder}/{model}.json")
-        command = emulated(core, PROGRAM, "verify", *files)
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines = [line for line in done.stdout.splitlines() if not line.startswith("{")]
-        check(f"{core}: {model}", done.returncode == 0, "; ".join(lines[-3:]))
+def parity(core: str, model: str) -> None:
+    """A small model gives the logits of sentence-transformers in fp32."""
+    begun = time.monotonic()
+    excerpt = EXCERPTS / f"{model}.json"
+    excerpt.write_text(json.dumps(excerpt_of(model)))
+    files = ("--model", in_root(REFERENCES / "models" / model), "--reference", in_root(excerpt))
+    command = emulated(core, PROGRAM, "verify", "--threads", "1", *files)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("{")]
+    found = "; ".join([*lines[-2:], f"{time.monotonic() - begun:.0f} s"])
+    check(f"{core}: {model}", done.returncode == 0, found)
+
+
+def in_root(path: Path) -> str:
+    """The name in the root of a file of the repository."""
+    return str("/repository" / path.relative_to(aarch64.REPOSITORY))
+
+
+def excerpt_of(model: str) -> dict[str, list]:
+    """Some short pairs of a model's reference, a long one and one that is cut off, with their logits."""
+    reference = json.loads((REFERENCES / f"{model}.json").read_text())
+    texts = [list(map(expand, pair)) for pair in reference["pairs"]]
+    pairs = list(zip(texts, reference["logits"], strict=True))
+    short, long, cut_off = (
+        [each for each in pairs if sum(map(len, each[0])) in lengths] for lengths in (SHORT, LONG, CUT_OFF)
+    )
+    chosen = [*some(short), *long[:1], *cut_off[:1]]
+    return {"pairs": [pair for pair, _ in chosen], "logits": [logits for _, logits in chosen]}
 
 
 @dataclass
@@ -110,7 +134,9 @@ class Server:
 
 @contextmanager
 def serve(command: list[str], precision: str, *more: str, **environment: str):
-    arguments = ("serve", "--listen", "127.0.0.1:0", "--precision", precision, *more)
+    # Every session tries the model before the first request, which is most of the time of a slow machine.
+    settings = ("--listen", "127.0.0.1:0", "--threads", "1", "--drain-timeout", f"{READY_SECONDS}s")
+    arguments = ("serve", *settings, "--precision", precision, *more)
     process = subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
@@ -140,13 +166,19 @@ def serve(command: list[str], precision: str, *more: str, **environment: str):
         process.wait()
 
 
-def some(pairs: list[list[str]]) -> list[list[str]]:
+def expand(text: str | dict) -> str:
+    """A long text stands as a repetition."""
+    return text if isinstance(text, str) else text["repeat"][0] * text["repeat"][1]
+
+
+def some(pairs: list) -> list:
     return pairs[:: max(1, len(pairs) // PAIRS)][:PAIRS]
 
 
 def judged_pairs() -> list[list[str]]:
+    """The shortest of the judged file."""
     lines = (REFERENCES / "quality.tsv").read_text().splitlines()
-    return some([line.split("\t") for line in lines])
+    return [line.split("\t") for line in sorted(lines, key=len)[:PAIRS]]
 
 
 def ranks(numbers: list[float]) -> list[int]:
@@ -166,7 +198,7 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
 def compare(native: str, core: str, precision: str, model: str = "") -> None:
     """The scores of an emulated server with those of this machine's, of the built-in model or a small one."""
     if model:
-        pairs = some(json.loads((REFERENCES / f"{model}.json").read_text())["pairs"])
+        pairs = excerpt_of(model)["pairs"]
         own, foreign = (("--model", f"{root}/tests/reference/models/{model}") for root in (aarch64.REPOSITORY, "/repository"))
     else:
         pairs, own, foreign = judged_pairs(), (), ()
@@ -175,7 +207,8 @@ def compare(native: str, core: str, precision: str, model: str = "") -> None:
         expected, expected_raw = server.scores(pairs), server.scores(pairs, raw=True)
         other = server.instructions
     with serve(emulated(core, PROGRAM), precision, *foreign) as server:
-        check(f"{core}: the set of instructions", server.instructions == CORES[core], server.instructions)
+        name = f"{core}, {model or 'the built-in model'}, {precision}"
+        check(f"{name}: the set of instructions", server.instructions == CORES[core], server.instructions)
         scores, raw = server.scores(pairs), server.scores(pairs, raw=True)
         worst = max(abs(a - b) for a, b in zip(scores, expected))
         worst_raw = max(abs(a - b) for a, b in zip(raw, expected_raw))
@@ -183,7 +216,7 @@ def compare(native: str, core: str, precision: str, model: str = "") -> None:
         correlation = rank_correlation(raw, expected_raw)
         found = f"scores {worst:.1e} off, logits {worst_raw:.1e}, {same} of {len(pairs)} the same, rank correlation {correlation:.5f}"
         holds = correlation >= LEAST_CORRELATION and (precision == "int8" or worst <= SCORE_TOLERANCE)
-        check(f"{core}: {model or 'the built-in model'}, {precision}, beside {other}", holds, found)
+        check(f"{name}, beside {other}", holds, found)
         if model:
             return
         order = server.post(
@@ -193,27 +226,30 @@ def compare(native: str, core: str, precision: str, model: str = "") -> None:
                 "documents": ["A monkey plays the drums.", "Somebody eats a meal."],
             },
         )["results"]
-        check(f"{core}: /rerank answers", [r["index"] for r in order] == [1, 0], order)
-        drain(core, server, pairs)
+        check(f"{name}: /rerank answers", [r["index"] for r in order] == [1, 0], order)
+        drain(name, server, pairs)
 
 
-def drain(core: str, server: Server, pairs: list[list[str]]) -> None:
+def drain(name: str, server: Server, pairs: list[list[str]]) -> None:
     """A request that was accepted is answered after the signal to stop."""
     answers = []
-    asked = [[f"{query} again", text] for query, text in pairs]
+    # Others than those before, whose scores the server remembers.
+    asked = [[f"{query} again", text] for query, text in pairs[:DRAINED_PAIRS]]
     asking = threading.Thread(target=lambda: answers.append(server.scores(asked)))
     asking.start()
     while server.queued_tokens() == 0 and asking.is_alive():
         pass
+    check(f"{name}: a request is under way", not answers, "")
     server.stop()
     asking.join()
     code = server.process.wait()
-    check(f"{core}: the accepted request is answered", len(answers[0]) == len(asked), len(answers[0]))
-    check(f"{core}: stops cleanly", code == 0, f"exit code {code}")
+    answered = sum(map(len, answers))
+    check(f"{name}: the accepted request is answered", answered == len(asked), answered)
+    check(f"{name}: stops cleanly", code == 0, f"exit code {code}")
 
 
 def refusals() -> None:
-    """Exit codes of what does not start."""
+    """Exit codes of a server that does not start."""
     for arguments, code in (
         (("serve", "--max-documents", "0"), 2),
         (("serve", "--model", "/nowhere"), 3),
@@ -221,6 +257,17 @@ def refusals() -> None:
         command = emulated("neoverse-n1", PROGRAM, *arguments)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=READY_SECONDS)
         check(f"`{' '.join(arguments)}` exits with {code}", done.returncode == code, done.returncode)
+
+
+def at_once(*tasks: Callable[[], None]) -> None:
+    """Runs tasks of one thread each on two cores; the first that fails ends the program."""
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            for done in as_completed([pool.submit(task) for task in tasks]):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def main() -> None:
@@ -240,14 +287,23 @@ def main() -> None:
     if parts != ["kernels"]:
         subprocess.run(aarch64.inside(*build), check=True)
     if "models" in parts:
-        parity("neoverse-n1")
-        for model in INT8_MODELS:
-            compare(arguments.native, "neoverse-v1", "int8", model)
+        print("\n== small models", flush=True)
+        EXCERPTS.mkdir(exist_ok=True)
+        folders = sorted((REFERENCES / "models").iterdir())
+        models = [path.name for path in folders if path.name.startswith(("tiny-", "class-"))]
+        at_once(
+            *(partial(parity, "neoverse-n1", model) for model in models),
+            *(partial(compare, arguments.native, "neoverse-v1", "int8", model) for model in INT8_MODELS),
+        )
     if "server" in parts:
-        compare(arguments.native, "neoverse-n1", "fp32")
-        compare(arguments.native, "neoverse-n1", "int8")
-        compare(arguments.native, "neoverse-v1", "int8")
-        refusals()
+        print("\n== the server", flush=True)
+        builtin = partial(compare, arguments.native)
+        at_once(
+            partial(builtin, "neoverse-n1", "fp32"),
+            partial(builtin, "neoverse-n1", "int8"),
+            partial(builtin, "neoverse-v1", "int8"),
+            refusals,
+        )
     print("aarch64: what was built is what runs, within its tolerances")
 
 

@@ -19,7 +19,7 @@ import yaml
 
 # Shared with the other tests in Python.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
-from instance import ROOT, TARGET, Server, binary, get, wait_until  # noqa: E402, F401
+from instance import ROOT, TARGET, Server, binary, free_port, get, wait_until  # noqa: E402, F401
 
 MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())

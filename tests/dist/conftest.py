@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from instance import ROOT, TARGET, Server, binary, get, wait_until  # noqa: E402
 
 
-def packed(folder: Path, program: Path) -> Path:
+def packed(folder: Path, program: Path, *options: str | Path) -> Path:
     library = TARGET / "onnxruntime"
-    command = [sys.executable, ROOT / "scripts/dist.py", folder, "--binary", program, "--onnxruntime", library]
+    command = [sys.executable, ROOT / "scripts/dist.py", folder, "--binary", program, "--onnxruntime", library, *options]
     subprocess.run(command, check=True)
     return folder
 

@@ -14,15 +14,18 @@ from conftest import ROOT, only, packed, serving
 
 
 def test_the_same_inputs_give_the_same_bytes(packages, program, tmp_path, monkeypatch):
-    """Also later, elsewhere, in another time zone and with another umask."""
+    """Also later, elsewhere, in another time zone, with another umask, and by what sees the repository elsewhere."""
     copy = tmp_path / "elsewhere" / "program"
     copy.parent.mkdir()
     copy.write_bytes(program.read_bytes())
     copy.chmod(0o700)
+    runner = tmp_path / "runner"
+    runner.write_text('#!/bin/sh\nfor word; do case "$word" in /*) exit 1 ;; esac; done\nexec "$@"\n')
+    runner.chmod(0o700)
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
     umask = os.umask(0o077)
     try:
-        again = packed(tmp_path / "again", copy)
+        again = packed(tmp_path / "again", copy, "--runner", runner)
     finally:
         os.umask(umask)
     first, second = ({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} for folder in (packages, again))

@@ -649,8 +649,9 @@ mod tests {
                 let mut ours = vec![f32::NAN; expected.len()];
                 attend(set, &attention, 0, &mut scratch, &mut ours);
                 for (ours, expected) in ours.iter().zip(&expected) {
+                    // A score of some hundreds is off by 3e-5 in fp32, and so is a weight.
                     let off = (ours - expected).abs();
-                    prop_assert!(off < 2e-5, "{}: {} for {}", set.name(), ours, expected);
+                    prop_assert!(off < 5e-5, "{}: {} for {}", set.name(), ours, expected);
                 }
                 let first = part.0.index(rows);
                 let some = &ours[first * width..][..(1 + part.1.index(rows - first)) * width];

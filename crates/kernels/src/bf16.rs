@@ -3,7 +3,7 @@
 //!
 //! A product of two bf16 is exact in fp32, so what an instruction set without bf16 computes from widened numbers
 //! has the same bits, as long as nothing is smaller than the smallest normal number. Sums have a fixed order: a score
-//! has the same bits whatever shares its batch.
+//! has the same bits whatever shares its batch. AMX has another order than the other instruction sets.
 
 mod attention;
 
@@ -13,7 +13,7 @@ use std::thread::LocalKey;
 use super::attention::{self as exact, Attention};
 use super::dense::{Dense, Tiles, part};
 use super::epilogue::Epilogue;
-use super::isa::{InstructionSet, Isa, PairTile, Step, multiply_add};
+use super::isa::{InstructionSet, Isa, PAIR_PADDING, PairTile, Step, multiply_add};
 use super::layer::{Operand, Products, ThreadScratch};
 use crate::quantize::COLUMNS;
 
@@ -32,7 +32,7 @@ pub struct Matrix<'a> {
 /// Dense layers as they are stored, `[outputs, inputs]`, one after the other, in bf16: `[strips, pairs, COLUMNS]`;
 /// zeros where there is no such input or output.
 pub fn strips(matrices: &[&[f32]], inputs: usize) -> Vec<Pair> {
-    let pairs = inputs.div_ceil(2);
+    let pairs = pairs(inputs);
     let rows = matrices.iter().flat_map(|m| m.chunks_exact(inputs));
     let outputs = rows.clone().count();
     let mut strips = vec![0; outputs.next_multiple_of(COLUMNS) * pairs];
@@ -44,6 +44,11 @@ pub fn strips(matrices: &[&[f32]], inputs: usize) -> Vec<Pair> {
         }
     }
     strips
+}
+
+/// Pairs of a row of `inputs` numbers, with zeros behind the last number.
+fn pairs(inputs: usize) -> usize {
+    inputs.div_ceil(2).next_multiple_of(PAIR_PADDING)
 }
 
 /// The nearest bf16, ties to even, in the high half; what is not finite stays so.
@@ -68,17 +73,19 @@ fn widened(pair: Pair) -> [f32; 2] {
     [bits << 16, bits & 0xffff_0000].map(f32::from_bits)
 }
 
-/// Writes rows `[rows, inputs]` as pairs: `[rows, pairs]`.
+/// Writes rows `[rows, inputs]` as pairs: `[rows, pairs]`, with rows of anything up to a multiple of [`PAIR_PADDING`].
 #[inline(always)]
 fn round_rows(x: &[f32], inputs: usize, rows: &mut Vec<Pair>) {
-    let pairs = inputs.div_ceil(2);
-    rows.resize(x.len() / inputs * pairs, 0);
+    let pairs = pairs(inputs);
+    rows.resize((x.len() / inputs).next_multiple_of(PAIR_PADDING) * pairs, 0);
     for (row, x) in rows.chunks_exact_mut(pairs).zip(x.chunks_exact(inputs)) {
         let (numbers, rest) = x.as_chunks::<2>();
         for (cell, &[first, second]) in row.iter_mut().zip(numbers) {
             *cell = pair(first, second);
         }
-        if let (Some(cell), &[last]) = (row.last_mut(), rest) {
+        let padding = &mut row[numbers.len()..];
+        padding.fill(0);
+        if let (Some(cell), &[last]) = (padding.first_mut(), rest) {
             *cell = pair(last, 0.0);
         }
     }
@@ -91,7 +98,7 @@ const WIDENED_ROWS: usize = 4;
 #[inline(always)]
 pub(super) fn multiply_widened<I: Isa>(tile: &PairTile<'_>, sums: &mut [f32]) {
     let width = tile.strip_count() * COLUMNS;
-    let blocks = tile.rows.chunks(WIDENED_ROWS * tile.pairs);
+    let blocks = tile.rows[..tile.count * tile.pairs].chunks(WIDENED_ROWS * tile.pairs);
     for (rows, sums) in blocks.zip(sums.chunks_mut(WIDENED_ROWS * width)) {
         let strips = tile.strips.chunks_exact(tile.pairs * COLUMNS);
         for (strip, weights) in strips.enumerate() {
@@ -137,7 +144,7 @@ fn widened_block<I: Isa, const ROWS: usize>(
 /// Products in bf16.
 #[derive(Debug, Default)]
 pub struct Bf16 {
-    /// `[rows, pairs]`
+    /// As [`round_rows`] makes them.
     rows: Vec<Pair>,
     attention: attention::Scratch,
 }
@@ -152,6 +159,10 @@ impl Products for Bf16 {
 
     fn outputs(matrix: Matrix<'_>) -> usize {
         matrix.bias.len()
+    }
+
+    fn chunk(set: InstructionSet) -> usize {
+        set.chunk()
     }
 
     fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, _: Self::Matrix<'_>) {
@@ -171,7 +182,8 @@ impl Products for Bf16 {
     ) {
         let tiles = Pairs {
             rows: &self.rows,
-            pairs: x.inputs.div_ceil(2),
+            count: x.rows.len() / x.inputs,
+            pairs: pairs(x.inputs),
             strips: matrix.strips,
             panel: &[],
         };
@@ -214,6 +226,7 @@ impl Step for Round<'_> {
 /// Rows and weights in bf16.
 struct Pairs<'a> {
     rows: &'a [Pair],
+    count: usize,
     pairs: usize,
     strips: &'a [Pair],
     /// Of `strips`.
@@ -221,19 +234,24 @@ struct Pairs<'a> {
 }
 
 impl Tiles for Pairs<'_> {
+    fn tile_shape<I: Isa>() -> (usize, usize) {
+        (I::PAIR_ROWS, I::PAIR_STRIPS)
+    }
+
     fn rows(&self) -> usize {
-        self.rows.len() / self.pairs
+        self.count
     }
 
     #[inline(always)]
     fn select<I: Isa>(&mut self, panel: usize) {
-        self.panel = part(self.strips, panel, I::FLOAT_STRIPS * COLUMNS * self.pairs);
+        self.panel = part(self.strips, panel, I::PAIR_STRIPS * COLUMNS * self.pairs);
     }
 
     #[inline(always)]
     fn multiply<I: Isa>(&self, isa: I, first: usize, count: usize, sums: &mut [f32]) {
         let tile = PairTile {
-            rows: &self.rows[first * self.pairs..(first + count) * self.pairs],
+            rows: &self.rows[first * self.pairs..],
+            count,
             strips: self.panel,
             pairs: self.pairs,
         };

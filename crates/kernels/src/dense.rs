@@ -2,15 +2,20 @@
 
 use super::elementary::gelu;
 use super::epilogue::{Epilogue, with_epilogue};
-use super::isa::{FloatSums, Isa, MAX_ROWS, MAX_STRIPS, Step};
+use super::isa::{FloatSums, Isa, MAX_SUMS, Step};
 use crate::quantize::COLUMNS;
 
 /// The operands of a matrix product.
 pub(super) trait Tiles {
+    /// Rows of a tile, and strips of a panel.
+    fn tile_shape<I: Isa>() -> (usize, usize) {
+        (I::FLOAT_ROWS, I::FLOAT_STRIPS)
+    }
+
     /// Rows that are multiplied.
     fn rows(&self) -> usize;
 
-    /// Makes the strips of a panel ready, of [`Isa::FLOAT_STRIPS`] strips or as many as are left.
+    /// Makes the strips of a panel ready, or as many as are left.
     fn select<I: Isa>(&mut self, panel: usize);
 
     /// Multiplies `count` rows from `first` on by the panel: `[count, strips, COLUMNS]`.
@@ -45,16 +50,17 @@ impl<T: Tiles> Dense<'_, T> {
         } = self;
         let outputs = bias.len();
         let rows = tiles.rows();
-        let width = I::FLOAT_STRIPS * COLUMNS;
-        let mut sums: FloatSums = [0.0; MAX_ROWS * MAX_STRIPS * COLUMNS];
+        let (block, strips) = T::tile_shape::<I>();
+        let width = strips * COLUMNS;
+        let mut sums: FloatSums = [0.0; MAX_SUMS];
         for (panel, first) in (0..outputs).step_by(width).enumerate() {
             tiles.select::<I>(panel);
             let columns = first..(first + width).min(outputs);
             let bias = &bias[columns.clone()];
             let stride = columns.len().next_multiple_of(COLUMNS);
-            let blocks = output.chunks_mut(I::FLOAT_ROWS * outputs);
-            for (row, output) in (0..rows).step_by(I::FLOAT_ROWS).zip(blocks) {
-                let count = I::FLOAT_ROWS.min(rows - row);
+            let blocks = output.chunks_mut(block * outputs);
+            for (row, output) in (0..rows).step_by(block).zip(blocks) {
+                let count = block.min(rows - row);
                 tiles.multiply(isa, row, count, &mut sums);
                 let sums = sums.chunks_exact(stride);
                 for (output, sums) in output.chunks_exact_mut(outputs).zip(sums) {

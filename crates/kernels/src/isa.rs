@@ -3,7 +3,7 @@
 //! All of them take the same operands. Integer products give the same sums everywhere, so weights are
 //! quantized once and machines differ in speed alone. In fp32 and bf16 every sum is made in a fixed order of the
 //! inputs, so a row's result has the same bits whatever rows are multiplied beside it. In bf16 it is the same order
-//! in all of them.
+//! in all of them, except AMX.
 //!
 //! An instruction set is one file that implements `Isa`, and one line in `instruction_sets!`.
 #![allow(
@@ -66,6 +66,13 @@ macro_rules! instruction_sets {
                 }
             }
 
+            /// [`CHUNK`] for int8 and bf16.
+            pub(super) fn chunk(self) -> usize {
+                match self.0 {
+                    $($(#[$cfg])? Detected::$set(_) => $module::$set::CHUNK,)+
+                }
+            }
+
             /// Runs `step` compiled for this instruction set.
             pub(super) fn perform<S: Step>(self, step: S) {
                 match self.0 {
@@ -77,6 +84,7 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))] amx::Amx,
     #[cfg(target_arch = "x86_64")] avx512_bf16::Avx512Bf16,
     #[cfg(target_arch = "x86_64")] avx512_vnni::Avx512Vnni,
     #[cfg(target_arch = "x86_64")] avx512::Avx512,
@@ -100,28 +108,32 @@ impl InstructionSet {
     }
 }
 
-/// Largest [`Isa::ROWS`] and [`Isa::FLOAT_ROWS`].
-pub(super) const MAX_ROWS: usize = 8;
-/// Largest [`Isa::STRIPS`] and [`Isa::FLOAT_STRIPS`].
+/// Rows that go through all products of a layer before the next ones begin: enough to read the weights seldom, few
+/// enough for the activations between two products to stay in the second-level cache.
+pub(super) const CHUNK: usize = 48;
+
+/// Largest number of strips in a tile.
 pub(super) const MAX_STRIPS: usize = 3;
+/// Largest number of sums in a tile.
+pub(super) const MAX_SUMS: usize = 64 * COLUMNS;
 
 /// Keys, or dimensions of the values, that attention works on at once: with two registers of queries, eight
 /// independent sums, what it takes to keep two multipliers of latency four busy.
 pub(super) const STEP: usize = 4;
 
 /// Room for the sums of one tile.
-pub(super) type Sums = [i32; MAX_ROWS * MAX_STRIPS * COLUMNS];
+pub(super) type Sums = [i32; MAX_SUMS];
 
 /// A block of rows and some strips of weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile<'a> {
-    /// `[groups / SPAN, ROWS, SPAN, WORDS]`: [`GROUP`] numbers of each row at a time.
+    /// `[groups / ROW_SPAN, ROWS, ROW_SPAN, WORDS]`: [`GROUP`] numbers of each row at a time.
     pub rows: &'a [u32],
     /// How many rows of the block are wanted, from 1 to `ROWS`.
     pub count: usize,
-    /// `[strips, groups / SPAN, COLUMNS, SPAN, GROUP]`, zeros where there is no such input.
+    /// `[strips, groups / COLUMN_SPAN, COLUMNS, COLUMN_SPAN, GROUP]`, zeros where there is no such input.
     pub strips: &'a [i8],
-    /// Inputs, in groups of [`GROUP`]; a multiple of `SPAN`.
+    /// Inputs, in groups of [`GROUP`]; a multiple of `ROW_SPAN`.
     pub groups: usize,
 }
 
@@ -133,7 +145,7 @@ impl Tile<'_> {
 }
 
 /// Room for the sums of one tile of fp32.
-pub(super) type FloatSums = [f32; MAX_ROWS * MAX_STRIPS * COLUMNS];
+pub(super) type FloatSums = [f32; MAX_SUMS];
 
 /// Some rows of fp32 and some strips of weights.
 #[derive(Debug, Clone, Copy)]
@@ -159,25 +171,24 @@ impl FloatTile<'_> {
     }
 }
 
+/// Rows of bf16 lie in memory up to a multiple of this, and so do the pairs of a row of weights.
+pub(super) const PAIR_PADDING: usize = 16;
+
 /// Some rows of bf16 and some strips of weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PairTile<'a> {
-    /// `[count, pairs]`, from 1 to `FLOAT_ROWS` of them.
+    /// `[count or more, pairs]`. There are as many as make whole [`PAIR_PADDING`]s.
     pub rows: &'a [Pair],
+    /// How many rows are wanted, from 1 to `PAIR_ROWS`.
+    pub count: usize,
     /// `[strips, pairs, COLUMNS]`.
     pub strips: &'a [Pair],
-    /// Pairs of a row.
+    /// Pairs of a row; a multiple of `PAIR_SPAN`.
     pub pairs: usize,
 }
 
 impl PairTile<'_> {
-    /// Number of rows.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn count(&self) -> usize {
-        self.rows.len() / self.pairs
-    }
-
-    /// Number of strips, from 1 to `FLOAT_STRIPS`.
+    /// Number of strips, from 1 to `PAIR_STRIPS`.
     pub(super) fn strip_count(&self) -> usize {
         self.strips.len() / (self.pairs * COLUMNS)
     }
@@ -248,8 +259,10 @@ pub(super) trait Isa: Copy {
     const STRIPS: usize;
     /// 32-bit words that a group of a row takes in memory.
     const WORDS: usize;
-    /// Groups of a row, and of a column, that lie side by side.
-    const SPAN: usize = 1;
+    /// Groups of a row that lie side by side.
+    const ROW_SPAN: usize = 1;
+    /// Groups of a column that lie side by side.
+    const COLUMN_SPAN: usize = Self::ROW_SPAN;
     /// What [`Self::pack`] takes from every number of a row, where bytes are multiplied as signed ones. It is missing
     /// in the sums: so many times the sum of the column's weights.
     const OFFSET: i32 = 0;
@@ -257,6 +270,14 @@ pub(super) trait Isa: Copy {
     const FLOAT_ROWS: usize;
     /// Strips of a tile of fp32.
     const FLOAT_STRIPS: usize;
+    /// Rows of a tile of bf16.
+    const PAIR_ROWS: usize = Self::FLOAT_ROWS;
+    /// Strips of a tile of bf16.
+    const PAIR_STRIPS: usize = Self::FLOAT_STRIPS;
+    /// What the pairs of a row are a multiple of.
+    const PAIR_SPAN: usize = 1;
+    /// [`CHUNK`] for int8 and bf16.
+    const CHUNK: usize = CHUNK;
     /// Whether there are thirty-two registers of sixteen floats.
     const WIDE: bool;
     /// Whether `mul_add` is one instruction, and not a call.
@@ -279,33 +300,41 @@ pub(super) trait Isa: Copy {
     /// Groups of a row of `inputs` numbers.
     #[inline(always)]
     fn groups(inputs: usize) -> usize {
-        inputs.div_ceil(GROUP).next_multiple_of(Self::SPAN)
+        inputs.div_ceil(GROUP).next_multiple_of(Self::ROW_SPAN)
+    }
+
+    /// Pairs of a row of `inputs` numbers.
+    #[inline(always)]
+    fn pairs(inputs: usize) -> usize {
+        inputs.div_ceil(2).next_multiple_of(Self::PAIR_SPAN)
     }
 
     /// Where a group of a row begins in a block of rows. The same group of the next row is [`Self::ROW`] words behind.
     #[inline(always)]
     fn place(group: usize, row: usize) -> usize {
-        ((group / Self::SPAN * Self::ROWS + row) * Self::SPAN + group % Self::SPAN) * Self::WORDS
+        let span = Self::ROW_SPAN;
+        ((group / span * Self::ROWS + row) * span + group % span) * Self::WORDS
     }
 
     /// Words from a row of a block to the next.
-    const ROW: usize = Self::SPAN * Self::WORDS;
+    const ROW: usize = Self::ROW_SPAN * Self::WORDS;
 
     /// Where a group of a column begins in a strip.
     #[inline(always)]
     fn column_place(group: usize, column: usize) -> usize {
-        ((group / Self::SPAN * COLUMNS + column) * Self::SPAN + group % Self::SPAN) * GROUP
+        let span = Self::COLUMN_SPAN;
+        ((group / span * COLUMNS + column) * span + group % span) * GROUP
     }
 
     /// The strips of a product as it reads them, made of strips with one group after the other. `room` is for those
     /// that have to be written anew.
     #[inline(always)]
     fn arrange<'a>(strips: &'a [i8], inputs: usize, room: &'a mut Vec<i8>) -> &'a [i8] {
-        if Self::SPAN == 1 {
-            return strips;
-        }
         let size = Self::groups(inputs) * COLUMNS * GROUP;
         let stored = inputs.div_ceil(GROUP) * COLUMNS * GROUP;
+        if Self::COLUMN_SPAN == 1 && size == stored {
+            return strips;
+        }
         room.clear();
         room.resize(strips.len() / stored * size, 0);
         for (strip, stored) in room.chunks_exact_mut(size).zip(strips.chunks_exact(stored)) {
@@ -345,7 +374,7 @@ pub(super) trait Isa: Copy {
     }
 
     /// Multiplies a tile of bf16, likewise. Every sum is rounded to fp32 after each product, in the order of the
-    /// pairs, and in a pair the second product first: what `VDPBF16PS` does.
+    /// pairs, and in a pair the second product first: what `VDPBF16PS` does. AMX has an order of its own.
     #[inline(always)]
     fn multiply_pairs(self, tile: &PairTile<'_>, sums: &mut [f32]) {
         bf16::multiply_widened::<Self>(tile, sums);
@@ -406,7 +435,7 @@ mod tests {
                         strips: I::arrange(strips, inputs, &mut room),
                         groups,
                     };
-                    let mut sums: Sums = [i32::MIN; MAX_ROWS * MAX_STRIPS * COLUMNS];
+                    let mut sums: Sums = [i32::MIN; MAX_SUMS];
                     isa.multiply(&tile, &mut sums);
                     let columns = tile.strip_count() * COLUMNS;
                     for (row, sums) in sums.chunks_exact(columns).take(rows.len()).enumerate() {

@@ -14,13 +14,9 @@ use super::attention::{self, Attention, Columns, PositionalEncoding, Queries};
 use super::causal;
 use super::compute_pool::{BorrowedCores, ComputePool};
 pub use super::epilogue::Epilogue;
-use super::isa::InstructionSet;
+use super::isa::{CHUNK, InstructionSet};
 pub use super::norm::LayerNorm;
 use super::norm::{Normalize, NormalizeAlone};
-
-/// Rows that go through all products before the next ones begin: enough to read the weights seldom, few enough
-/// for the activations between two products to stay in the second-level cache.
-const CHUNK: usize = 48;
 
 /// Rows that are multiplied.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +37,11 @@ pub trait Products: Default + 'static {
 
     /// Outputs of a dense layer.
     fn outputs(matrix: Self::Matrix<'_>) -> usize;
+
+    /// See [`CHUNK`].
+    fn chunk(_: InstructionSet) -> usize {
+        CHUNK
+    }
 
     /// Prepares rows for any number of calls of [`Self::multiply`], with `matrix` and others of the same input. A row
     /// with NaN or an infinity makes every output of that row NaN or infinite, and changes no other row.
@@ -313,12 +314,13 @@ impl<P: Products> ThreadScratch<P> {
     ) {
         let products = &mut self.products;
         let width = P::outputs(qkv.query);
-        let chunks = hidden.chunks(CHUNK * width);
-        for (chunk, (hidden, keys)) in chunks.zip(keys.chunks_mut(2 * CHUNK * width)).enumerate() {
+        let chunk = P::chunk(set) * width;
+        let chunks = hidden.chunks(chunk).zip(keys.chunks_mut(2 * chunk));
+        for (index, (hidden, keys)) in chunks.enumerate() {
             let x = operand(hidden, width);
             products.dense(set, x, qkv.key_value, Epilogue::Identity, keys);
             if let Some(queries) = &mut queries {
-                let queries = &mut queries[chunk * CHUNK * width..][..hidden.len()];
+                let queries = &mut queries[index * chunk..][..hidden.len()];
                 products.multiply(set, x, qkv.query, Epilogue::Identity, queries);
             }
         }
@@ -358,10 +360,9 @@ impl<P: Products> ThreadScratch<P> {
         } = self;
         let (width, inner) = (P::outputs(layer.qkv.query), P::outputs(layer.up));
         let identity = Epilogue::Identity;
-        let chunks = context.chunks(CHUNK * width);
-        let outputs = output.chunks_mut(CHUNK * width);
-        for ((context, residual), output) in chunks.zip(residual.chunks(CHUNK * width)).zip(outputs)
-        {
+        let chunk = P::chunk(set) * width;
+        let chunks = context.chunks(chunk).zip(residual.chunks(chunk));
+        for ((context, residual), output) in chunks.zip(output.chunks_mut(chunk)) {
             let rows = context.len() / width;
             attended.resize(context.len(), 0.0);
             expanded.resize(rows * inner, 0.0);

@@ -45,6 +45,10 @@ impl Products for Int8 {
         matrix.scales.len()
     }
 
+    fn chunk(set: InstructionSet) -> usize {
+        set.chunk()
+    }
+
     fn prepare(&mut self, set: InstructionSet, x: Operand<'_>, matrix: Matrix<'_>) {
         set.perform(Quantize {
             x: x.rows,

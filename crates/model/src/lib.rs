@@ -162,8 +162,9 @@ impl Model {
         return Self::from_memory(embedded::ID, embedded::FILES);
         #[cfg(not(embedded_model))]
         Err(ModelError::new(
-            "this build has no embedded model",
-            "pass `--model` with the directory of a cross-encoder",
+            "this build has no built-in model",
+            "pass `--model` with the directory of a cross-encoder, or its name on the hub: \
+             `--model cross-encoder/ms-marco-MiniLM-L6-v2`",
         ))
     }
 

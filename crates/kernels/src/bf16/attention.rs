@@ -5,10 +5,13 @@ use std::ops::Range;
 use super::{Pair, pair};
 use crate::attention::{Attention, SequenceQueries};
 use crate::elementary::rough_exp2;
-use crate::isa::{FloatSums, InstructionSet, Isa, MAX_ROWS, MAX_STRIPS, PairTile, Step};
+use crate::isa::{
+    FloatSums, InstructionSet, Isa, MAX_STRIPS, MAX_SUMS, PAIR_PADDING, PairTile, Step,
+};
 use crate::quantize::COLUMNS;
 
-/// Memory that one call leaves to the next. `pairs` are of the numbers of a head, `token pairs` of tokens.
+/// Memory that one call leaves to the next. `pairs` are of the numbers of a head, `token pairs` of tokens, both as
+/// [`Isa::pairs`] counts them. Behind rows that are multiplied, there are others of anything.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     /// Keys of a head: `[tokens, pairs]`.
@@ -73,8 +76,8 @@ impl Step for Attend<'_> {
                     head,
                     tokens: tokens.clone(),
                 };
-                head.load(scratch);
-                let block = I::FLOAT_STRIPS * COLUMNS;
+                head.load::<I>(scratch);
+                let block = I::PAIR_STRIPS * COLUMNS;
                 for query in wanted.clone().step_by(block) {
                     let queries = query..wanted.end.min(query + block);
                     let output = &mut output[(query - wanted.start) * width..];
@@ -95,13 +98,13 @@ struct Head<'a> {
 impl Head<'_> {
     /// Lays out keys and values.
     #[inline(always)]
-    fn load(&self, scratch: &mut Scratch) {
+    fn load<I: Isa>(&self, scratch: &mut Scratch) {
         let &Attention {
             size, key, value, ..
         } = self.attention;
         let count = self.tokens.len();
-        let pairs = size / 2;
-        scratch.keys.resize(count * pairs, 0);
+        let pairs = I::pairs(size);
+        scratch.keys.resize(padded_rows(count) * pairs, 0);
         for (token, cells) in self
             .tokens
             .clone()
@@ -111,9 +114,11 @@ impl Head<'_> {
             for (cell, &[first, second]) in cells.iter_mut().zip(row) {
                 *cell = pair(first, second);
             }
+            cells[row.len()..].fill(0);
         }
-        let token_pairs = count.div_ceil(2);
-        scratch.values.resize(size * token_pairs, 0);
+        let token_pairs = I::pairs(count);
+        scratch.values.clear();
+        scratch.values.resize(padded_rows(size) * token_pairs, 0);
         for (index, token) in self.tokens.clone().step_by(2).enumerate() {
             let cells = scratch.values[index..].iter_mut().step_by(token_pairs);
             let first = value.row(token, self.head, size);
@@ -140,9 +145,9 @@ impl Head<'_> {
         output: &mut [f32],
     ) {
         let size = self.attention.size;
-        let pairs = size / 2;
+        let pairs = I::pairs(size);
         let lanes = queries.len().next_multiple_of(COLUMNS);
-        self.load_queries(&queries, scratch);
+        self.load_queries(&queries, pairs, scratch);
         let Scratch {
             keys,
             values,
@@ -151,17 +156,18 @@ impl Head<'_> {
             weights,
         } = scratch;
         let count = self.tokens.len();
-        scores.resize(count * lanes, 0.0);
-        let blocks = keys.chunks(I::FLOAT_ROWS * pairs);
-        for (rows, scores) in blocks.zip(scores.chunks_mut(I::FLOAT_ROWS * lanes)) {
+        scores.resize(padded_rows(count) * lanes, 0.0);
+        for first in (0..count).step_by(I::PAIR_ROWS) {
             let tile = PairTile {
-                rows,
+                rows: &keys[first * pairs..],
+                count: I::PAIR_ROWS.min(count - first),
                 strips,
                 pairs,
             };
-            isa.multiply_pairs(&tile, scores);
+            isa.multiply_pairs(&tile, &mut scores[first * lanes..]);
         }
-        let token_pairs = count.div_ceil(2);
+        let scores = &scores[..count * lanes];
+        let token_pairs = I::pairs(count);
         weights.resize(lanes * token_pairs, 0);
         let mut totals = [0.0; MAX_STRIPS * COLUMNS];
         let strips = weights.chunks_exact_mut(token_pairs * COLUMNS);
@@ -170,16 +176,17 @@ impl Head<'_> {
         }
         let reciprocals = totals.map(|total| 1.0 / total);
         let width = self.attention.heads * size;
-        let mut sums: FloatSums = [0.0; MAX_ROWS * MAX_STRIPS * COLUMNS];
-        for (block, rows) in values.chunks(I::FLOAT_ROWS * token_pairs).enumerate() {
+        let mut sums: FloatSums = [0.0; MAX_SUMS];
+        for first in (0..size).step_by(I::PAIR_ROWS) {
+            let dimensions = I::PAIR_ROWS.min(size - first);
             let tile = PairTile {
-                rows,
+                rows: &values[first * token_pairs..],
+                count: dimensions,
                 strips: weights,
                 pairs: token_pairs,
             };
             isa.multiply_pairs(&tile, &mut sums);
-            let first = self.head * size + block * I::FLOAT_ROWS;
-            let dimensions = rows.len() / token_pairs;
+            let first = self.head * size + first;
             for lane in 0..queries.len() {
                 let output = &mut output[lane * width + first..][..dimensions];
                 for (output, sums) in output.iter_mut().zip(sums.chunks_exact(lanes)) {
@@ -191,7 +198,7 @@ impl Head<'_> {
 
     /// Transposes queries; lanes without one are zero.
     #[inline(always)]
-    fn load_queries(&self, queries: &Range<usize>, scratch: &mut Scratch) {
+    fn load_queries(&self, queries: &Range<usize>, pairs: usize, scratch: &mut Scratch) {
         let &Attention {
             query,
             query_bias,
@@ -200,7 +207,6 @@ impl Head<'_> {
         } = self.attention;
         let bias = &query_bias[self.head * size..(self.head + 1) * size];
         let bias = bias.as_chunks::<2>().0;
-        let pairs = size / 2;
         scratch.queries.clear();
         let lanes = queries.len().next_multiple_of(COLUMNS);
         scratch.queries.resize(lanes * pairs, 0);
@@ -213,6 +219,11 @@ impl Head<'_> {
             }
         }
     }
+}
+
+/// How many rows there is room for.
+fn padded_rows(count: usize) -> usize {
+    count.next_multiple_of(PAIR_PADDING)
 }
 
 /// Turns the scores of sixteen queries from `first` on, of `[tokens, lanes]`, into weights `[token pairs, COLUMNS]`,
@@ -233,7 +244,11 @@ fn softmax<I: Isa>(
         }
     }
     let mut sums = [0.0_f32; COLUMNS];
-    let cells = weights.as_chunks_mut::<COLUMNS>().0;
+    let (cells, padding) = weights
+        .as_chunks_mut::<COLUMNS>()
+        .0
+        .split_at_mut((scores.len() / lanes).div_ceil(2));
+    padding.fill([0; COLUMNS]);
     for (scores, cells) in scores.chunks(2 * lanes).zip(cells) {
         let (one, two) = scores.split_at(lanes);
         let one = of(one);

@@ -56,7 +56,7 @@ impl Isa for Avx512Bf16 {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn multiply_any(tile: &PairTile<'_>, sums: &mut [f32]) {
-    with_tile_shape!(ROWS = tile.count(), 1..=8; STRIPS = tile.strip_count(), 1..=3; multiply::<ROWS, STRIPS>(tile, sums));
+    with_tile_shape!(ROWS = tile.count, 1..=8; STRIPS = tile.strip_count(), 1..=3; multiply::<ROWS, STRIPS>(tile, sums));
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -17,7 +17,7 @@ impl Isa for NeonI8mm {
     const ROWS: usize = 6;
     const STRIPS: usize = 1;
     const WORDS: usize = 1;
-    const SPAN: usize = 2;
+    const ROW_SPAN: usize = 2;
     const FLOAT_ROWS: usize = Neon::FLOAT_ROWS;
     const FLOAT_STRIPS: usize = Neon::FLOAT_STRIPS;
     const WIDE: bool = Neon::WIDE;
@@ -58,16 +58,16 @@ type Block = [[int32x4_t; COLUMNS / 2]; NeonI8mm::ROWS / 2];
 #[target_feature(enable = "neon,i8mm")]
 fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
     /// Words of a block, and weights of a strip, in two spans.
-    const ROWS: usize = 2 * NeonI8mm::SPAN * NeonI8mm::ROWS;
-    const WEIGHTS: usize = 2 * NeonI8mm::SPAN * COLUMNS * GROUP;
+    const ROWS: usize = 2 * NeonI8mm::ROW_SPAN * NeonI8mm::ROWS;
+    const WEIGHTS: usize = 2 * NeonI8mm::ROW_SPAN * COLUMNS * GROUP;
     let groups = tile.groups;
-    assert!(groups.is_multiple_of(NeonI8mm::SPAN));
+    assert!(groups.is_multiple_of(NeonI8mm::ROW_SPAN));
     assert!(tile.rows.len() >= groups * NeonI8mm::ROWS);
     assert!(tile.strips.len() >= groups * COLUMNS * GROUP);
     let mut block: Block = [[vdupq_n_s32(0); COLUMNS / 2]; NeonI8mm::ROWS / 2];
     let rows = tile.rows.as_ptr();
     let strip = tile.strips.as_ptr();
-    let pairs = groups / (2 * NeonI8mm::SPAN);
+    let pairs = groups / (2 * NeonI8mm::ROW_SPAN);
     let spans = |pair| {
         (
             rows.wrapping_add(pair * ROWS),
@@ -82,7 +82,7 @@ fn multiply(tile: &Tile<'_>, sums: &mut [i32]) {
             add_span::<1>(&mut block, rows, strip);
         }
     }
-    if !groups.is_multiple_of(2 * NeonI8mm::SPAN) {
+    if !groups.is_multiple_of(2 * NeonI8mm::ROW_SPAN) {
         let (rows, strip) = spans(pairs);
         // SAFETY: likewise, with one span more.
         unsafe { add_span::<0>(&mut block, rows, strip) };
@@ -123,7 +123,7 @@ macro_rules! columns {
 /// take an operation more.
 ///
 /// # Safety
-/// `rows` holds `ROWS` times `SPAN` groups behind `AT` times as many, and `strip` likewise for `COLUMNS`.
+/// `rows` holds `ROWS` times `ROW_SPAN` groups behind `AT` times as many, and `strip` likewise for `COLUMNS`.
 #[target_feature(enable = "neon,i8mm")]
 #[inline]
 #[rustfmt::skip]

@@ -7,7 +7,7 @@
 
 use crate::elementary::{rough_exp2, round_to_i32};
 use crate::isa::multiply_add;
-use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
+use crate::isa::{Isa, MAX_STRIPS, MAX_SUMS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 /// Largest quantized key.
@@ -311,7 +311,7 @@ impl Scratch {
                     let at = head * shape.values::<I>()
                         + strip * shape.value_strip::<I>()
                         + I::column_place(group, 0);
-                    let cells = self.values[at..].chunks_mut(I::SPAN * GROUP);
+                    let cells = self.values[at..].chunks_mut(I::COLUMN_SPAN * GROUP);
                     for (cell, word) in cells.zip(row) {
                         cell[..GROUP].copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
                     }
@@ -373,7 +373,7 @@ impl Scratch {
                     strip.softmax::<I>(scores, weights, totals);
                 }
             }
-            let mut sums: Sums = [0; MAX_ROWS * MAX_STRIPS * COLUMNS];
+            let mut sums: Sums = [0; MAX_SUMS];
             let blocks = weights.chunks_exact(weight_block);
             for (block, rows) in blocks.enumerate().take(count.div_ceil(I::ROWS)) {
                 let start = block * I::ROWS;
@@ -460,10 +460,10 @@ impl Strip {
                     words[lane] |= (whole as u32) << (8 * place);
                 }
             }
-            // The strip begins where a block does: there is one strip, or a block divides it.
-            let first = self.first / I::ROWS;
+            // A strip is in one block, or begins where a block does: there is one strip, or one divides the other.
+            let (first, row) = (self.first / I::ROWS, self.first % I::ROWS);
             for (block, words) in words.chunks(I::ROWS).enumerate() {
-                let at = (first + block) * self.block + I::place(group, 0);
+                let at = (first + block) * self.block + I::place(group, row);
                 let cells = weights[at..].chunks_mut(I::ROW);
                 for (cell, &word) in cells.zip(words) {
                     I::pack(word, &mut cell[..I::WORDS]);

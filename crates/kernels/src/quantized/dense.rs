@@ -4,7 +4,7 @@ use super::rows::{Equalization, Rows};
 use crate::elementary::rough_gelu;
 use crate::epilogue::{Epilogue, with_epilogue};
 use crate::isa::multiply_add;
-use crate::isa::{Isa, MAX_ROWS, MAX_STRIPS, Step, Sums, Tile};
+use crate::isa::{Isa, MAX_SUMS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, strip_size};
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
@@ -55,7 +55,7 @@ impl Dense<'_> {
         let outputs = matrix.scales.len();
         let groups = I::groups(inputs);
         let block_size = groups * I::ROWS * I::WORDS;
-        let mut sums: Sums = [0; MAX_ROWS * MAX_STRIPS * COLUMNS];
+        let mut sums: Sums = [0; MAX_SUMS];
         let width = I::STRIPS * COLUMNS;
         let panels = matrix.strips.chunks(I::STRIPS * strip_size(inputs));
         for (strips, first) in panels.zip((0..outputs).step_by(width)) {

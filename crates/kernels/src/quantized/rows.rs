@@ -112,12 +112,13 @@ impl Step for Quantize<'_> {
             }
             let block = &mut rows.words[index / I::ROWS * block_size..][..block_size];
             let (words, _) = rows.row.as_chunks::<GROUP>();
-            for (group, word) in words.iter().enumerate() {
-                let place = I::place(group, index % I::ROWS);
-                I::pack(
-                    u32::from_le_bytes(*word),
-                    &mut block[place..place + I::WORDS],
-                );
+            // What lies side by side is one copy.
+            for (span, words) in words.chunks_exact(I::ROW_SPAN).enumerate() {
+                let place = I::place(span * I::ROW_SPAN, index % I::ROWS);
+                let cells = block[place..][..I::ROW].chunks_exact_mut(I::WORDS);
+                for (cell, word) in cells.zip(words) {
+                    I::pack(u32::from_le_bytes(*word), cell);
+                }
             }
             rows.scales.push(scale + poison);
             rows.zeros.push(zero as i32 - I::OFFSET);
