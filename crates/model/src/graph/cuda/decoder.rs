@@ -161,8 +161,8 @@ impl DecoderNodes<'_> {
         // 0 copies the dimension.
         let shape = [0, heads as i64, size as i64];
         let shape = self.graph.graph.shape(&format!("{name}.shape"), &shape);
-        let apart = self.op(&format!("{name}.apart"), "Reshape", [x, &shape]);
-        self.norm(name, &apart, size)
+        let by_head = self.op(&format!("{name}.heads"), "Reshape", [x, &shape]);
+        self.norm(name, &by_head, size)
     }
 
     fn activated(&mut self, name: &str, x: &Value) -> Value {
