@@ -204,7 +204,7 @@ KERNELS = {
     # Layers with and without a sliding window.
     "tiny-modernbert": {FLASH, MEMORY_EFFICIENT},
     "tiny-ettin": {FLASH, MEMORY_EFFICIENT},
-    "tiny-deberta-v2": {MEMORY_EFFICIENT},
+    "tiny-deberta-v2-unshared": {MEMORY_EFFICIENT},
     "tiny-deberta-v3": {MEMORY_EFFICIENT},
     "causal-qwen3": {MEMORY_EFFICIENT},
     "causal-gemma": {MEMORY_EFFICIENT},
