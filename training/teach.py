@@ -1,6 +1,6 @@
 """Targets to train on: groups of a query and passages, and new pairings of STS-B's training sentences.
 
-    python teach.py --data DIR --work DIR [--teachers minilm,mpnet] [--pairs 20000]
+    python teach.py --data DIR --work DIR [--teachers minilm,mpnet] [--pairs 60000]
 
 Writes `groups-PART-TEACHERS.json` and `pairs-TEACHERS.json` into the work folder, from the vectors that `vectors.py`
 leaves there.
@@ -18,9 +18,9 @@ from texts import collect, grams, judged
 from vectors import sentences, vectors
 
 DEPTH = 30  # of BM25's best, over which scores are standardized
-BM25_SHARE = 0.25  # of BM25 beside the mean of the teachers
+BM25_SHARE = 0.35  # of BM25 beside the mean of the teachers
 GROUP = 6  # passages
-PER_SENTENCE = 4  # new pairings that start at a sentence, at most
+PER_SENTENCE = 8  # new pairings that start at a sentence, at most
 
 
 def standard(values, over):
@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--part", type=int, default=0, help="of the texts")
     parser.add_argument("--teachers", default="mpnet,minilm", help="of the groups")
     parser.add_argument("--pair-teachers", default="mpnet,e5", help="of the pairings, beside the model so far")
-    parser.add_argument("--pairs", type=int, default=20000)
+    parser.add_argument("--pairs", type=int, default=60000)
     parser.add_argument("--model", default="../models/minilm-l6-rank", help="the model so far")
     args = parser.parse_args()
     torch.set_num_threads(1)

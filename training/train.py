@@ -26,12 +26,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finish
 from evaluate import keep_memory, read_sts
+from packed import Packed
 
 STS_TOKENS, RANK_TOKENS = 128, 420  # the longest of each that is seen in training
 HEAD_SEED = 12  # every run from the base starts from the same head, so that the weights of several can be averaged
 MEAN_OF = 4  # last checkpoints, whose mean is the model
 SAVE_EVERY = 50  # steps between states to go on from
 PROCESSES = 2  # of one thread each: threads of one process wait for each other on a busy machine
+DROPOUT = 0.1
 SHARPER = 5.0  # a softmax over a group is of so many logits
 
 
@@ -48,13 +50,6 @@ def batches(count, size, lengths, rng):
             chunks += [part[i : i + size] for i in range(0, len(part), size)]
         rng.shuffle(chunks)
         yield from chunks
-
-
-def forward(network, tokenizer, pairs, max_tokens):
-    encoded = tokenizer([a for a, _ in pairs], [b for _, b in pairs], padding=True,
-                        truncation="longest_first", max_length=max_tokens, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
-        return network(**encoded).logits.float().squeeze(-1)
 
 
 def rank_losses(scores, targets, order):
@@ -138,6 +133,7 @@ def main():
         args.init, num_labels=1, dtype=torch.float32, attn_implementation="eager")
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.init)
+    packed = Packed(network, tokenizer)
     optimizer = torch.optim.AdamW(rates(network, args.lr, args.layer_decay, args.weight_decay), lr=args.lr, fused=True)
     average = Average(network, args.average)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -159,22 +155,22 @@ def main():
     losses, taken = torch.zeros(4).share_memory_(), mp.Value("i", 0)  # point, order, human, new
     start, done = mp.Barrier(PROCESSES), mp.Barrier(PROCESSES)
 
-    def sts(rows, places):
+    def sts(rows, places, dropout):
         pairs = [(row[1], row[0]) if swapped else row[:2] for row, swapped in ((rows[i], side) for i, side in places)]
         gold = torch.tensor([rows[i][2] for i, _ in places])
-        return torch.nn.functional.binary_cross_entropy_with_logits(forward(network, tokenizer, pairs, STS_TOKENS), gold)
+        return torch.nn.functional.binary_cross_entropy_with_logits(packed.logits(pairs, STS_TOKENS, dropout), gold)
 
     def learn(kind, what):
         """Adds the gradient of one task, and its losses."""
-        network.train(kind == "human")  # dropout for the few pairs that come again and again; soft targets need none
         if kind == "group":
             pairs, targets, order = rank[what]
-            scores = forward(network, tokenizer, pairs, RANK_TOKENS)
+            scores = packed.logits(pairs, RANK_TOKENS)
             point, listwise = rank_losses(scores, torch.tensor(targets), args.sharpness * torch.tensor(order))
             ((point + args.listwise * listwise) / args.rank_groups).backward()
             found = torch.tensor([point.item(), listwise.item(), 0, 0]) / args.rank_groups
         else:
-            loss = sts(human if kind == "human" else new, what)
+            # Dropout for the few pairs that come again and again; soft targets need none.
+            loss = sts(human, what, DROPOUT) if kind == "human" else sts(new, what, 0.0)
             (args.sts_weight * loss).backward()
             found = torch.tensor([0, 0, loss.item() * (kind == "human"), loss.item() * (kind == "new")])
         with taken.get_lock():
@@ -203,10 +199,10 @@ def main():
         torch.manual_seed(args.seed + first + 1)
         for _, tasks in plan():
             start.wait()
+            packed.refresh()
             learn_all(tasks)
-            for there, parameter in zip(shared, learning):
-                there.zero_() if parameter.grad is None else there.copy_(parameter.grad)
-                parameter.grad = None
+            for there, gradient in zip(shared, packed.gradients()):
+                there.zero_() if gradient is None else there.copy_(gradient)
             done.wait()
 
     # The weights are shared memory: the helper sees every step that this process takes.
@@ -221,10 +217,11 @@ def main():
             taken.value = 0
             losses.zero_()
             start.wait()
+            packed.refresh()
             learn_all(tasks)
             done.wait()
-            for there, parameter in zip(shared, learning):
-                parameter.grad = there.clone() if parameter.grad is None else parameter.grad.add_(there)
+            for there, parameter, gradient in zip(shared, learning, packed.gradients()):
+                parameter.grad = there.clone() if gradient is None else there + gradient
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             optimizer.zero_grad()
