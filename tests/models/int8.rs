@@ -22,6 +22,8 @@ use serde::Deserialize;
 
 /// Minimum rank correlation between int8 and fp32.
 const LEAST_CORRELATION: f64 = 0.999;
+/// How far logits of portable code may be from others: it rounds the numbers between two products otherwise.
+const OTHER_ROUNDING: f32 = 0.05;
 /// Maximum loss of correlation with human judgments.
 const MOST_LOST: f64 = 0.002;
 /// Minimum rank correlation for models with random weights, which magnify errors.
@@ -115,25 +117,40 @@ fn the_order_of_three_hundred_pairs_is_kept_on_every_path() {
     let reference = quality_logits();
     let encodings = encodings(&model, &quality_pairs());
     assert_eq!(encodings.len(), 300);
+    let mut fastest: Option<Vec<f32>> = None;
     for set in InstructionSet::available() {
-        // Portable code is many times slower, with the same sums (`rerankd_kernels::isa`).
-        let step = if set.favors_int8() { 1 } else { 10 };
-        let some: Vec<Encoding> = encodings.iter().step_by(step).cloned().collect();
-        let exact: Vec<f32> = reference.iter().step_by(step).copied().collect();
-        let logits = logits(&mut open(&model, Precision::Int8, set), &some);
-        let correlation = rank_correlation(&logits, &exact);
+        // Portable code is many times slower, with the same sums (`rerankd_kernels::isa`): few pairs have to be as
+        // the fastest set has them.
+        if !set.favors_int8()
+            && let Some(fastest) = &fastest
+        {
+            let some: Vec<Encoding> = encodings.iter().step_by(10).cloned().collect();
+            let expected: Vec<f32> = fastest.iter().step_by(10).copied().collect();
+            let logits = logits(&mut open(&model, Precision::Int8, set), &some);
+            let off = worst(&logits, &expected);
+            println!(
+                "{} pairs, int8 ({}): off by {off:.3}",
+                some.len(),
+                set.name()
+            );
+            assert!(off <= OTHER_ROUNDING, "{}: off by {off}", set.name());
+            continue;
+        }
+        let logits = logits(&mut open(&model, Precision::Int8, set), &encodings);
+        let correlation = rank_correlation(&logits, &reference);
         println!(
             "{} pairs, int8 ({}): rank correlation with fp32 {correlation:.5}, worst logit off by \
              {:.3}",
-            some.len(),
+            encodings.len(),
             set.name(),
-            worst(&logits, &exact),
+            worst(&logits, &reference),
         );
         assert!(
             correlation >= LEAST_CORRELATION,
             "{}: {correlation}",
             set.name()
         );
+        fastest.get_or_insert(logits);
     }
 }
 
