@@ -38,7 +38,7 @@ pub trait Products: Default + 'static {
     /// Outputs of a dense layer.
     fn outputs(matrix: Self::Matrix<'_>) -> usize;
 
-    /// See [`CHUNK`].
+    /// Rows that go through all products before the next ones begin.
     fn chunk(_: InstructionSet) -> usize {
         CHUNK
     }
