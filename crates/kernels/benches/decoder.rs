@@ -9,8 +9,9 @@
     reason = "measures instructions that not every processor has, after detecting them"
 )]
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Instant;
 
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::fp32::{Fp32, Matrix, WidenedBf16, WidenedMatrix};
@@ -22,6 +23,7 @@ use rerankd_kernels::layer::{Epilogue, Operand, Products};
 use rerankd_kernels::quantize::Quantized;
 use rerankd_kernels::quantized::{self, Int8};
 use rerankd_kernels::strips::strips;
+use support::{numbers, seconds};
 
 const WIDTH: usize = 1024;
 const INNER: usize = 3072;
@@ -35,29 +37,6 @@ const PREFIX: usize = 82;
 const SUFFIX: usize = 9;
 /// Numbers that are multiplied into sums at once, to find the peak: more than the latency of an instruction hides.
 const CHAINS: usize = 24;
-
-/// Numbers between -1 and 1 of a linear congruential generator.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// Seconds of the fastest of `rounds` runs, after one that is not counted: other programs only slow it down.
-fn seconds(rounds: usize, mut run: impl FnMut()) -> f64 {
-    run();
-    let times = (0..rounds).map(|_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
-}
 
 /// Operations a second, a multiplication and an addition counted as two, of instructions on registers alone: fp32,
 /// then int8. `None` where the products use no such instructions.
@@ -115,22 +94,19 @@ fn peaks(rounds: usize, set: InstructionSet) -> [Option<f64>; 2] {
     let rate = |operations: usize, run: &dyn Fn()| {
         Some((operations * STEPS) as f64 / seconds(rounds, run))
     };
-    let (name, has_avx2) = (set.name(), set.favors_own_fp32());
     // SAFETY: the processor has the instructions of the set.
-    let fp32 = if name.starts_with("avx512") {
-        rate(2 * 16 * CHAINS, &|| unsafe { fp32_512() })
-    } else if has_avx2 {
-        rate(2 * 8 * 12, &|| unsafe { fp32_256() })
-    } else {
-        None
+    let fp32 = match set.name() {
+        "avx512" | "avx512-vnni" | "avx512-bf16" | "amx" => {
+            rate(2 * 16 * CHAINS, &|| unsafe { fp32_512() })
+        }
+        "avx2" | "avx-vnni" => rate(2 * 8 * 12, &|| unsafe { fp32_256() }),
+        _ => None,
     };
     // SAFETY: likewise.
-    let int8 = if ["avx512-vnni", "avx512-bf16"].contains(&name) {
-        rate(2 * 64 * CHAINS, &|| unsafe { int8_512() })
-    } else if has_avx2 && name != "avx-vnni" {
-        rate(2 * 16 * 12, &|| unsafe { int8_256() })
-    } else {
-        None
+    let int8 = match set.name() {
+        "avx512-vnni" | "avx512-bf16" => rate(2 * 64 * CHAINS, &|| unsafe { int8_512() }),
+        "avx2" | "avx512" => rate(2 * 16 * 12, &|| unsafe { int8_256() }),
+        _ => None,
     };
     [fp32, int8]
 }
@@ -178,13 +154,7 @@ impl Weights {
     }
 
     fn int8(&self) -> quantized::Matrix<'_> {
-        quantized::Matrix {
-            strips: &self.quantized.strips,
-            scales: &self.quantized.scales,
-            sums: &self.quantized.sums,
-            bias: &self.bias,
-            equalization: None,
-        }
+        quantized::Matrix::new(&self.quantized, &self.bias)
     }
 }
 

@@ -5,8 +5,9 @@
 //! cargo bench -p rerankd-kernels --bench encoder [-- ROUNDS [SET]]
 //! ```
 
+mod support;
+
 use std::hint::black_box;
-use std::time::Instant;
 
 use rerankd_kernels::attention::{PositionalEncoding, Queries};
 use rerankd_kernels::bf16::{self, Bf16};
@@ -19,6 +20,7 @@ use rerankd_kernels::layer::{
 use rerankd_kernels::quantize::{Equalization, Quantized};
 use rerankd_kernels::quantized::{self, Int8};
 use rerankd_kernels::strips::strips;
+use support::{numbers, seconds};
 
 const WIDTH: usize = 384;
 const INNER: usize = 1536;
@@ -27,18 +29,6 @@ const HEADS: usize = 12;
 const LENGTHS: [usize; 2] = [23, 224];
 /// Tokens of a batch, about.
 const TOKENS: usize = 1400;
-
-/// Numbers between -1 and 1 of a linear congruential generator.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 /// A dense layer in every arithmetic.
 struct Dense {
@@ -77,13 +67,7 @@ impl Dense {
     }
 
     fn plain_int8(&self) -> quantized::Matrix<'_> {
-        quantized::Matrix {
-            strips: &self.quantized.strips,
-            scales: &self.quantized.scales,
-            sums: &self.quantized.sums,
-            bias: &self.bias,
-            equalization: None,
-        }
+        quantized::Matrix::new(&self.quantized, &self.bias)
     }
 
     fn equalized_int8(&self) -> quantized::Matrix<'_> {
@@ -142,19 +126,14 @@ fn tokens_per_second<'a, P: Products>(
     let pool = ComputePool::one_core(set);
     let mut output = vec![0.0; tokens * WIDTH];
     let mut scratch = Scratch::default();
-    let mut run = || {
-        let input = LayerInput {
-            hidden: &hidden,
-            lengths: &lengths,
-            queries: Queries::EveryToken,
-        };
-        let start = Instant::now();
-        forward::<P>(&pool, &layer, input, &mut scratch, black_box(&mut output));
-        start.elapsed().as_secs_f64()
+    let input = LayerInput {
+        hidden: &hidden,
+        lengths: &lengths,
+        queries: Queries::EveryToken,
     };
-    // The fastest round: other programs only slow it down. The first one is not counted.
-    run();
-    let fastest = (0..rounds).map(|_| run()).fold(f64::INFINITY, f64::min);
+    let fastest = seconds(rounds, || {
+        forward::<P>(&pool, &layer, input, &mut scratch, black_box(&mut output));
+    });
     tokens as f64 / fastest
 }
 

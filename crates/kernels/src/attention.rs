@@ -643,15 +643,16 @@ mod tests {
                 },
             };
             let expected = reference(&attention);
+            // fp32 rounds large scores by more, and a weight is off by what its score is off.
+            let tolerance = 2e-5 * (spread / 4.0).max(1.0);
             // Whatever a call before left in the memory must not show.
             let mut scratch = Scratch { scores: vec![f32::NAN; 7], ..Scratch::default() };
             for set in InstructionSet::available() {
                 let mut ours = vec![f32::NAN; expected.len()];
                 attend(set, &attention, 0, &mut scratch, &mut ours);
                 for (ours, expected) in ours.iter().zip(&expected) {
-                    // A score of some hundreds is off by 3e-5 in fp32, and so is a weight.
                     let off = (ours - expected).abs();
-                    prop_assert!(off < 5e-5, "{}: {} for {}", set.name(), ours, expected);
+                    prop_assert!(off < tolerance, "{}: {} for {}", set.name(), ours, expected);
                 }
                 let first = part.0.index(rows);
                 let some = &ours[first * width..][..(1 + part.1.index(rows - first)) * width];

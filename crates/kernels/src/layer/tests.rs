@@ -76,13 +76,7 @@ impl Owned for Byte {
     }
 
     fn matrix(&self) -> quantized::Matrix<'_> {
-        quantized::Matrix {
-            strips: &self.quantized.strips,
-            scales: &self.quantized.scales,
-            sums: &self.quantized.sums,
-            bias: &self.bias,
-            equalization: None,
-        }
+        quantized::Matrix::new(&self.quantized, &self.bias)
     }
 }
 

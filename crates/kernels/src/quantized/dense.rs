@@ -5,7 +5,7 @@ use crate::elementary::rough_gelu;
 use crate::epilogue::{Epilogue, with_epilogue};
 use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_SUMS, Step, Sums, Tile};
-use crate::quantize::{COLUMNS, strip_size};
+use crate::quantize::{COLUMNS, Quantized, strip_size};
 
 /// Weights of a dense layer, as [`crate::quantize::Quantized`] has them.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,19 @@ pub struct Matrix<'a> {
     pub bias: &'a [f32],
     /// What happens to the inputs before they are quantized.
     pub equalization: Option<Equalization<'a>>,
+}
+
+impl<'a> Matrix<'a> {
+    /// Weights whose inputs are quantized as they are.
+    pub fn new(quantized: &'a Quantized, bias: &'a [f32]) -> Self {
+        Self {
+            strips: &quantized.strips,
+            scales: &quantized.scales,
+            sums: &quantized.sums,
+            bias,
+            equalization: None,
+        }
+    }
 }
 
 /// Writes the product of `rows` with `matrix` to `output`, `[rows, outputs]`.

@@ -47,11 +47,8 @@ fn product(
         rows,
         inputs,
         matrix: Matrix {
-            strips: &quantized.strips,
-            scales: &quantized.scales,
-            sums: &quantized.sums,
-            bias: &bias,
             equalization,
+            ..Matrix::new(&quantized, &bias)
         },
         epilogue,
         output: &mut output,
