@@ -279,7 +279,7 @@ pub struct PackedInputs {
     pub position_ids: Vec<i64>,
     pub lengths: Vec<i32>,
     pub cls_index: Vec<i64>,
-    pub last_index: Vec<i64>,
+    pub padding: Option<u32>,
 }
 
 impl PackedInputs {
@@ -290,15 +290,11 @@ impl PackedInputs {
             position_ids: Vec::with_capacity(batch.tokens()),
             lengths: batch.lengths().iter().map(|&l| l as i32).collect(),
             cls_index: Vec::with_capacity(batch.sequences()),
-            last_index: Vec::with_capacity(batch.sequences()),
+            padding: layout.causal.and_then(|causal| causal.padding),
         };
-        let padding = layout.causal.and_then(|causal| causal.padding);
         let mut first = 0;
         for &length in batch.lengths() {
             inputs.cls_index.push(first as i64);
-            let ids = &batch.ids()[first..first + length];
-            let last = first + causal::without_trailing(ids, padding).len() - 1;
-            inputs.last_index.push(last as i64);
             let mut next = layout.first_position;
             for token in first..first + length {
                 let position = if layout.positions == 1 {
@@ -317,6 +313,16 @@ impl PackedInputs {
             first += length;
         }
         inputs
+    }
+
+    /// The row of the last token of each sequence of `batch`, trailing padding aside.
+    pub fn last_index(&self, batch: &Batch) -> Vec<i64> {
+        let rows = self.cls_index.iter().zip(batch.lengths());
+        rows.map(|(&first, &length)| {
+            let ids = &batch.ids()[first as usize..][..length];
+            first + causal::without_trailing(ids, self.padding).len() as i64 - 1
+        })
+        .collect()
     }
 }
 
@@ -343,14 +349,16 @@ mod tests {
             skipped_token: Some(1),
             causal: None,
         };
+        let inputs = PackedInputs::new(&batch, layout);
+        assert_eq!(inputs.last_index(&batch), [2, 3]);
         assert_eq!(
-            PackedInputs::new(&batch, layout),
+            inputs,
             PackedInputs {
                 input_ids: vec![7, 1, 9, 5],
                 position_ids: vec![2, 1, 13, 2],
                 lengths: vec![3, 1],
                 cls_index: vec![0, 3],
-                last_index: vec![2, 3],
+                padding: None,
             }
         );
     }
@@ -373,7 +381,7 @@ mod tests {
                     keeps: 0,
                 }),
             };
-            PackedInputs::new(&batch, layout).last_index
+            PackedInputs::new(&batch, layout).last_index(&batch)
         };
         assert_eq!(last(Some(0)), [2, 4, 5]);
         assert_eq!(last(None), [3, 4, 6]);

@@ -77,7 +77,7 @@ pub fn input(name: &str, batch: &Batch, packed: &PackedInputs) -> Option<Input> 
             });
             shaped(&[sequences, longest], Numbers::I64(cells.collect()))
         }
-        LAST_INDEX => Input::row(Numbers::I64(packed.last_index.clone())),
+        LAST_INDEX => Input::row(Numbers::I64(packed.last_index(batch))),
         MEAN_WEIGHTS => mean(|_, length| 1.0 / length as f64),
         MEAN_SQRT_WEIGHTS => mean(|_, length| 1.0 / (length as f64).sqrt()),
         WEIGHTED_MEAN_WEIGHTS => mean(|place, length| {
