@@ -214,10 +214,11 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
         (false, Floats::Bfloat) => 4,
         (true, Floats::Bfloat) => 6,
     };
-    let (width, repeated) = match config.decoder() {
-        Some(decoder) => (heads * decoder.head_size as u64, 2),
-        None => (hidden, 0),
+    let (size, repeated) = match config.decoder() {
+        Some(decoder) => (decoder.head_size, 2),
+        None => (config.hidden_size / config.heads, 0),
     };
+    let width = heads * size as u64;
     let attention = 2 * hidden + (3 + copies + repeated + 1) * width;
     let mut live = attention.max(3 * hidden + if is_gated { 4 } else { 2 } * inner);
     // What is added to scores: the places that it is looked up by, 32-bit, and what is found.
@@ -232,13 +233,10 @@ pub fn need(manifest: &Manifest, floats: Floats, capability: (u32, u32)) -> Need
         }
     };
     // Padded rows of the hidden states in fp32, and their weights.
-    let per_cell = match manifest.head.reads_all_tokens() {
-        true if config.decoder().is_none() => 4 * (hidden + 3),
-        _ => 0,
-    };
-    let size = match config.decoder() {
-        Some(decoder) => decoder.head_size,
-        None => config.hidden_size / config.heads,
+    let per_cell = if manifest.head.reads_all_tokens() && config.decoder().is_none() {
+        4 * (hidden + 3)
+    } else {
+        0
     };
     // Kernels that never write the scores down take heads of a multiple of eight.
     let squares_up_to = match floats {

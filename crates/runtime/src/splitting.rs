@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{ScoreError, Scorer};
 use rerankd_core::Batch;
-use rerankd_model::graph::cuda::{ALIGNMENT, Added, MOST_NUMBERS};
+use rerankd_model::graph::cuda::{ALIGNMENT, Added, MAX_ELEMENTS};
 
 /// Why a run gave no logits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Need {
     pub per_square: u64,
     /// Longest sequence of the batches that need memory for those pairs.
     pub squares_up_to: usize,
-    /// What is added to scores, of which no tensor may have more than [`MOST_NUMBERS`].
+    /// What is added to scores, of which no tensor may have more than [`MAX_ELEMENTS`].
     pub added: Added,
 }
 
@@ -61,10 +61,10 @@ impl Need {
             + self.per_square * squares
     }
 
-    /// Whether kernels can count what `batch` needs.
-    fn is_countable(&self, batch: &Batch) -> bool {
+    /// Whether kernels can index every tensor of `batch`.
+    fn is_indexable(&self, batch: &Batch) -> bool {
         let longest = batch.longest().next_multiple_of(ALIGNMENT);
-        self.added.numbers(batch.sequences(), longest) <= MOST_NUMBERS
+        self.added.max_elements(batch.sequences(), longest) <= MAX_ELEMENTS
     }
 }
 
@@ -115,7 +115,7 @@ impl<R: Runner> Splitting<R> {
         let need = self.need.of(batch);
         let alone = batch.sequences() == 1;
         // A sequence that is alone is tried whatever the budget says: nothing can be split off.
-        if (need <= self.budget.bytes() && self.need.is_countable(batch)) || alone {
+        if (need <= self.budget.bytes() && self.need.is_indexable(batch)) || alone {
             match self.runner.run(batch) {
                 Ok(logits) => return Ok(logits),
                 Err(RunError::Failed(reason)) => return Err(ScoreError(reason)),
@@ -290,10 +290,10 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_kernels_cannot_count_is_split() {
+    fn a_batch_with_too_large_tensors_is_split() {
         let mut scorer = scorer(usize::MAX, u64::MAX);
-        // Half of what is countable: two sequences of 16 tokens.
-        let heads = MOST_NUMBERS / (2 * 16 * 16);
+        // Two sequences of 16 tokens have as many elements as are allowed.
+        let heads = MAX_ELEMENTS / (2 * 16 * 16);
         scorer.need.added = Added::PerHead { heads, buckets: 2 };
         scorer.score(&batch(&[16, 16, 16, 16])).unwrap();
         assert_eq!(scorer.runner.runs, [32, 32]);

@@ -172,8 +172,8 @@ impl Plan {
         })
     }
 
-    /// Has `auto` be bf16 for causal models on a GPU with bf16: their hidden states may leave the range of fp16.
-    fn suit(&mut self, asked: Precision, manifest: &Manifest) {
+    /// Makes `auto` bf16 for causal models on a GPU that has it: their hidden states may overflow fp16.
+    fn prefer_bf16_for_causal(&mut self, asked: Precision, manifest: &Manifest) {
         let Taken::Cuda(gpu) = &self.choice.device else {
             return;
         };
@@ -194,7 +194,7 @@ impl Plan {
         Runtime { library, compute }: Runtime<'_>,
         model: Model,
     ) -> Result<Engine, LoadError> {
-        self.suit(config.precision, &model.manifest);
+        self.prefer_bf16_for_causal(config.precision, &model.manifest);
         let opened = match (&self.choice.device, self.arithmetic) {
             (Taken::Cuda(gpu), Arithmetic::Cuda(floats)) => {
                 on_gpu(gpu, floats, config, library, model)?
@@ -434,7 +434,8 @@ mod tests {
                 arithmetic,
                 arithmetic_because,
             };
-            plan.suit(asked, &Model::open(&models.join(name)).unwrap().manifest);
+            let model = Model::open(&models.join(name)).unwrap();
+            plan.prefer_bf16_for_causal(asked, &model.manifest);
             assert_eq!(plan.arithmetic.name(), expected, "{name}, {capability:?}");
         }
     }

@@ -9,9 +9,10 @@
 //!   `[CLS]` rows afterwards.
 //! - What depends on distances (a relative bias, ALiBi, a sliding window) is added to the scores. It is computed
 //!   once for all layers that share it.
-//! - What positions of DeBERTa add is looked up in every layer, among products of every token with every bucket.
-//! - Decoders have a graph of single nodes for CUDA alone. Their keys that lie behind a query are hidden as those
-//!   outside of a window are.
+//! - Disentangled attention (DeBERTa): each layer multiplies every token by every bucket of relative positions, and
+//!   gathers from the products what each pair of tokens adds.
+//! - Causal models have a graph of standard operators, built for CUDA alone. Their causal mask is added to the scores,
+//!   as a sliding window is.
 //! - In 16 bits, the encoder computes in 16 bits and the head in fp32, so that close logits stay distinct.
 //!
 //! What ONNX Runtime's operators require is in `docs/decisions/0051-cuda-operators.md`.
@@ -57,8 +58,8 @@ pub const WEIGHTED_MEAN_WEIGHTS: &str = "weighted_mean_weights";
 /// Padded sequences are a multiple of this long: attention that adds something to its scores reads rows of 64 bytes.
 pub const ALIGNMENT: usize = 16;
 
-/// Most numbers of a tensor: kernels count them in 32 bits.
-pub const MOST_NUMBERS: usize = i32::MAX as usize;
+/// Largest number of elements of a tensor: kernels index them with 32 bits.
+pub const MAX_ELEMENTS: usize = i32::MAX as usize;
 
 /// Floating-point type of the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +118,8 @@ impl Added {
         }
     }
 
-    /// Numbers of the largest tensor, for so many padded sequences of a length.
-    pub fn numbers(self, sequences: usize, longest: usize) -> usize {
+    /// Elements of the largest tensor, for so many sequences padded to the same length.
+    pub fn max_elements(self, sequences: usize, longest: usize) -> usize {
         let square = longest.saturating_mul(longest);
         match self {
             Self::Nothing => 0,
@@ -147,7 +148,7 @@ pub fn build(model: &Model, floats: Floats) -> Result<Graph, ModelError> {
         }
     };
     let longest = positions.next_multiple_of(ALIGNMENT);
-    if Added::of(config).numbers(1, longest) > MOST_NUMBERS {
+    if Added::of(config).max_elements(1, longest) > MAX_ELEMENTS {
         return Err(ModelError::new(
             format!(
                 "`{}` reads texts of {positions} tokens, which is too long on a GPU",

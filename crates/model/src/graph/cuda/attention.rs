@@ -205,8 +205,8 @@ impl Lowering {
         cast
     }
 
-    /// Rotary embeddings of `value`, `[tokens, width]` or `[tokens, heads, size]`: `[tokens, width]`. The operator compares the length of a sequence with the
-    /// table, so every token is a sequence of its own.
+    /// Applies rotary position embeddings to `value`, `[tokens, width]` or `[tokens, heads, size]`. Output: `[tokens,
+    /// width]`. The operator compares the length of a sequence with the table, so every token is a sequence of its own.
     pub(super) fn rotated(
         &mut self,
         value: &str,
