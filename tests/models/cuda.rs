@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::causal;
 use crate::cuda_graph::{FORMS, models, reference, tolerance};
-use crate::support::reference::{model_dir, root};
+use crate::support::reference::{model_dir, rank_correlation, root};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
@@ -156,8 +156,7 @@ fn fp16_keeps_logits_and_order_on_a_gpu() {
         logits(&mut gpu, &encodings, 64),
     );
     let off = worst(&half, &exact);
-    let as_f64 = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let rank = rerankd_tools::eval::metric::spearman(&as_f64(&half), &as_f64(&exact)).unwrap();
+    let rank = rank_correlation(&half, &exact);
     println!("off by {off:.1e}, rank correlation {rank:.5}");
     assert!(off <= 5e-3, "off by {off}");
     assert!(rank >= 0.999, "rank correlation {rank}");
