@@ -94,12 +94,14 @@ def last_report(step: Step) -> dict:
 
 def tests(step: Step, seconds: float, *names: str, **more: str) -> None:
     """Runs those tests of the test program whose names contain one of `names`."""
-    output = run([TESTS, *names, "--nocapture", "--test-threads", "1"], seconds, step, RERANKD_TEST_ROOT=str(HERE), **more)
-    results = re.findall(r"^test (\S+) \.\.\.", output, re.MULTILINE)
+    try:
+        run([TESTS, *names, "--nocapture", "--test-threads", "1"], seconds, step, RERANKD_TEST_ROOT=str(HERE), **more)
+    finally:
+        results = re.findall(r"^test (\S+) \.\.\.", step.output, re.MULTILINE)
+        # What the tests print of errors and correlations.
+        step.figures = {"tests": results, "measured": re.findall(r"^.*\boff by .*$", step.output, re.MULTILINE)}
     if not results:
         raise StepError(f"the test program has no tests named {', '.join(names)}")
-    # What the tests print of errors and correlations.
-    step.figures |= {"tests": results, "measured": re.findall(r"^.*\boff by .*$", output, re.MULTILINE)}
 
 
 # The steps on a GPU

@@ -153,9 +153,11 @@ def test_on_a_gpu_a_failure_is_an_exit_code(machine):
     machine.torch(GPU_FOUND)
     assert machine.check("--only", "parity").returncode == check.PASSED
     assert machine.report()["gpu"] == "a GPU"
-    machine.program("cuda-tests", "echo 'test cuda::fp32 ... FAILED'; exit 101")
+    machine.program("cuda-tests", "echo 'test cuda::fp32 ... tiny-bert: off by 1e-2'; echo FAILED; exit 101")
     assert machine.check("--only", "parity").returncode == check.FAILED
-    assert machine.report()["steps"][0]["reason"] == "`cuda-tests` ended with code 101"
+    (step,) = machine.report()["steps"]
+    assert step["reason"] == "`cuda-tests` ended with code 101"
+    assert step["figures"]["tests"] == ["cuda::fp32"] and "off by 1e-2" in step["figures"]["measured"][0]
     assert machine.check("--only", "other").returncode == check.USAGE
 
 
