@@ -137,8 +137,10 @@ lint: fmt-check clippy
 fmt-check:
 	$(CARGO) fmt --all --check -- $(LISTED)
 
+# Also the tests as `make gpu-bundle` builds them.
 clippy:
 	$(CARGO) clippy --locked $(FEATURES) --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --test models -- -D warnings
 
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked $(FEATURES) --no-deps

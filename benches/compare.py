@@ -302,10 +302,10 @@ class Server:
         self.process.wait()
 
 
-def load(rerankd: str, arguments: list[str], seconds: float, seed: int) -> dict:
+def load(rerankd: str, arguments: list[str], seconds: float, seed: int, warm_up: str = "0s") -> dict:
     """What `rerankd bench` finds."""
     command = [rerankd, "bench", "--json", "--target-ms", "0", "--seed", str(seed)]
-    times = ["--duration", f"{seconds}s", "--warm-up", "0s"]
+    times = ["--duration", f"{seconds}s", "--warm-up", warm_up]
     done = subprocess.run([*command, *times, *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join([*command, *arguments])} ended with code {done.returncode}")

@@ -133,17 +133,20 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     reference = torch_half(folder, arguments.shape)
     for workload in arguments.workloads.split(","):
         flags = ["--workload", workload, "--clients", "16"]
-        found = {
-            "rerankd": load(arguments.rerankd, [*flags, *engine(folder)], arguments.seconds, 1),
-            "bare": load(arguments.rerankd, [*flags, "--bare", *engine(folder)], arguments.seconds, 1),
-            "torch": timed(reference, Requests(arguments.rerankd, workload, 1), arguments.seconds),
+        systems = {
+            "rerankd": lambda: load(arguments.rerankd, [*flags, *engine(folder)], arguments.seconds, 1, "1s"),
+            "bare": lambda: load(arguments.rerankd, [*flags, "--bare", *engine(folder)], arguments.seconds, 1, "1s"),
+            "torch": lambda: timed(reference, Requests(arguments.rerankd, workload, 1), arguments.seconds),
         }
-        for name, figures in found.items():
+        rates = {}
+        for name, measure in systems.items():
+            figures = measure()
+            rates[name] = figures["pairs_per_second"]
             # Of the products with weights; attention is left out.
             operations = 2 * products * layers * width**2 * figures["tokens_per_second"]
-            line = {"workload": workload, "system": name, "pairs_per_second": figures["pairs_per_second"]}
+            line = {"workload": workload, "system": name, "pairs_per_second": rates[name]}
             print(json.dumps(common | line | {"share_of_peak": operations / best}), flush=True)
-        ratio = found["rerankd"]["pairs_per_second"] / found["torch"]["pairs_per_second"]
+        ratio = rates["rerankd"] / rates["torch"]
         print(json.dumps(common | {"workload": workload, "ratio": ratio}), flush=True)
 
 

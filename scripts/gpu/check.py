@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -85,14 +86,22 @@ def run(command: list, seconds: float, step: Step, **more: str) -> str:
     return output
 
 
+def last_report(step: Step) -> dict:
+    """What `rerankd bench --json` found; it is also printed by one that fails."""
+    lines = [line for line in step.output.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {}
+
+
 def tests(step: Step, seconds: float, *names: str, **more: str) -> None:
     """Runs those tests of the test program whose names contain one of `names`."""
-    output = run([TESTS, *names, "--nocapture", "--test-threads", "1"], seconds, step, RERANKD_TEST_ROOT=str(HERE), **more)
-    results = re.findall(r"^test (\S+) \.\.\.", output, re.MULTILINE)
+    try:
+        run([TESTS, *names, "--nocapture", "--test-threads", "1"], seconds, step, RERANKD_TEST_ROOT=str(HERE), **more)
+    finally:
+        results = re.findall(r"^test (\S+) \.\.\.", step.output, re.MULTILINE)
+        # What the tests print of errors and correlations.
+        step.figures = {"tests": results, "measured": re.findall(r"^.*\boff by .*$", step.output, re.MULTILINE)}
     if not results:
         raise StepError(f"the test program has no tests named {', '.join(names)}")
-    # What the tests print of errors and correlations.
-    step.figures |= {"tests": results, "measured": re.findall(r"^.*\boff by .*$", output, re.MULTILINE)}
 
 
 # The steps on a GPU
@@ -103,17 +112,21 @@ def parity(step: Step, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def server(*flags: str):
+def server(step: Step, *flags: str):
+    """A server's address and process; what it writes is the step's output."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
     command = [str(PROGRAM), "serve", "--listen", address, "--model", str(MODEL), *flags]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        yield f"http://{address}", process
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield f"http://{address}", process
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            step.output += log.read()
 
 
 def answer(url: str, body: dict | None = None, seconds: float = 10) -> dict:
@@ -125,14 +138,13 @@ def answer(url: str, body: dict | None = None, seconds: float = 10) -> dict:
 def serves(step: Step, seconds: float) -> None:
     """The server answers, and says that all of its nodes are on the GPU."""
     deadline = time.monotonic() + seconds
-    with server("--device", "cuda", "--precision", "auto") as (url, process):
+    with server(step, "--device", "cuda", "--precision", "auto") as (url, process):
         while True:
             try:
                 answer(f"{url}/ready")
                 break
             except OSError:
                 if process.poll() is not None:
-                    step.output += process.stdout.read()
                     raise StepError(f"the server ended with code {process.returncode}") from None
                 if time.monotonic() > deadline:
                     raise StepError(f"the server is not ready after {seconds:.0f} seconds") from None
@@ -150,7 +162,7 @@ def throughput(shape: str, workloads: str) -> Callable[[Step, float], None]:
     def measure(step: Step, seconds: float) -> None:
         command = [sys.executable, BENCH, "--rerankd", PROGRAM, "--folder", SHAPES, "--shape", shape]
         try:
-            output = run([*command, "--workloads", workloads, "--seconds", "5"], seconds, step)
+            output = run([*command, "--workloads", workloads, "--seconds", "3"], seconds, step)
         finally:
             lines = [line for line in step.output.splitlines() if line.startswith("{")]
             step.figures["measured"] = [json.loads(line) for line in lines]
@@ -166,8 +178,8 @@ def throughput(shape: str, workloads: str) -> Callable[[Step, float], None]:
 def memory(step: Step, seconds: float) -> None:
     """Batches that do not fit are split: torch takes the memory once the model is loaded."""
     command = [sys.executable, BENCH, "--rerankd", PROGRAM, "--folder", SHAPES, "--shape", "12x768", "--squeeze"]
-    output = run(command, seconds, step)
-    step.figures = json.loads(output.splitlines()[-1])
+    run([*command, "--seconds", "10"], seconds, step)
+    step.figures = last_report(step)
     if set(step.figures["statuses"]) != {"200"}:
         raise StepError(f"answers by status are {step.figures['statuses']}")
 
@@ -175,18 +187,19 @@ def memory(step: Step, seconds: float) -> None:
 def overload(step: Step, seconds: float) -> None:
     flags = ["--overload", "--json", "--duration", "20s", "--workload", "mixed"]
     engine = ["--model", MODEL, "--device", "cuda", "--precision", "fp16", "--cache-size", "0"]
-    output = run([PROGRAM, "bench", *flags, "--", *engine], seconds, step)
-    step.figures = json.loads(output[output.index("{") :])
+    try:
+        run([PROGRAM, "bench", *flags, "--", *engine], seconds, step)
+    finally:
+        step.figures = last_report(step)
 
 
 def batch_sizes(step: Step, seconds: float) -> None:
     """Pairs a second by the size of a batch: whether the default suits this GPU."""
     for tokens in (8192, 16384, 32768, 65536):
-        flags = ["--bare", "--json", "--duration", "3s", "--warm-up", "1s", "--target-ms", "0", "--clients", "64"]
+        flags = ["--bare", "--json", "--duration", "2s", "--warm-up", "1s", "--target-ms", "0", "--clients", "64"]
         engine = ["--model", MODEL, "--device", "cuda", "--precision", "fp16", "--cuda-batch-tokens", str(tokens)]
-        output = run([PROGRAM, "bench", *flags, "--", *engine], seconds / 4, step)
-        report = json.loads(output[output.index("{") :])
-        step.figures[str(tokens)] = report["bare"]["summary"]["pairs_per_second"]
+        run([PROGRAM, "bench", *flags, "--", *engine], seconds / 4, step)
+        step.figures[str(tokens)] = last_report(step)["bare"]["summary"]["pairs_per_second"]
 
 
 # The steps of a rehearsal without a GPU
@@ -208,18 +221,18 @@ def graphs(step: Step, seconds: float) -> None:
 
 # Name, seconds, what it does. Ten minutes at most.
 ON_GPU = [
-    ("serves", 40, serves),
-    ("parity", 110, parity),
-    ("throughput 6x768", 80, throughput("6x768", "mixed,short,passage,long")),
+    ("serves", 35, serves),
+    ("parity", 100, parity),
+    ("throughput 6x768", 85, throughput("6x768", "mixed,short,passage,long")),
     ("throughput 24x1024", 70, throughput("24x1024", "mixed")),
     ("throughput 6x384", 35, throughput("6x384", "mixed")),
     ("throughput 12x768", 40, throughput("12x768", "mixed")),
-    ("memory", 45, memory),
-    ("overload", 60, overload),
+    ("memory", 40, memory),
+    ("overload", 50, overload),
     ("batch sizes", 30, batch_sizes),
-    ("throughput qwen3", 30, throughput("qwen3", "mixed")),
-    ("throughput deberta", 30, throughput("deberta", "mixed")),
-    ("throughput modernbert", 30, throughput("modernbert", "mixed")),
+    ("throughput qwen3", 35, throughput("qwen3", "mixed")),
+    ("throughput deberta", 35, throughput("deberta", "mixed")),
+    ("throughput modernbert", 45, throughput("modernbert", "mixed")),
 ]
 WITHOUT_GPU = [("message", 60, message), ("graphs", 300, graphs)]
 
@@ -234,8 +247,8 @@ def gpu() -> tuple[dict, str]:
     if not torch.cuda.is_available():
         return facts, "torch finds no GPU"
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
-    with contextlib.suppress(OSError):
-        facts["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        facts["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
     return facts | {"gpu": torch.cuda.get_device_name()}, ""
 
 
@@ -243,7 +256,7 @@ class Report:
     def __init__(self, folder: Path):
         self.folder = folder
         self.steps: list[Step] = []
-        self.facts = {"commit": (HERE / "commit").read_text(), "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
+        self.facts = {"commit": (HERE / "commit").read_text().strip(), "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

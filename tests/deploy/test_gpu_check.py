@@ -22,6 +22,8 @@ from stack import ROOT, TARGET, binary, which
 GPU = ROOT / "scripts" / "gpu"
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 CODE = b"machine code"
+# A torch that finds one.
+GPU_FOUND = "__version__ = '0'\nclass cuda:\n    is_available = lambda: True\n    get_device_name = lambda: 'a GPU'\n"
 
 
 def module(name: str):
@@ -88,6 +90,9 @@ class Machine:
     def program(self, name: str, script: str) -> None:
         (self.unpacked / name).write_text(f"#!/bin/sh\n{script}\n")
 
+    def torch(self, content: str) -> None:
+        (Path(self.environment["PYTHONPATH"]) / "torch.py").write_text(content)
+
     def report(self) -> dict:
         return json.loads((self.bundle / "report" / "report.json").read_text())
 
@@ -103,9 +108,9 @@ def unpacked(parts, tmp_path_factory):
 def machine(unpacked, tmp_path):
     """The machine, without a GPU."""
     machine = unpacked
-    # Hides the torch that this machine may have.
-    (tmp_path / "torch.py").write_text("raise ImportError('there is none')\n")
     machine.environment["PYTHONPATH"] = str(tmp_path)
+    # Hides the torch that this machine may have.
+    machine.torch("raise ImportError('there is none')")
     machine.program("rerankd", "echo 'error: `--device cuda:0` cannot be used: no driver'; exit 3")
     machine.program("cuda-tests", "echo 'test cuda_graph::a ... ok'; echo 'tiny-bert: off by 1e-6'")
     return machine
@@ -145,16 +150,34 @@ def test_a_step_that_fails_is_reported_and_the_next_one_runs(machine):
 
 
 def test_on_a_gpu_a_failure_is_an_exit_code(machine):
-    torch = Path(machine.environment["PYTHONPATH"]) / "torch.py"
-    torch.write_text(
-        "__version__ = '0'\nclass cuda:\n    is_available = lambda: True\n    get_device_name = lambda: 'a GPU'\n"
-    )
+    machine.torch(GPU_FOUND)
     assert machine.check("--only", "parity").returncode == check.PASSED
     assert machine.report()["gpu"] == "a GPU"
-    machine.program("cuda-tests", "echo 'test cuda::fp32 ... FAILED'; exit 101")
+    machine.program("cuda-tests", "echo 'test cuda::fp32 ... tiny-bert: off by 1e-2'; echo FAILED; exit 101")
     assert machine.check("--only", "parity").returncode == check.FAILED
-    assert machine.report()["steps"][0]["reason"] == "`cuda-tests` ended with code 101"
+    (step,) = machine.report()["steps"]
+    assert step["reason"] == "`cuda-tests` ended with code 101"
+    assert step["figures"]["tests"] == ["cuda::fp32"] and "off by 1e-2" in step["figures"]["measured"][0]
     assert machine.check("--only", "other").returncode == check.USAGE
+
+
+def test_what_a_step_measured_is_kept_when_it_fails(machine):
+    machine.torch(GPU_FOUND)
+    machine.program("rerankd", """echo 'rerankd: slow'; echo '{"overload": {"kept": false}}'; exit 1""")
+    assert machine.check("--only", "overload").returncode == check.FAILED
+    (step,) = machine.report()["steps"]
+    assert (step["reason"], step["figures"]) == ("`rerankd` ended with code 1", {"overload": {"kept": False}})
+
+
+def test_a_server_that_is_not_ready_in_time_leaves_its_log(tmp_path, monkeypatch):
+    program = tmp_path / "rerankd"
+    program.write_text("#!/bin/sh\necho 'waiting for the driver'\nexec tail -f /dev/null\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(check, "PROGRAM", program)
+    step = check.Step("serves")
+    with pytest.raises(check.StepError, match="not ready after 1 seconds"):
+        check.serves(step, 1)
+    assert "waiting for the driver" in step.output
 
 
 def test_a_bundle_that_is_not_whole_is_refused(machine):
@@ -237,7 +260,7 @@ def test_every_node_has_a_kernel(standin, tmp_path, name, precision):
     engine = ["--model", model, "--device", "cuda", "--precision", precision]
     environment = {"ORT_DYLIB_PATH": PROVIDER_LIBRARY, "LD_LIBRARY_PATH": standin, "STANDIN_TRACE": trace}
     command = [binary(), "bench", *flags, "--", *engine]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["info"]["device"], report["info"]["precision"]) == ("cuda:0", precision)

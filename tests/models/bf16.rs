@@ -7,9 +7,9 @@ use rerankd_model::graph::Precision;
 
 use crate::int8::{
     StsCorrelations, encodings, logits, on_sts_benchmark, open, quality_logits, quality_pairs,
-    rank_correlation, worst,
+    worst,
 };
-use crate::support::reference::{Reference, for_each_encoder, model_dir};
+use crate::support::reference::{Reference, for_each_encoder, model_dir, rank_correlation};
 
 /// Minimum rank correlation with fp32.
 const LEAST_CORRELATION: f64 = 0.9999;

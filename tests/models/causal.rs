@@ -6,9 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
 
-use crate::int8::rank_correlation;
 use crate::support::packed::library;
-use crate::support::reference::{fixture, model_dir};
+use crate::support::reference::{fixture, model_dir, rank_correlation};
 use rerankd_core::{Batch, Encoding, Instruction, Pair, TruncationOptions};
 use rerankd_kernels::compute_pool::ComputePool;
 use rerankd_kernels::isa::InstructionSet;

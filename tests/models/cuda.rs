@@ -1,11 +1,13 @@
 //! CUDA. Tests that need a GPU run with `RERANKD_TEST_CUDA=1`, and then fail if there is none.
 
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crate::causal;
 use crate::cuda_graph::{FORMS, models, reference, tolerance};
-use crate::support::reference::{model_dir, root};
+use crate::support::reference::{model_dir, rank_correlation, root};
 use rerankd::config::{Device, Precision};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
@@ -127,19 +129,33 @@ fn real() -> (PathBuf, Vec<Pair>) {
     (root.join("models/minilm-l6-rank"), pairs.collect())
 }
 
+/// Checks all of `names`, also after one has failed: a GPU may be there only once.
+fn check_each<T: Display>(names: impl IntoIterator<Item = T>, check: impl Fn(&T)) {
+    let names = names.into_iter();
+    let fails = |name: &T| catch_unwind(AssertUnwindSafe(|| check(name))).is_err();
+    let failed: Vec<_> = names.filter(fails).map(|name| name.to_string()).collect();
+    assert!(failed.is_empty(), "failed: {}", failed.join(", "));
+}
+
+#[test]
+#[should_panic(expected = "failed: a, c")]
+fn every_name_is_checked_after_a_failure() {
+    check_each(["a", "b", "c"], |name| assert_eq!(*name, "b"));
+}
+
 #[test]
 fn fp32_gives_the_reference_logits_on_a_gpu() {
     if !wanted() {
         return;
     }
-    for name in models() {
-        let (encodings, expected) = reference(&name);
-        let mut gpu = on_gpu(&model_dir(&name), Precision::Fp32);
+    check_each(models(), |name| {
+        let (encodings, expected) = reference(name);
+        let mut gpu = on_gpu(&model_dir(name), Precision::Fp32);
         assert_eq!(gpu.precision, "fp32");
         let off = worst(&logits(&mut gpu, &encodings, 16), &expected);
         println!("{name}: off by {off:.1e}");
         assert!(off <= tolerance(&expected), "{name}: off by {off}");
-    }
+    });
 }
 
 #[test]
@@ -156,8 +172,7 @@ fn fp16_keeps_logits_and_order_on_a_gpu() {
         logits(&mut gpu, &encodings, 64),
     );
     let off = worst(&half, &exact);
-    let as_f64 = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let rank = rerankd_tools::eval::metric::spearman(&as_f64(&half), &as_f64(&exact)).unwrap();
+    let rank = rank_correlation(&half, &exact);
     println!("off by {off:.1e}, rank correlation {rank:.5}");
     assert!(off <= 5e-3, "off by {off}");
     assert!(rank >= 0.999, "rank correlation {rank}");
@@ -169,7 +184,7 @@ fn sixteen_bits_move_tiny_models_little_on_a_gpu() {
     if !wanted() {
         return;
     }
-    for name in FORMS {
+    check_each(FORMS, |name| {
         let (encodings, expected) = reference(name);
         let spread = expected.iter().copied().fold(f32::MIN, f32::max)
             - expected.iter().copied().fold(f32::MAX, f32::min);
@@ -183,7 +198,7 @@ fn sixteen_bits_move_tiny_models_little_on_a_gpu() {
             );
             assert!(off <= most * spread, "{name}: off by {off} of {spread}");
         }
-    }
+    });
 }
 
 /// Memory that a large batch takes, of sequences of one length and of many.
@@ -239,6 +254,7 @@ fn a_score_does_not_depend_on_its_batch_on_a_gpu() {
         let together = logits(&mut gpu, &encodings, 100);
         for batch in [1, 7] {
             let off = worst(&logits(&mut gpu, &encodings, batch), &together);
+            println!("{}, batches of {batch}: off by {off:.1e}", precision.name());
             assert!(off <= allowed, "{}: off by {off}", precision.name());
         }
     }
@@ -251,11 +267,11 @@ fn every_node_runs_on_the_gpu() {
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
-    for name in models() {
-        let config = config(&model_dir(&name), Device::Cuda(0), Precision::Auto);
+    check_each(models(), |name| {
+        let config = config(&model_dir(name), Device::Cuda(0), Precision::Auto);
         let reranker = load(&config, Metrics::new()).unwrap_or_else(|error| panic!("{error}"));
         let info = reranker.info();
-        let precision = match causal::MODELS.contains(&&*name) {
+        let precision = match causal::MODELS.contains(&name.as_str()) {
             true => "bf16",
             false => "fp16",
         };
@@ -265,11 +281,11 @@ fn every_node_runs_on_the_gpu() {
         );
         let nodes: Vec<_> = info.providers.keys().collect();
         assert_eq!(nodes, ["CUDAExecutionProvider"], "{name}");
-        let model = Model::open(&model_dir(&name)).unwrap();
+        let model = Model::open(&model_dir(name)).unwrap();
         let least = 9 * model.manifest.encoder.layers;
         assert!(
             info.providers["CUDAExecutionProvider"] >= least,
             "{name}: {info:?}"
         );
-    }
+    });
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::causal;
 use crate::support::packed::library;
-use crate::support::reference::{Reference, encoders, model_dir, root};
+use crate::support::reference::{Reference, encoders, model_dir, rank_correlation, root};
 use half::{bf16, f16};
 use prost::Message;
 use rerankd_core::Pair;
@@ -21,7 +21,6 @@ use rerankd_model::onnx::{DataType, ModelProto, NodeProto};
 use rerankd_runtime::cuda::check_without_gpu;
 use rerankd_runtime::cuda::inputs::{Input, Numbers, input};
 use rerankd_runtime::onnx::{Layout, PackedInputs};
-use rerankd_tools::eval::metric::spearman;
 
 const SINGLE: f32 = 1e-4;
 const HALF: f32 = 5e-3;
@@ -666,8 +665,7 @@ fn sixteen_bits_keep_logits_and_order_of_a_trained_model() {
     let exact = logits(&model, Floats::Single, &pairs, |_| ());
     let half = logits(&model, Floats::Half, &pairs, |_| ());
     let off = worst(&half, &exact);
-    let wide = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    let rank = spearman(&wide(&half), &wide(&exact)).unwrap();
+    let rank = rank_correlation(&half, &exact);
     println!(
         "{} pairs: off by {off:.1e}, rank correlation {rank:.5}",
         pairs.len()
@@ -675,7 +673,7 @@ fn sixteen_bits_keep_logits_and_order_of_a_trained_model() {
     assert!(off <= HALF, "off by {off}");
     assert!(rank >= 0.999, "rank correlation {rank}");
     let bfloat = logits(&model, Floats::Bfloat, &pairs, |_| ());
-    let rank = spearman(&wide(&bfloat), &wide(&exact)).unwrap();
+    let rank = rank_correlation(&bfloat, &exact);
     println!("in bf16, rank correlation {rank:.5}");
     assert!(rank >= 0.998, "rank correlation {rank}");
 }

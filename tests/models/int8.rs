@@ -8,7 +8,9 @@ use std::path::Path as FilePath;
 use std::sync::atomic::AtomicBool;
 
 use crate::support::packed;
-use crate::support::reference::{Reference, fixture, for_each_encoder, model_dir};
+use crate::support::reference::{
+    Reference, fixture, for_each_encoder, model_dir, rank_correlation,
+};
 use rerankd_core::Pair;
 use rerankd_core::{Batch, Encoding};
 use rerankd_kernels::compute_pool::ComputePool;
@@ -53,32 +55,6 @@ pub fn logits(scorer: &mut OnnxScorer, encodings: &[Encoding]) -> Vec<f32> {
         .chunks(8)
         .flat_map(|chunk| scorer.score(&Batch::pack(chunk)).unwrap())
         .collect()
-}
-
-/// Ranks in ascending order; ties get their mean rank.
-fn ranks(numbers: &[f32]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..numbers.len()).collect();
-    order.sort_by(|&a, &b| numbers[a].total_cmp(&numbers[b]));
-    let mut ranks = vec![0.0; numbers.len()];
-    let mut first = 0;
-    for equal in order.chunk_by(|&a, &b| numbers[a] == numbers[b]) {
-        let middle = first as f64 + (equal.len() - 1) as f64 / 2.0;
-        equal.iter().for_each(|&index| ranks[index] = middle);
-        first += equal.len();
-    }
-    ranks
-}
-
-/// Spearman's rank correlation.
-pub fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let centred = |numbers: &[f32]| -> Vec<f64> {
-        let middle = (numbers.len() - 1) as f64 / 2.0;
-        ranks(numbers).into_iter().map(|r| r - middle).collect()
-    };
-    let (a, b) = (centred(a), centred(b));
-    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt()
 }
 
 pub fn worst(a: &[f32], b: &[f32]) -> f32 {

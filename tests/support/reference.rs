@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rerankd_core::Pair;
+use rerankd_tools::eval::metric::spearman;
 use serde::Deserialize;
 
 /// The reference of a model.
@@ -117,6 +118,12 @@ impl Reference {
 fn flat(rows: &[OneOrMany]) -> Vec<f32> {
     let values = rows.iter().flat_map(|row| row.values());
     values.copied().collect()
+}
+
+/// Spearman's, of two lists of logits.
+pub fn rank_correlation(a: &[f32], b: &[f32]) -> f64 {
+    let wide = |logits: &[f32]| logits.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    spearman(&wide(a), &wide(b)).unwrap()
 }
 
 /// A file in the reference directory.
