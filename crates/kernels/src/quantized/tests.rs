@@ -257,7 +257,7 @@ fn a_channel_far_from_zero_costs_the_others_no_precision() {
         .collect();
     let weights = numbers(2, outputs * inputs, 0.5);
     let bias = numbers(3, outputs, 1.0);
-    let equalization = quantize::Equalization::of_norm(&gamma, &beta);
+    let equalization = quantize::Equalization::of_norm(&gamma, &beta, &[&weights]);
     for set in InstructionSet::available() {
         let error = |equalization| {
             let product = product(
