@@ -44,7 +44,7 @@ KERNELS = (
     Kernel("int8, `SDOT`", r"isa::neon_dotprod::multiply", "sdot", 16, 1),
     Kernel("int8, `USMMLA`", r"isa::neon_i8mm::multiply", "usmmla", 32, 1, "i8mm"),
     Kernel("int8, `SMULL`, `SADALP`", r"isa::neon::multiply::<6>", "smull", 8, 1),
-    Kernel("fp32 attention, `FMLA`", r"Neon as .*perform::run::<rerankd_kernels::attention::Attend>", "fmla", 4, 4),
+    Kernel("fp32 attention, `FMLA`", r"perform::run::<.*::Neon, rerankd_kernels::attention::Attend>", "fmla", 4, 4),
 )
 
 

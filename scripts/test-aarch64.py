@@ -287,10 +287,12 @@ def main() -> None:
     if parts != ["kernels"]:
         subprocess.run(aarch64.inside(*build), check=True)
     if "models" in parts:
-        print("\n== small models", flush=True)
         EXCERPTS.mkdir(exist_ok=True)
-        folders = sorted((REFERENCES / "models").iterdir())
-        models = [path.name for path in folders if path.name.startswith(("tiny-", "class-"))]
+        folders = [path.name for path in sorted((REFERENCES / "models").iterdir()) if path.is_dir()]
+        models = [name for name in folders if name.startswith(("tiny-", "class-"))]
+        print(f"\n== {len(models)} small models, {PAIRS} short pairs of each, a long one and one that is cut off")
+        print(f"left out: other pairs; int8 of all but {', '.join(INT8_MODELS)}; and, because `verify`")
+        print(f"reads no references of prompts: {', '.join(sorted({*folders} - {*models}))}", flush=True)
         at_once(
             *(partial(parity, "neoverse-n1", model) for model in models),
             *(partial(compare, arguments.native, "neoverse-v1", "int8", model) for model in INT8_MODELS),
