@@ -12,8 +12,8 @@
 )]
 
 use crate::bf16::{self, Pair};
+use crate::elementary::{LANES, Lanes};
 use crate::quantize::{COLUMNS, GROUP};
-#[cfg(test)]
 pub(super) use portable::Portable;
 
 /// The instruction set that kernels run with. Holding one proves that the processor has it.
@@ -346,6 +346,22 @@ pub(super) trait Isa: Copy {
             }
         }
         room
+    }
+
+    /// A Hadamard transform over the four quarters of a register.
+    #[inline(always)]
+    fn mix_quarters(self, lanes: Lanes) -> Lanes {
+        let [a, b, c, d] = std::array::from_fn(|quarter| lanes.as_chunks::<4>().0[quarter]);
+        let mut mixed = [0.0; LANES];
+        for lane in 0..4 {
+            let (sum, difference) = (a[lane] + b[lane], a[lane] - b[lane]);
+            let (other_sum, other_difference) = (c[lane] + d[lane], c[lane] - d[lane]);
+            mixed[lane] = sum + other_sum;
+            mixed[4 + lane] = difference + other_difference;
+            mixed[8 + lane] = sum - other_sum;
+            mixed[12 + lane] = difference - other_difference;
+        }
+        mixed
     }
 
     /// Multiplies a tile: `[count, strips, COLUMNS]`. Must be `#[inline(always)]`, as [`Step::run`].

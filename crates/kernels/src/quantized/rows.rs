@@ -45,7 +45,7 @@ pub(super) struct Quantize<'a> {
 
 impl Step for Quantize<'_> {
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Self {
             x,
             inputs,
@@ -65,7 +65,7 @@ impl Step for Quantize<'_> {
         rows.row.clear();
         rows.row.resize(groups * GROUP, 0);
         for (index, x) in x.chunks_exact(inputs).enumerate() {
-            transform(x, equalization, &mut rows.transformed);
+            transform(isa, x, equalization, &mut rows.transformed);
             let x = &rows.transformed[..];
             let mut low = [0.0_f32; WIDTH];
             let mut high = [0.0_f32; WIDTH];
@@ -122,10 +122,15 @@ impl Step for Quantize<'_> {
 
 /// Shifts, scales and rotates a row.
 #[inline(always)]
-fn transform(x: &[f32], equalization: Option<Equalization<'_>>, transformed: &mut [f32]) {
+fn transform<I: Isa>(
+    isa: I,
+    x: &[f32],
+    equalization: Option<Equalization<'_>>,
+    transformed: &mut [f32],
+) {
     let (registers, _) = x.as_chunks::<LANES>();
     match equalization {
-        None if is_rotated(x.len()) => rotate(|register| registers[register], transformed),
+        None if is_rotated(x.len()) => rotate(isa, |register| registers[register], transformed),
         None => transformed.copy_from_slice(x),
         Some(Equalization { shifts, factors }) if is_rotated(x.len()) => {
             let (shifts, _) = shifts.as_chunks::<LANES>();
@@ -134,7 +139,7 @@ fn transform(x: &[f32], equalization: Option<Equalization<'_>>, transformed: &mu
                 let (x, shift, factor) = (registers[register], shifts[register], factors[register]);
                 std::array::from_fn(|lane| (x[lane] - shift[lane]) * factor[lane])
             };
-            rotate(equalized, transformed);
+            rotate(isa, equalized, transformed);
         }
         Some(Equalization { shifts, factors }) => {
             let operands = x.iter().zip(shifts).zip(factors);
