@@ -12,7 +12,7 @@
 )]
 
 use crate::bf16::{self, Pair};
-use crate::elementary::{LANES, Lanes};
+use crate::elementary::Lanes;
 use crate::quantize::{COLUMNS, GROUP};
 pub(super) use portable::Portable;
 
@@ -348,20 +348,21 @@ pub(super) trait Isa: Copy {
         room
     }
 
-    /// A Hadamard transform over the four quarters of a register.
+    /// A Hadamard transform over the four quarters of each register.
     #[inline(always)]
-    fn mix_quarters(self, lanes: Lanes) -> Lanes {
-        let [a, b, c, d] = std::array::from_fn(|quarter| lanes.as_chunks::<4>().0[quarter]);
-        let mut mixed = [0.0; LANES];
-        for lane in 0..4 {
-            let (sum, difference) = (a[lane] + b[lane], a[lane] - b[lane]);
-            let (other_sum, other_difference) = (c[lane] + d[lane], c[lane] - d[lane]);
-            mixed[lane] = sum + other_sum;
-            mixed[4 + lane] = difference + other_difference;
-            mixed[8 + lane] = sum - other_sum;
-            mixed[12 + lane] = difference - other_difference;
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        for lanes in registers {
+            let (quarters, _) = lanes.as_chunks_mut::<4>();
+            for lane in 0..4 {
+                let [a, b, c, d] = std::array::from_fn(|quarter| quarters[quarter][lane]);
+                let (sum, difference) = (a + b, a - b);
+                let (other_sum, other_difference) = (c + d, c - d);
+                quarters[0][lane] = sum + other_sum;
+                quarters[1][lane] = difference + other_difference;
+                quarters[2][lane] = sum - other_sum;
+                quarters[3][lane] = difference - other_difference;
+            }
         }
-        mixed
     }
 
     /// Multiplies a tile: `[count, strips, COLUMNS]`. Must be `#[inline(always)]`, as [`Step::run`].

@@ -37,14 +37,11 @@ pub(super) fn rotate<I: Isa>(isa: I, row: impl Fn(usize) -> Lanes, rotated: &mut
     let quarters = rotated.len() < WIDE;
     let eighth = rotated.len() / MIXED;
     for first in 0..eighth {
-        let mixed = mix(std::array::from_fn(|part| {
-            let lanes = row(part * eighth + first);
-            if quarters {
-                isa.mix_quarters(lanes)
-            } else {
-                lanes
-            }
-        }));
+        let mut registers = std::array::from_fn(|part| row(part * eighth + first));
+        if quarters {
+            isa.mix_quarters(&mut registers);
+        }
+        let mixed = mix(registers);
         for (part, mixed) in mixed.into_iter().enumerate() {
             rotated[part * eighth + first] = mixed;
         }

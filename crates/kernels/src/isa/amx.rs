@@ -65,9 +65,9 @@ impl Isa for Amx {
     }
 
     #[inline(always)]
-    fn mix_quarters(self, lanes: Lanes) -> Lanes {
+    fn mix_quarters(self, registers: &mut [Lanes]) {
         // SAFETY: `self` proves that the processor has these features.
-        unsafe { super::avx512::mix_quarters(lanes) }
+        unsafe { super::avx512::mix_quarters(registers) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 
 use super::avx2::Avx2;
 use super::{FloatTile, Isa, Tile, perform_with, with_tile_shape};
-use crate::elementary::{LANES, Lanes};
+use crate::elementary::Lanes;
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +40,9 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn mix_quarters(self, lanes: Lanes) -> Lanes {
+    fn mix_quarters(self, registers: &mut [Lanes]) {
         // SAFETY: `self` proves that the processor has these features.
-        unsafe { mix_quarters(lanes) }
+        unsafe { mix_quarters(registers) }
     }
 
     #[inline(always)]
@@ -60,25 +60,19 @@ impl Isa for Avx512 {
 /// See [`Isa::mix_quarters`]. A multiplication by one or minus one loses nothing.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) fn mix_quarters(lanes: Lanes) -> Lanes {
-    let signs = |mask| {
-        _mm512_mask_sub_ps(
-            _mm512_set1_ps(1.0),
-            mask,
-            _mm512_setzero_ps(),
-            _mm512_set1_ps(1.0),
-        )
-    };
-    // SAFETY: `lanes` has sixteen numbers; the load needs no alignment.
-    let lanes = unsafe { _mm512_loadu_ps(lanes.as_ptr()) };
-    let neighbors = _mm512_shuffle_f32x4::<0b10_11_00_01>(lanes, lanes);
-    let pairs = _mm512_fmadd_ps(lanes, signs(0xf0f0), neighbors);
-    let halves = _mm512_shuffle_f32x4::<0b01_00_11_10>(pairs, pairs);
-    let mixed = _mm512_fmadd_ps(pairs, signs(0xff00), halves);
-    let mut lanes = [0.0; LANES];
-    // SAFETY: likewise.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), mixed) };
-    lanes
+pub(super) fn mix_quarters(registers: &mut [Lanes]) {
+    let one = _mm512_set1_ps(1.0);
+    let signs = |negative| _mm512_mask_sub_ps(one, negative, _mm512_setzero_ps(), one);
+    for lanes in registers {
+        // SAFETY: there are sixteen numbers; neither loads nor stores need alignment.
+        let register = unsafe { _mm512_loadu_ps(lanes.as_ptr()) };
+        let neighbors = _mm512_shuffle_f32x4::<0b10_11_00_01>(register, register);
+        let pairs = _mm512_fmadd_ps(register, signs(0xf0f0), neighbors);
+        let halves = _mm512_shuffle_f32x4::<0b01_00_11_10>(pairs, pairs);
+        let mixed = _mm512_fmadd_ps(pairs, signs(0xff00), halves);
+        // SAFETY: likewise.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), mixed) };
+    }
 }
 
 /// With three strips, twenty-four sums, three registers of weights, and one number of a row at a time.

@@ -32,9 +32,9 @@ impl Isa for Avx512Vnni {
     perform_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma");
 
     #[inline(always)]
-    fn mix_quarters(self, lanes: Lanes) -> Lanes {
+    fn mix_quarters(self, registers: &mut [Lanes]) {
         // SAFETY: `self` proves that the processor has these features.
-        unsafe { avx512::mix_quarters(lanes) }
+        unsafe { avx512::mix_quarters(registers) }
     }
 
     #[inline(always)]
