@@ -48,7 +48,11 @@ impl Dense {
             pairs: bf16::strips(&[&weights], inputs),
             quantized: Quantized::new(&[&weights], inputs),
             bias: vec![0.0; outputs],
-            equalization: Equalization::of_norm(&vec![1.0; inputs], &vec![0.0; inputs]),
+            equalization: Equalization::of_norm(
+                &vec![1.0; inputs],
+                &vec![0.0; inputs],
+                &[&weights],
+            ),
         }
     }
 

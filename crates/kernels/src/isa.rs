@@ -12,8 +12,8 @@
 )]
 
 use crate::bf16::{self, Pair};
+use crate::elementary::Lanes;
 use crate::quantize::{COLUMNS, GROUP};
-#[cfg(test)]
 pub(super) use portable::Portable;
 
 /// The instruction set that kernels run with. Holding one proves that the processor has it.
@@ -346,6 +346,23 @@ pub(super) trait Isa: Copy {
             }
         }
         room
+    }
+
+    /// A Hadamard transform over the four quarters of each register.
+    #[inline(always)]
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        for lanes in registers {
+            let (quarters, _) = lanes.as_chunks_mut::<4>();
+            for lane in 0..4 {
+                let [a, b, c, d] = std::array::from_fn(|quarter| quarters[quarter][lane]);
+                let (sum, difference) = (a + b, a - b);
+                let (other_sum, other_difference) = (c + d, c - d);
+                quarters[0][lane] = sum + other_sum;
+                quarters[1][lane] = difference + other_difference;
+                quarters[2][lane] = sum - other_sum;
+                quarters[3][lane] = difference - other_difference;
+            }
+        }
     }
 
     /// Multiplies a tile: `[count, strips, COLUMNS]`. Must be `#[inline(always)]`, as [`Step::run`].

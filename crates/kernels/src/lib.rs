@@ -15,6 +15,7 @@ pub mod norm;
 pub mod pooling;
 pub mod quantize;
 pub mod quantized;
+pub mod rotation;
 pub mod strips;
 #[cfg(test)]
 mod testing;

@@ -1,16 +1,13 @@
 //! Dense layers in eight bits: how they are made and how they lie in memory.
 
+use crate::rotation::rotate_weights;
+
 /// Outputs of one strip: what a register of AVX-512 holds sums for.
 pub const COLUMNS: usize = 16;
 /// Inputs whose products are summed by one instruction.
 pub const GROUP: usize = 4;
 /// Largest weight.
 pub const WEIGHT_MAX: f32 = 127.0;
-
-/// Exponent of LayerNorm's gamma by which a channel is divided before it is quantized. With 1, each channel would
-/// have the same spread, and the weights' spread would grow by as much; .25 has the smallest error of .0, .25, .5
-/// and 1 (docs/bench/int8.md).
-const GAMMA_EXPONENT: f32 = 0.25;
 
 /// What happens to the inputs of a dense layer before they are quantized: channel-wise shifting and scaling, as in
 /// Outlier Suppression+ ([Wei et al. 2023](https://arxiv.org/abs/2304.09145)). The weights undo it.
@@ -26,16 +23,26 @@ pub struct Equalization {
 }
 
 impl Equalization {
-    /// For inputs that LayerNorm writes with `gamma` and `beta`, `[inputs]` each. No text is needed to calibrate
-    /// it: before gamma and beta, a row has mean 0 and variance 1.
-    pub fn of_norm(gamma: &[f32], beta: &[f32]) -> Self {
-        let factor = |gamma: &f32| match gamma.abs() {
-            0.0 => 1.0,
-            gamma => gamma.powf(-GAMMA_EXPONENT),
+    /// For inputs that LayerNorm writes with `gamma` and `beta`, `[inputs]` each, and the dense layers `[outputs,
+    /// inputs]` that read them. No text is needed to calibrate it: before gamma and beta, a row has mean 0 and
+    /// variance 1.
+    ///
+    /// A factor is the root of how large the channel's weights are against its inputs: then the product of both
+    /// norms is the least, and so is the error, to which each side adds a share of that product.
+    pub fn of_norm(gamma: &[f32], beta: &[f32], matrices: &[&[f32]]) -> Self {
+        let mut squares = vec![0.0; gamma.len()];
+        for row in matrices.iter().flat_map(|m| m.chunks_exact(gamma.len())) {
+            for (square, weight) in squares.iter_mut().zip(row) {
+                *square += weight * weight;
+            }
+        }
+        let factor = |(square, gamma): (&f32, &f32)| match square.sqrt() / gamma.abs() {
+            ratio if ratio > 0.0 && ratio.is_finite() => ratio.sqrt(),
+            _ => 1.0,
         };
         Self {
             shifts: beta.to_vec(),
-            factors: gamma.iter().map(factor).collect(),
+            factors: squares.iter().zip(gamma).map(factor).collect(),
         }
     }
 
@@ -66,7 +73,8 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Quantizes dense layers as they are stored, `[outputs, inputs]`, one after the other.
+    /// Quantizes dense layers as they are stored, `[outputs, inputs]`, one after the other, for inputs that are
+    /// [rotated](crate::rotation).
     pub fn new(matrices: &[&[f32]], inputs: usize) -> Self {
         let rows: Vec<&[f32]> = matrices
             .iter()
@@ -76,10 +84,11 @@ impl Quantized {
         let mut scales = Vec::with_capacity(rows.len());
         let mut sums = Vec::with_capacity(rows.len());
         for (output, row) in rows.iter().enumerate() {
-            let scale = scale(row);
+            let rotated = rotate_weights(row);
+            let scale = scale(&rotated);
             let start = output / COLUMNS * strip_size(inputs) + output % COLUMNS * GROUP;
             let mut sum = 0;
-            for (input, &weight) in row.iter().enumerate() {
+            for (input, &weight) in rotated.iter().enumerate() {
                 let weight = (weight / scale).round() as i8;
                 strips[start + input / GROUP * COLUMNS * GROUP + input % GROUP] = weight;
                 sum += i32::from(weight);

@@ -8,6 +8,7 @@ use std::arch::x86_64::__cpuid_count;
 
 use super::avx512_bf16::Avx512Bf16;
 use super::{FloatTile, Isa, MAX_SUMS, PAIR_PADDING, PairTile, Step, Tile};
+use crate::elementary::Lanes;
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,12 @@ impl Isa for Amx {
             run(self, step);
             asm!("tilerelease", options(nostack, preserves_flags, nomem));
         }
+    }
+
+    #[inline(always)]
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { super::avx512::mix_quarters(registers) }
     }
 
     #[inline(always)]

@@ -1,11 +1,13 @@
 //! AVX-512 without VNNI: sixteen lanes for fp32; whole numbers as [`super::avx2`] multiplies them.
 
 use std::arch::x86_64::{
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_sub_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_shuffle_f32x4, _mm512_storeu_ps,
 };
 
 use super::avx2::Avx2;
 use super::{FloatTile, Isa, Tile, perform_with, with_tile_shape};
+use crate::elementary::Lanes;
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { mix_quarters(registers) }
+    }
+
+    #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {
         self.0.multiply(tile, sums);
     }
@@ -46,6 +54,24 @@ impl Isa for Avx512 {
     fn multiply_floats(self, tile: &FloatTile<'_>, sums: &mut [f32]) {
         // SAFETY: `self` proves that the processor has these features.
         unsafe { multiply_floats(tile, sums) }
+    }
+}
+
+/// See [`Isa::mix_quarters`]. A multiplication by one or minus one loses nothing.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn mix_quarters(registers: &mut [Lanes]) {
+    let one = _mm512_set1_ps(1.0);
+    let signs = |negative| _mm512_mask_sub_ps(one, negative, _mm512_setzero_ps(), one);
+    for lanes in registers {
+        // SAFETY: there are sixteen numbers; neither loads nor stores need alignment.
+        let register = unsafe { _mm512_loadu_ps(lanes.as_ptr()) };
+        let neighbors = _mm512_shuffle_f32x4::<0b10_11_00_01>(register, register);
+        let pairs = _mm512_fmadd_ps(register, signs(0xf0f0), neighbors);
+        let halves = _mm512_shuffle_f32x4::<0b01_00_11_10>(pairs, pairs);
+        let mixed = _mm512_fmadd_ps(pairs, signs(0xff00), halves);
+        // SAFETY: likewise.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), mixed) };
     }
 }
 

@@ -8,6 +8,7 @@ use std::mem::transmute;
 
 use super::avx512_vnni::Avx512Vnni;
 use super::{FloatTile, Isa, PairTile, Tile, perform_with, with_tile_shape};
+use crate::elementary::Lanes;
 use crate::quantize::COLUMNS;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,12 @@ impl Isa for Avx512Bf16 {
     #[inline(always)]
     fn pack(group: u32, words: &mut [u32]) {
         Avx512Vnni::pack(group, words);
+    }
+
+    #[inline(always)]
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { super::avx512::mix_quarters(registers) }
     }
 
     #[inline(always)]

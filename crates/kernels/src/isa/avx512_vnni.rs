@@ -6,6 +6,7 @@ use std::arch::x86_64::{
 };
 
 use super::{FloatTile, Isa, Tile, avx512, perform_with, with_tile_shape};
+use crate::elementary::Lanes;
 use crate::quantize::{COLUMNS, GROUP};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,12 @@ impl Isa for Avx512Vnni {
     }
 
     perform_with!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma");
+
+    #[inline(always)]
+    fn mix_quarters(self, registers: &mut [Lanes]) {
+        // SAFETY: `self` proves that the processor has these features.
+        unsafe { avx512::mix_quarters(registers) }
+    }
 
     #[inline(always)]
     fn multiply(self, tile: &Tile<'_>, sums: &mut [i32]) {

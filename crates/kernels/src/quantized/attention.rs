@@ -2,18 +2,22 @@
 //!
 //! Softmax ignores what is added to all scores of a query. So keys are moved, each dimension by its
 //! least number, and need no zero to be taken off again; and what a dimension is divided by goes into
-//! the queries. Weights of softmax are rounded to eight bits, and what rounding takes from one token
-//! goes to the next, so that many small weights do not vanish together.
+//! the queries, each of which has a scale of its own. Weights of softmax have sixteen bits, which are multiplied as two
+//! times eight: in eight alone, the many small weights beside a large one cost more than all other rounding here.
 
-use crate::elementary::{rough_exp2, round_to_i32};
+use std::f32::consts::LOG2_E;
+
+use crate::elementary::{fold, rough_exp2, round_to_i32};
 use crate::isa::multiply_add;
 use crate::isa::{Isa, MAX_STRIPS, MAX_SUMS, Step, Sums, Tile};
 use crate::quantize::{COLUMNS, GROUP};
 
 /// Largest quantized key.
 const BYTE: f32 = 255.0;
-/// Largest weight of softmax: what rounding carries over has to fit beside it.
-const WEIGHT: f32 = 254.0;
+/// Largest weight of softmax.
+const WEIGHT: f32 = 65_535.0;
+/// What the upper byte of a weight counts.
+const UPPER: f32 = 256.0;
 /// Largest quantized query and value.
 const SIGNED: f32 = 127.0;
 
@@ -29,8 +33,12 @@ pub(super) struct Scratch {
     values: Vec<i8>,
     /// Of some queries: `[tokens, strips, COLUMNS]`
     scores: Vec<i32>,
-    /// Of the same: blocks of [`Tile::rows`]
+    /// Of the same: blocks of [`Tile::rows`], of the upper bytes and then of the lower ones.
     weights: Vec<u32>,
+    /// What turns a score of a query into an exponent of two, `[heads, tokens in whole strips]`.
+    score_scales: Vec<f32>,
+    /// One token's queries in units of the keys' steps, `[heads * size]`.
+    query: Vec<f32>,
     /// `[heads * size]` of one token.
     row: Vec<u8>,
     /// `[heads * size]` of [`GROUP`] tokens.
@@ -43,21 +51,17 @@ pub(super) struct Scratch {
 /// Where the numbers of each dimension lie, `[heads * size]` each, and what follows from it.
 #[derive(Debug, Default)]
 struct Spans {
-    /// Largest query, whatever its sign.
-    query: Vec<f32>,
     key_low: Vec<f32>,
     key_high: Vec<f32>,
     value_low: Vec<f32>,
     value_high: Vec<f32>,
-    /// What a query is multiplied by to be quantized.
-    query_factor: Vec<f32>,
+    /// What a quantized key stands for.
+    key_scale: Vec<f32>,
     key_factor: Vec<f32>,
     value_factor: Vec<f32>,
     /// What a quantized value stands for.
     value_scale: Vec<f32>,
     value_middle: Vec<f32>,
-    /// Of each head: what turns a score into an exponent of two.
-    score_scale: Vec<f32>,
 }
 
 /// Attention of some tokens of a sequence to all of them. A token's context has the same bits whichever others
@@ -95,12 +99,16 @@ impl Step for Attend<'_> {
             heads,
             size,
         };
-        scratch.spans.measure(queries, keys, shape);
+        scratch.spans.measure(keys, shape);
         if !scratch.spans.is_finite(keys, width) {
             output.fill(f32::NAN);
             return;
         }
         scratch.quantize::<I>(queries, keys, shape);
+        if !is_finite(&scratch.score_scales) {
+            output.fill(f32::NAN);
+            return;
+        }
         for head in 0..heads {
             scratch.attend(isa, shape, head, first, output);
         }
@@ -117,6 +125,10 @@ struct Shape {
 impl Shape {
     fn width(self) -> usize {
         self.heads * self.size
+    }
+    /// Tokens in whole strips.
+    fn padded_tokens(self) -> usize {
+        self.tokens.next_multiple_of(COLUMNS)
     }
     /// Words of a head's keys.
     fn keys<I: Isa>(self) -> usize {
@@ -150,35 +162,24 @@ impl Shape {
 
 impl Spans {
     #[inline(always)]
-    fn measure(&mut self, queries: &[f32], keys: &[f32], shape: Shape) {
+    fn measure(&mut self, keys: &[f32], shape: Shape) {
         let width = shape.width();
         let start = |span: &mut Vec<f32>, first: &[f32]| {
             span.clear();
             span.extend_from_slice(first);
         };
-        self.query.clear();
-        self.query.resize(width, 0.0);
         let (key, value) = keys[..2 * width].split_at(width);
         start(&mut self.key_low, key);
         start(&mut self.key_high, key);
         start(&mut self.value_low, value);
         start(&mut self.value_high, value);
-        let rows = queries.chunks_exact(width);
-        for (query, keys) in rows.zip(keys.chunks_exact(2 * width)) {
+        for keys in keys.chunks_exact(2 * width) {
             let (key, value) = keys.split_at(width);
-            for (largest, x) in self.query.iter_mut().zip(query) {
-                *largest = if x.abs() > *largest {
-                    x.abs()
-                } else {
-                    *largest
-                };
-            }
             span(&mut self.key_low, &mut self.key_high, key);
             span(&mut self.value_low, &mut self.value_high, value);
         }
-        let factor = |range: f32, max: f32| if range > 0.0 { max / range } else { 0.0 };
         for out in [
-            &mut self.query_factor,
+            &mut self.key_scale,
             &mut self.key_factor,
             &mut self.value_factor,
             &mut self.value_scale,
@@ -187,44 +188,39 @@ impl Spans {
             out.resize(width, 0.0);
         }
         for i in 0..width {
-            self.key_factor[i] = factor(self.key_high[i] - self.key_low[i], BYTE);
+            let range = self.key_high[i] - self.key_low[i];
+            self.key_scale[i] = range / BYTE;
+            self.key_factor[i] = factor(range, BYTE);
             let (low, high) = (self.value_low[i], self.value_high[i]);
             let half = 0.5 * (high - low);
             self.value_middle[i] = 0.5 * (high + low);
             self.value_factor[i] = factor(half, SIGNED);
             self.value_scale[i] = half / SIGNED;
         }
-        self.score_scale.clear();
-        for head in 0..shape.heads {
-            let dimensions = head * shape.size..(head + 1) * shape.size;
-            let mut largest = 0.0_f32;
-            for i in dimensions.clone() {
-                let step = (self.key_high[i] - self.key_low[i]) / BYTE;
-                self.query_factor[i] = step;
-                largest = largest.max(self.query[i] * step);
-            }
-            let reciprocal = factor(largest, SIGNED);
-            for i in dimensions {
-                self.query_factor[i] *= reciprocal;
-            }
-            self.score_scale
-                .push(largest / SIGNED * std::f32::consts::LOG2_E);
-        }
     }
 }
 
+/// What makes `max` of a range; nothing of an empty one.
+#[inline(always)]
+fn factor(range: f32, max: f32) -> f32 {
+    if range > 0.0 { max / range } else { 0.0 }
+}
+
+#[inline(always)]
+fn is_finite(numbers: &[f32]) -> bool {
+    numbers.iter().fold(true, |all, x| all & x.is_finite())
+}
+
 impl Spans {
-    /// Whether the sequence can be quantized. Spans show infinities but not NaN; a row with NaN is NaN in all of
+    /// Whether keys and values can be quantized. Spans show infinities but not NaN; a row with NaN is NaN in all of
     /// its columns, because quantizing its input gave NaN as scale, so the first column is enough.
     #[inline(always)]
     fn is_finite(&self, keys: &[f32], width: usize) -> bool {
-        let finite = |numbers: &[f32]| numbers.iter().fold(true, |all, x| all & x.is_finite());
         keys.iter().step_by(2 * width).all(|x| x.is_finite())
-            && finite(&self.query)
-            && finite(&self.key_low)
-            && finite(&self.key_high)
-            && finite(&self.value_low)
-            && finite(&self.value_high)
+            && is_finite(&self.key_low)
+            && is_finite(&self.key_high)
+            && is_finite(&self.value_low)
+            && is_finite(&self.value_high)
     }
 }
 
@@ -249,14 +245,30 @@ impl Scratch {
         self.keys.resize(heads * shape.keys::<I>(), 0);
         self.queries.resize(heads * shape.queries::<I>(), 0);
         self.values.resize(heads * shape.values::<I>(), 0);
+        self.score_scales.clear();
+        self.score_scales.resize(heads * shape.padded_tokens(), 0.0);
+        self.query.resize(width, 0.0);
         self.row.resize(width, 0);
         self.group.resize(width, 0);
         let spans = &self.spans;
         let row = &mut self.row[..];
         let rows = queries.chunks_exact(width);
         for (token, (query, key)) in rows.zip(keys.chunks_exact(2 * width)).enumerate() {
-            for ((number, x), factor) in row.iter_mut().zip(query).zip(&spans.query_factor) {
-                *number = round_to_i32(x * factor) as u8;
+            let query = scaled(&mut self.query, query, &spans.key_scale);
+            for (head, (query, row)) in query
+                .chunks_exact(size)
+                .zip(row.chunks_exact_mut(size))
+                .enumerate()
+            {
+                let largest = largest(query);
+                let factor = factor(largest, SIGNED);
+                for (number, x) in row.iter_mut().zip(query) {
+                    *number = round_to_i32(x * factor) as u8;
+                }
+                // Not a number where the query is not finite: a row with NaN is NaN in all of its columns.
+                let poison = query[0] * 0.0;
+                self.score_scales[head * shape.padded_tokens() + token] =
+                    largest / SIGNED * LOG2_E + poison;
             }
             let place = token % COLUMNS;
             let strip = token / COLUMNS * shape.query_strip::<I>();
@@ -335,7 +347,7 @@ impl Scratch {
         let keys = &self.keys[head * shape.keys::<I>()..][..shape.keys::<I>()];
         let values = &self.values[head * shape.values::<I>()..][..shape.values::<I>()];
         let queries = &self.queries[head * shape.queries::<I>()..][..shape.queries::<I>()];
-        let scale = self.spans.score_scale[head];
+        let score_scales = &self.score_scales[head * shape.padded_tokens()..];
         let dimensions = head * size..(head + 1) * size;
         let value_scale = &self.spans.value_scale[dimensions.clone()];
         let value_middle = &self.spans.value_middle[dimensions.clone()];
@@ -360,7 +372,9 @@ impl Scratch {
                 };
                 isa.multiply(&tile, scores);
             }
-            let weights = room(&mut self.weights, lanes.div_ceil(I::ROWS) * weight_block);
+            let plane = lanes.div_ceil(I::ROWS) * weight_block;
+            let weights = room(&mut self.weights, 2 * plane);
+            let (upper, lower) = weights.split_at_mut(plane);
             let mut totals = [0.0; MAX_STRIPS * COLUMNS];
             for (strip, totals) in totals.chunks_exact_mut(COLUMNS).enumerate() {
                 if strip * COLUMNS < lanes {
@@ -368,31 +382,38 @@ impl Scratch {
                         first: strip * COLUMNS,
                         lanes,
                         block: weight_block,
-                        scale,
+                        scales: &score_scales[first + strip * COLUMNS..][..COLUMNS],
                     };
-                    strip.softmax::<I>(scores, weights, totals);
+                    strip.softmax::<I>(scores, upper, lower, totals);
                 }
             }
-            let mut sums: Sums = [0; MAX_SUMS];
-            let blocks = weights.chunks_exact(weight_block);
-            for (block, rows) in blocks.enumerate().take(count.div_ceil(I::ROWS)) {
+            let mut upper_sums: Sums = [0; MAX_SUMS];
+            let mut lower_sums: Sums = [0; MAX_SUMS];
+            let blocks = upper
+                .chunks_exact(weight_block)
+                .zip(lower.chunks_exact(weight_block));
+            for (block, (upper, lower)) in blocks.enumerate().take(count.div_ceil(I::ROWS)) {
                 let start = block * I::ROWS;
                 let count = I::ROWS.min(count - start);
                 let panels = values.chunks(I::STRIPS * shape.value_strip::<I>());
                 for (panel, strips) in panels.enumerate() {
-                    let tile = Tile {
+                    let tile = |rows| Tile {
                         rows,
                         count,
                         strips,
                         groups: shape.groups::<I>(),
                     };
-                    isa.multiply(&tile, &mut sums);
+                    isa.multiply(&tile(upper), &mut upper_sums);
+                    isa.multiply(&tile(lower), &mut lower_sums);
                     let offset = panel * I::STRIPS * COLUMNS;
                     let stride = strips.len() / shape.value_strip::<I>() * COLUMNS;
                     let scales = &value_scale[offset..];
                     let middles = &value_middle[offset..];
                     let offsets = &offsets[offset..];
-                    for (row, sums) in sums.chunks_exact(stride).enumerate().take(count) {
+                    let sums = upper_sums
+                        .chunks_exact(stride)
+                        .zip(lower_sums.chunks_exact(stride));
+                    for (row, (upper, lower)) in sums.enumerate().take(count) {
                         let query = first + start + row;
                         if !asked.contains(&query) {
                             continue;
@@ -401,9 +422,13 @@ impl Scratch {
                         let output = &mut output[query * width + dimensions.start + offset..]
                             [..scales.len().min(stride)];
                         let reciprocal = 1.0 / totals[start + row];
-                        let operands = sums.iter().zip(offsets).zip(scales).zip(middles);
-                        for ((((&sum, &offset), scale), &middle), output) in operands.zip(output) {
-                            let sum = (sum + offset) as f32;
+                        let operands = upper.iter().zip(lower).zip(offsets);
+                        let operands = operands.zip(scales).zip(middles);
+                        for (((((upper, lower), offset), scale), &middle), output) in
+                            operands.zip(output)
+                        {
+                            let (upper, lower) = ((upper + offset) as f32, (lower + offset) as f32);
+                            let sum = multiply_add::<I>(upper, UPPER, lower);
                             *output = multiply_add::<I>(sum, scale * reciprocal, middle);
                         }
                     }
@@ -421,22 +446,53 @@ fn room<T: Copy + Default>(numbers: &mut Vec<T>, count: usize) -> &mut [T] {
     &mut numbers[..count]
 }
 
+/// A query in units of the keys' steps.
+#[inline(always)]
+fn scaled<'a>(room: &'a mut [f32], query: &[f32], scales: &[f32]) -> &'a [f32] {
+    for ((scaled, x), scale) in room.iter_mut().zip(query).zip(scales) {
+        *scaled = x * scale;
+    }
+    room
+}
+
+/// The largest number, whatever its sign.
+#[inline(always)]
+fn largest(numbers: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; GROUP];
+    for numbers in numbers.as_chunks::<GROUP>().0 {
+        for (largest, x) in lanes.iter_mut().zip(numbers) {
+            *largest = if x.abs() > *largest {
+                x.abs()
+            } else {
+                *largest
+            };
+        }
+    }
+    fold(lanes, f32::max)
+}
+
 /// Sixteen of the queries that are worked on.
-struct Strip {
+struct Strip<'a> {
     /// The first of them.
     first: usize,
     /// All queries that are worked on.
     lanes: usize,
     /// Words of a block of weights.
     block: usize,
-    /// What turns a score into an exponent of two.
-    scale: f32,
+    /// What turns a score of each query into an exponent of two.
+    scales: &'a [f32],
 }
 
-impl Strip {
-    /// Turns scores into weights, and says what they sum to.
+impl Strip<'_> {
+    /// Turns scores into weights, of which it writes the upper and the lower bytes, and says what they sum to.
     #[inline(always)]
-    fn softmax<I: Isa>(&self, scores: &[i32], weights: &mut [u32], totals: &mut [f32]) {
+    fn softmax<I: Isa>(
+        &self,
+        scores: &[i32],
+        upper: &mut [u32],
+        lower: &mut [u32],
+        totals: &mut [f32],
+    ) {
         let mut largest = [i32::MIN; COLUMNS];
         for scores in scores.chunks_exact(self.lanes) {
             let scores = &scores[self.first..self.first + COLUMNS];
@@ -444,29 +500,29 @@ impl Strip {
                 *largest = score.max(*largest);
             }
         }
-        let mut carried = [0.0_f32; COLUMNS];
         let mut sums = [0.0_f32; COLUMNS];
         for (group, scores) in scores.chunks(self.lanes * GROUP).enumerate() {
-            let mut words = [0_u32; COLUMNS];
+            let mut upper_words = [0_u32; COLUMNS];
+            let mut lower_words = [0_u32; COLUMNS];
             for (place, scores) in scores.chunks_exact(self.lanes).enumerate() {
                 let scores = &scores[self.first..self.first + COLUMNS];
                 for lane in 0..COLUMNS {
-                    let exponent = (scores[lane] - largest[lane]) as f32 * self.scale;
-                    let exact = multiply_add::<I>(rough_exp2::<I>(exponent), WEIGHT, carried[lane]);
-                    let whole = round_to_i32(exact);
-                    let rounded = whole as f32;
-                    carried[lane] = exact - rounded;
-                    sums[lane] += rounded;
-                    words[lane] |= (whole as u32) << (8 * place);
+                    let exponent = (scores[lane] - largest[lane]) as f32 * self.scales[lane];
+                    let weight = round_to_i32(rough_exp2::<I>(exponent) * WEIGHT);
+                    sums[lane] += weight as f32;
+                    upper_words[lane] |= (weight as u32 >> 8) << (8 * place);
+                    lower_words[lane] |= (weight as u32 & 0xff) << (8 * place);
                 }
             }
             // A strip is in one block, or begins where a block does: there is one strip, or one divides the other.
             let (first, row) = (self.first / I::ROWS, self.first % I::ROWS);
-            for (block, words) in words.chunks(I::ROWS).enumerate() {
-                let at = (first + block) * self.block + I::place(group, row);
-                let cells = weights[at..].chunks_mut(I::ROW);
-                for (cell, &word) in cells.zip(words) {
-                    I::pack(word, &mut cell[..I::WORDS]);
+            for (weights, words) in [(&mut *upper, upper_words), (&mut *lower, lower_words)] {
+                for (block, words) in words.chunks(I::ROWS).enumerate() {
+                    let at = (first + block) * self.block + I::place(group, row);
+                    let cells = weights[at..].chunks_mut(I::ROW);
+                    for (cell, &word) in cells.zip(words) {
+                        I::pack(word, &mut cell[..I::WORDS]);
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 use crate::elementary::{LANES, fold, round_to_i32};
 use crate::isa::{Isa, Step};
 use crate::quantize::GROUP;
+use crate::rotation::{is_rotated, rotate};
 
 /// Largest number of a quantized row.
 const MAX: f32 = 255.0;
@@ -21,8 +22,8 @@ pub(super) struct Rows {
     pub zeros: Vec<i32>,
     /// One row's numbers.
     row: Vec<u8>,
-    /// One row, shifted and scaled.
-    equalized: Vec<f32>,
+    /// One row, shifted, scaled and rotated.
+    transformed: Vec<f32>,
 }
 
 /// Shifts and factors of a dense layer's inputs, as [`crate::quantize::Equalization`] has them.
@@ -44,7 +45,7 @@ pub(super) struct Quantize<'a> {
 
 impl Step for Quantize<'_> {
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Self {
             x,
             inputs,
@@ -60,19 +61,12 @@ impl Step for Quantize<'_> {
         }
         rows.scales.clear();
         rows.zeros.clear();
+        rows.transformed.resize(inputs, 0.0);
         rows.row.clear();
         rows.row.resize(groups * GROUP, 0);
         for (index, x) in x.chunks_exact(inputs).enumerate() {
-            let x = match equalization {
-                None => x,
-                Some(Equalization { shifts, factors }) => {
-                    let operands = x.iter().zip(shifts).zip(factors);
-                    rows.equalized.clear();
-                    let equalized = operands.map(|((x, shift), factor)| (x - shift) * factor);
-                    rows.equalized.extend(equalized);
-                    &rows.equalized[..]
-                }
-            };
+            transform(isa, x, equalization, &mut rows.transformed);
+            let x = &rows.transformed[..];
             let mut low = [0.0_f32; WIDTH];
             let mut high = [0.0_f32; WIDTH];
             // Zero, unless a number of the row is not finite: then the scale, and so every product
@@ -122,6 +116,36 @@ impl Step for Quantize<'_> {
             }
             rows.scales.push(scale + poison);
             rows.zeros.push(zero as i32 - I::OFFSET);
+        }
+    }
+}
+
+/// Shifts, scales and rotates a row.
+#[inline(always)]
+fn transform<I: Isa>(
+    isa: I,
+    x: &[f32],
+    equalization: Option<Equalization<'_>>,
+    transformed: &mut [f32],
+) {
+    let (registers, _) = x.as_chunks::<LANES>();
+    match equalization {
+        None if is_rotated(x.len()) => rotate(isa, |register| registers[register], transformed),
+        None => transformed.copy_from_slice(x),
+        Some(Equalization { shifts, factors }) if is_rotated(x.len()) => {
+            let (shifts, _) = shifts.as_chunks::<LANES>();
+            let (factors, _) = factors.as_chunks::<LANES>();
+            let equalized = |register: usize| {
+                let (x, shift, factor) = (registers[register], shifts[register], factors[register]);
+                std::array::from_fn(|lane| (x[lane] - shift[lane]) * factor[lane])
+            };
+            rotate(isa, equalized, transformed);
+        }
+        Some(Equalization { shifts, factors }) => {
+            let operands = x.iter().zip(shifts).zip(factors);
+            for (transformed, ((x, shift), factor)) in transformed.iter_mut().zip(operands) {
+                *transformed = (x - shift) * factor;
+            }
         }
     }
 }

@@ -257,7 +257,7 @@ fn a_channel_far_from_zero_costs_the_others_no_precision() {
         .collect();
     let weights = numbers(2, outputs * inputs, 0.5);
     let bias = numbers(3, outputs, 1.0);
-    let equalization = quantize::Equalization::of_norm(&gamma, &beta);
+    let equalization = quantize::Equalization::of_norm(&gamma, &beta, &[&weights]);
     for set in InstructionSet::available() {
         let error = |equalization| {
             let product = product(
@@ -285,6 +285,76 @@ fn a_channel_far_from_zero_costs_the_others_no_precision() {
             "{}: {equalized} of {plain}",
             set.name()
         );
+    }
+}
+
+#[test]
+fn a_large_number_costs_the_others_little_precision() {
+    let (inputs, outputs) = (384, 16);
+    let weights = numbers(2, outputs * inputs, 0.5);
+    let mut x = numbers(1, inputs, 1.0);
+    x[100] = 40.0;
+    for set in InstructionSet::available() {
+        let product = product(
+            set,
+            &weights,
+            inputs,
+            &[0.0; 16],
+            Epilogue::Identity,
+            &x,
+            None,
+        );
+        let exact = weights.chunks_exact(inputs).map(|weights| {
+            let terms = weights.iter().zip(&x);
+            terms.map(|(w, x)| f64::from(w * x)).sum::<f64>()
+        });
+        let errors = product.iter().zip(exact);
+        let error = errors
+            .map(|(a, b)| (f64::from(*a) - b).powi(2))
+            .sum::<f64>();
+        // A step of 40 / 255, rounded, would be an error of .045 in each number, and .26 in each sum.
+        let error = (error / outputs as f64).sqrt();
+        assert!(error < 0.13, "{}: off by {error}", set.name());
+    }
+}
+
+#[test]
+fn small_weights_beside_a_large_one_keep_their_precision() {
+    let (tokens, size) = (400, 4);
+    // The first token has nine tenths of the weight, and the others share the rest. Queries, keys and values are
+    // whole numbers of steps, so only the weights are rounded.
+    let score = (9.0 * (tokens - 1) as f64).ln();
+    let mut keys = numbers(1, tokens * 2 * size, 1.0);
+    for (token, row) in keys.chunks_exact_mut(2 * size).enumerate() {
+        let (key, value) = row.split_at_mut(size);
+        key.fill(0.0);
+        key[0] = if token == 0 { 1.0 } else { 0.0 };
+        value.iter_mut().for_each(|x| *x = x.signum());
+    }
+    let mut queries = vec![0.0; tokens * size];
+    queries
+        .iter_mut()
+        .step_by(size)
+        .for_each(|x| *x = score as f32);
+    let value =
+        |token: usize, dimension: usize| f64::from(keys[(2 * token + 1) * size + dimension]);
+    for set in InstructionSet::available() {
+        let mut output = vec![f32::NAN; size];
+        set.perform(Attend {
+            queries: &queries,
+            keys: &keys,
+            heads: 1,
+            size,
+            scratch: &mut attention::Scratch::default(),
+            first: 7,
+            output: &mut output,
+        });
+        for (dimension, output) in output.into_iter().enumerate() {
+            let rest: f64 = (1..tokens).map(|token| value(token, dimension)).sum();
+            let exact = 0.9 * value(0, dimension) + 0.1 * rest / (tokens - 1) as f64;
+            let error = (f64::from(output) - exact).abs();
+            assert!(error < 3e-3, "{}: off by {error}", set.name());
+        }
     }
 }
 

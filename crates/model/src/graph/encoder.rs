@@ -390,11 +390,11 @@ impl<'a> EncoderGraph<'a> {
         let name = part(tensors.query);
         let query = self.scaled(self.matrix(&name, size, size)?);
         let bias = self.scaled(weights.read(&format!("{name}.bias"), &[size])?);
-        let equalization = self.input_equalization(index)?;
-        let equalization = equalization.as_ref();
-        inputs.extend(self.product(&name, size, &[&query], bias, equalization));
         let key = self.matrix(&part(tensors.key), size, size)?;
         let value = self.matrix(&part(tensors.value), size, size)?;
+        let equalization = self.input_equalization(index, &[&query, &key, &value])?;
+        let equalization = equalization.as_ref();
+        inputs.extend(self.product(&name, size, &[&query], bias, equalization));
         let mut bias = self.key_bias(&base)?.unwrap_or_default();
         bias.resize(2 * size, 0.0);
         inputs.extend(self.product(&part("kv"), size, &[&key, &value], bias, equalization));
@@ -403,17 +403,23 @@ impl<'a> EncoderGraph<'a> {
         let bias = self.attention_output_bias(&base)?;
         inputs.extend(self.product(&name, size, &[&matrix], bias, None));
         let norm = part(tensors.attention_norm);
-        let equalization = self.equalization(&norm, true)?;
         let gate = self.config.gate();
-        let glu = |name| (name, inner, size, gate.is_none(), equalization.as_ref());
-        let matrices = [Some(tensors.up), gate].into_iter().flatten().map(glu);
-        let down = (tensors.down, size, inner, true, None);
-        for (name, out, input, biased, equalization) in matrices.chain([down]) {
+        let mut expanding = Vec::new();
+        for name in [Some(tensors.up), gate].into_iter().flatten() {
             let name = part(name);
-            let matrix = self.matrix(&name, out, input)?;
-            let bias = self.bias(&name, out, biased)?;
-            inputs.extend(self.product(&name, input, &[&matrix], bias, equalization));
+            let matrix = self.matrix(&name, inner, size)?;
+            expanding.push((name, matrix));
         }
+        let matrices: Vec<&[f32]> = expanding.iter().map(|(_, matrix)| &matrix[..]).collect();
+        let equalization = self.equalization(&norm, true, &matrices)?;
+        for (name, matrix) in &expanding {
+            let bias = self.bias(name, inner, gate.is_none())?;
+            inputs.extend(self.product(name, size, &[matrix], bias, equalization.as_ref()));
+        }
+        let name = part(tensors.down);
+        let matrix = self.matrix(&name, size, inner)?;
+        let bias = self.bias(&name, size, true)?;
+        inputs.extend(self.product(&name, inner, &[&matrix], bias, None));
         for norm in [tensors.attention_norm, tensors.output_norm] {
             for part in ["weight", "bias"] {
                 inputs.push(self.vector(&format!("{base}.{norm}.{part}"), size)?);
@@ -459,11 +465,12 @@ impl<'a> EncoderGraph<'a> {
         values
     }
 
-    /// What int8 does to inputs that a norm writes; `None` in other precisions, where nothing is lost without it.
+    /// What int8 does to inputs that a norm writes and `matrices` read; `None` in other precisions, where nothing is lost without it.
     pub(super) fn equalization(
         &self,
         norm: &str,
         has_bias: bool,
+        matrices: &[&[f32]],
     ) -> Result<Option<Equalization>, ModelError> {
         if self.precision != Precision::Int8 {
             return Ok(None);
@@ -472,11 +479,15 @@ impl<'a> EncoderGraph<'a> {
         let weights = &self.model.weights;
         let gamma = weights.read(&format!("{norm}.weight"), &[size])?;
         let beta = self.bias(norm, size, has_bias)?;
-        Ok(Some(Equalization::of_norm(&gamma, &beta)))
+        Ok(Some(Equalization::of_norm(&gamma, &beta, matrices)))
     }
 
     /// The same for the input of a post-norm layer, which the layer before it or the embeddings' norm writes.
-    fn input_equalization(&self, layer: usize) -> Result<Option<Equalization>, ModelError> {
+    fn input_equalization(
+        &self,
+        layer: usize,
+        matrices: &[&[f32]],
+    ) -> Result<Option<Equalization>, ModelError> {
         let EncoderConfig {
             hidden_size: size,
             embedding_size,
@@ -488,7 +499,7 @@ impl<'a> EncoderGraph<'a> {
             None if size != embedding_size => return Ok(None),
             None => tensors.name(tensors.norm),
         };
-        self.equalization(&norm, true)
+        self.equalization(&norm, true, matrices)
     }
 
     /// Concatenated matrices `[out, input]` and a bias, as inputs of a fused layer.

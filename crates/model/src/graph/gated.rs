@@ -137,7 +137,7 @@ impl EncoderGraph<'_> {
             0 => tensors.name(tensors.norm),
             _ => part(tensors.attention_norm),
         };
-        let equalization = self.equalization(&norm, gated.norm_bias)?;
+        let equalization = self.equalization(&norm, gated.norm_bias, &[&query, &keys])?;
         let equalization = equalization.as_ref();
         inputs.extend(self.product(&format!("{qkv}.query"), size, &[&query], bias, equalization));
         inputs.extend(self.product(&format!("{qkv}.kv"), size, &[&keys], key_bias, equalization));
@@ -145,10 +145,11 @@ impl EncoderGraph<'_> {
         let matrix = self.matrix(&name, size, size)?;
         let bias = self.bias(&name, size, gated.attention_bias)?;
         inputs.extend(self.product(&name, size, &[&matrix], bias, None));
-        let equalization = self.equalization(&part(tensors.output_norm), gated.norm_bias)?;
-        let equalization = equalization.as_ref();
         let name = part(tensors.up);
         let matrix = self.matrix(&name, 2 * inner, size)?;
+        let norm = part(tensors.output_norm);
+        let equalization = self.equalization(&norm, gated.norm_bias, &[&matrix])?;
+        let equalization = equalization.as_ref();
         let (up, gate) = matrix.split_at(inner * size);
         let mut bias = self.bias(&name, 2 * inner, gated.feed_forward_bias)?;
         let gate_bias = bias.split_off(inner);
