@@ -23,10 +23,10 @@ pub fn is_rotated(inputs: usize) -> bool {
     inputs.is_multiple_of(BLOCK)
 }
 
-/// Writes the rotation of a row, except for a factor, the root of [`growth`], to `rotated`: mixes its eighths, then the registers of each
-/// block. `row` gives the register at a place. The sums have the same order on every processor.
+/// Writes the rotation of a row to `rotated`, times the root of [`growth`]: mixes eighths of the row, then the registers
+/// of each block. `row` gives the register at a place. The sums have the same order on every processor.
 ///
-/// Lanes of a register are mixed only where a row has few registers, because it takes shuffles.
+/// Lanes of a register are mixed only where a row has few registers, because that takes shuffles.
 ///
 /// # Panics
 /// If rows of this size are not rotated.
