@@ -468,7 +468,13 @@ async fn find<T: Target>(
         summary,
         budget,
     };
-    Ok((findings, exit(answered)))
+    let exit = match answered {
+        true => Exit::Success,
+        false => Exit::Failure.with_error(
+            "no request was answered: the statuses say why; without any, `--duration` is too short for one",
+        ),
+    };
+    Ok((findings, exit))
 }
 
 fn exit(good: bool) -> Exit {

@@ -47,6 +47,32 @@ fn output_that_nobody_reads_on_is_no_failure() {
     }
 }
 
+#[test]
+fn a_benchmark_without_an_answer_says_so() {
+    let model = model_dir("tiny-bert");
+    let (code, _, error) = run(
+        &[
+            "bench",
+            "--workload",
+            "passage",
+            "--documents",
+            "1000",
+            "--warm-up",
+            "0s",
+            "--duration",
+            "1ms",
+            "--target-ms",
+            "0",
+            "--",
+            "--model",
+            model.to_str().unwrap(),
+        ],
+        &[],
+    );
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("no request was answered"), "{error}");
+}
+
 /// The status of one request on a connection of its own.
 fn status(mut stream: impl Read + Write, headers: &str) -> u16 {
     let length = RERANK.len();
