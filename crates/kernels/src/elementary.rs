@@ -55,7 +55,7 @@ pub(super) fn exp<I: Isa>(x: f32) -> f32 {
     sum * f32::from_bits(exponent.wrapping_add(127) << 23)
 }
 
-/// `2^x` for `x <= 0`, to 1e-4 of it: enough for a weight that is rounded to eight bits.
+/// `2^x` for `x <= 0`, to 1e-4 of it: enough for a weight of softmax beside values in eight bits.
 #[inline(always)]
 pub(super) fn rough_exp2<I: Isa>(x: f32) -> f32 {
     let x = if x < -126.0 { -126.0 } else { x };

@@ -27,8 +27,8 @@ impl Equalization {
     /// inputs]` that read them. No text is needed to calibrate it: before gamma and beta, a row has mean 0 and
     /// variance 1.
     ///
-    /// A factor is the root of how large the channel's weights are against its inputs: then the product of both
-    /// norms is the least, and so is the error, to which each side adds a share of that product.
+    /// A factor is the root of the ratio of the channel's weights, as a norm, to gamma. The rounding error of a rotated
+    /// row grows with the product of the norms of row and weights, which these factors make least.
     pub fn of_norm(gamma: &[f32], beta: &[f32], matrices: &[&[f32]]) -> Self {
         let mut squares = vec![0.0; gamma.len()];
         for row in matrices.iter().flat_map(|m| m.chunks_exact(gamma.len())) {
@@ -36,13 +36,17 @@ impl Equalization {
                 *square += weight * weight;
             }
         }
-        let factor = |(square, gamma): (&f32, &f32)| match square.sqrt() / gamma.abs() {
-            ratio if ratio > 0.0 && ratio.is_finite() => ratio.sqrt(),
-            _ => 1.0,
+        let factor = |((square, gamma), beta): ((&f32, &f32), &f32)| {
+            // What is left of an input after the shift is rounded to this.
+            let spread = gamma.abs().max(f32::EPSILON * beta.abs());
+            match square.sqrt() / spread {
+                ratio if ratio > 0.0 && ratio.is_finite() => ratio.sqrt(),
+                _ => 1.0,
+            }
         };
         Self {
             shifts: beta.to_vec(),
-            factors: squares.iter().zip(gamma).map(factor).collect(),
+            factors: squares.iter().zip(gamma).zip(beta).map(factor).collect(),
         }
     }
 

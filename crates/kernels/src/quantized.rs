@@ -1,7 +1,7 @@
 //! The int8 arithmetic.
 //!
-//! Weights are quantized per output channel, symmetrically; activations per row, with a scale and a zero point;
-//! attention quantizes each sequence by itself. So a score has the same bits whatever shares its batch. Sums of
+//! Weights are quantized per output channel, symmetrically; activations per row, with a scale and a zero point, after
+//! a rotation; attention quantizes each sequence by itself, and each query with a scale of its own. So a score has the same bits whatever shares its batch. Sums of
 //! products are 32-bit integers, the same on every processor; [`super::isa`] computes them.
 
 mod attention;

@@ -14,8 +14,8 @@ use crate::quantize::{COLUMNS, GROUP};
 
 /// Largest quantized key.
 const BYTE: f32 = 255.0;
-/// Largest weight of softmax.
-const WEIGHT: f32 = 65_535.0;
+/// Largest weight of softmax: what rounding carries over has to fit beside it.
+const WEIGHT: f32 = 65_534.0;
 /// What the upper byte of a weight counts.
 const UPPER: f32 = 256.0;
 /// Largest quantized query and value.
@@ -37,7 +37,7 @@ pub(super) struct Scratch {
     weights: Vec<u32>,
     /// What turns a score of a query into an exponent of two, `[heads, tokens in whole strips]`.
     score_scales: Vec<f32>,
-    /// One token's queries in units of the keys' steps, `[heads * size]`.
+    /// One query in units of the keys' steps, `[size]`.
     query: Vec<f32>,
     /// `[heads * size]` of one token.
     row: Vec<u8>,
@@ -247,28 +247,23 @@ impl Scratch {
         self.values.resize(heads * shape.values::<I>(), 0);
         self.score_scales.clear();
         self.score_scales.resize(heads * shape.padded_tokens(), 0.0);
-        self.query.resize(width, 0.0);
+        self.query.resize(size, 0.0);
         self.row.resize(width, 0);
         self.group.resize(width, 0);
         let spans = &self.spans;
         let row = &mut self.row[..];
         let rows = queries.chunks_exact(width);
         for (token, (query, key)) in rows.zip(keys.chunks_exact(2 * width)).enumerate() {
-            let query = scaled(&mut self.query, query, &spans.key_scale);
-            for (head, (query, row)) in query
-                .chunks_exact(size)
-                .zip(row.chunks_exact_mut(size))
-                .enumerate()
-            {
-                let largest = largest(query);
+            for head in 0..heads {
+                let dimensions = head * size..(head + 1) * size;
+                let scales = &spans.key_scale[dimensions.clone()];
+                let query = &query[dimensions.clone()];
+                let largest = scale_query(query, scales, &mut self.query);
                 let factor = factor(largest, SIGNED);
-                for (number, x) in row.iter_mut().zip(query) {
+                for (number, x) in row[dimensions].iter_mut().zip(&self.query) {
                     *number = round_to_i32(x * factor) as u8;
                 }
-                // Not a number where the query is not finite: a row with NaN is NaN in all of its columns.
-                let poison = query[0] * 0.0;
-                self.score_scales[head * shape.padded_tokens() + token] =
-                    largest / SIGNED * LOG2_E + poison;
+                self.score_scales[head * shape.padded_tokens() + token] = largest / SIGNED * LOG2_E;
             }
             let place = token % COLUMNS;
             let strip = token / COLUMNS * shape.query_strip::<I>();
@@ -446,29 +441,27 @@ fn room<T: Copy + Default>(numbers: &mut Vec<T>, count: usize) -> &mut [T] {
     &mut numbers[..count]
 }
 
-/// A query in units of the keys' steps.
+/// Writes a query in units of the keys' steps, and says what its largest number is, whatever its sign: NaN where the
+/// query is not finite.
 #[inline(always)]
-fn scaled<'a>(room: &'a mut [f32], query: &[f32], scales: &[f32]) -> &'a [f32] {
-    for ((scaled, x), scale) in room.iter_mut().zip(query).zip(scales) {
-        *scaled = x * scale;
-    }
-    room
-}
-
-/// The largest number, whatever its sign.
-#[inline(always)]
-fn largest(numbers: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; GROUP];
-    for numbers in numbers.as_chunks::<GROUP>().0 {
-        for (largest, x) in lanes.iter_mut().zip(numbers) {
-            *largest = if x.abs() > *largest {
-                x.abs()
+fn scale_query(query: &[f32], scales: &[f32], scaled: &mut [f32]) -> f32 {
+    let mut largest = [0.0_f32; GROUP];
+    let mut poison = [0.0_f32; GROUP];
+    let operands = query.as_chunks().0.iter().zip(scales.as_chunks().0);
+    for ((x, scale), scaled) in operands.zip(scaled.as_chunks_mut::<GROUP>().0) {
+        let (x, scale): (&[f32; GROUP], &[f32; GROUP]) = (x, scale);
+        for lane in 0..GROUP {
+            scaled[lane] = x[lane] * scale[lane];
+            let size = scaled[lane].abs();
+            largest[lane] = if size > largest[lane] {
+                size
             } else {
-                *largest
+                largest[lane]
             };
+            poison[lane] += x[lane] * 0.0;
         }
     }
-    fold(lanes, f32::max)
+    fold(largest, f32::max) + fold(poison, |a, b| a + b)
 }
 
 /// Sixteen of the queries that are worked on.
@@ -500,7 +493,9 @@ impl Strip<'_> {
                 *largest = score.max(*largest);
             }
         }
-        let mut sums = [0.0_f32; COLUMNS];
+        // What rounding takes from a token goes to the next, so that many small weights do not vanish together.
+        let mut carried = [0.0_f32; COLUMNS];
+        let mut sums = [0_u32; COLUMNS];
         for (group, scores) in scores.chunks(self.lanes * GROUP).enumerate() {
             let mut upper_words = [0_u32; COLUMNS];
             let mut lower_words = [0_u32; COLUMNS];
@@ -508,10 +503,13 @@ impl Strip<'_> {
                 let scores = &scores[self.first..self.first + COLUMNS];
                 for lane in 0..COLUMNS {
                     let exponent = (scores[lane] - largest[lane]) as f32 * self.scales[lane];
-                    let weight = round_to_i32(rough_exp2::<I>(exponent) * WEIGHT);
-                    sums[lane] += weight as f32;
-                    upper_words[lane] |= (weight as u32 >> 8) << (8 * place);
-                    lower_words[lane] |= (weight as u32 & 0xff) << (8 * place);
+                    let exact = multiply_add::<I>(rough_exp2::<I>(exponent), WEIGHT, carried[lane]);
+                    let weight = round_to_i32(exact);
+                    carried[lane] = exact - weight as f32;
+                    let weight = weight as u32;
+                    sums[lane] += weight;
+                    upper_words[lane] |= (weight >> 8) << (8 * place);
+                    lower_words[lane] |= (weight & 0xff) << (8 * place);
                 }
             }
             // A strip is in one block, or begins where a block does: there is one strip, or one divides the other.
@@ -526,6 +524,6 @@ impl Strip<'_> {
                 }
             }
         }
-        totals.copy_from_slice(&sums);
+        totals.copy_from_slice(&sums.map(|sum| sum as f32));
     }
 }

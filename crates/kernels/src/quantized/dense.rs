@@ -23,7 +23,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Weights whose inputs are quantized as they are.
+    /// Weights whose inputs are neither shifted nor scaled.
     pub fn new(quantized: &'a Quantized, bias: &'a [f32]) -> Self {
         Self {
             strips: &quantized.strips,

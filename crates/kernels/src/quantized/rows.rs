@@ -10,7 +10,7 @@ const MAX: f32 = 255.0;
 /// Numbers that are looked at at once: two registers, so that one need not wait for the other.
 const WIDTH: usize = 2 * LANES;
 
-/// Quantized rows: `(number - zero) * scale` is what a number stands for.
+/// Quantized rows: `(number - zero) * scale` is what a number of the shifted, scaled and rotated row was.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     /// Blocks of [`crate::isa::Tile::rows`], and more: it never shrinks. What a last block has

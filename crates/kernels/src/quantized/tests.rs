@@ -62,7 +62,7 @@ proptest! {
     #[test]
     fn a_dense_layer_is_the_matrix_product(
         rows in 1_usize..15,
-        inputs in 1_usize..70,
+        inputs in prop_oneof![1_usize..70, prop::sample::select(vec![128, 256, 384, 1024])],
         outputs in 1_usize..70,
         spread in prop::sample::select(vec![1e-3_f32, 1.0, 1e3]),
         seed in any::<u64>(),
@@ -198,13 +198,18 @@ fn a_row_of_zeros_gives_the_bias() {
 fn what_is_not_a_number_stays_so() {
     for set in InstructionSet::available() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let x = [1.0, bad, 1.0, 1.0];
-            let product = product(set, &[1.0, 1.0], 2, &[0.0], Epilogue::Identity, &x, None);
-            assert!(
-                product[0].is_nan() && (product[1] - 2.0).abs() < 1e-5,
-                "{}: {product:?}",
-                set.name()
-            );
+            // Rows of 128 are rotated.
+            for inputs in [2, 128] {
+                let mut x = vec![1.0; 2 * inputs];
+                x[1] = bad;
+                let ones = vec![1.0; inputs];
+                let product = product(set, &ones, inputs, &[0.0], Epilogue::Identity, &x, None);
+                assert!(
+                    product[0].is_nan() && (product[1] - inputs as f32).abs() < 1e-3,
+                    "{}: {product:?}",
+                    set.name()
+                );
+            }
         }
     }
 }
@@ -243,13 +248,11 @@ fn a_row_does_not_depend_on_its_neighbours() {
     }
 }
 
-#[test]
-fn a_channel_far_from_zero_costs_the_others_no_precision() {
-    let (rows, inputs, outputs) = (8, 96, 32);
-    let (mut gamma, mut beta) = (vec![0.2; inputs], numbers(5, inputs, 0.1));
-    (gamma[7], beta[7]) = (4.0, 20.0);
+/// The error of a product, all rows and outputs together, with and without equalization.
+fn errors(set: InstructionSet, gamma: &[f32], beta: &[f32]) -> (f64, f64) {
+    let (rows, inputs, outputs) = (8, gamma.len(), 32);
     let normalized = numbers(1, rows * inputs, 1.7);
-    let affine = gamma.iter().zip(&beta).cycle();
+    let affine = gamma.iter().zip(beta).cycle();
     let x: Vec<f32> = normalized
         .iter()
         .zip(affine)
@@ -257,34 +260,54 @@ fn a_channel_far_from_zero_costs_the_others_no_precision() {
         .collect();
     let weights = numbers(2, outputs * inputs, 0.5);
     let bias = numbers(3, outputs, 1.0);
-    let equalization = quantize::Equalization::of_norm(&gamma, &beta, &[&weights]);
-    for set in InstructionSet::available() {
-        let error = |equalization| {
-            let product = product(
-                set,
-                &weights,
-                inputs,
-                &bias,
-                Epilogue::Identity,
-                &x,
-                equalization,
+    let error = |equalization| {
+        let identity = Epilogue::Identity;
+        let product = product(set, &weights, inputs, &bias, identity, &x, equalization);
+        let rows = x.chunks_exact(inputs).zip(product.chunks_exact(outputs));
+        let errors = rows.flat_map(|(x, product)| {
+            let outputs = weights.chunks_exact(inputs).zip(&bias).zip(product);
+            outputs.map(move |((weights, bias), product)| {
+                let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
+                (f64::from(product - bias) - exact).powi(2)
+            })
+        });
+        errors.sum::<f64>().sqrt()
+    };
+    let equalization = quantize::Equalization::of_norm(gamma, beta, &[&weights]);
+    (error(None), error(Some(&equalization)))
+}
+
+#[test]
+fn a_channel_far_from_zero_costs_the_others_no_precision() {
+    for inputs in [96, 384, 1024] {
+        let (mut gamma, mut beta) = (vec![0.2; inputs], numbers(5, inputs, 0.1));
+        (gamma[7], beta[7]) = (4.0, 20.0);
+        for set in InstructionSet::available() {
+            let (plain, equalized) = errors(set, &gamma, &beta);
+            let name = set.name();
+            assert!(
+                equalized < 0.5 * plain,
+                "{name}, {inputs}: {equalized} of {plain}"
             );
-            let rows = x.chunks_exact(inputs).zip(product.chunks_exact(outputs));
-            let errors = rows.flat_map(|(x, product)| {
-                let outputs = weights.chunks_exact(inputs).zip(&bias).zip(product);
-                outputs.map(move |((weights, bias), product)| {
-                    let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
-                    (f64::from(product - bias) - exact).powi(2)
-                })
-            });
-            errors.sum::<f64>().sqrt()
-        };
-        let (plain, equalized) = (error(None), error(Some(&equalization)));
-        assert!(
-            equalized < 0.5 * plain,
-            "{}: {equalized} of {plain}",
-            set.name()
-        );
+        }
+    }
+}
+
+#[test]
+fn a_channel_that_hardly_varies_costs_the_others_no_precision() {
+    for inputs in [96, 384] {
+        let (mut gamma, beta) = (vec![0.2; inputs], vec![0.1; inputs]);
+        for set in InstructionSet::available() {
+            let (_, before) = errors(set, &gamma, &beta);
+            gamma[7] = 1e-20;
+            let (_, equalized) = errors(set, &gamma, &beta);
+            let name = set.name();
+            assert!(
+                equalized < 1.2 * before,
+                "{name}, {inputs}: {equalized}, not {before}"
+            );
+            gamma[7] = 0.2;
+        }
     }
 }
 
@@ -320,40 +343,70 @@ fn a_large_number_costs_the_others_little_precision() {
 
 #[test]
 fn small_weights_beside_a_large_one_keep_their_precision() {
-    let (tokens, size) = (400, 4);
-    // The first token has nine tenths of the weight, and the others share the rest. Queries, keys and values are
-    // whole numbers of steps, so only the weights are rounded.
-    let score = (9.0 * (tokens - 1) as f64).ln();
-    let mut keys = numbers(1, tokens * 2 * size, 1.0);
-    for (token, row) in keys.chunks_exact_mut(2 * size).enumerate() {
-        let (key, value) = row.split_at_mut(size);
-        key.fill(0.0);
-        key[0] = if token == 0 { 1.0 } else { 0.0 };
-        value.iter_mut().for_each(|x| *x = x.signum());
+    let size = 4;
+    // The first token has most of the weight, and the others share the rest, of which each has 18 steps, or half of one.
+    // Queries, keys and values are whole numbers of steps, so only the weights are rounded.
+    for (tokens, most) in [(400, 0.9), (8192, 0.95)] {
+        let score = (most / (1.0 - most) * (tokens - 1) as f64).ln();
+        let mut keys = numbers(1, tokens * 2 * size, 1.0);
+        for (token, row) in keys.chunks_exact_mut(2 * size).enumerate() {
+            let (key, value) = row.split_at_mut(size);
+            key.fill(0.0);
+            key[0] = if token == 0 { 1.0 } else { 0.0 };
+            // Three of four are one.
+            value.iter_mut().for_each(|x| *x = (*x + 0.5).signum());
+        }
+        let mut queries = vec![0.0; tokens * size];
+        queries[7 * size] = score as f32;
+        let value = |token: usize, column: usize| f64::from(keys[(2 * token + 1) * size + column]);
+        for set in InstructionSet::available() {
+            let mut output = vec![f32::NAN; size];
+            set.perform(Attend {
+                queries: &queries,
+                keys: &keys,
+                heads: 1,
+                size,
+                scratch: &mut attention::Scratch::default(),
+                first: 7,
+                output: &mut output,
+            });
+            for (column, output) in output.into_iter().enumerate() {
+                let rest: f64 = (1..tokens).map(|token| value(token, column)).sum();
+                let exact = most * value(0, column) + (1.0 - most) * rest / (tokens - 1) as f64;
+                let error = (f64::from(output) - exact).abs();
+                assert!(
+                    error < 3e-3,
+                    "{}, {tokens} tokens: off by {error}",
+                    set.name()
+                );
+            }
+        }
     }
-    let mut queries = vec![0.0; tokens * size];
-    queries
-        .iter_mut()
-        .step_by(size)
-        .for_each(|x| *x = score as f32);
-    let value =
-        |token: usize, dimension: usize| f64::from(keys[(2 * token + 1) * size + dimension]);
-    for set in InstructionSet::available() {
-        let mut output = vec![f32::NAN; size];
-        set.perform(Attend {
-            queries: &queries,
-            keys: &keys,
-            heads: 1,
-            size,
-            scratch: &mut attention::Scratch::default(),
-            first: 7,
-            output: &mut output,
-        });
-        for (dimension, output) in output.into_iter().enumerate() {
-            let rest: f64 = (1..tokens).map(|token| value(token, dimension)).sum();
-            let exact = 0.9 * value(0, dimension) + 0.1 * rest / (tokens - 1) as f64;
-            let error = (f64::from(output) - exact).abs();
-            assert!(error < 3e-3, "{}: off by {error}", set.name());
+}
+
+#[test]
+fn attention_to_a_query_that_is_not_finite_is_not_a_number() {
+    let size = 8;
+    for tokens in [1, 3] {
+        let mut queries = vec![1.0; tokens * size];
+        queries[size - 1] = f32::INFINITY;
+        let keys = vec![0.5; tokens * 2 * size];
+        for set in InstructionSet::available() {
+            let mut output = vec![0.0; tokens * size];
+            set.perform(Attend {
+                queries: &queries,
+                keys: &keys,
+                heads: 1,
+                size,
+                scratch: &mut attention::Scratch::default(),
+                first: 0,
+                output: &mut output,
+            });
+            assert!(
+                output.iter().all(|x| x.is_nan()),
+                "{}: {output:?}",
+                set.name()
+            );
         }
     }
 }
