@@ -88,8 +88,18 @@ def run(command: list, seconds: float, step: Step, **more: str) -> str:
 
 def last_report(step: Step) -> dict:
     """What `rerankd bench --json` found; it is also printed by one that fails."""
-    lines = [line for line in step.output.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else {}
+    found = reports(step)
+    return found[-1] if found else {}
+
+
+def reports(step: Step) -> list[dict]:
+    """The lines of JSON in a step's output. The time limit may have cut off the last one."""
+    found = []
+    for line in step.output.splitlines():
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
 
 
 def tests(step: Step, seconds: float, *names: str, **more: str) -> None:
@@ -164,9 +174,8 @@ def throughput(shape: str, workloads: str) -> Callable[[Step, float], None]:
         try:
             output = run([*command, "--workloads", workloads, "--seconds", "3"], seconds, step)
         finally:
-            lines = [line for line in step.output.splitlines() if line.startswith("{")]
-            step.figures["measured"] = [json.loads(line) for line in lines]
-        ratios = {line["workload"]: line["ratio"] for line in map(json.loads, lines) if "ratio" in line}
+            step.figures["measured"] = reports(step)
+        ratios = {line["workload"]: line["ratio"] for line in step.figures["measured"] if "ratio" in line}
         if not ratios:
             raise StepError("nothing was measured: " + output[-200:])
         if ratios.get("mixed", LEAST_RATIO) < LEAST_RATIO:

@@ -465,7 +465,8 @@ impl<'a> EncoderGraph<'a> {
         values
     }
 
-    /// What int8 does to inputs that a norm writes and `matrices` read; `None` in other precisions, where nothing is lost without it.
+    /// What int8 does to inputs that a norm writes and `matrices` read; `None` in other precisions, where nothing is
+    /// lost without it.
     pub(super) fn equalization(
         &self,
         norm: &str,
