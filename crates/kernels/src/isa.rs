@@ -352,15 +352,14 @@ pub(super) trait Isa: Copy {
     #[inline(always)]
     fn mix_quarters(self, registers: &mut [Lanes]) {
         for lanes in registers {
-            let (quarters, _) = lanes.as_chunks_mut::<4>();
-            for lane in 0..4 {
-                let [a, b, c, d] = std::array::from_fn(|quarter| quarters[quarter][lane]);
-                let (sum, difference) = (a + b, a - b);
-                let (other_sum, other_difference) = (c + d, c - d);
-                quarters[0][lane] = sum + other_sum;
-                quarters[1][lane] = difference + other_difference;
-                quarters[2][lane] = sum - other_sum;
-                quarters[3][lane] = difference - other_difference;
+            let (first, second) = lanes.split_at_mut(8);
+            let (a, b) = first.split_at_mut(4);
+            let (c, d) = second.split_at_mut(4);
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                let (sum, difference) = (*a + *b, *a - *b);
+                let (other_sum, other_difference) = (*c + *d, *c - *d);
+                (*a, *c) = (sum + other_sum, sum - other_sum);
+                (*b, *d) = (difference + other_difference, difference - other_difference);
             }
         }
     }
