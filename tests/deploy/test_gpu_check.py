@@ -200,6 +200,13 @@ def test_a_step_ends_at_its_limit():
         check.run(["tail", "-f", "/dev/null"], 0.2, step)
 
 
+def test_a_figure_that_the_limit_cut_off_hides_no_other():
+    step = check.Step("cut off")
+    step.output = 'warming up\n{"ratio": 2.5}\n{"rat'
+    assert check.reports(step) == [{"ratio": 2.5}]
+    assert check.last_report(step) == {"ratio": 2.5}
+
+
 def test_the_documentation_names_the_exit_codes():
     for code in (check.PASSED, check.FAILED, check.NO_GPU, check.USAGE):
         assert f"| {code} |" in OPERATING[OPERATING.index("#### Check on a GPU") :]
