@@ -393,7 +393,7 @@ def round_of(args) -> None:
             for workload in args.workloads:
                 for name, measure in systems(workload):
                     found = base | {"workload": workload, "system": name} | measure()
-                    raw.write(json.dumps(found) + "\n")
+                    raw.write(json.dumps(found).replace(f"{ROOT}/", "") + "\n")
                     raw.flush()
                     print(f"{workload:8} {name:20} {found['pairs_per_second']:8.1f} pairs/s")
     finally:
@@ -465,7 +465,7 @@ def report(args) -> None:
         text.append("")
     out = str(args.out)
     # Servers may name the model by its path, which is of this machine.
-    data = json.dumps(lines, indent=1).replace(f"{ROOT}/", "")
+    data = json.dumps(lines, indent=1)
     Path(out + ".json").write_text(data + "\n")
     text += [f"![pairs a second]({Path(out).name}.svg)", ""]
     Path(out + ".md").write_text("\n".join(text))
