@@ -393,6 +393,7 @@ def round_of(args) -> None:
             for workload in args.workloads:
                 for name, measure in systems(workload):
                     found = base | {"workload": workload, "system": name} | measure()
+                    # Servers may name the model by its path, which is of this machine.
                     raw.write(json.dumps(found).replace(f"{ROOT}/", "") + "\n")
                     raw.flush()
                     print(f"{workload:8} {name:20} {found['pairs_per_second']:8.1f} pairs/s")
@@ -464,7 +465,6 @@ def report(args) -> None:
                 text.append(f"| {precision} / {names[over]} | " + " | ".join(cells) + " |")
         text.append("")
     out = str(args.out)
-    # Servers may name the model by its path, which is of this machine.
     data = json.dumps(lines, indent=1)
     Path(out + ".json").write_text(data + "\n")
     text += [f"![pairs a second]({Path(out).name}.svg)", ""]
