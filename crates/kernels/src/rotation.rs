@@ -10,26 +10,26 @@ const MIXED: usize = 8;
 /// Numbers of a block.
 const BLOCK: usize = MIXED * LANES;
 /// From so many registers on, a row mixes well enough without its quarters.
-const WIDE: usize = 64;
+const MANY_REGISTERS: usize = 64;
 
 /// Whether rows of `inputs` are rotated: they are where they have whole blocks.
 pub(super) fn is_rotated(inputs: usize) -> bool {
     inputs.is_multiple_of(BLOCK)
 }
 
-/// Which transforms a rotation is made of.
+/// The Hadamard transforms that come before that of blocks.
 #[derive(Debug, Clone, Copy)]
-struct Parts {
+struct Stages {
     /// Over the quarters of each register: where a row has few registers, because that takes shuffles.
     quarters: bool,
     /// Over the eighths of a row: a row of one block has its registers mixed anyway.
     eighths: bool,
 }
 
-impl Parts {
+impl Stages {
     fn of(inputs: usize) -> Self {
         Self {
-            quarters: inputs < WIDE * LANES,
+            quarters: inputs < MANY_REGISTERS * LANES,
             eighths: inputs > BLOCK,
         }
     }
@@ -42,7 +42,7 @@ impl Parts {
     }
 }
 
-/// Writes the rotation of a row to `rotated`, times the root of [`Parts::growth`]. `row` gives the register at a place.
+/// Writes the rotation of a row to `rotated`, times the root of [`Stages::growth`]. `row` gives the register at a place.
 /// The sums have the same order on every processor.
 ///
 /// # Panics
@@ -50,15 +50,15 @@ impl Parts {
 #[inline(always)]
 pub(super) fn rotate<I: Isa>(isa: I, row: impl Fn(usize) -> Lanes, rotated: &mut [f32]) {
     assert!(is_rotated(rotated.len()));
-    let parts = Parts::of(rotated.len());
+    let stages = Stages::of(rotated.len());
     let (rotated, _) = rotated.as_chunks_mut::<LANES>();
     let eighth = rotated.len() / MIXED;
     for first in 0..eighth {
         let mut registers = std::array::from_fn(|part| row(part * eighth + first));
-        if parts.quarters {
+        if stages.quarters {
             isa.mix_quarters(&mut registers);
         }
-        if parts.eighths {
+        if stages.eighths {
             registers = mix(registers);
         }
         for (part, mixed) in registers.into_iter().enumerate() {
@@ -99,9 +99,8 @@ pub(super) fn rotate_weights(weights: &[f32]) -> Vec<f32> {
             |register| weights.as_chunks().0[register],
             &mut rotated,
         );
-        rotated
-            .iter_mut()
-            .for_each(|weight| *weight /= Parts::of(weights.len()).growth());
+        let growth = Stages::of(weights.len()).growth();
+        rotated.iter_mut().for_each(|weight| *weight /= growth);
     }
     rotated
 }
@@ -159,7 +158,7 @@ mod tests {
             (1024, 0.2),
             (1536, 0.2),
         ] {
-            let growth = Parts::of(inputs).growth();
+            let growth = Stages::of(inputs).growth();
             for place in 0..inputs {
                 let mut row = vec![0.0; inputs];
                 row[place] = 1.0;

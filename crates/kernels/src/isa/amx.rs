@@ -66,8 +66,7 @@ impl Isa for Amx {
 
     #[inline(always)]
     fn mix_quarters(self, registers: &mut [Lanes]) {
-        // SAFETY: `self` proves that the processor has these features.
-        unsafe { super::avx512::mix_quarters(registers) }
+        self.0.mix_quarters(registers);
     }
 
     #[inline(always)]

@@ -212,8 +212,8 @@ fn add_products<const N: usize>(
     });
 }
 
-/// Loads a register so many bytes behind a place. As text: the compiler would join loads in pairs, or with the step
-/// to the next place, which takes more operations on Neoverse V2.
+/// Loads a register so many bytes behind a place. In inline assembly, because the compiler would join loads in pairs,
+/// or with the step to the next place, which takes more operations on Neoverse V2.
 ///
 /// # Safety
 /// Four numbers lie there.
