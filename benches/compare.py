@@ -302,6 +302,11 @@ class Server:
         self.process.wait()
 
 
+def raw_line(found: dict) -> str:
+    """A line of raw data. Servers may name the model by its path, which is of this machine."""
+    return json.dumps(found).replace(f"{ROOT}/", "") + "\n"
+
+
 def load(rerankd: str, arguments: list[str], seconds: float, seed: int, warm_up: str = "0s") -> dict:
     """What `rerankd bench` finds."""
     command = [rerankd, "bench", "--json", "--target-ms", "0", "--seed", str(seed)]
@@ -393,8 +398,7 @@ def round_of(args) -> None:
             for workload in args.workloads:
                 for name, measure in systems(workload):
                     found = base | {"workload": workload, "system": name} | measure()
-                    # Servers may name the model by its path, which is of this machine.
-                    raw.write(json.dumps(found).replace(f"{ROOT}/", "") + "\n")
+                    raw.write(raw_line(found))
                     raw.flush()
                     print(f"{workload:8} {name:20} {found['pairs_per_second']:8.1f} pairs/s")
     finally:

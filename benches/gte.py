@@ -97,7 +97,7 @@ def main() -> None:
             for name, measure in systems.items():
                 found = {"system": name, "workload": args.workload, "seed": seed, "machine": compare.machine(),
                          "threads": args.threads, "commit": compare.commit(), **measure(seed)}
-                raw.write(json.dumps(found).replace(f"{compare.ROOT}/", "") + "\n")
+                raw.write(compare.raw_line(found))
                 raw.flush()
                 print(f"{name:14} {found['pairs_per_second']:8.1f} pairs/s", flush=True)
 
